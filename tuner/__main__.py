@@ -1,0 +1,5 @@
+"""`python -m tuner`, and `accelerate launch -m tuner`."""
+
+from tuner.cli.main import main
+
+main()

@@ -1,0 +1,66 @@
+"""`tuner train`: a config becomes a run, here or in several processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="Config file, or the name of one that comes with tuner.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the config: key=value.", metavar="[KEY=VALUE]...")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder the run's folder is made in.")] = Path("runs"),
+    processes: Annotated[int, typer.Option(min=1, help="Processes to launch by accelerate.")] = 1,
+) -> None:
+    """Train a config, or go on where it stopped. A changed config is refused with its differences."""
+    from tuner.config import load_config, override
+
+    changes = overrides or []
+    value = override(load_config(config), changes)
+    if processes > 1 and "LOCAL_RANK" not in os.environ:
+        raise typer.Exit(_launch(config, changes, runs, processes, on_cpu=value.device == "cpu"))
+    from tuner.stages import train as train_config
+    from tuner.training.loop import Interrupted
+
+    try:
+        run = train_config(value, runs=runs, overrides=changes)
+    except Interrupted as interrupted:
+        typer.echo(str(interrupted), err=True)
+        raise typer.Exit(interrupted.exit_code) from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        _tell(run)
+
+
+def _launch(config: str, overrides: list[str], runs: Path, processes: int, *, on_cpu: bool) -> int:
+    """Run this command once per process; returns the exit code of the first that failed."""
+    import torch
+
+    where = ["--cpu", "--num_cpu_threads_per_process", "1"] if on_cpu or not torch.cuda.is_available() else []
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *where,
+        *("-m", "tuner", "train", config, *overrides, "--runs", str(runs)),
+    ]
+    return subprocess.run(command).returncode
+
+
+def _tell(run: object) -> None:
+    """What came out, and what to type next."""
+    from tuner.training.run import Run
+
+    assert isinstance(run, Run)
+    results = run.results or {}
+    for name in ("before", "after"):
+        measured = {key: value for key, value in results.get(name, {}).items() if value is not None}
+        if measured:
+            typer.echo(f"{name + ':':<8}" + "  ".join(f"{key} {value:.4f}" for key, value in measured.items()))
+    typer.echo(f"model:  {run.model_folder}\ncurves: {run.folder / 'curves.png'}")
+    typer.echo(f"next:   tuner chat {run.folder}")

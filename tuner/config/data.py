@@ -1,0 +1,132 @@
+"""What is learned from: sources of rows, how they are rendered, which tokens are learned."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tuner.config.part import Function, Part
+
+Shape = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text"]
+
+
+class Source(Part):
+    """Rows from one place: a JSONL or Parquet file or pattern, a hub dataset, or `tuner:...` (shipped)."""
+
+    path: str = Field(min_length=1)
+    """`data/*.jsonl`, `data/x.parquet`, `org/dataset` on the hub, or `tuner:sums/train.jsonl`."""
+
+    shape: Shape | Function | None = None
+    """Row shape; None recognises it from the first row. A function turns a row (dict) into {"messages": ...}."""
+
+    split: str = "train"
+    """Which split of a hub dataset."""
+
+    subset: str | None = None
+    """Which configuration of a hub dataset."""
+
+    share: float | None = Field(default=None, gt=0)
+    """Relative share of the tokens drawn from here while it lasts; rows are never drawn twice in an epoch."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Weight in the loss of every token learned from here."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Use the first so many rows only."""
+
+
+class Split(Part):
+    """Shares of the rows held out, chosen by a hash of their content, so that duplicates never cross."""
+
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    """Share whose loss is measured during training."""
+
+    test: float = Field(default=0.0, ge=0, lt=1)
+    """Share whose loss and answers are measured before and after training."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} + test {self.test} leaves nothing to train on")
+        return self
+
+
+class _Rows(Part):
+    files: tuple[str | Source, ...] = Field(min_length=1)
+    """Where the rows come from: paths, or Source(path=..., share=..., weight=...)."""
+
+    validation_files: tuple[str | Source, ...] = ()
+    """Rows whose loss is measured during training, beside those of `split`."""
+
+    test_files: tuple[str | Source, ...] = ()
+    """Rows measured before and after training, beside those of `split`."""
+
+    max_length: int = Field(default=2048, ge=2)
+    """Longest sample, in tokens."""
+
+    split: Split = Split()
+    """Shares of `files` held out."""
+
+    duplicates: Literal["keep", "drop"] = "keep"
+    """What becomes of rows that are equal to the letter; they are counted either way."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Use the first so many rows of each source only."""
+
+    cache: str | None = None
+    """Folder of the tokenised cache; None: $TUNER_CACHE or ~/.cache/tuner."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return _as_sources(self.files, self.limit)
+
+    @property
+    def validation_sources(self) -> tuple[Source, ...]:
+        return _as_sources(self.validation_files, self.limit)
+
+    @property
+    def test_sources(self) -> tuple[Source, ...]:
+        return _as_sources(self.test_files, self.limit)
+
+    @model_validator(mode="after")
+    def _shares_are_all_or_none(self) -> Self:
+        shares = [source.share for source in self.sources]
+        if None in shares and any(share is not None for share in shares):
+            raise ValueError("files: give every source a share, or none of them")
+        return self
+
+
+class Chat(_Rows):
+    """Conversations, rendered by a chat template; assistant turns and their end tokens are learned."""
+
+    kind: Literal["chat"] = "chat"
+    """Which kind of data this is, in JSON."""
+
+    template: str = "tokenizer"
+    """A name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
+
+    system: str | None = None
+    """System turn put before conversations that have none."""
+
+    learn: Literal["assistant", "last", "all"] = "assistant"
+    """Every assistant turn, the last one only, or every token. A turn's own "learn" or "weight" goes first."""
+
+    too_long: Literal["error", "drop", "cut"] = "error"
+    """What becomes of a sample over max_length: an error naming the row, dropped, or its end cut; counted."""
+
+
+class Text(_Rows):
+    """Raw text for continued pre-training: every token is learned, documents end with the end token."""
+
+    kind: Literal["text"] = "text"
+    """Which kind of data this is, in JSON."""
+
+    too_long: Literal["split", "error", "drop", "cut"] = "split"
+    """What becomes of a document over max_length: split into pieces (nothing lost), an error, dropped, or cut."""
+
+
+def _as_sources(files: tuple[str | Source, ...], limit: int | None) -> tuple[Source, ...]:
+    sources = (Source(path=file) if isinstance(file, str) else file for file in files)
+    return tuple(
+        source.model_copy(update={"limit": min(limit, source.limit or limit)}) if limit else source
+        for source in sources
+    )

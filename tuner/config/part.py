@@ -1,0 +1,48 @@
+"""What every config value has in common: frozen, strict, documented, and helpful when a name is wrong."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+
+class Part(BaseModel):
+    """A frozen value. Fields are documented by the string below each of them."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: Any) -> Any:
+        """Refuse unknown names with a suggestion, and take lists (as JSON has them) for tuples."""
+        if not isinstance(values, dict):
+            return values
+        for name in values:
+            if name not in cls.model_fields:
+                close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(cls.model_fields)}"
+                raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _name_function(value: Any) -> Any:
+    if not callable(value):
+        return value
+    name = getattr(value, "__qualname__", "")
+    if "<" in name or "." in name or not name:
+        raise ValueError("a function in a config must stand at the top of a module: lambdas cannot be saved")
+    return f"{_relative(inspect.getsourcefile(value) or '')}:{name}"
+
+
+def _relative(file: str) -> str:
+    path = Path(file).resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+Function = Annotated[str | Callable[..., Any], BeforeValidator(_name_function)]
+"""A module-level function, kept as "file.py:name" so that configs compare and go through JSON."""

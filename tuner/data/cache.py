@@ -1,0 +1,148 @@
+"""Tokenised data on disk, keyed by everything it was made from; safe under several processes."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuner.config.data import Chat, Source, Text
+from tuner.data.examples import Examples, Origins
+from tuner.data.report import DataReport
+from tuner.data.sources import Rows
+from tuner.data.template import find_source
+from tuner.data.tokenizer import Tokenizer, serialise
+
+CODE = ("cache", "conversation", "examples", "load", "report", "rows", "sources", "split", "template", "tokenizer")
+"""The modules that decide what is learned: a change in any of them makes every entry stale."""
+
+Parts = dict[str, Examples]
+
+
+def cache_folder(data: Chat | Text) -> Path:
+    """Where the entries lie: the config's folder, $TUNER_CACHE, or ~/.cache/tuner."""
+    return Path(data.cache or os.environ.get("TUNER_CACHE") or "~/.cache/tuner").expanduser()
+
+
+def cache_key(data: Chat | Text, tokenizer: Tokenizer, rows: list[Rows]) -> str:
+    """Hash of the rows, the tokenizer, the template's text, the data fields that matter, and this code."""
+    fields = data.model_dump(mode="json", exclude={"cache", "files", "validation_files", "test_files", "limit"})
+    made_from = {
+        "fields": fields,
+        "sources": [[_fields(one.source), one.identity()] for one in rows],
+        "counts": [len(data.sources), len(data.validation_sources), len(data.test_sources)],
+        "template": find_source(data.template, tokenizer) if isinstance(data, Chat) else None,
+        "tokenizer": serialise(tokenizer),
+        "code": code_hash(),
+    }
+    return hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def code_hash() -> str:
+    """Hash of the source of the modules named in CODE, and of the version of tokenizers."""
+    import tokenizers
+
+    digest = hashlib.blake2b(tokenizers.__version__.encode(), digest_size=16)
+    for name in CODE:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def load_entry(folder: Path, key: str) -> tuple[Parts, DataReport, str] | None:
+    """Parts, report and fingerprint of an entry, memory-mapped; None when there is none or it is damaged."""
+    entry = folder / key
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        arrays = {name: _load(entry / name, crc) for name, crc in meta["arrays"].items()}
+        parts = {name: _examples(name, part["files"], arrays) for name, part in meta["parts"].items()}
+        return parts, DataReport.from_dict(meta["report"]), meta["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_entry(folder: Path, key: str, parts: Parts, report: DataReport, fingerprint: str) -> None:
+    """Write an entry beside its place and rename it into it, so that nobody ever reads half of one."""
+    temporary = folder / f".{key}.{os.getpid()}.{uuid.uuid4().hex}"
+    temporary.mkdir(parents=True)
+    try:
+        arrays = {}
+        for part, examples in parts.items():
+            for name, array in _arrays(examples).items():
+                arrays[f"{part}.{name}.npy"] = _save(temporary / f"{part}.{name}.npy", array)
+        meta = {
+            "parts": {part: {"files": list(examples.origins.files)} for part, examples in parts.items()},
+            "arrays": arrays,
+            "report": report.to_dict(),
+            "fingerprint": fingerprint,
+        }
+        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        damaged = folder / f".{key}.{uuid.uuid4().hex}.old"
+        with contextlib.suppress(OSError):  # a damaged entry in the way, or none
+            (folder / key).rename(damaged)
+        with contextlib.suppress(OSError):  # another process was first: its entry is as good
+            temporary.rename(folder / key)
+        shutil.rmtree(damaged, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, key: str) -> Iterator[None]:
+    """Let one process at a time build an entry; the others wait and then find it.
+
+    Only saves work: a file system without locks costs every process its own build, and no more.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / f".{key}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the process ends, however it ends
+        yield
+
+
+def _fields(source: Source) -> dict[str, Any]:
+    """What of a source decides its tokens: not how often it is drawn. A user's function counts with its file."""
+    fields = source.model_dump(mode="json", exclude={"share"})
+    file = Path(str(source.shape).rpartition(":")[0])
+    if ":" in str(source.shape) and file.is_file():
+        fields["function"] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    return fields
+
+
+def _arrays(examples: Examples) -> dict[str, np.ndarray]:
+    return {
+        "tokens": examples.tokens_T,
+        "weights": examples.weights_T,
+        "offsets": examples.offsets,
+        "sources": examples.sources,
+        "file": examples.origins.file_N,
+        "line": examples.origins.line_N,
+    }
+
+
+def _examples(part: str, files: list[str], arrays: dict[str, np.ndarray]) -> Examples:
+    tokens, weights, offsets, sources, file, line = (
+        arrays[f"{part}.{name}.npy"] for name in ("tokens", "weights", "offsets", "sources", "file", "line")
+    )
+    return Examples(tokens, weights, offsets, sources, Origins(tuple(files), file, line))
+
+
+def _save(path: Path, array: np.ndarray) -> int:
+    np.save(path, array)
+    return zlib.crc32(np.ascontiguousarray(array).data)
+
+
+def _load(path: Path, crc: int) -> np.ndarray:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if zlib.crc32(np.ascontiguousarray(array).data) != crc:
+        raise ValueError(f"{path}: damaged")
+    return array

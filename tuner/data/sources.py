@@ -1,0 +1,185 @@
+"""Rows from files and from the hub, each with where it stands. The one file that imports `datasets`."""
+
+import glob
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tuner.config.data import Source
+from tuner.errors import UserError
+from tuner.resources import locate
+
+JSON_LINES = (".jsonl", ".ndjson")
+PLAIN_TEXT = (".txt", ".md")
+KNOWN = (*JSON_LINES, ".json", ".parquet", *PLAIN_TEXT)
+
+
+class Row(NamedTuple):
+    """One row: the file (or hub dataset) it stands in, its line (or row) counted from 1, and its values."""
+
+    file: str
+    line: int
+    values: dict[str, Any]
+
+    @property
+    def origin(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Rows:
+    """The rows of one source, in order. Iterating again reads again.
+
+    Raises UserError when the files are missing, empty, not UTF-8 or broken, or the hub cannot be reached.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.files = _find(source.path)
+        self._hub = _load_hub(source) if self.files is None else None
+
+    def __iter__(self) -> Iterator[Row]:
+        return itertools.islice(self._read(), self.source.limit)
+
+    def identity(self) -> list[list[str]]:
+        """[name, hash of the content] of every file: what a cache of these rows depends on."""
+        if self.files is None:
+            return [[self.source.path, str(self._hub._fingerprint)]]
+        return [[str(file), _hash_file(file)] for file in self.files]
+
+    def _read(self) -> Iterator[Row]:
+        if self.files is None:
+            yield from _read_dataset(self._hub, f"{self.source.path}/{self.source.split}")
+        for file in self.files or ():
+            count = 0
+            for row in _read_file(file):
+                count += 1
+                yield row
+            if not count:
+                raise UserError(f"{file}: the file is empty; put rows in it or take it out of the config's files")
+
+
+def _find(path: str) -> list[Path] | None:
+    """The files a path or pattern names, sorted; None when it is a dataset on the hub."""
+    local = str(Path(locate(path)).expanduser())
+    if Path(local).is_file():
+        return [_known(Path(local))]
+    if glob.has_magic(local):
+        files = sorted(Path(file) for file in glob.glob(local, recursive=True) if Path(file).is_file())
+        if not files:
+            raise UserError(f"{path}: no file matches this pattern (seen from {Path.cwd()}); correct the path")
+        return [_known(file) for file in files]
+    if Path(local).is_dir():
+        raise UserError(f"{path}: this is a folder; name the files in it, as in {path.rstrip('/')}/*.jsonl")
+    if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in KNOWN:
+        return None
+    raise UserError(f"{path}: no such file (seen from {Path.cwd()}); correct the path, or write org/name for the hub")
+
+
+def _known(file: Path) -> Path:
+    if file.suffix not in KNOWN:
+        raise UserError(f"{file}: files end in {', '.join(KNOWN)}; rename or convert this one")
+    return file
+
+
+def _read_file(file: Path) -> Iterator[Row]:
+    if file.suffix in JSON_LINES:
+        return _read_lines(file)
+    if file.suffix == ".parquet":
+        return _read_parquet(file)
+    text = _decode(file.read_bytes(), file)
+    if file.suffix in PLAIN_TEXT:
+        return iter([Row(str(file), 1, {"text": text})] if text.strip() else [])
+    return _read_list(file, text) if text.lstrip().startswith("[") else _read_lines(file)
+
+
+def _read_lines(file: Path) -> Iterator[Row]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, number, error) from error
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{file}:{number}: broken JSON at column {error.colno} ({error.msg}); write one object a line"
+                ) from error
+            yield _as_row(file, number, values)
+
+
+def _read_list(file: Path, text: str) -> Iterator[Row]:
+    """The items of a JSON list, each with the line it begins on."""
+    decoder, blank = json.JSONDecoder(), re.compile(r"[\s,]*")
+    position = text.index("[") + 1
+    number = 1 + text.count("\n", 0, position)
+    while True:
+        start = blank.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string too
+        number += text.count("\n", position, start)
+        if text[start : start + 1] == "]":
+            return
+        try:
+            values, position = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}:{error.lineno}: broken JSON at column {error.colno} ({error.msg})") from error
+        yield _as_row(file, number, values)
+        number += text.count("\n", start, position)
+
+
+def _as_row(file: Path, number: int, values: Any) -> Row:
+    if not isinstance(values, dict):
+        raise UserError(f"{file}:{number}: a row is a JSON object, not {type(values).__name__}; write {{...}}")
+    return Row(str(file), number, values)
+
+
+def _decode(data: bytes, file: Path) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, 1 + data.count(b"\n", 0, error.start), error) from error
+
+
+def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> UserError:
+    return UserError(f"{file}:{number}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+        yield from _read_dataset(rows, str(file))
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow has a dozen classes for a file that is not Parquet
+        raise UserError(f"{file}: cannot be read as Parquet ({_first_line(error)}); write it again") from error
+
+
+def _load_hub(source: Source) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.path, source.subset, split=source.split)
+    except Exception as error:  # the hub's clients raise classes of five libraries
+        raise UserError(
+            f"{source.path}: this dataset could not be had from the hub ({_first_line(error)}); "
+            "check its name, `subset`, `split` and the network, or give a local file"
+        ) from error
+
+
+def _read_dataset(rows: Any, name: str) -> Iterator[Row]:
+    for number, values in enumerate(rows, 1):
+        yield Row(name, number, values)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _hash_file(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "blake2b").hexdigest()

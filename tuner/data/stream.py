@@ -1,0 +1,67 @@
+"""Examples to the steps of a run: which samples, in which passes, with which totals, by step number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuner.data.batch import Batch, make_batch
+from tuner.data.examples import Examples
+from tuner.data.packing import StepPlan, deal, exhausted, mixed, pack, plan_steps, shuffled
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a run learns from, cut into steps. Its cursor is the number of the step: nothing else is stored."""
+
+    examples: Examples
+    lengths: np.ndarray
+    """Tokens of each sample, int64 [N]."""
+    steps: Sequence[StepPlan]
+    tokens_per_pass: int
+    exhausted: dict[int, list[int]]
+    """Step (0-based) -> sources whose last sample of the first epoch it draws while others go on."""
+
+    def passes(self, step: int) -> list[list[int]]:
+        """The samples of each pass of a step over all ranks, fullest pass first."""
+        samples = self.steps[step].samples
+        lengths = self.lengths[samples]
+        groups = pack(lengths.tolist(), self.tokens_per_pass)
+        groups.sort(key=lambda group: -int(lengths[group].sum()))
+        return [samples[group].tolist() for group in groups]
+
+    def batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        """One rank's packed rows of a step; none when there are fewer passes than ranks."""
+        passes = deal(self.passes(step), rank, world)
+        return [make_batch([self.examples.example(index) for index in samples]) for samples in passes]
+
+    def totals(self, step: int) -> dict[str, float]:
+        """Global weights of a step, over all ranks: `tokens`, the summed weight of the learned tokens."""
+        samples = self.steps[step].samples.tolist()
+        return {"tokens": float(sum(self.examples.example(index)[1].sum(dtype=np.float64) for index in samples))}
+
+    def tokens(self, step: int) -> int:
+        """All tokens of a step, learned or not."""
+        return int(self.lengths[self.steps[step].samples].sum())
+
+
+def make_stream(
+    examples: Examples,
+    *,
+    tokens_per_step: int,
+    tokens_per_pass: int,
+    epochs: float,
+    seed: int,
+    shares: Sequence[float | None] = (),
+) -> Stream:
+    """Plan a whole run. shares: relative share of the tokens by source, or none for one plain shuffle."""
+    lengths = examples.lengths
+    weights = [share for share in shares if share is not None]
+    order = mixed(lengths, examples.sources, weights, seed) if weights else shuffled(len(lengths), seed)
+    steps = plan_steps(lengths, tokens_per_step, order, epochs)
+    ends: dict[int, list[int]] = {}
+    for source, step in exhausted(steps, examples.sources, len(weights)) if len(weights) > 1 else ():
+        ends.setdefault(step, []).append(source)
+    return Stream(examples, lengths, steps, tokens_per_pass, ends)

@@ -1,0 +1,74 @@
+"""What the data layer asks of a tokenizer, so that it need not import transformers."""
+
+import hashlib
+import json
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """The part of transformers' tokenizers that is used here."""
+
+    @property
+    def is_fast(self) -> bool: ...
+    @property
+    def bos_token(self) -> str | None: ...
+    @property
+    def eos_token(self) -> str | None: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_id(self) -> int | None: ...
+    @property
+    def unk_token_id(self) -> int | None: ...
+    @property
+    def special_tokens_map(self) -> dict[str, Any]: ...
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def decode(self, ids: Any, /) -> Any: ...
+    def convert_ids_to_tokens(self, ids: Any, /) -> Any: ...
+    def convert_tokens_to_ids(self, tokens: Any, /) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
+
+
+def backend(tokenizer: Tokenizer) -> Any | None:
+    """The Rust tokenizer behind a fast one, without truncation and padding; None behind a slow one."""
+    if not tokenizer.is_fast:
+        return None
+    rust: Any = getattr(tokenizer, "backend_tokenizer")  # noqa: B009 (slow tokenizers have no such property)
+    # tokenizer.json may carry either, and both would silently change what is trained
+    if rust.truncation is not None:
+        rust.no_truncation()
+    if rust.padding is not None:
+        rust.no_padding()
+    return rust
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids of every text as it stands: no special tokens are added."""
+    rust = backend(tokenizer)
+    if rust is None:
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def adds_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer itself puts its BOS before plain text, as Llama's and InternLM2's do."""
+    ids = tokenizer.encode("a", add_special_tokens=True)
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def is_one_token(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether the tokenizer keeps `text` in one piece inside other text."""
+    token = tokenizer.convert_tokens_to_ids(text)
+    if token is None or (token == tokenizer.unk_token_id and text != getattr(tokenizer, "unk_token", None)):
+        return False
+    return token in tokenizer.encode(f"a{text}a", add_special_tokens=False)
+
+
+def serialise(tokenizer: Tokenizer) -> str:
+    """All that decides which ids a text gets: equal for equal tokenizers wherever they were loaded from."""
+    rust = backend(tokenizer)
+    own = rust.to_str() if rust is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return json.dumps([type(tokenizer).__name__, hashlib.sha256(own.encode()).hexdigest(), special], sort_keys=True)

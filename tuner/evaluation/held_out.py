@@ -1,0 +1,109 @@
+"""Held-out rows: their loss, answers to their prompts, and how good these are."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tuner.config import Evaluation
+from tuner.data.batch import make_batches
+from tuner.data.examples import Examples
+from tuner.data.packing import deal
+from tuner.models.forward import token_loss
+from tuner.models.generate import generate
+from tuner.models.roles import Roles
+from tuner.training.devices import Devices
+from tuner.training.watchers import Sample
+
+Score = Callable[[str, str], float]
+"""(answer, reference) -> 0..1."""
+
+
+class HeldOutRows:
+    """Measures a policy on one set of rows; every rank takes a share, all get the result."""
+
+    def __init__(
+        self, examples: Examples | None, roles: Roles, devices: Devices, config: Evaluation, tokens_per_pass: int
+    ) -> None:
+        if examples is not None and config.rows is not None and len(examples) > config.rows:
+            examples = examples.take(np.arange(config.rows))
+        self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
+        self._batches = make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
+
+    def loss(self) -> float | None:
+        """Mean loss in nats per learned token, weighted as in training; None without rows."""
+        if not self._batches:
+            return None
+        sums = {"loss": 0.0, "weight": 0.0}
+        for batch in self._batches[self._devices.rank :: self._devices.world]:
+            with self._roles.role("policy") as model:
+                sums["loss"] += token_loss(model, batch.to(self._devices.device)).item()
+            sums["weight"] += float(batch.weights_N.sum())
+        totals = self._devices.sum(sums)
+        return totals["loss"] / totals["weight"]
+
+    def samples(self) -> list[Sample]:
+        """Answers to the first few rows' prompts, unscored unless the config names a score."""
+        count = min(self._config.samples, len(self._examples) if self._examples is not None else 0)
+        return self._answers(list(range(count)))
+
+    def score(self) -> float | None:
+        """Mean score of the greedy answers to all rows; None without rows or without a score in the config."""
+        if self._config.score is None or not self._examples:
+            return None
+        scores = [answer.score for answer in self._answers(list(range(len(self._examples))))]
+        return float(np.mean([score for score in scores if score is not None]))
+
+    def _answers(self, rows: list[int]) -> list[Sample]:
+        examples, tokenizer = self._examples, self._roles.tokenizer
+        if examples is None or not rows:
+            return []
+        own = deal([[row] for row in rows], self._devices.rank, self._devices.world)
+        answered: list[tuple[int, Sample]] = []
+        if own:
+            prompts = [examples.prompt(row).tolist() for (row,) in own]
+            with self._roles.role("policy") as model:
+                answers = generate(
+                    model,
+                    prompts,
+                    max_new_tokens=self._config.max_new_tokens,
+                    end_ids=self._end_ids(rows),
+                    pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+                )
+            for (row,), prompt, answer in zip(own, prompts, answers, strict=True):
+                answered.append((row, self._sample(row, prompt, answer)))
+        gathered = sorted(self._devices.gather(answered), key=lambda pair: pair[0])
+        return [sample for _, sample in gathered]
+
+    def _sample(self, row: int, prompt: list[int], answer: list[int]) -> Sample:
+        assert self._examples is not None
+        tokenizer = self._roles.tokenizer
+        text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+        reference = tokenizer.decode(self._examples.reference(row).tolist(), skip_special_tokens=True).strip()
+        score = load_score(self._config.score)
+        return Sample(tokenizer.decode(prompt), text, reference, score(text, reference) if score else None)
+
+    def _end_ids(self, rows: list[int]) -> list[int]:
+        """What ends an answer: the token that ends these rows' own, and the tokenizer's end of text."""
+        assert self._examples is not None
+        ends = {int(self._examples.reference(row)[-1]) for row in rows}
+        eos = self._roles.tokenizer.eos_token_id
+        return sorted(ends | ({eos} if eos is not None else set()))
+
+
+def load_score(name: str | None) -> Score | None:
+    """The scoring function of a config: "exact", or "file.py:name"."""
+    if name is None or not isinstance(name, str):
+        return None
+    if name == "exact":
+        return lambda answer, reference: float(answer == reference)
+    file, _, function = name.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, function)

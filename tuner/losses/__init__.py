@@ -1,0 +1,1 @@
+"""Pure torch functions that return sums; the caller divides by the global weight of the step."""

@@ -1,0 +1,105 @@
+"""The loss of language modelling: summed weighted cross entropy of the learned tokens, without full logits.
+
+Shapes: N learned tokens, D hidden size, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**25
+"""Logits held at a time, C · V: 128 MiB of fp32."""
+
+
+def cross_entropy(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    weights_N: torch.Tensor,
+    bias_V: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """sum_n weights_n · −log softmax(W h_n + b)[target_n], as a scalar in fp32; differentiable in h, W and b.
+
+    Gradients are computed chunk by chunk in the forward pass, while the chunk's logits exist, so neither
+    pass holds more than CHUNK_ELEMENTS logits. Products are in the dtype of `hidden_ND`, the softmax in fp32.
+    """
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, bias_V)
+
+
+def cross_entropy_of_head(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden_ND: torch.Tensor,
+    targets_N: torch.Tensor,
+    weights_N: torch.Tensor,
+    vocabulary: int,
+) -> torch.Tensor:
+    """The same sum for a head that is more than one matrix (an adapter, soft caps), recomputed by chunk."""
+
+    def chunk_loss(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden).float()
+        return (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
+
+    size = _chunk_size(vocabulary)
+    losses = [
+        checkpoint(chunk_loss, *chunk, use_reentrant=False)
+        for chunk in zip(hidden_ND.split(size), targets_N.split(size), weights_N.split(size), strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def _chunk_size(vocabulary: int) -> int:
+    return max(1, CHUNK_ELEMENTS // vocabulary)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_N: torch.Tensor,
+        weights_N: torch.Tensor,
+        bias_V: torch.Tensor | None,
+    ) -> torch.Tensor:
+        needs_hidden, needs_weight, _, _, needs_bias = ctx.needs_input_grad
+        matrix_VD = weight_VD.to(hidden_ND.dtype)
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
+        size = _chunk_size(weight_VD.shape[0])
+        for start in range(0, len(hidden_ND), size):
+            rows = slice(start, start + size)
+            logits_CV = (hidden_ND[rows] @ matrix_VD.T).float()
+            if bias_V is not None:
+                logits_CV += bias_V
+            target_C1 = targets_N[rows, None]
+            weights_C1 = weights_N[rows, None]
+            normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
+            loss += ((normaliser_C1 - logits_CV.gather(-1, target_C1)) * weights_C1).sum()
+            if not (needs_hidden or needs_weight or needs_bias):
+                continue
+            grad_CV = logits_CV.sub_(normaliser_C1).exp_()  # softmax
+            grad_CV.scatter_add_(-1, target_C1, torch.full_like(normaliser_C1, -1.0))
+            grad_CV *= weights_C1
+            if grad_bias_V is not None:
+                grad_bias_V += grad_CV.sum(0)
+            grad_CV = grad_CV.to(hidden_ND.dtype)
+            if grad_hidden_ND is not None:
+                torch.mm(grad_CV, matrix_VD, out=grad_hidden_ND[rows])
+            if grad_weight_VD is not None:
+                grad_weight_VD += grad_CV.T @ hidden_ND[rows]
+        ctx.gradients = grad_hidden_ND, grad_weight_VD, grad_bias_V
+        ctx.weight_dtype = weight_VD.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (scale,) = upstream
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve one backward pass
+        hidden, weight, bias = (None if grad is None else grad.mul_(scale) for grad in gradients)
+        return hidden, None if weight is None else weight.to(ctx.weight_dtype), None, None, bias

@@ -1,0 +1,204 @@
+"""The peft door: adapters beside frozen layers, in fp32, fresh or continued."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tuner import config
+from tuner.errors import UserError
+from tuner.models.locate import first_line
+from tuner.models.quantization import bitsandbytes
+
+ADAPTER = "default"
+_MERGE_FIRST = (
+    "leave the adapter out to continue it, or `tuner merge` the run first and train from the merged folder"
+)
+
+
+def add_adapter(model: PreTrainedModel, lora: config.LoRA, seed: int) -> nn.Module:
+    """Put fresh LoRA adapters beside the model's linear layers; everything else is frozen.
+
+    A is Kaiming-uniform from `seed`, B is zero: the model starts as it was (Hu et al., 2021). Returns
+    peft's wrapper. Raises UserError when a target or a module of `train_whole` is not in the model.
+    """
+    peft = _peft()
+    targets = _targets(model, lora)
+    _check_names(model, lora.train_whole, "adapter.train_whole")
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        modules_to_save=list(lora.train_whole) or None,
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
+        torch.manual_seed(seed)
+        wrapped = peft.get_peft_model(model, settings, adapter_name=ADAPTER)
+    _train_in_fp32(wrapped)
+    return wrapped
+
+
+def continue_adapter(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    asked: config.LoRA | None,
+    saved: config.LoRA | None,
+    trained: bool,
+) -> nn.Module:
+    """Load the adapter of a PEFT folder onto its base, to go on training it where `trained`.
+
+    asked: what the config's adapter says; its rank, alpha and targets must be the saved ones, its dropout is
+    taken. saved: the settings tuner wrote beside the adapter, if it did. Raises UserError on other values,
+    and on missing or unexpected weights.
+    """
+    peft = _peft()
+    settings = peft.PeftConfig.from_pretrained(str(folder))
+    if not isinstance(settings, peft.LoraConfig):
+        raise UserError(
+            f"{folder}: a {settings.peft_type} adapter; only LoRA adapters can be continued or merged"
+        )
+    if asked is not None:
+        _check_same(asked, saved, settings, folder)
+        settings.lora_dropout = asked.dropout
+    settings.inference_mode = not trained
+    try:
+        with _without_deprecations():
+            wrapped = peft.PeftModel.from_pretrained(
+                model, str(folder), adapter_name=ADAPTER, is_trainable=trained, config=settings
+            )
+        _check_keys(peft, wrapped, folder)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: its adapter does not fit the base model or cannot be read "
+            f"({first_line(error)}); restore it or train again"
+        ) from error
+    if trained:
+        _train_in_fp32(wrapped)
+    return wrapped
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether adapters lie around the model; costs no peft where there are none."""
+    return type(model).__module__.startswith("peft.")
+
+
+def trainable_names(model: nn.Module) -> Iterator[str]:
+    """Names of the weights that are trained, in the model's order."""
+    return (name for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, base: str, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`.
+
+    state_dict: weights by the wrapped model's names, where they are a copy and not the model's own.
+    """
+    model.peft_config[ADAPTER].base_model_name_or_path = base
+    # Embeddings are in it when they were trained whole, never because peft guesses that they were resized.
+    model.save_pretrained(
+        str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=state_dict
+    )
+    Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, a form nobody has filled in
+    file = Path(folder, "adapter_config.json")
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["target_modules"] = sorted(
+        values["target_modules"]
+    )  # a set in peft: sorted, the file is reproducible
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _peft() -> Any:
+    bitsandbytes()  # peft imports it, with the advice this door leaves out
+    import peft
+
+    return peft
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """peft 0.21 reads a name that transformers 5.23 deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _targets(model: PreTrainedModel, lora: config.LoRA) -> list[str]:
+    """Name endings of the layers that get an adapter."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if lora.targets == "all-linear":
+        head = model.get_output_embeddings()
+        whole = {name for name, _ in _named(model, lora.train_whole)}
+        return sorted(
+            {
+                name.rpartition(".")[2]
+                for name in linear
+                if model.get_submodule(name) is not head and name not in whole
+            }
+        )
+    _check_names(model, lora.targets, "adapter.targets")
+    return list(lora.targets)
+
+
+def _check_names(model: nn.Module, names: tuple[str, ...], where: str) -> None:
+    for wanted in names:
+        if not any(True for _ in _named(model, (wanted,))):
+            layers = {
+                name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")
+            }
+            raise UserError(
+                f"{where}: no module of the model is named {wanted!r}; it has {', '.join(sorted(layers))}"
+            )
+
+
+def _named(model: nn.Module, endings: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if any(name == ending or name.endswith(f".{ending}") for ending in endings):
+            yield name, module
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    return sorted({weight.device for weight in model.parameters() if weight.device.type == "cuda"}, key=str)
+
+
+def _train_in_fp32(model: nn.Module) -> None:
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def _check_same(asked: config.LoRA, saved: config.LoRA | None, settings: Any, folder: Path) -> None:
+    pairs = {"r": (asked.r, settings.r), "alpha": (float(asked.alpha), float(settings.lora_alpha))}
+    if saved is not None:
+        pairs["targets"] = (asked.targets, saved.targets)
+        pairs["train_whole"] = (asked.train_whole, saved.train_whole)
+    for name, (wanted, had) in pairs.items():
+        if wanted != had:
+            raise UserError(f"adapter.{name}={wanted!r}: the adapter in {folder} has {had!r}; {_MERGE_FIRST}")
+
+
+def _check_keys(peft: Any, wrapped: nn.Module, folder: Path) -> None:
+    """Every weight must be there: peft leaves a missing one at its random start with a mere warning."""
+    from safetensors import safe_open
+
+    file = Path(folder, "adapter_model.safetensors")
+    with safe_open(str(file), framework="pt") as weights:
+        found = set(weights.keys())
+    state = peft.get_peft_model_state_dict(wrapped, adapter_name=ADAPTER, save_embedding_layers=False)
+    for kind, names in (("missing", set(state) - found), ("unexpected", found - set(state))):
+        if names:
+            raise UserError(
+                f"{file}: {len(names)} {kind} weights, such as {', '.join(sorted(names)[:3])}; "
+                "it belongs to another model or is damaged: restore it or train again"
+            )

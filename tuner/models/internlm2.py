@@ -1,0 +1,200 @@
+"""InternLM2 (arXiv 2403.17297) on transformers' own Llama: its checkpoints load and save in their own layout.
+
+InternLM2 is Llama under other names, with queries, keys and values fused in one `wqkv`. The weights are
+converted while a checkpoint is read, and back while it is written: none of the checkpoint's code is run, and
+every tool of the InternLM2 family reads what is saved here.
+"""
+
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+)
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+
+MODEL_TYPE = "internlm2"
+ORIGINAL_CODE = "internlm/internlm2-7b"
+"""Hub repository with the code that an exported folder's `auto_map` names, for tools that run it."""
+
+_LLAMA_ONLY = (
+    "attention_bias",
+    "mlp_bias",
+    "attention_dropout",
+    "pretraining_tp",
+    "head_dim",
+    "rope_parameters",
+)
+_ALWAYS_WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache")
+
+
+@strict
+class InternLM2Config(LlamaConfig):
+    """Configuration of InternLM2, read from and written to its original config.json.
+
+    `bias`, `rope_theta` and `rope_scaling` (null or {"type": "dynamic", "factor": 2.0}) are the file's names;
+    a file without one of them gets the original code's default, which no released checkpoint has.
+    """
+
+    model_type = MODEL_TYPE
+    default_theta = 10_000.0
+
+    vocab_size: int = 103168
+    rms_norm_eps: float = 1e-6
+    pad_token_id: int | None = 0
+    bias: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.attention_bias = self.bias
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values under the original names, so that the original code reads them rightly."""
+        values = super().to_dict()
+        rope = values.get("rope_parameters") or {}
+        values = {name: value for name, value in values.items() if name not in _LLAMA_ONLY}
+        values["bias"] = self.attention_bias
+        values["rope_theta"] = rope.get("rope_theta", self.default_theta)
+        values["rope_scaling"] = _original_rope_scaling(rope)
+        values["attn_implementation"] = "eager"
+        values["auto_map"] = _auto_map()
+        return values
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to config.json: also values that only the original code has other defaults for."""
+        values = super().to_diff_dict()
+        values |= {name: getattr(self, name) for name in _ALWAYS_WRITTEN}
+        if "dtype" in values:
+            values["torch_dtype"] = values.pop("dtype")  # its name before transformers 4.56, and still read
+        return values
+
+
+class InternLM2Model(LlamaModel):
+    """The decoder of InternLM2."""
+
+    config_class = InternLM2Config
+
+
+class InternLM2ForCausalLM(LlamaForCausalLM):
+    """InternLM2 with its language head (`output` in the checkpoint)."""
+
+    config_class = InternLM2Config
+    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+
+
+class SplitWqkv(ConversionOps):
+    """`wqkv` to query, key and value projections.
+
+    wqkv: (kv_heads * (group + 2) * head_dim, ...), for each key head its group of query heads, then the key
+    head, then the value head; rotary positions are rotate-half already. Exact: rows are only moved.
+    """
+
+    @torch.no_grad()
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        fused = _only(next(iter(input_dict.values())))
+        group, head_dim = _group(kwargs["config"])
+        heads = fused.view(-1, group + 2, head_dim, *fused.shape[1:])
+        parts = (heads[:, :group], heads[:, group], heads[:, group + 1])
+        return {
+            target: part.reshape(-1, *fused.shape[1:])
+            for target, part in zip(target_patterns, parts, strict=True)
+        }
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return FuseWqkv()
+
+
+class FuseWqkv(ConversionOps):
+    """The inverse of SplitWqkv."""
+
+    @torch.no_grad()
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        query, key, value = (_only(input_dict[pattern]) for pattern in source_patterns)
+        group, head_dim = _group(kwargs["config"])
+        rest = query.shape[1:]
+        heads = (
+            query.view(-1, group, head_dim, *rest),
+            key.view(-1, 1, head_dim, *rest),
+            value.view(-1, 1, head_dim, *rest),
+        )
+        return {target_patterns[0]: torch.cat(heads, dim=1).reshape(-1, *rest)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return SplitWqkv()
+
+
+def register() -> None:
+    """Make transformers' Auto classes load and save InternLM2; doing it twice changes nothing."""
+    AutoConfig.register(MODEL_TYPE, InternLM2Config, exist_ok=True)
+    AutoModel.register(InternLM2Config, InternLM2Model, exist_ok=True)
+    AutoModelForCausalLM.register(InternLM2Config, InternLM2ForCausalLM, exist_ok=True)
+    register_checkpoint_conversion_mapping(MODEL_TYPE, _conversions(), overwrite=True)
+
+
+def _conversions() -> list[WeightRenaming | WeightConverter]:
+    projections = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    return [
+        WeightRenaming("tok_embeddings", "embed_tokens"),
+        WeightRenaming(r"^output\.", "lm_head."),
+        WeightRenaming("attention.wo", "self_attn.o_proj"),
+        WeightRenaming("feed_forward.w1", "mlp.gate_proj"),
+        WeightRenaming("feed_forward.w3", "mlp.up_proj"),
+        WeightRenaming("feed_forward.w2", "mlp.down_proj"),
+        WeightRenaming("attention_norm", "input_layernorm"),
+        WeightRenaming("ffn_norm", "post_attention_layernorm"),
+        WeightConverter("attention.wqkv", projections, operations=[SplitWqkv()]),
+    ]
+
+
+def _only(tensors: Tensor | list[Tensor]) -> Tensor:
+    return tensors[0] if isinstance(tensors, list) else tensors
+
+
+def _group(config: InternLM2Config) -> tuple[int, int]:
+    """Query heads for each key head, and the width of a head."""
+    return config.num_attention_heads // config.num_key_value_heads, config.head_dim
+
+
+def _original_rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
+    kind = rope.get("rope_type", "default")
+    if kind == "default":
+        return None
+    scaling = {"type": kind, "factor": float(rope["factor"])}
+    if kind in ("linear", "dynamic"):
+        return scaling  # the original code refuses any third key
+    rest = {
+        name: value
+        for name, value in rope.items()
+        if name not in ("rope_type", "rope_theta", "factor", "type")
+    }
+    return scaling | rest
+
+
+def _auto_map() -> dict[str, str]:
+    return {
+        "AutoConfig": f"{ORIGINAL_CODE}--configuration_internlm2.InternLM2Config",
+        "AutoModel": f"{ORIGINAL_CODE}--modeling_internlm2.InternLM2ForCausalLM",
+        "AutoModelForCausalLM": f"{ORIGINAL_CODE}--modeling_internlm2.InternLM2ForCausalLM",
+    }

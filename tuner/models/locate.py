@@ -1,0 +1,165 @@
+"""From what a config calls a model to the folders it is read from: the one place that knows."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner import config
+from tuner.errors import UserError
+from tuner.models.fingerprint import fingerprint
+from tuner.models.reference import BaseReference, Record, read_record
+from tuner.resources import locate as locate_shipped
+
+MODEL_FOLDER = "model"
+"""Where a run folder keeps its model."""
+
+_WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*")
+_CODE = ("*.py",)
+_DUPLICATES = ("consolidated*", "original/*", "*/*.safetensors", "*.gguf")
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+@dataclass(frozen=True)
+class Location:
+    """The folders of a model, and what its base is."""
+
+    base_folder: Path
+    """Configuration and weights of the base."""
+
+    adapter_folder: Path | None
+    """A PEFT folder trained on that base, if any."""
+
+    reference: BaseReference
+    """The base with its quantisation and rope, inherited by an adapter or asked for by the config."""
+
+    lora: config.LoRA | None
+    """Settings of the saved adapter, where tuner wrote them down."""
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The adapter's own tokenizer where it has one: tokens may have been added."""
+        adapter = self.adapter_folder
+        if adapter is not None and any(adapter.glob("tokenizer*")):
+            return adapter
+        return self.base_folder
+
+
+def locate(model: config.Model, precision: str = "bf16") -> Location:
+    """Find a model: `tuner:...`, a run folder, an adapter's folder, a full model's folder, or a hub name.
+
+    Raises UserError when it is not there, or an adapter's base is not the one it was trained on, or the
+    config names another quantisation or rope than the adapter was trained with.
+    """
+    folder, revision = _folder(model.path, model)
+    if not Path(folder, "adapter_config.json").is_file():
+        _check_is_model(folder, model.path)
+        reference = BaseReference(
+            path=model.path,
+            revision=revision,
+            fingerprint=fingerprint(folder),
+            quantization=model.quantization,
+            rope=model.rope,
+            precision=precision,
+            found_at=None if revision else str(folder.resolve()),
+        )
+        return Location(folder, None, reference, None)
+    return _locate_adapter(model, folder, precision)
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first: the rest is advice for programmers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _locate_adapter(model: config.Model, folder: Path, precision: str) -> Location:
+    record = read_record(folder)
+    if record is None:
+        base = model.model_copy(update={"path": _base_of_foreign(folder), "revision": None})
+        found = locate(base, precision)
+        return Location(found.base_folder, folder, found.reference, None)
+    _check_inherits(model, record, folder)
+    base_folder = _base_folder(model, record, folder)
+    found = fingerprint(base_folder)
+    if found != record.base.fingerprint:
+        raise UserError(
+            f"{folder}: its adapter was trained on another {record.base.path} than is in {base_folder} now "
+            f"(fingerprint {record.base.fingerprint[:12]}, found {found[:12]}); restore it, or train again"
+        )
+    return Location(base_folder, folder, record.base, record.adapter)
+
+
+def _folder(path: str, model: config.Model) -> tuple[Path, str | None]:
+    """The local folder of a path, and the commit where it came from the hub."""
+    folder = Path(locate_shipped(path))
+    if Path(folder, MODEL_FOLDER).is_dir():
+        return folder / MODEL_FOLDER, None
+    if folder.is_dir():
+        return folder, None
+    if folder.exists():
+        raise UserError(f"{path}: a model is a folder or a hub name, and this is a file; name its folder")
+    if locate_shipped(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
+        raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
+    return _download(path, model)
+
+
+def _download(name: str, model: config.Model) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    code = _CODE if model.trust_remote_code else ()
+    try:
+        folder = snapshot_download(
+            name,
+            revision=model.revision,
+            allow_patterns=[*_WEIGHTS, *code],
+            ignore_patterns=list(_DUPLICATES),
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: neither a folder here nor to be had from the Hugging Face hub ({first_line(error)}); "
+            "check the name, the network and your access, or give the path of a folder"
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _base_folder(model: config.Model, record: Record, folder: Path) -> Path:
+    """Where an adapter's base lies: under its name, or else where it was when the adapter was trained."""
+    base = record.base
+    named = model.model_copy(update={"revision": base.revision})
+    elsewhere = Path(base.found_at) if base.found_at else None
+    try:
+        return _folder(base.path, named)[0]
+    except UserError as error:
+        if elsewhere is not None and elsewhere.is_dir():
+            return elsewhere
+        raise UserError(f"{folder}: the base of its adapter is missing: {error}") from error
+
+
+def _base_of_foreign(folder: Path) -> str:
+    try:
+        values = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
+        return values["base_model_name_or_path"] or ""
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"{folder}/adapter_config.json: names no base model; train again or restore it"
+        ) from error
+
+
+def _check_is_model(folder: Path, path: str) -> None:
+    if not Path(folder, "config.json").is_file():
+        raise UserError(f"{path}: no config.json in {folder}, so it is not a model folder; check the path")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{path}: no *.safetensors in {folder}; convert the weights to safetensors, others are not read"
+        )
+
+
+def _check_inherits(model: config.Model, record: Record, folder: Path) -> None:
+    for name in ("quantization", "rope"):
+        asked, had = getattr(model, name), getattr(record.base, name)
+        if asked is not None and asked != had:
+            raise UserError(
+                f"model.{name}={asked!r}: the adapter in {folder} was trained with {had!r}; "
+                f"leave {name} out, or `tuner merge` the run first and name the merged folder"
+            )

@@ -1,0 +1,61 @@
+"""Proof on the loaded model, before it is trained, that packed samples do not see each other."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+from tuner.data.batch import Batch, make_batch
+from tuner.errors import UserError
+from tuner.models.forward import causal_model, logits
+from tuner.models.varlen import NAME
+
+LENGTHS = (5, 17, 9)
+"""Tokens of the probe's segments."""
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+"""Largest difference allowed, over the spread of the logits. A leak differs by about the spread itself."""
+
+
+@torch.no_grad()
+def prove_isolation(
+    model: torch.nn.Module, device: torch.device, autocast: AbstractContextManager[Any], precision: str
+) -> float:
+    """Compare a packed row with its segments run alone under transformers' own attention.
+
+    Returns the largest difference of logits over their spread. Raises UserError above TOLERANCE.
+    """
+    was_training = model.training
+    model.eval()
+    with autocast:
+        worst = _largest_difference(model, _random_row(model, device))
+    model.train(was_training)
+    if not worst <= TOLERANCE[precision]:  # not <=: NaN fails too
+        raise UserError(
+            f"{type(causal_model(model)).__name__}: packed samples do not come out as they do alone "
+            f"(logits differ by {worst:.2g} of their spread): this model's attention cannot be packed by tuner yet"
+        )
+    return worst
+
+
+def _random_row(model: torch.nn.Module, device: torch.device) -> Batch:
+    vocabulary = causal_model(model).get_input_embeddings().weight.shape[0]
+    generator = np.random.default_rng(0)
+    samples = [generator.integers(0, vocabulary, length).astype(np.int32) for length in LENGTHS]
+    return make_batch([(tokens, np.ones(len(tokens), np.float32)) for tokens in samples]).to(device)
+
+
+def _largest_difference(model: torch.nn.Module, batch: Batch) -> float:
+    packed_TV = logits(model, batch)
+    causal = causal_model(model)
+    causal.set_attn_implementation("sdpa")
+    try:
+        alone_TV = torch.cat(
+            [causal(input_ids=tokens[None], use_cache=False).logits[0].float()
+             for tokens in batch.tokens_T.split(LENGTHS)]
+        )  # fmt: skip
+    finally:
+        causal.set_attn_implementation(NAME)
+    return float((packed_TV - alone_TV).abs().max() / alone_TV.std())

@@ -1,0 +1,124 @@
+"""Rotary positions beyond the trained length: written into a configuration, described, exact in packs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from tuner import config
+from tuner.errors import UserError
+
+_GROWS = ("linear", "yarn")  # dynamic scaling reads max_position_embeddings as the trained length
+
+
+def apply_rope(rope: config.Rope | None, model_config: PreTrainedConfig) -> None:
+    """Write `rope` into a checkpoint's configuration, in place; doing it twice changes nothing.
+
+    Frequencies as transformers computes them: linear (Chen et al., 2023), dynamic NTK, YaRN (Peng et al.,
+    2023). Raises UserError when the model has no rotary positions of the usual kind.
+    """
+    if rope is None:
+        return
+    old = _parameters(model_config)
+    new = dict(old)
+    if rope.base is not None:
+        new["rope_theta"] = rope.base
+    if rope.scaling is not None:
+        length = trained_length(model_config)
+        kept = {name: old[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
+        new = kept | {"rope_theta": new["rope_theta"], "rope_type": rope.scaling, "factor": rope.factor}
+        if rope.scaling == "yarn":
+            new["original_max_position_embeddings"] = length
+        model_config.max_position_embeddings = round(length * (rope.factor if rope.scaling in _GROWS else 1))
+    model_config.rope_parameters = new
+
+
+def trained_length(model_config: PreTrainedConfig) -> int:
+    """Tokens the checkpoint's unscaled positions were trained for."""
+    parameters = _parameters(model_config)
+    if parameters.get("original_max_position_embeddings"):
+        return int(parameters["original_max_position_embeddings"])
+    factor = parameters["factor"] if parameters.get("rope_type") == "linear" else 1
+    return round(model_config.max_position_embeddings / factor)
+
+
+def describe_rope(model_config: PreTrainedConfig) -> str:
+    """One line for `tuner check`: base, scaling, and the lengths trained for and reached."""
+    try:
+        parameters, length = _parameters(model_config), trained_length(model_config)
+    except UserError:
+        return "no single set of rotary positions"
+    text = f"base {parameters['rope_theta']:,.0f}, trained for {length:,} tokens"
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        return text
+    factor = parameters.get("factor") or model_config.max_position_embeddings / length
+    return f"{text}, {kind} scaling × {factor:g} to {round(length * factor):,}"
+
+
+class SegmentedDynamicRotary(nn.Module):
+    """Dynamic NTK scaling by the length of each segment of a packed row.
+
+    transformers' own takes one length for the whole batch and remembers the longest it has met: a sample's
+    positions would depend on what it is packed with and on what was seen before. Here they are a function of
+    the sample alone. A segment starts wherever positions do not grow; positions (batch, tokens).
+    """
+
+    def __init__(self, model_config: PreTrainedConfig, device: torch.device | None = None):
+        super().__init__()
+        self.config = model_config
+        self.trained_length = model_config.max_position_embeddings
+        inv_freq, self.attention_scaling = ROPE_INIT_FUNCTIONS["dynamic"](model_config, device)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each (batch, tokens, head_dim), in x's dtype."""
+        freqs = position_ids[..., None].float() * self._frequencies(position_ids).to(x.device)
+        angles = torch.cat((freqs, freqs), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+    def _frequencies(self, position_ids: Tensor) -> Tensor:
+        """(head_dim / 2), or (batch, tokens, head_dim / 2) where a segment is longer than was trained."""
+        inv_freq = self.inv_freq.float()
+        if int(position_ids.max()) < self.trained_length:
+            return inv_freq
+        lengths = _segment_lengths(position_ids)
+        frequencies = inv_freq.expand(*position_ids.shape, -1).clone()
+        for length in lengths[lengths > self.trained_length].unique():
+            stretched, _ = ROPE_INIT_FUNCTIONS["dynamic"](self.config, position_ids.device, seq_len=length)
+            frequencies[lengths == length] = stretched
+        return frequencies
+
+
+def install_segmented_rope(model: nn.Module) -> None:
+    """Make a model with dynamic scaling exact in packs; any other model stays as it is."""
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") != "dynamic":
+        return
+    for module in list(model.modules()):
+        rotary = getattr(module, "rotary_emb", None)
+        if isinstance(rotary, nn.Module) and getattr(rotary, "rope_type", None) == "dynamic":
+            device = rotary.inv_freq.device
+            module.rotary_emb = SegmentedDynamicRotary(model.config).to(device)
+
+
+def _segment_lengths(position_ids: Tensor) -> Tensor:
+    """For every token, the last position of its segment plus one; (batch, tokens), as position_ids."""
+    starts = torch.ones_like(position_ids)
+    starts[:, 1:] = position_ids[:, 1:] <= position_ids[:, :-1]
+    segment = starts.cumsum(dim=1) - 1
+    longest = torch.zeros_like(position_ids).scatter_reduce(1, segment, position_ids + 1, reduce="amax")
+    return longest.gather(1, segment)
+
+
+def _parameters(model_config: PreTrainedConfig) -> dict[str, Any]:
+    parameters = getattr(model_config, "rope_parameters", None) or {}
+    if "rope_theta" not in parameters:
+        raise UserError(
+            f"model.rope: {model_config.model_type} has no single set of rotary positions; leave rope out"
+        )
+    return parameters

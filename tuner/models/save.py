@@ -1,0 +1,65 @@
+"""Saving: standard folders that other tools read, and beside them what the model was trained on."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.models.adapters import is_adapted, save_adapter
+from tuner.models.fingerprint import fingerprint
+from tuner.models.load import Loaded, Precision
+from tuner.models.reference import BaseReference, write_record
+from tuner.models.tokenizer import save_tokenizer
+
+__all__ = ["fingerprint", "save_full", "save_model"]
+
+_SHARD = "5GB"
+
+
+def save_model(
+    loaded: Loaded,
+    folder: Path,
+    *,
+    precision: Precision | None = None,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a model folder: an adapter as a PEFT folder in fp32, full weights in the family's own layout.
+
+    Beside the weights: the tokenizer, and tuner.json naming the base. precision: of full weights in the file,
+    by default what the model was loaded with. state_dict: weights by the model's names where they are not the
+    model's own, such as a copy made for writing in the background. Raises OSError when the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_adapted(loaded.model):
+        save_adapter(loaded.model, folder, _name_for_others(loaded.base), state_dict)
+    else:
+        save_full(loaded.transformer, folder, precision or loaded.precision, state_dict)
+    save_tokenizer(loaded.tokenizer, folder)
+    write_record(folder, loaded.base, loaded.lora)
+
+
+def save_full(
+    model: PreTrainedModel, folder: Path, precision: Precision, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write weights and config.json as the model's family does, safetensors shards of 5 GB."""
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    weights = model.state_dict() if state_dict is None else state_dict
+    cast = {
+        name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()
+    }
+    model.save_pretrained(str(folder), state_dict=cast, max_shard_size=_SHARD)
+    _write_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
+
+
+def _write_dtype(file: Path, dtype: str) -> None:
+    """transformers writes the dtype the model has in memory, which training keeps in fp32."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["torch_dtype" if "torch_dtype" in values else "dtype"] = dtype
+    file.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _name_for_others(base: BaseReference) -> str:
+    """The base as tools that know nothing of `tuner:` or our working directory find it."""
+    return base.found_at or base.path

@@ -1,0 +1,193 @@
+"""One attention for packed rows: `varlen`, registered with transformers and fed by segment offsets.
+
+Backends: flash-attn when installed and torch.nn.attention.varlen otherwise, both on CUDA in bf16; elsewhere
+one call of scaled_dot_product_attention per segment. None of them holds T × T scores.
+Shapes: T tokens of the row, H heads, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from tuner.data.batch import Batch
+
+NAME = "varlen"
+QUERY_BLOCK = 1024
+"""Queries attended at a time when a window is narrower than the segment; bounds the mask's size."""
+
+
+def register() -> None:
+    """Make `attn_implementation="varlen"` known to transformers."""
+    AttentionInterface.register(NAME, varlen_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def segment_arguments(batch: Batch) -> dict[str, Any]:
+    """What a forward pass of a transformers model is given so that `varlen` isolates the batch's segments."""
+    return {
+        "cu_seq_lens_q": batch.offsets,
+        "cu_seq_lens_k": batch.offsets,
+        "max_length_q": batch.longest,
+        "max_length_k": batch.longest,
+        "segment_borders": batch.borders,
+    }
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query_1HTD: torch.Tensor,
+    key_1KTD: torch.Tensor,
+    value_1KTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    segment_borders: tuple[int, ...] | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each segment of one packed row; returns ([1, T, H, D], None).
+
+    Raises ValueError when segments are missing: silently attending across samples, or across left padding,
+    is what this attention exists to prevent. Soft caps, sinks and attention dropout are not supported.
+    """
+    if segment_borders is None or cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError(
+            "varlen attention needs segments; use attention 'sdpa' for padded batches and caches"
+        )
+    if softcap is not None or s_aux is not None or dropout:
+        raise ValueError("varlen attention has no soft cap, no sinks and no dropout")
+    if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:
+        attend = _flash if _has_flash() else _torch_varlen
+        out_THD = attend(
+            *(tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD)),
+            cu_seq_lens_q,
+            max_length_q,
+            scaling,
+            sliding_window,
+        )
+        return out_THD[None], None
+    lengths = [end - start for start, end in zip(segment_borders, segment_borders[1:], strict=False)]
+    out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
+    return out_1HTD.transpose(1, 2), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Segments say who sees whom; transformers need not build a T × T mask for it."""
+
+
+def _by_segment(
+    query_1HTD: torch.Tensor,
+    key_1KTD: torch.Tensor,
+    value_1KTD: torch.Tensor,
+    lengths: list[int],
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    groups = query_1HTD.shape[1] // key_1KTD.shape[1]
+    if groups > 1:  # scaled_dot_product_attention takes shared heads only in its slow path on CPU
+        key_1KTD = key_1KTD.repeat_interleave(groups, dim=1)
+        value_1KTD = value_1KTD.repeat_interleave(groups, dim=1)
+    # split and cat, not slices: the backward pass of a slice writes the whole row once per segment
+    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query_1HTD, key_1KTD, value_1KTD)), strict=True)
+    attend = functools.partial(_attend_segment, scaling=scaling, window=window)
+    return torch.cat([attend(query, key, value) for query, key, value in parts], dim=2)
+
+
+def _attend_segment(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    length = query.shape[2]
+    if window is None or length <= window:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    blocks = []
+    for start in range(0, length, QUERY_BLOCK):
+        end, first = min(start + QUERY_BLOCK, length), max(0, start - window + 1)
+        distance = torch.arange(start, end, device=query.device)[:, None] - torch.arange(
+            first, end, device=query.device
+        )
+        visible = (distance >= 0) & (distance < window)
+        blocks.append(
+            scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, first:end],
+                value[:, :, first:end],
+                attn_mask=visible,
+                scale=scaling,
+            )
+        )
+    return torch.cat(blocks, dim=2)
+
+
+@functools.cache
+def _has_flash() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _flash(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    offsets: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+
+    left = -1 if window is None else window - 1
+    return flash_attn_varlen_func(
+        query_THD,
+        key_TKD,
+        value_TKD,
+        offsets,
+        offsets,
+        longest,
+        longest,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(left, 0 if window is not None else -1),
+    )
+
+
+def _torch_varlen(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    offsets: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query_THD.shape[1] // key_TKD.shape[1]
+    shared = {"enable_gqa": groups > 1}
+    if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+        key_TKD, value_TKD = (part.repeat_interleave(groups, dim=1) for part in (key_TKD, value_TKD))
+        shared = {}
+    left = -1 if window is None else window - 1
+    return varlen_attn(
+        query_THD.contiguous(),
+        key_TKD.contiguous(),
+        value_TKD.contiguous(),
+        offsets,
+        offsets,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(left, 0),
+        **shared,
+    )

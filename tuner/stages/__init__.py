@@ -1,0 +1,67 @@
+"""The stages, and the one way to run them: `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.config import Stage
+from tuner.errors import UserError
+
+if TYPE_CHECKING:
+    from tuner.training.run import Run
+
+
+def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] = ()) -> Run:
+    """Train `config` in `runs`/`config.name`, or go on where it stopped; returns the run.
+
+    In Jupyter a live table and curve are shown, and an interrupt saves a checkpoint and returns. Elsewhere
+    an interrupt raises `tuner.training.loop.Interrupted` after saving. Raises UserError on bad input.
+    """
+    from tuner.stages.job import Job
+    from tuner.training.devices import Devices
+    from tuner.training.loop import Interrupted
+    from tuner.training.notebook import in_notebook
+    from tuner.training.run import Run
+    from tuner.training.watchers import Outcome, Watchers
+
+    if config.name is None:
+        raise UserError("this config has no name: write name='...', which is also the run's folder")
+    devices = Devices(config)
+    run = Run(Path(runs) / config.name)
+    if run.results is not None and not run.changes(config):
+        return run
+    watchers = Watchers(_watchers(config) if devices.is_main else [])
+    if devices.is_main:
+        run.start(config, overrides)
+    devices.wait()
+    outcome: Outcome = "failed"
+    try:
+        _stage(config)(config, Job(run, devices, watchers))
+        outcome = "finished"
+    except Interrupted as interrupted:
+        outcome = "interrupted"
+        run.log(str(interrupted))
+        if not in_notebook():
+            raise
+    finally:
+        watchers.end(outcome)
+        run.release()
+    return run
+
+
+def _stage(config: Stage) -> Callable[..., None]:
+    from tuner.config import SFT
+    from tuner.stages.sft import sft
+
+    return {SFT: sft}[type(config)]
+
+
+def _watchers(config: Stage) -> list[Any]:
+    from tuner.training.notebook import NotebookWatcher, in_notebook
+    from tuner.training.progress import ProgressWatcher
+    from tuner.training.wandb_tracker import WandbTracker
+
+    watchers: list[Any] = [NotebookWatcher() if in_notebook() else ProgressWatcher()]
+    return watchers + ([WandbTracker(config.tracking)] if config.tracking else [])

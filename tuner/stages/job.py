@@ -1,0 +1,78 @@
+"""A job: a run that is being trained, on its devices, with those who look on. Every stage is given one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tuner.config import SFT, Stage
+from tuner.data.load import Dataset
+from tuner.data.stream import Stream
+from tuner.evaluation.held_out import HeldOutRows
+from tuner.models.load import load_model
+from tuner.models.probe import prove_isolation
+from tuner.models.roles import Roles
+from tuner.models.save import save_model
+from tuner.training.checkpoint import write_atomically
+from tuner.training.devices import Devices
+from tuner.training.loop import Loop
+from tuner.training.run import Run
+from tuner.training.watchers import Watchers
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage works with beside its config."""
+
+    run: Run
+    devices: Devices
+    watchers: Watchers
+
+    def load_roles(self, config: SFT) -> Roles:
+        """The stage's models on this rank's device, proven to keep packed samples apart."""
+        loaded = load_model(
+            config.model,
+            precision=config.precision,
+            device=self.devices.device,
+            adapter=config.adapter,
+            freeze=config.freeze,
+            seed=config.seed,
+        )
+        prove_isolation(loaded.model, self.devices.device, self.devices.autocast(), config.precision)
+        if config.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(config.seed + self.devices.rank)  # dropout
+        return Roles(loaded, self.devices.autocast)
+
+    def keep_data(self, data: Dataset) -> None:
+        """Write what is learned from into the run folder, or refuse to go on with other rows."""
+        if self.devices.is_main:
+            self.run.check_data(data.fingerprint, data.report.to_dict())
+
+    def loop(
+        self, config: Stage, trained: Mapping[str, torch.nn.Parameter], stream: Stream, held_out: HeldOutRows
+    ) -> Loop:
+        """The run's loop, set to where it stopped."""
+        return Loop(config, self.run, self.devices, trained, stream, held_out, self.watchers)
+
+    def measure(self, name: str, rows: HeldOutRows, loop: Loop) -> dict[str, float | None]:
+        """Loss and score of held-out rows, kept in the run folder as NAME.json; measured once."""
+        kept = self.run.kept(name) if loop.counters.step else None
+        if kept is not None:
+            return kept
+        measured = {"score": rows.score(), "loss": rows.loss()}
+        if self.devices.is_main:
+            self.run.keep(name, measured)
+            told = ", ".join(f"{key} {value:.4f}" for key, value in measured.items() if value is not None)
+            loop.say(f"{name} training: {told}" if told else f"{name} training: no test rows to measure")
+        return measured
+
+    def finish(self, roles: Roles, results: dict[str, Any]) -> None:
+        """Write the model and the results: the run is over."""
+        if self.devices.is_main:
+            write_atomically(self.run.model_folder, lambda folder: save_model(roles.policy, folder))
+            self.run.finish(results)
+        self.devices.wait()

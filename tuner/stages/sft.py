@@ -1,0 +1,39 @@
+"""Supervised fine-tuning, and continued pre-training: the same loop over other rows."""
+
+from __future__ import annotations
+
+from tuner.config import SFT
+from tuner.data.load import load_data
+from tuner.data.stream import make_stream
+from tuner.evaluation.held_out import HeldOutRows
+from tuner.models.forward import token_loss
+from tuner.stages.job import Job
+
+
+def sft(config: SFT, job: Job) -> None:
+    """Teach the policy to answer like the conversations do."""
+    roles = job.load_roles(config)
+    with job.devices.main_first():
+        data = load_data(config.data, roles.tokenizer)
+    job.keep_data(data)
+    stream = make_stream(
+        data.train,
+        tokens_per_step=config.tokens_per_step,
+        tokens_per_pass=config.tokens_per_pass,
+        epochs=config.epochs,
+        seed=config.seed,
+        shares=[source.share for source in config.data.sources],
+    )
+    validation, test = (
+        HeldOutRows(rows, roles, job.devices, config.evaluation, config.tokens_per_pass)
+        for rows in (data.validation, data.test)
+    )
+    loop = job.loop(config, roles.trained(), stream, validation)
+    before = job.measure("before", test, loop)
+    for step in loop:
+        for batch in step.batches:
+            with roles.role("policy", train=True) as model:
+                step.backward(token_loss(model, batch), per="tokens")
+        step.finish()
+    loop.load_best()
+    job.finish(roles, {"before": before, "after": job.measure("after", test, loop)})

@@ -1,0 +1,225 @@
+"""Checkpoints: complete, atomic, written in the background. No pickles: tensors and JSON.
+
+A checkpoint is a folder `step_000120` with `trained.safetensors` (trained weights), `optimizer.safetensors`,
+`random.safetensors` and `state.json` (counters, and what of the optimiser and generators is no tensor).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from tuner.errors import UserError
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All a run needs to go on as if nothing had happened, on the host."""
+
+    trained: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    random: dict[str, torch.Tensor]
+    """Generator states by rank and library."""
+    state: dict[str, Any]
+    """JSON: `counters`, and the parts of optimiser and generator states that are no tensors."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: one writer, in the background; old ones are removed last."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def tidy(self) -> None:
+        """Remove what a killed writer left half-written."""
+        for leftover in self._folder.glob(".writing-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return sorted(int(path.name.removeprefix("step_")) for path in self._folder.glob("step_*"))
+
+    def path(self, step: int) -> Path:
+        return self._folder / f"step_{step:06d}"
+
+    def save(self, step: int, snapshot: Snapshot, protected: set[int]) -> None:
+        """Write in the background; waits for the writing before it. `protected` steps are never removed."""
+        self.wait()
+        self._writer = threading.Thread(target=self._write, args=(step, snapshot, protected), daemon=False)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises UserError when the last writing failed."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise _explain(error, self._folder) from error
+
+    def load(self, step: int) -> Snapshot:
+        """Raises UserError when the checkpoint cannot be read."""
+        folder = self.path(step)
+        try:
+            return Snapshot(
+                *(load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer", "random")),
+                json.loads((folder / "state.json").read_text(encoding="utf-8")),
+            )
+        except Exception as error:
+            raise UserError(
+                f"{folder}: this checkpoint cannot be read ({error}); remove the folder to go on from the one before"
+            ) from error
+
+    def _write(self, step: int, snapshot: Snapshot, protected: set[int]) -> None:
+        try:
+            write_atomically(self.path(step), lambda folder: _write_snapshot(folder, snapshot))
+            for old in self.steps()[: -self._keep]:
+                if old not in protected:
+                    shutil.rmtree(self.path(old))
+        except BaseException as error:  # handed to the training thread by `wait`
+            self._error = error
+
+
+def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
+    """Have a folder written beside its place, on disk before it is moved there, or not at all."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = destination.with_name(f".writing-{destination.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir()
+        write(unfinished)
+        for path in [*unfinished.rglob("*"), unfinished]:
+            _to_disk(path)
+        if destination.exists():
+            shutil.rmtree(destination)
+        unfinished.rename(destination)
+        _to_disk(destination.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def snapshot(
+    trained: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    generators: list[dict[str, Any]],
+    counters: dict[str, Any],
+) -> Snapshot:
+    """Copy the state of a run to the host. generators: `generator_state()` of every rank."""
+    tensors, rest = _split_tensors(optimizer.state_dict())
+    random_tensors, random_rest = _split_tensors({str(rank): state for rank, state in enumerate(generators)})
+    return Snapshot(
+        trained={name: _to_host(parameter) for name, parameter in trained.items()},
+        optimizer={name: _to_host(tensor) for name, tensor in tensors.items()},
+        random={name: _to_host(tensor) for name, tensor in random_tensors.items()},
+        state={"counters": counters, "optimizer": rest, "random": random_rest, "trained": list(trained)},
+    )
+
+
+def restore(
+    saved: Snapshot, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, rank: int
+) -> dict[str, Any]:
+    """Put a snapshot back into a run; returns its counters. Raises UserError when it belongs to another model."""
+    if saved.state["trained"] != list(trained):
+        raise UserError("this checkpoint trains other weights than the config does: was the model replaced?")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved.trained[name])
+    optimizer.load_state_dict(_join_tensors(saved.optimizer, saved.state["optimizer"]))
+    generators = _join_tensors(saved.random, saved.state["random"])
+    if str(rank) in generators:
+        set_generator_state(generators[str(rank)])
+    return saved.state["counters"]
+
+
+def generator_state() -> dict[str, Any]:
+    """State of every random generator of this process."""
+    words = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": {"keys": torch.from_numpy(np.asarray(words[1]).astype(np.int64)), "rest": list(words[2:])},
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_generator_state(state: dict[str, Any]) -> None:
+    """The reverse of `generator_state`, also after JSON has made lists of tuples."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys, rest = state["numpy"]["keys"], state["numpy"]["rest"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _write_snapshot(folder: Path, saved: Snapshot) -> None:
+    for name in ("trained", "optimizer", "random"):
+        save_file(getattr(saved, name), folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(saved.state), encoding="utf-8")
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _split_tensors(tree: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor], Any]:
+    """Nested dicts and lists as (tensors by path, the same tree with {"tensor": path} in their place).
+
+    Integer keys, which JSON has not, are kept as {"keys": [...], "values": [...]}.
+    """
+    if isinstance(tree, torch.Tensor):
+        return {prefix: tree}, {"tensor": prefix}
+    if not isinstance(tree, dict | list | tuple):
+        return {}, tree
+    keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+    tensors: dict[str, torch.Tensor] = {}
+    values = []
+    for key in keys:
+        found, rest = _split_tensors(tree[key], f"{prefix}.{key}" if prefix else str(key))
+        tensors |= found
+        values.append(rest)
+    return tensors, {"keys": list(keys), "values": values} if isinstance(tree, dict) else values
+
+
+def _join_tensors(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_join_tensors(tensors, item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    values = (_join_tensors(tensors, value) for value in tree["values"])
+    return dict(zip(tree["keys"], values, strict=True))
+
+
+def _explain(error: BaseException, folder: Path) -> BaseException:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in str(error):
+        return UserError(f"{folder}: the disk is full; free some space and run the same command again to go on")
+    return error

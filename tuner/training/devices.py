@@ -1,0 +1,123 @@
+"""The accelerate door: where a run computes, in what precision, and how its processes add up.
+
+There is no DDP wrapper. Each rank runs its own passes, perhaps none, and gradients are summed once a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from tuner.config import Stage
+from tuner.errors import UserError
+
+BUCKET_ELEMENTS = 2**24
+"""Gradients summed over ranks at a time: 64 MiB of fp32."""
+
+
+class Devices:
+    """The processes and devices of a run, behind one Accelerator."""
+
+    def __init__(self, config: Stage) -> None:
+        _refuse_sharding()
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "device='cuda': torch sees no GPU here; install a CUDA build of torch, or write device=cpu"
+            )
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self._accelerator = Accelerator(
+            cpu=config.device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self._accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self._accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self._accelerator.is_main_process
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Matrix products in the run's precision."""
+        return self._accelerator.autocast()
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """The main process goes first, the others follow: for work that leaves a cache behind."""
+        return self._accelerator.main_process_first()
+
+    def wait(self) -> None:
+        """All ranks meet here."""
+        self._accelerator.wait_for_everyone()
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value summed over all ranks; a rank that lacks a name adds nothing to it."""
+        totals: dict[str, float] = {}
+        for own in self.gather([values]):
+            for name, value in own.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The lists of all ranks, one after the other."""
+        return gather_object(items) if self.world > 1 else items
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over ranks, in flat buckets; a missing one counts as zero."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(parameters):
+            flat = torch.cat(
+                [
+                    (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).reshape(-1)
+                    for parameter in bucket
+                ]
+            )
+            torch.distributed.all_reduce(flat)
+            sizes = [parameter.numel() for parameter in bucket]
+            for parameter, summed in zip(bucket, flat.split(sizes), strict=True):
+                parameter.grad = summed.view_as(parameter)
+
+    def memory_gib(self) -> float:
+        """Peak memory of this process: the GPU's allocator, or resident memory on CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    buckets: list[list[torch.nn.Parameter]] = [[]]
+    room = BUCKET_ELEMENTS
+    for parameter in parameters:
+        if buckets[-1] and parameter.numel() > room:
+            buckets.append([])
+            room = BUCKET_ELEMENTS
+        buckets[-1].append(parameter)
+        room -= parameter.numel()
+    return buckets
+
+
+def _refuse_sharding() -> None:
+    for plugin in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate is configured for {plugin}, which tuner does not use (on CPU accelerate would silently "
+                "run DDP instead): choose plain multi-GPU or multi-CPU in `accelerate config`"
+            )

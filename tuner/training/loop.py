@@ -1,0 +1,326 @@
+"""The one loop: the only caller of `optimizer.step`, the only owner of saving, stopping and logging."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from tuner.config import Stage
+from tuner.data.batch import Batch
+from tuner.data.stream import Stream
+from tuner.errors import UserError
+from tuner.training.checkpoint import Checkpoints, generator_state, restore, snapshot
+from tuner.training.devices import Devices
+from tuner.training.optimizers import make_optimizer
+from tuner.training.run import Run
+from tuner.training.schedules import learning_rate
+from tuner.training.watchers import Sample, Watchers
+
+
+class HeldOut(Protocol):
+    """What the loop asks about rows that are not trained; every rank asks together."""
+
+    def loss(self) -> float | None:
+        """Mean loss of the validation rows, in nats per learned token; None without such rows."""
+        ...
+
+    def samples(self) -> list[Sample]:
+        """Answers to a few held-out prompts."""
+        ...
+
+
+class Interrupted(Exception):  # noqa: N818 (an outcome, not an error)
+    """A signal asked the run to stop; the step was finished and saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, saved")
+        self.exit_code = 128 + signal_number
+
+
+@dataclass
+class Counters:
+    """What a run has done so far; saved with every checkpoint."""
+
+    step: int = 0
+    """Optimiser steps finished."""
+    tokens: int = 0
+    """Tokens seen, learned or not."""
+    bad_steps: int = 0
+    """Steps skipped because the loss or the gradient was not finite."""
+    bad_in_a_row: int = 0
+    best_loss: float = math.inf
+    """Best validation loss."""
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+    warned_rising: bool = False
+    recent: list[tuple[float, float]] = field(default_factory=list)
+    """(training loss, validation loss) at the last evaluations."""
+
+
+class Step:
+    """One optimiser step: its passes on this rank, its global totals, and how it ends."""
+
+    def __init__(self, loop: Loop, index: int, batches: Sequence[Batch], totals: Mapping[str, float]) -> None:
+        self._loop = loop
+        self.index = index
+        """0-based number of the step."""
+        self.batches = batches
+        """This rank's packed rows, on the device; perhaps none."""
+        self.totals = totals
+        """Name -> summed weight over all ranks, known before the first pass."""
+        self.sums: dict[str, torch.Tensor] = {}
+        """Loss -> this rank's sum so far, divided by its total."""
+        self.finished = False
+
+    def backward(self, loss_sum: torch.Tensor, per: str, name: str = "loss") -> None:
+        """Divide a summed loss by a global total and run its backward pass; logged under `name`."""
+        loss = loss_sum / self.totals[per]
+        loss.backward()
+        self.sums[name] = self.sums.get(name, torch.zeros((), device=loss.device)) + loss.detach()
+
+    def finish(self) -> None:
+        """Sum gradients over ranks, clip, step, log, evaluate, save."""
+        self._loop._finish(self)
+        self.finished = True
+
+
+class Loop:
+    """Iterates over the steps of a run, from where it stopped to its end.
+
+    trained: the weights to be trained, by name, in a fixed order.
+    """
+
+    def __init__(
+        self,
+        config: Stage,
+        run: Run,
+        devices: Devices,
+        trained: Mapping[str, torch.nn.Parameter],
+        stream: Stream,
+        held_out: HeldOut,
+        watchers: Watchers,
+    ) -> None:
+        self.config, self.run, self.devices, self.stream = config, run, devices, stream
+        self._trained, self._held_out, self._watchers = trained, held_out, watchers
+        self._parameters = list(trained.values())
+        self.total = min(len(stream.steps), config.max_steps or len(stream.steps))
+        self.counters = Counters()
+        self._optimizer = make_optimizer(config.optimizer, trained)
+        self._checkpoints = Checkpoints(run.checkpoints_folder, config.checkpoint.keep)
+        self._signal: int | None = None
+        self._resume()
+        watchers.begin(run.folder, config, self.counters.step + 1, self.total)
+        if self.counters.step:
+            self.say(f"going on after step {self.counters.step} of {self.total}")
+
+    def __iter__(self) -> Iterator[Step]:
+        handlers = self._listen()
+        try:
+            yield from self._steps()
+            self._checkpoints.wait()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self._signal and self._is_interrupted:
+            raise Interrupted(self._signal, self.counters.step)
+
+    @property
+    def _is_interrupted(self) -> bool:
+        return self._signal is not None and self.counters.step < self.total
+
+    def say(self, text: str) -> None:
+        """A fact or a warning in words, to the log and to whoever looks on."""
+        if self.devices.is_main:
+            self.run.log(text)
+            self._watchers.message(text)
+
+    def load_best(self) -> None:
+        """Put the weights with the best validation loss back, where the config asks for it."""
+        if not self.config.evaluation.keep_best or self.counters.best_step in (0, self.counters.step):
+            return
+        saved = self._checkpoints.load(self.counters.best_step)
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(saved.trained[name])
+        self.say(f"the model is that of step {self.counters.best_step}, with the best validation loss")
+
+    # One step
+
+    def _steps(self) -> Iterator[Step]:
+        while self.counters.step < self.total and not self.counters.stopped_early:
+            index = self.counters.step
+            self._started = time.perf_counter()
+            batches = self.stream.batches(index, self.devices.rank, self.devices.world)
+            device = self.devices.device
+            step = Step(self, index, [batch.to(device) for batch in batches], self.stream.totals(index))
+            yield step
+            if not step.finished:
+                raise RuntimeError("a step must be finished before the next one: call step.finish()")
+            if self._signal:
+                break
+        if self._last_saved != self.counters.step:
+            self._save()
+
+    def _finish(self, step: Step) -> None:
+        self.devices.sum_gradients(self._parameters)
+        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, step.index, self.total)
+        own = {name: value.item() for name, value in step.sums.items()}
+        sums = self.devices.sum({**own, "stop": float(self._signal or 0)})
+        if sums.pop("stop") and not self._signal:
+            self._signal = signal.SIGTERM  # another rank was asked to stop
+        norm = self._clip()
+        good = math.isfinite(norm) and all(math.isfinite(value) for value in sums.values())
+        if good:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._count(step, good)
+        record = self._record(step, sums if good else dict.fromkeys(sums), lr, norm)
+        if self._due(self._evaluate_every):
+            self._evaluate(record)
+        if self.devices.is_main:
+            self.run.record(record)
+            self._watchers.step(record)
+        if not good:
+            self._bad_step(step)
+        for source in self.stream.exhausted.get(step.index, ()):
+            self.say(f"source {source} is used up at step {step.index + 1}; the others go on")
+        if self._due(self.config.checkpoint.every) or self.counters.best_step == self.counters.step:
+            self._save()
+
+    def _clip(self) -> float:
+        limit = self.config.max_grad_norm or math.inf
+        gradients = [parameter for parameter in self._parameters if parameter.grad is not None]
+        return torch.nn.utils.clip_grad_norm_(gradients, limit).item() if gradients else 0.0
+
+    def _count(self, step: Step, good: bool) -> None:
+        self.counters.step += 1
+        self.counters.tokens += self.stream.tokens(step.index)
+        self.counters.bad_steps += not good
+        self.counters.bad_in_a_row = 0 if good else self.counters.bad_in_a_row + 1
+
+    def _record(self, step: Step, sums: Mapping[str, float | None], lr: float, norm: float) -> dict[str, Any]:
+        seconds = time.perf_counter() - self._started
+        tokens = self.stream.tokens(step.index)
+        return {
+            "step": self.counters.step,
+            "tokens": self.counters.tokens,
+            **sums,
+            "lr": lr,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "epoch": self.stream.steps[step.index].epoch,
+            "learned": step.totals["tokens"] / tokens,
+            "fill": tokens / self.config.tokens_per_step,
+            "passes": len(step.batches),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "memory_gib": self.devices.memory_gib(),
+            "bad_steps": self.counters.bad_steps,
+        }
+
+    def _bad_step(self, step: Step) -> None:
+        """A step that is not finite was skipped; too many in a row end the run, with their rows saved."""
+        self.say(f"step {step.index + 1}: loss or gradient is not finite; skipped")
+        if self.counters.bad_in_a_row < self.config.max_bad_steps:
+            return
+        folder = self.run.folder / f"bad_step_{step.index + 1:06d}"
+        folder.mkdir(exist_ok=True)
+        for place, batch in enumerate(step.batches):
+            tensors = {key: value for key, value in asdict(batch).items() if isinstance(value, torch.Tensor)}
+            save_file(tensors, folder / f"rank{self.devices.rank}_pass{place}.safetensors")
+        origins = [self.stream.examples.origin(index) for index in self.stream.steps[step.index].samples.tolist()]
+        (folder / "origins.txt").write_text("\n".join(origins) + "\n", encoding="utf-8")
+        raise UserError(
+            f"{self.run.folder}: loss or gradient was not finite for {self.counters.bad_in_a_row} steps in a row; "
+            f"the rows of the last are in {folder.name}/; lower optimizer.lr, or look at those rows"
+        )
+
+    # Held-out rows
+
+    @property
+    def _evaluate_every(self) -> int:
+        return self.config.evaluation.every or max(1, self.total // 10)
+
+    def _due(self, every: int | None) -> bool:
+        return self.counters.step == self.total or (every is not None and self.counters.step % every == 0)
+
+    def _evaluate(self, record: dict[str, Any]) -> None:
+        loss = self._held_out.loss()
+        if loss is not None:
+            record["eval_loss"] = loss
+            self._judge(record.get("loss"), loss)
+        samples = self._held_out.samples()
+        if samples and self.devices.is_main:
+            self.run.record_samples(self.counters.step, samples)
+            self._watchers.samples(self.counters.step, samples)
+
+    def _judge(self, training_loss: float | None, loss: float) -> None:
+        counters, limits = self.counters, self.config.evaluation
+        if loss < counters.best_loss:
+            counters.best_loss, counters.evaluations_since_best = loss, 0
+            counters.best_step = counters.step if limits.keep_best else 0
+        else:
+            counters.evaluations_since_best += 1
+        counters.recent = [*counters.recent, (training_loss or math.nan, loss)][-3:]
+        if is_rising(counters.recent) and not counters.warned_rising:
+            counters.warned_rising = True
+            self.say("validation loss rises while training loss falls: the model begins to learn the rows by heart")
+        if limits.patience and counters.evaluations_since_best >= limits.patience:
+            counters.stopped_early = True
+            self.say(f"no better validation loss in {limits.patience} measurements: stopping early")
+
+    # Saving and going on
+
+    def _resume(self) -> None:
+        self._checkpoints.tidy()
+        steps = self._checkpoints.steps()
+        self._last_saved = 0
+        if not steps:
+            if self.devices.is_main:
+                self.run.rewind(0)
+            return
+        counters = restore(self._checkpoints.load(steps[-1]), self._trained, self._optimizer, self.devices.rank)
+        self.counters = Counters(**counters)
+        self._last_saved = self.counters.step
+        self.devices.wait()
+        if self.devices.is_main:
+            self.run.rewind(self.counters.step)
+
+    def _save(self) -> None:
+        self._last_saved = self.counters.step
+        generators = self.devices.gather([generator_state()])
+        if self.devices.is_main:
+            copy = snapshot(self._trained, self._optimizer, generators, asdict(self.counters))
+            self._checkpoints.save(self.counters.step, copy, protected={self.counters.best_step})
+
+    def _listen(self) -> dict[int, Any]:
+        """Take SIGINT and SIGTERM as requests to finish the step; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask_to_stop(self, number: int, _: FrameType | None) -> None:
+        if self._signal == signal.SIGINT == number:
+            raise KeyboardInterrupt  # a second Ctrl-C will not wait
+        self._signal = number
+
+
+def is_rising(recent: Sequence[tuple[float, float]]) -> bool:
+    """Three evaluations, (training loss, validation loss): the second rose twice while the first fell twice."""
+    if len(recent) < 3:
+        return False
+    training, validation = np.diff(np.asarray(recent[-3:]), axis=0).T
+    return bool((training < 0).all() and (validation > 0).all())
+

@@ -1,0 +1,24 @@
+"""Optimisers from their config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tuner.config import AdamW
+from tuner.models.quantization import optimizer_class
+
+
+def make_optimizer(config: AdamW, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over named parameters, in their order: matrices with weight decay, vectors without."""
+    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if config.bits == 32 and not config.paged:
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    return optimizer_class(config.bits, config.paged)(groups, **settings)

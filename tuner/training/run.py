@@ -1,0 +1,257 @@
+"""A run is a folder that can be believed: config, versions, data, metrics, samples, checkpoints, model, results."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from tuner.config import Stage, differences, from_json, to_json
+from tuner.errors import UserError
+from tuner.training.curves import draw_curves
+from tuner.training.watchers import Sample
+
+FREE_ON_RESUME = ("tracking", "checkpoint.", "tokens_per_pass", "gradient_checkpointing")
+"""Config paths that may differ when a run goes on: they change nothing that is learned (the last two: but for
+rounding), and who ran out of memory needs them."""
+PACKAGES = ("tuner", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "tokenizers")
+
+
+class Run:
+    """A run folder. Reading it needs nothing; writing it needs its lock, which `start` takes."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._lock: IO[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    # What can be read
+
+    @property
+    def config(self) -> Stage:
+        return from_json(self._read("config.json"))
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What `results.json` says; None while the run has not finished."""
+        return json.loads(self._read("results.json")) if (self.folder / "results.json").is_file() else None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record per optimiser step, in order."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Answers drawn from held-out prompts during training."""
+        path = self.folder / "samples.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    @property
+    def model_folder(self) -> Path:
+        """The trained model, a PEFT or Hugging Face folder; there once the run has finished."""
+        return self.folder / "model"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def plot(self) -> Any:
+        """The run's curves as a picture; in Jupyter it is shown."""
+        path = self.draw_curves()
+        try:
+            from IPython.display import Image
+        except ImportError:
+            return path
+        return Image(filename=str(path))
+
+    def chat(self, message: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
+        """One answer of the run's model to one message."""
+        from tuner.models.conversing import open_chat
+
+        return open_chat(str(self.folder), template=self._template()).answer(
+            [{"role": "user", "content": message}], max_new_tokens=max_new_tokens, temperature=temperature
+        )
+
+    # Starting and going on
+
+    def start(self, config: Stage, overrides: Sequence[str]) -> None:
+        """Take the lock; write the identity of a new run, or check that of an old one.
+
+        Raises UserError when another process trains here, or when the config has changed.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if (self.folder / "config.json").is_file():
+            self._refuse_changes(config)
+        self._write("config.json", to_json(config))
+        self._write("overrides.json", json.dumps(list(overrides), indent=1))
+        self._write("versions.json", json.dumps(versions(), indent=1))
+        self._keep_functions(config)
+
+    def check_data(self, fingerprint: str, report: dict[str, Any]) -> None:
+        """Write what was learned from, or refuse to go on with other data."""
+        path = self.folder / "data.json"
+        if path.is_file() and (known := json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) != fingerprint:
+            raise UserError(
+                f"{self.folder}: the data has changed since this run began ({known[:12]} is now {fingerprint[:12]}); "
+                "restore it, or start another run with name=..."
+            )
+        self._write("data.json", json.dumps({"fingerprint": fingerprint, "report": report}, indent=1))
+
+    def changes(self, config: Stage) -> list[tuple[str, Any, Any]]:
+        """(path, old, new) of the leaves in which a config differs from the run's and may not."""
+        found = differences(self.config, config)
+        return [change for change in found if not change[0].startswith(FREE_ON_RESUME)]
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # Writing while it runs
+
+    def rewind(self, step: int) -> None:
+        """Forget the records after `step`, so that going on repeats none."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.folder / name
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+                self._write(name, "".join(f"{line}\n" for line in kept))
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Append a step to metrics.jsonl; losses unrounded."""
+        self._append("metrics.jsonl", json.dumps(record))
+
+    def record_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            self._append("samples.jsonl", json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False))
+
+    def log(self, text: str) -> None:
+        """A line in log.txt, with the time."""
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def keep(self, name: str, value: dict[str, Any]) -> None:
+        """A measure taken on the way, as `NAME.json`."""
+        self._write(f"{name}.json", json.dumps(value, indent=1))
+
+    def kept(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write results.json, which says that the run is over."""
+        self.draw_curves()
+        self._write("results.json", json.dumps(results, indent=1))
+
+    def draw_curves(self) -> Path:
+        path = self.folder / "curves.png"
+        draw_curves(self.metrics, path, self.folder.name)
+        return path
+
+    def _template(self) -> str:
+        return getattr(getattr(self.config, "data", None), "template", "tokenizer")
+
+    def _take_lock(self) -> None:
+        lock = (self.folder / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{self.folder}: process {lock.read().strip() or 'unknown'} is training here; "
+                "wait for it, or give this run another name=..."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    def _refuse_changes(self, config: Stage) -> None:
+        changes = [f"{path} was {old!r} and is now {new!r}" for path, old, new in self.changes(config)]
+        if changes:
+            raise UserError(
+                f"{self.folder} was begun with another config: {'; '.join(changes)}; "
+                "put it back to go on, give the run another name=..., or remove the folder"
+            )
+
+    def _keep_functions(self, config: Stage) -> None:
+        """Copy the files that hold the config's own functions: without them the run cannot be read."""
+        for reference in functions_of(config):
+            file = Path(reference.rpartition(":")[0])
+            if file.is_file():
+                (self.folder / "code").mkdir(exist_ok=True)
+                shutil.copy2(file, self.folder / "code" / file.name)
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{self.folder}: not a run folder, it has no {name}") from None
+
+    def _write(self, name: str, text: str) -> None:
+        unfinished = self.folder / f".writing-{name}"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self.folder / name)
+
+    def _append(self, name: str, line: str) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def open_run(folder: Path | str) -> Run:
+    """A run that exists; UserError when the folder is none."""
+    run = Run(folder)
+    _ = run.config
+    return run
+
+
+def functions_of(config: Stage) -> list[str]:
+    """The "file.py:name" references of a config."""
+    found: list[str] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                visit(item)
+        elif isinstance(value, str) and value.rpartition(":")[0].endswith(".py"):
+            found.append(value)
+
+    visit(config.model_dump(mode="json"))
+    return list(dict.fromkeys(found))
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what decides a run's numbers, and the commit of the working directory."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found | {"commit": _commit()}
+
+
+def _commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
