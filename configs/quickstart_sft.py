@@ -16,5 +16,6 @@ config = SFT(
     tokens_per_step=2_048,
     tokens_per_pass=2_048,
     epochs=3,
+    gradient_checkpointing=False,
     evaluation=Evaluation(score="exact", max_new_tokens=8),
 )

@@ -28,7 +28,7 @@ WORDINGS = (
 )
 # How many digits the two operands have, and how often: the easy sums are what the base nearly knows,
 # the hard ones are the headroom that the reward model and PPO find after the quickstart.
-DIGITS = {(1, 1): 0.05, (1, 2): 0.25, (2, 2): 0.40, (1, 3): 0.10, (2, 3): 0.10, (3, 3): 0.10}
+DIGITS = {(1, 1): 0.05, (1, 2): 0.25, (2, 2): 0.70}
 
 
 Row = dict[str, list[dict[str, str]]]

@@ -27,7 +27,7 @@ of no use as a source of facts.
 
     {command}
 
-{steps:,} steps of 4,096 tokens ({tokens:,} in all), seed {seed}, one thread, bf16 products, Muon for the
+{steps:,} steps of {tokens_per_step:,} tokens ({tokens:,} in all), seed {seed}, one thread, bf16 products, Muon for the
 matrices inside the layers and AdamW for the rest; {minutes:.0f} CPU-minutes. Library versions are in
 `pretraining.json`. Documents are packed one after another without isolation, as `<s> text </s>`.
 
@@ -35,7 +35,7 @@ matrices inside the layers and AdamW for the rest; {minutes:.0f} CPU-minutes. Li
 |---|---|---|
 | scripture | {scripture:.0%} | the King James Bible, from the Python package `{scripture_package}` |
 | glosses | {glosses:.0%} | words, definitions, examples of WordNet 3.1, from npm's `{gloss_package}` |
-| sums | {sums:.0%} | generated: `23 + 45 = 68`, `23 plus 45 is 68`, `the sum of 23 and 45 is 68` |
+| sums | {sums:.0%} | generated, to 99 + 99: `23 + 45 = 68`, `23 plus 45 is 68`, `what is 23 + 45? 68` |
 
 ## Held-out loss
 
@@ -87,6 +87,7 @@ def card(report: dict[str, Any], minutes: float) -> str:
         parameters=report["parameters"],
         steps=training["steps"],
         tokens=training["tokens"],
+        tokens_per_step=training["tokens"] // training["steps"],
         seed=training["seed"],
         minutes=minutes,
         scripture_package=SCRIPTURE_PACKAGE,

@@ -30,20 +30,10 @@ SHA256 = {
 }
 HELD_OUT_ONE_IN = 50
 PARTS_OF_SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
-# Many ways to put a sum, so that the answer is computed wherever one is due, not only after an equals sign.
-SUM_WORDINGS = (
-    "{a} + {b} = {c}",
-    "{a} + {b} is {c}",
-    "{a} plus {b} is {c}",
-    "{a} and {b} make {c}",
-    "the sum of {a} and {b} is {c}",
-    "add {a} and {b}: {c}",
-    "how much is {a} + {b}? {c}",
-    "what is {a} plus {b}?\n{c}",
-)
-SUM_WORDING_WEIGHTS = (5, 1, 1, 1, 1, 1, 1, 1)
-# Lengths of the operands in the pre-training text: two digits in the main, three are seen but not mastered.
-SUM_DIGITS = {(1, 1): 0.07, (1, 2): 0.25, (2, 2): 0.55, (1, 3): 0.06, (2, 3): 0.07}
+# More wordings than these, or three digits beside two, and so few sums as an hour allows are not enough to add by.
+SUM_WORDINGS = ("{a} + {b} = {c}", "{a} plus {b} is {c}", "what is {a} + {b}? {c}")
+SUM_WORDING_WEIGHTS = (0.6, 0.2, 0.2)
+SUM_DIGITS = {(1, 1): 0.1, (1, 2): 0.3, (2, 2): 0.6}  # how many digits the operands have
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def train(
     changes = overrides or []
     value = override(load_config(config), changes)
     if processes > 1 and "LOCAL_RANK" not in os.environ:
-        raise typer.Exit(_launch(config, changes, runs, processes, on_cpu=value.device == "cpu"))
+        raise typer.Exit(_launch(config, changes, runs, processes))
     from tuner.stages import train as train_config
     from tuner.training.loop import Interrupted
 
@@ -38,15 +38,14 @@ def train(
         _tell(run)
 
 
-def _launch(config: str, overrides: list[str], runs: Path, processes: int, *, on_cpu: bool) -> int:
-    """Run this command once per process; returns the exit code of the first that failed."""
-    import torch
+def _launch(config: str, overrides: list[str], runs: Path, processes: int) -> int:
+    """Run this command once per process; returns the exit code of the launcher.
 
-    where = ["--cpu", "--num_cpu_threads_per_process", "1"] if on_cpu or not torch.cuda.is_available() else []
+    `--multi_gpu` is accelerate's name for one process per device, also on CPU: its `--cpu` starts only one.
+    """
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *where,
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+        *("--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("-m", "tuner", "train", config, *overrides, "--runs", str(runs)),
     ]
     return subprocess.run(command).returncode

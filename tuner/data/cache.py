@@ -20,7 +20,18 @@ from tuner.data.sources import Rows
 from tuner.data.template import find_source
 from tuner.data.tokenizer import Tokenizer, serialise
 
-CODE = ("cache", "conversation", "examples", "load", "report", "rows", "sources", "split", "template", "tokenizer")
+CODE = (
+    "cache",
+    "conversation",
+    "examples",
+    "load",
+    "report",
+    "rows",
+    "sources",
+    "split",
+    "template",
+    "tokenizer",
+)
 """The modules that decide what is learned: a change in any of them makes every entry stale."""
 
 Parts = dict[str, Examples]
@@ -33,7 +44,9 @@ def cache_folder(data: Chat | Text) -> Path:
 
 def cache_key(data: Chat | Text, tokenizer: Tokenizer, rows: list[Rows]) -> str:
     """Hash of the rows, the tokenizer, the template's text, the data fields that matter, and this code."""
-    fields = data.model_dump(mode="json", exclude={"cache", "files", "validation_files", "test_files", "limit"})
+    fields = data.model_dump(
+        mode="json", exclude={"cache", "files", "validation_files", "test_files", "limit"}
+    )
     made_from = {
         "fields": fields,
         "sources": [[_fields(one.source), one.identity()] for one in rows],
@@ -110,7 +123,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 
 
 def _fields(source: Source) -> dict[str, Any]:
-    """What of a source decides its tokens: not how often it is drawn. A user's function counts with its file."""
+    """What of a source decides its tokens; its share does not. A user's function counts with its file."""
     fields = source.model_dump(mode="json", exclude={"share"})
     file = Path(str(source.shape).rpartition(":")[0])
     if ":" in str(source.shape) and file.is_file():

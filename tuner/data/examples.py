@@ -45,7 +45,7 @@ class Examples:
     tokens_T: np.ndarray
     """int32."""
     weights_T: np.ndarray
-    """float32: the weight with which a token is learned as a target; 0 = not learned. The first of a sample is 0."""
+    """float32: the weight with which a token is learned as a target; 0 = not learned. A first token is 0."""
     offsets: np.ndarray
     """int64 [N + 1]: sample i is tokens offsets[i] to offsets[i + 1]."""
     sources: np.ndarray
@@ -85,7 +85,11 @@ class Examples:
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         places = np.repeat(self.offsets[indices], lengths) + within
         return Examples(
-            self.tokens_T[places], self.weights_T[places], offsets, self.sources[indices], self.origins.take(indices)
+            self.tokens_T[places],
+            self.weights_T[places],
+            offsets,
+            self.sources[indices],
+            self.origins.take(indices),
         )
 
     def fingerprint(self) -> str:
@@ -205,15 +209,15 @@ def _first_token_from(encoding: Any, char: int) -> int:
 
 
 def _tokenize_slowly(one: Rendered, tokenizer: Tokenizer) -> Sample:
-    """For tokenizers that tell no offsets: the text up to an edge must encode to the first ids of the whole."""
+    """For tokenizers that tell no offsets: the text before an edge must encode to the first ids of all."""
     ids = tokenizer.encode(one.text, add_special_tokens=False)
 
     def first_token_from(char: int) -> int:
         before = tokenizer.encode(one.text[:char], add_special_tokens=False)
         if ids[: len(before)] != before:
             raise UserError(
-                f"{one.origin}: this tokenizer tells no offsets and joins tokens over the edge of a turn, so what is "
-                "learned cannot be told; use a fast tokenizer (tokenizer.json) or another template"
+                f"{one.origin}: this tokenizer tells no offsets and joins tokens over the edge of a turn, so "
+                "what is learned cannot be told; use a fast tokenizer (tokenizer.json) or another template"
             )
         return len(before)
 

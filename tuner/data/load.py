@@ -1,4 +1,4 @@
-"""From a config's sources to tokenised samples: read, render, tokenise, hold out, count, keep in the cache."""
+"""From a config's sources to tokenised samples: read, render, tokenise, hold out, count, and cache."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -39,13 +39,19 @@ def load_data(data: Chat | Text, tokenizer: Tokenizer, *, progress: Progress | N
 
     Raises UserError with `file:line` for every kind of bad row, and when nothing is left to train on.
     """
-    given = {"files": data.sources, "validation_files": data.validation_sources, "test_files": data.test_sources}
+    given = {
+        "files": data.sources,
+        "validation_files": data.validation_sources,
+        "test_files": data.test_sources,
+    }
     rows = [(purpose, Rows(source)) for purpose, sources in given.items() for source in sources]
     folder, key = cache.cache_folder(data), cache.cache_key(data, tokenizer, [one for _, one in rows])
     entry = cache.load_entry(folder, key)
     if entry is None:
         with cache.locked(folder, key):
-            entry = cache.load_entry(folder, key) or _build_entry(data, tokenizer, rows, folder, key, progress)
+            entry = cache.load_entry(folder, key) or _build_entry(
+                data, tokenizer, rows, folder, key, progress
+            )
     parts, report, fingerprint = entry
     return Dataset(parts["train"], parts.get("validation"), parts.get("test"), report, fingerprint)
 
@@ -79,7 +85,9 @@ class Builder:
         self.report = DataReport()
         self._template = Template(data.template, tokenizer) if isinstance(data, Chat) else None
         self._progress = progress or (lambda done: None)
-        self._collectors: dict[PartName, Collector] = {part: Collector() for part in ("train", "validation", "test")}
+        self._collectors: dict[PartName, Collector] = {
+            part: Collector() for part in ("train", "validation", "test")
+        }
         self._seen: dict[bytes, PartName] = {}
         self._crossing = 0
         self._rows = 0
@@ -101,7 +109,9 @@ class Builder:
 
     def finish(self) -> tuple[cache.Parts, DataReport]:
         """The parts that hold samples, and the report; UserError when there is nothing to train on."""
-        parts = {part: examples for part, one in self._collectors.items() if (examples := one.finish()) is not None}
+        parts = {
+            part: examples for part, one in self._collectors.items() if (examples := one.finish()) is not None
+        }
         if "train" not in parts:
             raise UserError(f"no row is left to train on: {self.report}")
         self.report.parts = {part: PartReport.of(examples) for part, examples in parts.items()}
@@ -145,7 +155,9 @@ class Builder:
             found, wanted, kind = ("raw text", "conversations", "Text") if self._template else (
                 "a conversation", "raw text", "Chat"
             )  # fmt: skip
-            raise UserError(f"{item.origin}: this row is {found}, and the config wants {wanted}; use data={kind}(...)")
+            raise UserError(
+                f"{item.origin}: this row is {found}, and the config wants {wanted}; use data={kind}(...)"
+            )
         return item
 
     def _tokenize(self, items: list[Conversation | Document]) -> list[Sample]:
@@ -172,8 +184,8 @@ class Builder:
             counts.too_long += 1
             if too_long == "error":
                 raise UserError(
-                    f"{origin}: {length:,} tokens, more than max_length {limit:,}; raise max_length, shorten the row, "
-                    'or set too_long="drop" or "cut"'
+                    f"{origin}: {length:,} tokens, more than max_length {limit:,}; raise max_length, shorten "
+                    'the row, or set too_long="drop" or "cut"'
                 )
             if too_long == "drop":
                 counts.dropped_too_long += 1

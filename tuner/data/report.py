@@ -13,7 +13,7 @@ HISTOGRAM = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65
 
 @dataclass
 class SourceReport:
-    """Counts of one source. A row is kept, or dropped for one of three reasons; a kept row may give pieces."""
+    """Counts of one source. A row is kept or dropped for a reason counted here; a kept one may be split."""
 
     path: str
     purpose: str
@@ -85,15 +85,18 @@ class DataReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DataReport":
-        parts = {name: PartReport(**{**part, "histogram": tuple(part["histogram"])}) for name, part in values["parts"].items()}
+        parts = {
+            name: PartReport(**{**part, "histogram": tuple(part["histogram"])})
+            for name, part in values["parts"].items()
+        }
         return cls([SourceReport(**source) for source in values["sources"]], parts, list(values["notes"]))
 
     def __str__(self) -> str:
         """One paragraph."""
         said = [f"{_sum(self, 'rows'):,} rows read from {_number(len(self.sources), 'source')}"]
         counts = {
-            "duplicates kept": _sum(self, "duplicates") - _sum(self, "dropped_duplicates"),
-            "duplicates dropped": _sum(self, "dropped_duplicates"),
+            "equal to an earlier one and kept": _sum(self, "duplicates") - _sum(self, "dropped_duplicates"),
+            "equal to an earlier one and dropped": _sum(self, "dropped_duplicates"),
             "too long and dropped": _sum(self, "dropped_too_long"),
             "cut": _sum(self, "cut"),
             "cut before anything learned and dropped": _sum(self, "cut_to_nothing"),

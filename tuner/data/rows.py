@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ _ROLES = {role: role for role in ROLES} | {
     "observation": "tool",
     "ipython": "tool",
 }
-"""What the shapes in use call the roles, and what they are here. `function_call` is read apart: it is a call."""
+"""What the shapes in use call the roles, and what they are here. `function_call` is read apart."""
 
 
 class Reader:
@@ -61,21 +62,24 @@ def recognise(row: Values, origin: str) -> str:
     for name, shape in SHAPES.items():
         if any(all(_has(row, key) for key in choice) for choice in shape.keys):
             return name
-    _refuse(
-        origin,
-        f"the shape of this row is unknown (keys: {_names(row)}); it needs messages, conversations, "
-        "instruction+output, prompt+completion or text, or a Source(shape=your_function) that makes one of them",
+    raise UserError(
+        f"{origin}: this row's shape is unknown (keys: {_names(row)}); it needs messages, conversations, "
+        "instruction+output, prompt+completion or text, or a Source(shape=function) that makes one of them"
     )
 
 
 def _read_messages(row: Values, origin: str) -> Conversation:
     messages = next(row[key] for key in ("messages", "conversations", "conversation") if _has(row, key))
-    return _conversation(row, [_turn(message, origin) for message in _list(messages, "messages", origin)], origin)
+    return _conversation(
+        row, [_turn(message, origin) for message in _list(messages, "messages", origin)], origin
+    )
 
 
 def _read_sharegpt(row: Values, origin: str) -> Conversation:
     """ShareGPT's from/value pairs; role/content under the same key, and XTuner's system/input/output, too."""
-    messages = _list(next(row[key] for key in ("conversations", "conversation") if _has(row, key)), "turns", origin)
+    messages = _list(
+        next(row[key] for key in ("conversations", "conversation") if _has(row, key)), "turns", origin
+    )
     first = messages[0] if messages else {}
     if isinstance(first, Mapping) and "role" in first and "from" not in first:
         return _read_messages(row, origin)
@@ -86,7 +90,9 @@ def _read_sharegpt(row: Values, origin: str) -> Conversation:
         _mapping(message, "a turn", origin)
         value = _text(message.get("value"), '"value"', origin)
         if message.get("from") == "function_call":
-            calls = json.loads(value) if _is_json(value) else _refuse(origin, "a function_call that is not JSON")
+            calls = (
+                json.loads(value) if _is_json(value) else _refuse(origin, "a function_call that is not JSON")
+            )
             calls = calls if isinstance(calls, list) else [calls]
             plain = {"role": "assistant", "content": "", "tool_calls": calls}
         else:
@@ -167,7 +173,10 @@ def _check_turns(conversation: Conversation) -> None:
         _refuse(conversation.origin, "the conversation is empty; take the row out")
     if all(turn.role != "assistant" for turn in conversation.turns):
         roles = ", ".join(turn.role for turn in conversation.turns)
-        _refuse(conversation.origin, f"no assistant turn to learn from (turns: {roles}); add one or take the row out")
+        _refuse(
+            conversation.origin,
+            f"no assistant turn to learn from (turns: {roles}); add one or take the row out",
+        )
 
 
 def _turn(message: Any, origin: str) -> Turn:
@@ -184,7 +193,9 @@ def _turn(message: Any, origin: str) -> Turn:
     for key, value in (("name", name), ("tool_call_id", call_id)):
         if value is not None and not isinstance(value, str):
             _refuse(origin, f'"{key}" is a text, not {value!r}')
-    calls = tuple(_call_of(call, origin) for call in _list(message.get("tool_calls") or [], '"tool_calls"', origin))
+    calls = tuple(
+        _call_of(call, origin) for call in _list(message.get("tool_calls") or [], '"tool_calls"', origin)
+    )
     if calls and role != "assistant":
         _refuse(origin, f'"tool_calls" in a {role} turn; only the assistant calls tools')
     content = _content(message.get("content"), bool(calls), origin)
@@ -209,7 +220,9 @@ def _call_of(call: Any, origin: str) -> ToolCall:
     _mapping(call, "a tool call", origin)
     function = call.get("function") or call
     _mapping(function, "a tool call's function", origin)
-    arguments = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
+    arguments = next(
+        (function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {}
+    )
     if isinstance(arguments, str):
         arguments = json.loads(arguments) if _is_json(arguments) else arguments
     if not isinstance(arguments, Mapping) or not isinstance(function.get("name"), str):
@@ -254,10 +267,14 @@ def _load_function(name: str) -> Callable[[Values], Any]:
     """The function "file.py:name" names."""
     file, colon, function = name.rpartition(":")
     if not colon or not Path(file).is_file():
-        raise UserError(f"shape {name!r}: no such file; write one of {', '.join(SHAPES)}, or file.py:function")
+        raise UserError(
+            f"shape {name!r}: no such file; write one of {', '.join(SHAPES)}, or file.py:function"
+        )
     specification = importlib.util.spec_from_file_location(f"tuner_shape_{Path(file).stem}", file)
-    assert specification is not None and specification.loader is not None, file
+    if specification is None or specification.loader is None:
+        raise UserError(f"shape {name!r}: {file} is no Python file; write file.py:function")
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look their module up there
     try:
         specification.loader.exec_module(module)
         return getattr(module, function)

@@ -47,7 +47,7 @@ class Rows:
     def identity(self) -> list[list[str]]:
         """[name, hash of the content] of every file: what a cache of these rows depends on."""
         if self.files is None:
-            return [[self.source.path, str(self._hub._fingerprint)]]
+            return [[self.source.path, str(getattr(self._hub, "_fingerprint", ""))]]
         return [[str(file), _hash_file(file)] for file in self.files]
 
     def _read(self) -> Iterator[Row]:
@@ -59,7 +59,9 @@ class Rows:
                 count += 1
                 yield row
             if not count:
-                raise UserError(f"{file}: the file is empty; put rows in it or take it out of the config's files")
+                raise UserError(
+                    f"{file}: the file is empty; put rows in it or take it out of the config's files"
+                )
 
 
 def _find(path: str) -> list[Path] | None:
@@ -70,13 +72,17 @@ def _find(path: str) -> list[Path] | None:
     if glob.has_magic(local):
         files = sorted(Path(file) for file in glob.glob(local, recursive=True) if Path(file).is_file())
         if not files:
-            raise UserError(f"{path}: no file matches this pattern (seen from {Path.cwd()}); correct the path")
+            raise UserError(
+                f"{path}: no file matches this pattern (seen from {Path.cwd()}); correct the path"
+            )
         return [_known(file) for file in files]
     if Path(local).is_dir():
         raise UserError(f"{path}: this is a folder; name the files in it, as in {path.rstrip('/')}/*.jsonl")
     if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in KNOWN:
         return None
-    raise UserError(f"{path}: no such file (seen from {Path.cwd()}); correct the path, or write org/name for the hub")
+    raise UserError(
+        f"{path}: no such file (seen from {Path.cwd()}); correct the path, or write org/name for the hub"
+    )
 
 
 def _known(file: Path) -> Path:
@@ -102,14 +108,15 @@ def _read_lines(file: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
             except UnicodeDecodeError as error:
                 raise _not_utf8(file, number, error) from error
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"{file}:{number}: broken JSON at column {error.colno} ({error.msg}); write one object a line"
+                    f"{file}:{number}: broken JSON at column {error.colno} ({error.msg}); "
+                    "every line is one whole JSON object"
                 ) from error
-            yield _as_row(file, number, values)
+            yield _as_row(file, number, values, b"\\ud" in line.lower())
 
 
 def _read_list(file: Path, text: str) -> Iterator[Row]:
@@ -125,14 +132,27 @@ def _read_list(file: Path, text: str) -> Iterator[Row]:
         try:
             values, position = decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{error.lineno}: broken JSON at column {error.colno} ({error.msg})") from error
-        yield _as_row(file, number, values)
+            raise UserError(
+                f"{file}:{error.lineno}: broken JSON at column {error.colno} ({error.msg})"
+            ) from error
+        yield _as_row(file, number, values, "\\ud" in text[start:position].lower())
         number += text.count("\n", start, position)
 
 
-def _as_row(file: Path, number: int, values: Any) -> Row:
+def _as_row(file: Path, number: int, values: Any, may_break: bool) -> Row:
+    """may_break: the row escapes surrogates; half a pair is no character, and no tokenizer takes it."""
     if not isinstance(values, dict):
-        raise UserError(f"{file}:{number}: a row is a JSON object, not {type(values).__name__}; write {{...}}")
+        raise UserError(
+            f"{file}:{number}: a row is a JSON object, not {type(values).__name__}; write {{...}}"
+        )
+    if may_break:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            found = str(error.object)[error.start : error.end].encode("unicode_escape").decode()
+            raise UserError(
+                f"{file}:{number}: {found} is half of a character; write its pair or take it out"
+            ) from error
     return Row(str(file), number, values)
 
 
@@ -144,19 +164,26 @@ def _decode(data: bytes, file: Path) -> str:
 
 
 def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> UserError:
-    return UserError(f"{file}:{number}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
+    return UserError(
+        f"{file}:{number}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+    )
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
     import datasets
 
+    with file.open("rb") as data:
+        if data.read(4) != b"PAR1":  # told here, for datasets would log it as well
+            raise UserError(f"{file}: this is no Parquet file; write it again, or give it its true ending")
     try:
         rows = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
         yield from _read_dataset(rows, str(file))
     except UserError:
         raise
     except Exception as error:  # pyarrow has a dozen classes for a file that is not Parquet
-        raise UserError(f"{file}: cannot be read as Parquet ({_first_line(error)}); write it again") from error
+        raise UserError(
+            f"{file}: cannot be read as Parquet ({_first_line(error)}); write it again"
+        ) from error
 
 
 def _load_hub(source: Source) -> Any:

@@ -11,11 +11,11 @@ PartName = Literal["train", "validation", "test"]
 
 
 def content_hash(item: Conversation | Document) -> bytes:
-    """16 bytes of what a row says: roles, texts, names, calls and tools; not where it stands nor what it weighs."""
+    """16 bytes of what a row says: roles, texts, names, calls, tools; not where it stands, nor its weight."""
     if isinstance(item, Document):
         said: list[object] = [item.text]
     else:
-        said = [[turn.role, turn.content, turn.name, _calls(turn), turn.input] for turn in item.turns]
+        said = [[turn.role, turn.content, turn.name, _calls(turn)] for turn in item.turns]
         said += [item.tools]
     normal = json.dumps(said, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=16).digest()

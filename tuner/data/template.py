@@ -27,7 +27,7 @@ from tuner.resources import chat_templates_folder
 Learn = Literal["assistant", "last", "all"]
 
 TODAY = datetime(2024, 7, 26)
-"""What a template that asks for today's date gets: Llama 3.1's default, so that data do not change overnight."""
+"""What a template that asks for the date gets: Llama 3.1's default, so that data do not change overnight."""
 
 _MARK = f"\ue000{secrets.token_hex(16)}\ue000"
 """Stands where a learned span begins or ends; drawn anew in every process, so that no row can hold it."""
@@ -37,7 +37,7 @@ _MARK = f"\ue000{secrets.token_hex(16)}\ue000"
 class Rendered:
     """A conversation as text.
 
-    spans: (first character, one past the last, weight) of the learned parts; a later span overrides an earlier.
+    spans: (first character, one past the last, weight) of the learned parts; a later one overrides.
     """
 
     text: str
@@ -48,7 +48,7 @@ class Rendered:
 class Template:
     """A chat template for one tokenizer.
 
-    Raises UserError when it is unknown, is no Jinja, or needs special tokens the tokenizer splits into pieces.
+    Raises UserError when it is unknown, is no Jinja, or needs special tokens that the tokenizer splits.
     """
 
     def __init__(self, name: str, tokenizer: Tokenizer):
@@ -59,7 +59,9 @@ class Template:
         try:
             self._jinja = _ENVIRONMENT.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"template {name!r}, line {error.lineno}: {error.message}; correct the template") from error
+            raise UserError(
+                f"template {name!r}, line {error.lineno}: {error.message}; correct the template"
+            ) from error
         self._values = self._special_values()
         self._check_special_tokens("special tokens")
         self._extras_checked = not re.search(r"with tools or names:", self.source)
@@ -67,7 +69,7 @@ class Template:
     def render(self, conversation: Conversation, learn: Learn = "assistant") -> Rendered:
         """The conversation as text with its learned spans.
 
-        learn: every assistant turn, the last one, or every character; a turn's own `learn` and `weight` go first.
+        learn: every assistant turn, the last one, or everything; a turn's own `learn` and `weight` go first.
         Raises UserError with the row's origin when the template refuses it or is not prefix-stable.
         """
         turns = conversation.turns
@@ -76,13 +78,14 @@ class Template:
         found = dict(zip(answers, marks, strict=False))
         if self._marked and len(marks) != len(answers):
             raise UserError(
-                f"{conversation.origin}: template {self.name!r} marked {len(marks)} learned parts for {len(answers)} "
-                "assistant turns; put {% generation %} around every assistant turn"
+                f"{conversation.origin}: template {self.name!r} marked {len(marks)} learned parts for "
+                f"{len(answers)} assistant turns; "
+                "put {% generation %} around every assistant turn"
             )
         spans = [(0, len(text), conversation.weight)] if learn == "all" else []
         for index, turn in enumerate(turns):
             weight = _weight(turn, index, answers[-1:], learn) * conversation.weight
-            if learn == "all" and weight == conversation.weight or learn != "all" and not weight:
+            if weight == (conversation.weight if learn == "all" else 0):
                 continue
             whole_turn = not weight and turn.role != "assistant"
             span = found.get(index) or self._span_by_prefix(conversation, index, text, whole_turn)
@@ -101,7 +104,9 @@ class Template:
         self, conversation: Conversation, turns: tuple[Turn, ...] | None = None, header: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         turns = conversation.turns if turns is None else turns
-        if not self._extras_checked and (conversation.tools or any(turn.name or turn.tool_calls for turn in turns)):
+        if not self._extras_checked and (
+            conversation.tools or any(turn.name or turn.tool_calls for turn in turns)
+        ):
             self._check_special_tokens("with tools or names")
             self._extras_checked = True
         try:
@@ -122,7 +127,7 @@ class Template:
     ) -> tuple[int, int]:
         """Where turn `index` stands in the text: between what is rendered without it and with it.
 
-        An assistant turn starts behind the header of an answer; any other at the first character of its content,
+        An assistant turn starts behind the header of an answer, any other at the first character of its text,
         unless the whole turn is asked for. Both end before trailing white space.
         """
         turns, turn = conversation.turns, conversation.turns[index]
@@ -130,8 +135,8 @@ class Template:
         through, _ = self._render(conversation, turns[: index + 1])
         if not (text.startswith(start) and text.startswith(through) and len(start) < len(through)):
             raise UserError(
-                f"{conversation.origin}: template {self.name!r} is not prefix-stable: it renders turn {index + 1} "
-                f"({turn.role}) differently when others follow, so what is learned cannot be told; "
+                f"{conversation.origin}: template {self.name!r} is not prefix-stable: it renders turn "
+                f"{index + 1} ({turn.role}) differently when others follow, so its span is unknown; "
                 f"use one of {', '.join(names())}"
             )
         begin, end = len(start), len(through.rstrip())
@@ -139,8 +144,8 @@ class Template:
             begin = text.find(turn.content.strip(), begin)
             if begin < 0 or begin > end:
                 raise UserError(
-                    f"{conversation.origin}: template {self.name!r} rewrites turn {index + 1} ({turn.role}), so it "
-                    "cannot be learned apart; take its learn switch out"
+                    f"{conversation.origin}: template {self.name!r} rewrites turn {index + 1} ({turn.role}), "
+                    "so it cannot be learned apart; take its learn switch out"
                 )
         return begin, len(through) if whole_turn else end
 
@@ -148,15 +153,21 @@ class Template:
         """What the template knows of the tokenizer, as transformers passes it."""
         tokenizer = self._tokenizer
         if "eos_token" in self.source and tokenizer.eos_token is None:
-            raise UserError(f"template {self.name!r} ends answers with the end token, and the tokenizer has none; set it")
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+            raise UserError(
+                f"template {self.name!r} ends answers with the end token, and the tokenizer has none; set it"
+            )
+        special = {
+            name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+        }
         bos = tokenizer.bos_token or ""
         return {**special, "bos_token": bos, "text_bos": bos if adds_bos(tokenizer) else ""}
 
     def _check_special_tokens(self, heading: str) -> None:
         """Every token the template's head names under `heading` must be one token."""
         line = re.search(rf"{heading}: (.+)", self.source)
-        split = [token for token in line[1].split() if not is_one_token(self._tokenizer, token)] if line else []
+        split = (
+            [token for token in line[1].split() if not is_one_token(self._tokenizer, token)] if line else []
+        )
         if split:
             raise UserError(
                 f"template {self.name!r} needs {', '.join(split)}, which this tokenizer splits into pieces; "
@@ -170,16 +181,20 @@ def names() -> list[str]:
 
 
 def find_source(name: str, tokenizer: Tokenizer) -> str:
-    """The text of the template a config names: one of ours, a .jinja file, or "tokenizer" for the model's own."""
+    """The text of the template a config names: one of ours, a .jinja file, or "tokenizer", its own."""
     if name == "tokenizer":
         own = getattr(tokenizer, "chat_template", None)
         own = own.get("default") if isinstance(own, Mapping) else own
         if not own:
-            raise UserError(f"this model's tokenizer has no chat template; set data.template to one of {_ours()}")
+            raise UserError(
+                f"this model's tokenizer has no chat template; set data.template to one of {_ours()}"
+            )
         return own
     file = Path(name) if name.endswith(".jinja") else chat_templates_folder() / f"{name}.jinja"
     if not file.is_file():
-        raise UserError(f'template {name!r}: no such template; write "tokenizer", a .jinja file, or one of {_ours()}')
+        raise UserError(
+            f'template {name!r}: no such template; write "tokenizer", a .jinja file, or one of {_ours()}'
+        )
     return file.read_text(encoding="utf-8")
 
 
@@ -225,7 +240,7 @@ def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`, the tag of transformers: here it writes a mark on either side.
+    """`{% generation %}...{% endgeneration %}`, transformers' tag: here it writes a mark on either side.
 
     transformers calls a macro and measures what was written so far; a mark costs a string split.
     """

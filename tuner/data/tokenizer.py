@@ -71,4 +71,6 @@ def serialise(tokenizer: Tokenizer) -> str:
     rust = backend(tokenizer)
     own = rust.to_str() if rust is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return json.dumps([type(tokenizer).__name__, hashlib.sha256(own.encode()).hexdigest(), special], sort_keys=True)
+    return json.dumps(
+        [type(tokenizer).__name__, hashlib.sha256(own.encode()).hexdigest(), special], sort_keys=True
+    )

@@ -1,10 +1,10 @@
 """Models: loading, quantisation, adapters, freezing, saving, merging, generation.
 
-Importing this registers InternLM2 with transformers' Auto classes and `varlen` with its attentions: registry
-calls, and the one import effect in tuner.
+Importing this registers InternLM2 with transformers' Auto classes, the one import effect in tuner.
 """
 
-from tuner.models import internlm2, varlen
+from tuner.models.internlm2 import register
+from tuner.models.internlm2_tokenizer import register_tokenizer
 
-internlm2.register()
-varlen.register()
+register()
+register_tokenizer()

@@ -149,6 +149,10 @@ def _base_of_foreign(folder: Path) -> str:
 def _check_is_model(folder: Path, path: str) -> None:
     if not Path(folder, "config.json").is_file():
         raise UserError(f"{path}: no config.json in {folder}, so it is not a model folder; check the path")
+    try:
+        json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{folder}/config.json: cannot be read ({error}); restore it") from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{path}: no *.safetensors in {folder}; convert the weights to safetensors, others are not read"

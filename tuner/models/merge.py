@@ -21,7 +21,7 @@ from tuner.models.tokenizer import read_tokenizer, save_tokenizer
 
 MIN_TOKENS = 256
 MAX_TOKENS = 1024
-"""Real tokens compared: 1024 rows of fp32 log-probabilities over InternLM2's vocabulary are 380 MB."""
+"""Real tokens compared: 1024 rows of fp32 logits over InternLM2's vocabulary are 380 MB."""
 MAX_MEAN_KL = 1e-3
 """Nats per token above which a merge is refused."""
 MIN_AGREEMENT = 0.99
@@ -41,12 +41,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge changed: by folding, in fp32, and by rounding the result to the file's precision."""
+    """What a merge changed, each figure over the same tokens and in fp32 products."""
 
     output: Path
     tokens: int
+
     folding: Difference
+    """From the adapter on its base to the merged weights: what the merge is refused for."""
+
     rounding: Difference
+    """From the adapter on its base to the merged weights rounded to the file's precision."""
+
+    activations: Difference | None
+    """From LLM.int8(), which rounds activations, to the same weights without; None for other bases."""
 
 
 def merge(
@@ -59,10 +66,11 @@ def merge(
 ) -> MergeReport:
     """Fold a run's adapter into the de-quantised base it was trained on; write a full model folder.
 
-    The adapter on its (quantised) base and the merged model are compared in fp32 over the texts' first 256 to
-    1024 tokens. Needs the base in fp32 in the device's memory (the CPU's by default). Raises UserError when
-    there is no adapter, too little text, something at `output`, or the two differ by more than MAX_MEAN_KL or
-    agree on less than MIN_AGREEMENT.
+    The adapter on its (quantised) base and the merged model are compared in fp32 over the texts' first 256
+    to 1024 tokens; an 8-bit base without its rounding of activations, which no weights can hold: that
+    is reported apart. Needs the base in fp32 in the device's memory (the CPU's by default). Raises UserError
+    when there is no adapter, too little text, something at `output`, or the two differ by more than
+    MAX_MEAN_KL or agree on less than MIN_AGREEMENT.
     """
     location = locate(config.Model(path=str(run_or_model_folder)))
     if location.adapter_folder is None:
@@ -71,20 +79,24 @@ def merge(
         raise UserError(f"{output}: is not empty; name a new folder for the merged model")
     tokenizer = read_tokenizer(location.tokenizer_folder)
     rows = _token_rows(tokenizer, texts)
-    model = _load_in_fp32(location, device or torch.device("cpu"))
-    adapted = _adapt(model, location)
-    before = log_probabilities(adapted, rows)
+    adapted = _adapt(_load_in_fp32(location, device or torch.device("cpu")), location)
+    before, activations = next_token_logits(adapted, rows), None
+    if location.reference.quantization == "int8":
+        adapted = _adapt(_dequantised(adapted), location)
+        rounded, before = before, next_token_logits(adapted, rows)
+        activations = _compare(rounded, before)
     merged = fold(adapted.unload(), location)
     report = MergeReport(
         output=output,
         tokens=sum(len(row) for row in rows),
-        folding=_compare(before, log_probabilities(merged, rows)),
+        folding=_compare(before, next_token_logits(merged, rows)),
         rounding=Difference(0.0, 1.0),
+        activations=activations,
     )
     _check(report.folding, run_or_model_folder)
     if dtype == "bf16":
         _round_to_bf16(merged)
-        report = replace(report, rounding=_compare(before, log_probabilities(merged, rows)))
+        report = replace(report, rounding=_compare(before, next_token_logits(merged, rows)))
     save_full(merged, output, dtype)
     save_tokenizer(tokenizer, output)
     write_record(output, location.reference, None)
@@ -101,23 +113,28 @@ def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def log_probabilities(model: nn.Module, rows: list[list[int]]) -> Tensor:
-    """Log-probabilities of every next token, (tokens of all rows, vocabulary), fp32 on the CPU."""
+def next_token_logits(model: nn.Module, rows: list[list[int]]) -> Tensor:
+    """(tokens of all rows, vocabulary), fp32 on the CPU."""
     with generating(model) as transformer:
-        device = transformer.device
-        inputs = (torch.tensor([row], device=device) for row in rows)
+        inputs = (torch.tensor([row], device=transformer.device) for row in rows)
         logits = [transformer(input_ids=tokens, use_cache=False).logits[0].cpu() for tokens in inputs]
-    return torch.cat(logits).float().log_softmax(dim=-1)
+    return torch.cat(logits).float()
 
 
 def _load_in_fp32(location: Location, device: torch.device) -> PreTrainedModel:
-    """The base with the weights it had in training (rounded to bf16 there, if they were), computing in fp32."""
+    """The base with the weights it had in training, where they may be rounded to bf16, computing in fp32."""
     held_in = torch.float32 if location.reference.precision == "fp32" else torch.bfloat16
     model = load_base(location, held_in, compute_dtype=torch.float32, device=device)
     for weight in model.parameters():
         if weight.dtype == torch.bfloat16:
             weight.data = weight.data.float()
     return model
+
+
+def _dequantised(adapted: nn.Module) -> PreTrainedModel:
+    base = adapted.unload()
+    dequantise(base)
+    return base
 
 
 def _adapt(model: PreTrainedModel, location: Location) -> nn.Module:
@@ -151,16 +168,20 @@ def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> lis
 
 
 def _compare(before: Tensor, after: Tensor) -> Difference:
-    divergence = (before.exp() * (before - after)).sum(dim=-1)
+    """Of two models' logits, row by row in fp64: the sums cancel to next to nothing."""
+    divergences = []
+    for old, new in zip(before, after, strict=True):
+        old, new = old.double().log_softmax(dim=-1), new.double().log_softmax(dim=-1)
+        divergences.append((old.exp() * (old - new)).sum())
     same = before.argmax(dim=-1) == after.argmax(dim=-1)
-    return Difference(float(divergence.mean()), float(same.float().mean()))
+    return Difference(float(torch.stack(divergences).mean()), float(same.double().mean()))
 
 
 def _check(folding: Difference, folder: str | Path) -> None:
     # written so that NaN fails
     if not (folding.mean_kl <= MAX_MEAN_KL and folding.agreement >= MIN_AGREEMENT):
         raise UserError(
-            f"{folder}: merging changes the model (mean KL {folding.mean_kl:.2g} nats, same most likely token "
-            f"on {folding.agreement:.1%}; allowed are {MAX_MEAN_KL:g} and {MIN_AGREEMENT:.0%}), so nothing was "
-            "written; use the adapter on its base instead"
+            f"{folder}: merging changes the model (mean KL {folding.mean_kl:.2g} nats, same most likely "
+            f"token on {folding.agreement:.1%}; allowed are {MAX_MEAN_KL:g} and {MIN_AGREEMENT:.0%}), so "
+            "nothing was written; use the adapter on its base instead"
         )

@@ -1,15 +1,20 @@
 """Saving: standard folders that other tools read, and beside them what the model was trained on."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuner.errors import UserError
 from tuner.models.adapters import is_adapted, save_adapter
 from tuner.models.fingerprint import fingerprint
 from tuner.models.load import Loaded, Precision
+from tuner.models.locate import first_line
 from tuner.models.reference import BaseReference, write_record
 from tuner.models.tokenizer import save_tokenizer
 
@@ -29,15 +34,17 @@ def save_model(
 
     Beside the weights: the tokenizer, and tuner.json naming the base. precision: of full weights in the file,
     by default what the model was loaded with. state_dict: weights by the model's names where they are not the
-    model's own, such as a copy made for writing in the background. Raises OSError when the disk is full.
+    model's own, such as a copy made for writing in the background. Raises UserError when the disk is full or
+    the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if is_adapted(loaded.model):
-        save_adapter(loaded.model, folder, _name_for_others(loaded.base), state_dict)
-    else:
-        save_full(loaded.transformer, folder, precision or loaded.precision, state_dict)
-    save_tokenizer(loaded.tokenizer, folder)
-    write_record(folder, loaded.base, loaded.lora)
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_adapted(loaded.model):
+            save_adapter(loaded.model, folder, _name_for_others(loaded.base), state_dict)
+        else:
+            save_full(loaded.transformer, folder, precision or loaded.precision, state_dict)
+        save_tokenizer(loaded.tokenizer, folder)
+        write_record(folder, loaded.base, loaded.lora)
 
 
 def save_full(
@@ -51,6 +58,16 @@ def save_full(
     }
     model.save_pretrained(str(folder), state_dict=cast, max_shard_size=_SHARD)
     _write_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        raise UserError(
+            f"{folder}: cannot be written ({first_line(error)}); free space or check the permissions, then go on"
+        ) from error
 
 
 def _write_dtype(file: Path, dtype: str) -> None:

@@ -3,22 +3,15 @@
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tuner import config
 from tuner.errors import UserError
+from tuner.models.internlm2 import MODEL_TYPE
+from tuner.models.internlm2_tokenizer import InternLM2Tokenizer
 from tuner.models.locate import first_line, locate
 
-_CHAT_TOKENS = {
-    "[UNUSED_TOKEN_141]": "<|plugin|>",
-    "[UNUSED_TOKEN_142]": "<|interpreter|>",
-    "[UNUSED_TOKEN_143]": "<|action_end|>",
-    "[UNUSED_TOKEN_144]": "<|action_start|>",
-    "[UNUSED_TOKEN_145]": "<|im_end|>",
-    "[UNUSED_TOKEN_146]": "<|im_start|>",
-}
-"""What InternLM2's chat models call the last six entries of their sentencepiece file, ids 92538 to 92543."""
+_ONLY_IN_TRANSFORMERS_5 = ("TokenizersBackend", InternLM2Tokenizer.__name__)
 
 
 def load_tokenizer(model: config.Model) -> PreTrainedTokenizerBase:
@@ -35,26 +28,13 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise UserError(
             f"{folder}: no tokenizer.json or tokenizer.model; copy the base model's tokenizer into it"
         )
+    runs_code = trust_remote_code and not _is_internlm2(folder)  # whose own code is for transformers 4
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=runs_code)
     except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); restore it"
         ) from error
-    return _with_chat_tokens(tokenizer)
-
-
-def _with_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give the unused entries of InternLM2's bare sentencepiece file their names, ids unchanged."""
-    known = tokenizer.get_vocab()
-    if "<|im_start|>" in known or not all(name in known for name in _CHAT_TOKENS):
-        return tokenizer
-    text = tokenizer.backend_tokenizer.to_str()
-    for unused, name in _CHAT_TOKENS.items():
-        text = text.replace(json.dumps(unused), json.dumps(name))
-    tokenizer._tokenizer = Tokenizer.from_str(text)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(_CHAT_TOKENS.values())})
-    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -63,7 +43,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
     file = Path(folder, "tokenizer_config.json")
     values = json.loads(file.read_text(encoding="utf-8"))
-    if values.get("tokenizer_class") == "TokenizersBackend":  # the name that transformers 5 gave it
+    if values.get("tokenizer_class") in _ONLY_IN_TRANSFORMERS_5:
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
     extra = values.pop("extra_special_tokens", None)
     if isinstance(extra, list):
@@ -73,3 +53,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if source.is_file() and not Path(folder, source.name).exists():
         Path(folder, source.name).write_bytes(source.read_bytes())
+
+
+def _is_internlm2(folder: Path) -> bool:
+    file = folder / "config.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE

@@ -34,7 +34,7 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
         return run
     watchers = Watchers(_watchers(config) if devices.is_main else [])
     if devices.is_main:
-        run.start(config, overrides)
+        run.start(config, overrides, devices.place)
     devices.wait()
     outcome: Outcome = "failed"
     try:

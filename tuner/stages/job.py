@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from tuner.config import SFT, Stage
+from tuner.config import SFT, Chat, Stage
 from tuner.data.load import Dataset
 from tuner.data.stream import Stream
+from tuner.data.template import Template
 from tuner.evaluation.held_out import HeldOutRows
+from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
@@ -70,9 +72,13 @@ class Job:
             loop.say(f"{name} training: {told}" if told else f"{name} training: no test rows to measure")
         return measured
 
-    def finish(self, roles: Roles, results: dict[str, Any]) -> None:
+    def finish(self, config: SFT, roles: Roles, results: dict[str, Any]) -> None:
         """Write the model and the results: the run is over."""
         if self.devices.is_main:
+            if isinstance(config.data, Chat):  # whoever loads the model talks to it as it was taught
+                template = Template(config.data.template, roles.tokenizer)
+                roles.tokenizer.chat_template = template.source
+                roles.policy.transformer.generation_config.eos_token_id = sorted(end_ids(template, roles.tokenizer))
             write_atomically(self.run.model_folder, lambda folder: save_model(roles.policy, folder))
             self.run.finish(results)
         self.devices.wait()

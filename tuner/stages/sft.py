@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tuner.config import SFT
 from tuner.data.load import load_data
-from tuner.data.stream import make_stream
 from tuner.evaluation.held_out import HeldOutRows
 from tuner.models.forward import token_loss
 from tuner.stages.job import Job
+from tuner.stages.rows import plan
 
 
 def sft(config: SFT, job: Job) -> None:
@@ -16,14 +16,7 @@ def sft(config: SFT, job: Job) -> None:
     with job.devices.main_first():
         data = load_data(config.data, roles.tokenizer)
     job.keep_data(data)
-    stream = make_stream(
-        data.train,
-        tokens_per_step=config.tokens_per_step,
-        tokens_per_pass=config.tokens_per_pass,
-        epochs=config.epochs,
-        seed=config.seed,
-        shares=[source.share for source in config.data.sources],
-    )
+    stream = plan(config, data)
     validation, test = (
         HeldOutRows(rows, roles, job.devices, config.evaluation, config.tokens_per_pass)
         for rows in (data.validation, data.test)
@@ -36,4 +29,4 @@ def sft(config: SFT, job: Job) -> None:
                 step.backward(token_loss(model, batch), per="tokens")
         step.finish()
     loop.load_best()
-    job.finish(roles, {"before": before, "after": job.measure("after", test, loop)})
+    job.finish(config, roles, {"before": before, "after": job.measure("after", test, loop)})

@@ -221,5 +221,7 @@ def _join_tensors(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
 def _explain(error: BaseException, folder: Path) -> BaseException:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error):
-        return UserError(f"{folder}: the disk is full; free some space and run the same command again to go on")
+        return UserError(
+            f"{folder}: the disk is full; free some space and run the same command again to go on"
+        )
     return error

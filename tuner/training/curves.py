@@ -138,7 +138,7 @@ def _draw_noisy(axes: Axes, points: list[Point], high: float, colour: str, label
 
 
 def _centred(values: list[float]) -> list[float]:
-    """Mean with weights falling to both sides: unlike a running mean it does not lag behind a falling loss."""
+    """Mean with weights falling to both sides: unlike a running mean it does not lag behind."""
     decay = 1 - 1 / max(2.0, len(values) * SHARE_OF_STEPS)
     before = _decayed_sums(values, decay)
     after = _decayed_sums(values[::-1], decay)[::-1]
@@ -236,9 +236,8 @@ def _count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
     if 0 < abs(value) < 1e-2:
-        return (
-            f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.2e}".replace(".00", "").replace("e-0", "e-")
-        )
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.4g}"
 
 

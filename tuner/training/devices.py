@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from tuner.config import Stage
@@ -33,9 +34,14 @@ class Devices:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a notebook may have trained in another precision before
+            AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(
-            cpu=config.device == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
+            cpu=config.device == "cpu" or not torch.cuda.is_available(),
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
         )
+        if (asked := int(os.environ.get("WORLD_SIZE", "1"))) != self.world:
+            raise UserError(f"{asked} processes were launched, but accelerate joins {self.world}: run `accelerate config`")
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +58,12 @@ class Devices:
     @property
     def is_main(self) -> bool:
         return self._accelerator.is_main_process
+
+    @property
+    def place(self) -> dict[str, str | int]:
+        """What must stay as it is for a run to go on bit for bit."""
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"device": kind, "processes": self.world, "threads": torch.get_num_threads()}
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the run's precision."""
@@ -84,7 +96,9 @@ class Devices:
         for bucket in _buckets(parameters):
             flat = torch.cat(
                 [
-                    (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).reshape(-1)
+                    (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).reshape(
+                        -1
+                    )
                     for parameter in bucket
                 ]
             )

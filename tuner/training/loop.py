@@ -240,7 +240,9 @@ class Loop:
         for place, batch in enumerate(step.batches):
             tensors = {key: value for key, value in asdict(batch).items() if isinstance(value, torch.Tensor)}
             save_file(tensors, folder / f"rank{self.devices.rank}_pass{place}.safetensors")
-        origins = [self.stream.examples.origin(index) for index in self.stream.steps[step.index].samples.tolist()]
+        origins = [
+            self.stream.examples.origin(index) for index in self.stream.steps[step.index].samples.tolist()
+        ]
         (folder / "origins.txt").write_text("\n".join(origins) + "\n", encoding="utf-8")
         raise UserError(
             f"{self.run.folder}: loss or gradient was not finite for {self.counters.bad_in_a_row} steps in a row; "
@@ -276,7 +278,9 @@ class Loop:
         counters.recent = [*counters.recent, (training_loss or math.nan, loss)][-3:]
         if is_rising(counters.recent) and not counters.warned_rising:
             counters.warned_rising = True
-            self.say("validation loss rises while training loss falls: the model begins to learn the rows by heart")
+            self.say(
+                "validation loss rises while training loss falls: the model begins to learn the rows by heart"
+            )
         if limits.patience and counters.evaluations_since_best >= limits.patience:
             counters.stopped_early = True
             self.say(f"no better validation loss in {limits.patience} measurements: stopping early")
@@ -291,7 +295,9 @@ class Loop:
             if self.devices.is_main:
                 self.run.rewind(0)
             return
-        counters = restore(self._checkpoints.load(steps[-1]), self._trained, self._optimizer, self.devices.rank)
+        counters = restore(
+            self._checkpoints.load(steps[-1]), self._trained, self._optimizer, self.devices.rank
+        )
         self.counters = Counters(**counters)
         self._last_saved = self.counters.step
         self.devices.wait()
@@ -309,7 +315,9 @@ class Loop:
         """Take SIGINT and SIGTERM as requests to finish the step; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return {
+            number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)
+        }
 
     def _ask_to_stop(self, number: int, _: FrameType | None) -> None:
         if self._signal == signal.SIGINT == number:
@@ -323,4 +331,3 @@ def is_rising(recent: Sequence[tuple[float, float]]) -> bool:
         return False
     training, validation = np.diff(np.asarray(recent[-3:]), axis=0).T
     return bool((training < 0).all() and (validation > 0).all())
-

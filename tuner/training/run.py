@@ -58,7 +58,11 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """Answers drawn from held-out prompts during training."""
         path = self.folder / "samples.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if path.is_file()
+            else []
+        )
 
     @property
     def model_folder(self) -> Path:
@@ -80,17 +84,20 @@ class Run:
 
     def chat(self, message: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
         """One answer of the run's model to one message."""
-        from tuner.models.conversing import open_chat
+        from tuner.data.conversation import Turn
+        from tuner.models.chat import open_chat
 
-        return open_chat(str(self.folder), template=self._template()).answer(
-            [{"role": "user", "content": message}], max_new_tokens=max_new_tokens, temperature=temperature
-        )
+        turns = [Turn("user", message)]
+        model = open_chat(str(self.folder))
+        return "".join(model.answer(turns, max_new_tokens=max_new_tokens, temperature=temperature))
 
     # Starting and going on
 
-    def start(self, config: Stage, overrides: Sequence[str]) -> None:
+    def start(self, config: Stage, overrides: Sequence[str], place: dict[str, Any]) -> None:
         """Take the lock; write the identity of a new run, or check that of an old one.
 
+        place: where it computes, such as {"processes": 2, "threads": 1}. What differs from before, of it or of
+        versions, is logged: the run goes on, but not bit for bit.
         Raises UserError when another process trains here, or when the config has changed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,13 +106,17 @@ class Run:
             self._refuse_changes(config)
         self._write("config.json", to_json(config))
         self._write("overrides.json", json.dumps(list(overrides), indent=1))
-        self._write("versions.json", json.dumps(versions(), indent=1))
+        self._log_moves(now := versions() | place)
+        self._write("versions.json", json.dumps(now, indent=1))
         self._keep_functions(config)
 
     def check_data(self, fingerprint: str, report: dict[str, Any]) -> None:
         """Write what was learned from, or refuse to go on with other data."""
         path = self.folder / "data.json"
-        if path.is_file() and (known := json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) != fingerprint:
+        if (
+            path.is_file()
+            and (known := json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) != fingerprint
+        ):
             raise UserError(
                 f"{self.folder}: the data has changed since this run began ({known[:12]} is now {fingerprint[:12]}); "
                 "restore it, or start another run with name=..."
@@ -164,9 +175,6 @@ class Run:
         draw_curves(self.metrics, path, self.folder.name)
         return path
 
-    def _template(self) -> str:
-        return getattr(getattr(self.config, "data", None), "template", "tokenizer")
-
     def _take_lock(self) -> None:
         lock = (self.folder / ".lock").open("a+", encoding="utf-8")
         try:
@@ -189,6 +197,12 @@ class Run:
                 f"{self.folder} was begun with another config: {'; '.join(changes)}; "
                 "put it back to go on, give the run another name=..., or remove the folder"
             )
+
+    def _log_moves(self, now: dict[str, Any]) -> None:
+        before = self.kept("versions") or now
+        for name in now:
+            if before.get(name) != now[name]:
+                self.log(f"{name} was {before.get(name)} and is now {now[name]}: going on, perhaps not bit for bit")
 
     def _keep_functions(self, config: Stage) -> None:
         """Copy the files that hold the config's own functions: without them the run cannot be read."""
@@ -250,7 +264,10 @@ def versions() -> dict[str, str | None]:
 def _commit() -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=5
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

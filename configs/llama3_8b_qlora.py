@@ -1,0 +1,11 @@
+"""SFT: Llama-3-8B-Instruct goes on learning, with QLoRA on a single small GPU."""
+
+from tuner.config import SFT, AdamW, Chat, LoRA, Model
+
+config = SFT(
+    model=Model(path="meta-llama/Meta-Llama-3-8B-Instruct", quantization="nf4"),
+    adapter=LoRA(r=64, alpha=16, dropout=0.1),
+    data=Chat(files=("tatsu-lab/alpaca",), template="llama3"),
+    optimizer=AdamW(lr=2e-4, bits=8, paged=True),
+    epochs=3,
+)

@@ -1,0 +1,11 @@
+"""SFT: Qwen3-8B-Base learns to chat, with QLoRA on a single small GPU."""
+
+from tuner.config import SFT, AdamW, Chat, LoRA, Model
+
+config = SFT(
+    model=Model(path="Qwen/Qwen3-8B-Base", quantization="nf4"),
+    adapter=LoRA(r=64, alpha=16, dropout=0.1),
+    data=Chat(files=("tatsu-lab/alpaca",), template="qwen"),
+    optimizer=AdamW(lr=2e-4, bits=8, paged=True),
+    epochs=3,
+)

@@ -1,0 +1,185 @@
+"""Killed anywhere, a run goes on bit for bit: losses, order of the data, weights, generators."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import tuner
+from tests.equivalence.conftest import curve, weights
+from tuner.config import to_json
+from tuner.errors import UserError
+from tuner.training import checkpoint as checkpoint_module
+from tuner.training.loop import Step
+from tuner.training.run import Run
+
+STEPS = 5
+RICH = {"adapter.dropout": 0.1, "checkpoint.every": 1, "max_steps": STEPS}
+"""Dropout, so that generators matter; a checkpoint every step."""
+
+
+class Killed(BaseException):
+    """Stands for a kill that leaves no time to clean up."""
+
+
+def kill_at(monkeypatch, step, *, before_finish):
+    finish = Step.finish
+
+    def killed(self):
+        if self.index == step and before_finish:
+            raise Killed
+        finish(self)
+        if self.index == step:
+            raise Killed
+
+    monkeypatch.setattr(Step, "finish", killed)
+
+
+@pytest.fixture
+def whole(small, train):
+    return train(small(RICH), "whole")
+
+
+@pytest.mark.parametrize("before_finish", [True, False])
+@pytest.mark.parametrize("step", range(STEPS))
+def test_killed_at_every_step(small, train, tmp_path, whole, step, before_finish):
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step, before_finish=before_finish)
+        with pytest.raises(Killed):
+            train(small(RICH), "killed")
+    resumed = train(small(RICH), "killed")
+    assert curve(resumed) == curve(whole)
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"optimizer.bits": 8, "optimizer.paged": True, "model.quantization": "nf4"},
+        {"adapter": None, "optimizer.lr": 1e-3, "optimizer.bits": 8},
+        {"adapter": None, "optimizer.lr": 1e-3, "precision": "bf16", "gradient_checkpointing": True},
+        {"data.split.validation": 0.2, "evaluation.every": 2, "evaluation.samples": 2, "evaluation.keep_best": True},
+    ],
+    ids=["qlora-8bit-paged", "full-8bit", "full-bf16", "with-evaluation"],
+)
+def test_every_kind_of_state_is_restored(small, train, kind):
+    changes = {"checkpoint.every": 2, "max_steps": STEPS, **kind}
+    whole = train(small(changes), "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 3, before_finish=True)
+        with pytest.raises(Killed):
+            train(small(changes), "killed")
+    resumed = train(small(changes), "killed")
+    assert curve(resumed) == curve(whole)
+    assert [record.get("eval_loss") for record in resumed.metrics] == [
+        record.get("eval_loss") for record in whole.metrics
+    ]
+    assert resumed.samples == whole.samples
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
+
+
+def test_a_kill_during_the_write_leaves_the_checkpoint_before(small, train, tmp_path, whole):
+    write = checkpoint_module._write_snapshot
+
+    def half_written(folder, saved):
+        if folder.name.endswith("step_000003"):
+            (folder / "trained.safetensors").write_bytes(b"half")
+            os._exit(9)
+        write(folder, saved)
+
+    child = os.fork()
+    if child == 0:
+        checkpoint_module._write_snapshot = half_written
+        tuner.train(small(RICH), runs=tmp_path / "killed")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    run = Run(tmp_path / "killed" / "small")
+    assert (run.checkpoints_folder / ".writing-step_000003").is_dir()
+    assert not (run.checkpoints_folder / "step_000003").exists()
+    resumed = train(small(RICH), "killed")
+    assert curve(resumed) == curve(whole)
+    assert not list(run.checkpoints_folder.glob(".writing-*"))
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(small, train, whole, monkeypatch):
+    write = checkpoint_module._write_snapshot
+
+    def no_space(folder, saved):
+        if "step_000003" in folder.name:
+            raise OSError(28, "No space left on device")
+        write(folder, saved)
+
+    monkeypatch.setattr(checkpoint_module, "_write_snapshot", no_space)
+    with pytest.raises(UserError, match="the disk is full"):
+        train(small(RICH), "full")
+    monkeypatch.undo()
+    assert curve(train(small(RICH), "full")) == curve(whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_signals_to_a_real_process(small, tmp_path, number, code):
+    config = small({"max_steps": 40, "checkpoint.every": 7})
+    (tmp_path / "config.json").write_text(to_json(config))
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from pathlib import Path\nfrom tuner.config import from_json\n"
+        f"config = from_json(Path({str(tmp_path / 'config.json')!r}).read_text())\n"
+    )
+    command = [sys.executable, "-m", "tuner", "train", str(file), "--runs", str(tmp_path / "killed")]
+    run = Run(tmp_path / "killed" / "small")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while len(run.metrics) < 9 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert 9 <= len(run.metrics) < 40
+    resumed = tuner.train(config, runs=tmp_path / "killed")
+    assert curve(resumed) == curve(tuner.train(config, runs=tmp_path / "whole"))
+
+
+def test_a_changed_config_is_refused_with_its_differences(small, train):
+    train(small({"max_steps": 2}))
+    with pytest.raises(UserError, match=r"optimizer\.lr was 0\.005 and is now 0\.1"):
+        train(small({"max_steps": 2, "optimizer.lr": 0.1}))
+
+
+def test_what_changes_no_result_may_change(small, train):
+    run = train(small({"max_steps": 2}))
+    assert train(small({"max_steps": 2, "checkpoint.keep": 5})).results == run.results
+
+
+def test_a_finished_run_is_not_trained_again(small, train, monkeypatch):
+    run = train(small({"max_steps": 2}))
+    before = (run.folder / "metrics.jsonl").stat().st_mtime_ns
+    train(small({"max_steps": 2}))
+    assert (run.folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_locked_folder_is_refused(small, train, tmp_path):
+    holder = Run(tmp_path / "runs" / "small")
+    holder.start(small(), (), {})
+    with pytest.raises(UserError, match=f"process {os.getpid()} is training here"):
+        train(small())
+    holder.release()
+    train(small({"max_steps": 5}))
+
+
+def test_changed_data_are_refused(small, train, tmp_path):
+    rows = (tuner.resources.locate("tuner:sums/train.jsonl"),)
+    lines = open(rows[0], encoding="utf-8").read().splitlines()[:200]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    config = small({"data.files": [str(file)], "checkpoint.every": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 1, before_finish=True)
+        with pytest.raises(Killed):
+            train(config)
+    file.write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(UserError, match="the data has changed"):
+        train(config)

@@ -1,0 +1,45 @@
+"""`tuner configs`: what comes with tuner, listed without running any of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tuner.cli.configs import configs, first_line
+from tuner.resources import configs_folder
+
+app = typer.Typer()
+app.command()(configs)
+
+
+def test_every_shipped_config_is_listed_with_what_it_does() -> None:
+    listed = json.loads(CliRunner().invoke(app, ["--json"]).output)
+    assert [config["name"] for config in listed] == sorted(
+        file.stem for file in configs_folder().glob("*.py")
+    )
+    assert all(config["about"] for config in listed)
+    lines = CliRunner().invoke(app).output.splitlines()
+    assert [line.split()[0] for line in lines] == [config["name"] for config in listed]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('"""First.\n\nMore."""\nraise SystemExit', "First."),
+        ("config = 1", ""),
+        ("def (", "(not valid Python)"),
+        ("", ""),
+    ],
+)
+def test_files_are_read_and_never_run(text: str, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    assert first_line(file) == line
+
+
+def test_a_file_in_another_encoding_is_no_accident(tmp_path: Path) -> None:
+    file = tmp_path / "config.py"
+    file.write_bytes('"""é"""'.encode("latin-1"))
+    assert first_line(file) == "(not valid Python)"

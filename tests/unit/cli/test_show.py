@@ -1,0 +1,115 @@
+"""`tuner show`: value, origin and meaning of every leaf."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tuner.cli.show import show
+from tuner.config import SFT, AdamW, Chat, Constant, LoRA, Model, Source, from_json, leaves, override
+from tuner.config.part import Part
+from tuner.config.show import table, to_html, written
+from tuner.errors import UserError
+
+app = typer.Typer()
+app.command()(show)
+CONFIG = SFT(name="r", model=Model(path="tuner:tiny"), adapter=LoRA(r=8), data=Chat(files=("rows.jsonl",)))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '"""Mine."""\nfrom tuner.config import SFT, Chat, LoRA, Model\n'
+        'config = SFT(model=Model(path="tuner:tiny"), adapter=LoRA(r=8), data=Chat(files=("rows.jsonl",)))\n'
+    )
+    return str(path)
+
+
+def _origins(config: Part, *overridden: str) -> dict[str, str]:
+    return {row.path: row.origin for row in table(config, overridden)}
+
+
+def test_every_leaf_is_shown_once_with_its_meaning() -> None:
+    rows = table(CONFIG)
+    assert [row.path for row in rows] == [leaf.path for leaf in leaves(CONFIG)]
+    assert all(row.meaning for row in rows)
+
+
+def test_origins() -> None:
+    changed = override(CONFIG, {"optimizer.lr": 1e-3, "data.files.0": "other.jsonl"})
+    origins = _origins(changed, "optimizer.lr", "data.files.0")
+    assert origins["optimizer.lr"] == "override"
+    assert origins["data.files"] == "override"
+    assert origins["adapter.r"] == "config"
+    assert origins["model.path"] == "config"
+    assert origins["adapter.alpha"] == "default", "16 and 16.0 are the same"
+    assert origins["seed"] == "default"
+
+
+def test_a_part_set_whole_is_an_override_in_all_its_leaves() -> None:
+    changed = override(CONFIG, {"tracking": {"project": "p"}})
+    origins = _origins(changed, "tracking")
+    assert {origin for path, origin in origins.items() if path.startswith("tracking.")} == {"override"}
+
+
+def test_a_part_of_another_kind_than_the_default_was_chosen() -> None:
+    changed = CONFIG.model_copy(update={"schedule": Constant()})
+    assert _origins(changed)["schedule.kind"] == "config"
+    assert _origins(changed)["schedule.warmup"] == "default"
+
+
+def test_a_stages_own_default_for_a_part_is_a_default() -> None:
+    class Gentle(Part):
+        optimizer: AdamW = AdamW(lr=1e-6)
+        """How."""
+
+    assert _origins(Gentle())["optimizer.lr"] == "default"
+    assert _origins(Gentle(optimizer=AdamW()))["optimizer.lr"] == "config"
+
+
+def test_values_are_written_as_in_a_config_file() -> None:
+    assert written((Source(path="a.jsonl", share=2.0), "b.jsonl")) == (
+        "(Source(path='a.jsonl', share=2.0), 'b.jsonl')"
+    )
+    assert written(("a",)) == "('a',)"
+    assert written({"helpful": ("a", 1)}) == "{'helpful': ('a', 1)}"
+    assert written(None) == "None"
+
+
+def test_html_is_escaped() -> None:
+    html = to_html(CONFIG.model_copy(update={"data": Chat(files=("<script>.jsonl",))}))
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert html.count("<tr") == len(table(CONFIG)) + 1
+
+
+def test_plain_lines_stay_whole(file: str) -> None:
+    result = CliRunner().invoke(app, [file, "optimizer.lr=1e-3"])
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert len(lines) == len(table(CONFIG))
+    (line,) = [line for line in lines if line.startswith("optimizer.lr ")]
+    assert line.split()[:4] == ["optimizer.lr", "0.001", "override", "Peak"]
+
+
+def test_json_holds_the_whole_config_and_its_leaves(file: str) -> None:
+    result = CliRunner().invoke(app, [file, "adapter.r=4", "--json"])
+    shown = json.loads(result.output)
+    config = from_json(json.dumps(shown["config"]))
+    assert isinstance(config, SFT)
+    assert config.adapter == LoRA(r=4)
+    (leaf,) = [leaf for leaf in shown["leaves"] if leaf["path"] == "adapter.r"]
+    assert leaf == {
+        "path": "adapter.r",
+        "value": 4,
+        "origin": "override",
+        "meaning": "Rank of the two factors.",
+    }
+
+
+def test_a_wrong_name_is_the_users_mistake(file: str) -> None:
+    result = CliRunner().invoke(app, [file, "optimizer.learning_rate=1"])
+    assert isinstance(result.exception, UserError)

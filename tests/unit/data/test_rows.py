@@ -1,0 +1,213 @@
+"""Row shapes, and the sentence a row gets that has none."""
+
+import json
+
+import pytest
+
+from tuner.data.conversation import Conversation, Document, ToolCall, Turn
+from tuner.data.rows import SHAPES, Reader, recognise
+from tuner.errors import UserError
+from tuner.resources import row_examples_folder
+
+SHAPE_OF = {"messages_tools": "messages", "internlm2": "messages", "xtuner": "sharegpt"}
+
+
+def read(row, shape=None):
+    return Reader(shape).read(row, "x.jsonl:7")
+
+
+def turns(row, shape=None) -> list[tuple[str, str]]:
+    conversation = read(row, shape)
+    assert isinstance(conversation, Conversation)
+    return [(turn.role, turn.content) for turn in conversation.turns]
+
+
+@pytest.mark.parametrize("file", sorted(row_examples_folder().glob("*.jsonl")), ids=lambda file: file.stem)
+def test_every_example_file_is_recognised_and_read(file):
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    reader = Reader()
+    assert 2 <= len(rows) <= 6
+    assert recognise(rows[0], "x") == SHAPE_OF.get(file.stem, file.stem)
+    for row in rows:
+        item = reader.read(row, "x.jsonl:1")
+        assert isinstance(item, Document) == (file.stem == "text")
+
+
+def test_every_shape_has_an_example_file():
+    assert set(SHAPES) <= {file.stem for file in row_examples_folder().glob("*.jsonl")}
+
+
+def test_alpaca():
+    assert turns({"instruction": "Add.", "input": "1 1", "output": "2"}) == [
+        ("user", "Add.\n1 1"),
+        ("assistant", "2"),
+    ]
+    row = {"instruction": "C", "input": "", "output": "D", "system": "S", "history": [["A", "B"]]}
+    assert turns(row) == [
+        ("system", "S"),
+        ("user", "A"),
+        ("assistant", "B"),
+        ("user", "C"),
+        ("assistant", "D"),
+    ]
+    assert read({"instruction": "Add.", "input": "1 1", "output": "2"}).turns[0].input == "1 1"
+
+
+def test_sharegpt_with_calls():
+    call = '{"name": "add", "arguments": {"a": 1}}'
+    row = {
+        "conversations": [
+            {"from": "human", "value": "1+1"},
+            {"from": "function_call", "value": call},
+            {"from": "observation", "value": "2"},
+            {"from": "gpt", "value": "2."},
+        ],
+        "tools": '[{"name": "add"}]',
+    }
+    conversation = read(row)
+    assert [turn.role for turn in conversation.turns] == ["user", "assistant", "tool", "assistant"]
+    assert conversation.turns[1].tool_calls == (ToolCall("add", {"a": 1}),)
+    assert conversation.tools == ({"type": "function", "function": {"name": "add"}},)
+
+
+def test_xtuner_and_roles_under_sharegpts_key():
+    assert turns(
+        {"conversation": [{"system": "S", "input": "A", "output": "B"}, {"input": "C", "output": "D"}]}
+    ) == [
+        ("system", "S"),
+        ("user", "A"),
+        ("assistant", "B"),
+        ("user", "C"),
+        ("assistant", "D"),
+    ]
+    row = {"conversations": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]}
+    assert turns(row) == [("user", "A"), ("assistant", "B")]
+
+
+def test_prompt_completion_in_both_forms():
+    assert turns({"prompt": "A", "completion": "B"}) == [("user", "A"), ("assistant", "B")]
+    messages = {
+        "prompt": [{"role": "user", "content": "A"}],
+        "completion": [{"role": "assistant", "content": "B"}],
+    }
+    assert turns(messages) == [("user", "A"), ("assistant", "B")]
+
+
+def test_messages_with_tools_parts_names_and_parquets_nulls():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = {
+        "messages": [
+            {"role": "developer", "content": "S", "name": None, "tool_calls": None},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "1", "tool_call_id": "1"},
+            {"role": "environment", "content": "2", "name": "<|plugin|>"},
+            {"role": "assistant", "content": "done"},
+        ],
+        "tools": None,
+        "weight": None,
+    }
+    conversation = read(row)
+    assert conversation.turns[:3] == (
+        Turn("system", "S"),
+        Turn("user", "ab"),
+        Turn("assistant", "", tool_calls=(ToolCall("f", {"x": 1}, "1"),)),
+    )
+    assert conversation.turns[3].call_id == "1"
+    assert conversation.turns[4].name == "<|plugin|>"
+
+
+def test_weights_and_switches():
+    row = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "loss": False},
+            {"role": "assistant", "content": "c", "train": True, "weight": 2},
+            {"role": "assistant", "content": "d", "learn": 0},
+        ],
+        "weight": 0.5,
+    }
+    conversation = read(row)
+    assert conversation.weight == 0.5
+    assert [turn.learn for turn in conversation.turns] == [None, False, True, False]
+    assert conversation.turns[2].weight == 2.0
+    assert read({"text": "t", "weight": 3}) == Document("t", 3.0, "x.jsonl:7")
+
+
+def test_a_users_function(tmp_path):
+    file = tmp_path / "shapes.py"
+    file.write_text(
+        "def questions(row):\n"
+        "    return {'messages': [{'role': 'user', 'content': row['q']}, {'role': 'assistant', 'content': row['a']}]}\n"
+        "def broken(row):\n    return row['nothing']\n"
+        "def wrong(row):\n    return 3\n"
+    )
+    assert turns({"q": "A", "a": "B"}, f"{file}:questions") == [("user", "A"), ("assistant", "B")]
+    for name, message in (
+        ("broken", "x.jsonl:7: broken failed: KeyError"),
+        ("wrong", "x.jsonl:7: wrong returned int"),
+        ("absent", "has no function 'absent'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read({"q": "A"}, f"{file}:{name}")
+    with pytest.raises(UserError, match="no such file"):
+        Reader("nowhere.py:f")
+
+
+def user(content="a", **more):
+    return {"role": "user", "content": content, **more}
+
+
+ANSWER = {"role": "assistant", "content": "b"}
+BAD = {
+    "unknown role": (
+        {"messages": [{"role": "wizard", "content": "a"}, ANSWER]},
+        "unknown role 'wizard'; the roles are",
+    ),
+    "no role": ({"messages": [{"content": "a"}, ANSWER]}, "unknown role None"),
+    "unhashable role": ({"messages": [{"role": ["user"], "content": "a"}]}, "unknown role"),
+    "no assistant": ({"messages": [user()]}, r"no assistant turn to learn from \(turns: user\)"),
+    "empty": ({"messages": []}, "the conversation is empty"),
+    "not a list": ({"messages": "hi"}, "messages is not a list"),
+    "not an object": ({"messages": ["hi"]}, "a message is not an object"),
+    "content missing": ({"messages": [{"role": "user"}, ANSWER]}, '"content" is missing'),
+    "content number": ({"messages": [user(3), ANSWER]}, '"content" is not a text'),
+    "image": ({"messages": [user([{"type": "image_url"}]), ANSWER]}, "content part of type 'image_url'"),
+    "weight": ({"messages": [user(), ANSWER], "weight": -1}, '"weight" is a number from 0 on, not -1'),
+    "weight NaN": ({"messages": [user(), ANSWER], "weight": float("nan")}, '"weight" is a number'),
+    "learn": ({"messages": [user(learn="yes"), ANSWER]}, '"learn" is true or false'),
+    "calls of a user": (
+        {"messages": [user(tool_calls=[{"name": "f"}]), ANSWER]},
+        "only the assistant calls tools",
+    ),
+    "arguments": (
+        {"messages": [{**ANSWER, "tool_calls": [{"name": "f", "arguments": "x"}]}]},
+        "a tool call is",
+    ),
+    "tools": ({"messages": [user(), ANSWER], "tools": [{"x": 1}]}, "a tool is"),
+    "tools not JSON": ({"messages": [user(), ANSWER], "tools": "x"}, "text but not JSON"),
+    "reasoning": ({"messages": [user(), {**ANSWER, "reasoning_content": "hm"}]}, "put it in the content"),
+    "alpaca number": ({"instruction": "a", "output": 3}, '"output" is not a text'),
+    "history": ({"instruction": "a", "output": "b", "history": ["x"]}, '"history" is a list of'),
+    "sharegpt value": ({"conversations": [{"from": "human"}]}, '"value" is missing'),
+    "sharegpt role": ({"conversations": [{"from": "cat", "value": "x"}]}, "unknown role 'cat'"),
+    "call not JSON": ({"conversations": [{"from": "function_call", "value": "x"}]}, "not JSON"),
+    "empty text": ({"text": "  "}, "the text is empty"),
+    "unknown shape": ({"question": "a"}, r"shape is unknown \(keys: question\); it needs messages"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_rows_say_where_and_what(case):
+    row, message = BAD[case]
+    with pytest.raises(UserError, match=f"^x.jsonl:7: .*{message}"):
+        read(row)
+
+
+def test_later_rows_keep_the_shape_of_the_first():
+    reader = Reader()
+    reader.read({"prompt": "A", "completion": "B"}, "x:1")
+    with pytest.raises(UserError, match=r"x:2: not a prompt_completion row .*first row\)"):
+        reader.read({"text": "A"}, "x:2")
+    with pytest.raises(UserError, match="named in the config"):
+        read({"text": "A"}, "alpaca")

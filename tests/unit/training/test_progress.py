@@ -1,0 +1,196 @@
+"""Progress: a live bar on a terminal, few plain lines without one."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from tuner.config import SFT, Chat, Model
+from tuner.training.progress import ProgressWatcher, duration, on_terminal, printable, progress_bar
+from tuner.training.smoothing import Smoothed, smoothed
+from tuner.training.watchers import Sample
+
+CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))
+FOLDER = Path("runs/tiny_run")
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Stream(io.StringIO):
+    """Counts flushes; a terminal if asked to be one."""
+
+    def __init__(self, terminal: bool = False) -> None:
+        super().__init__()
+        self.flushes = 0
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+def _lines(total: int, seconds_per_step: float, first: int = 0, **more: float | None) -> list[str]:
+    stream, clock = Stream(), Clock()
+    watcher = ProgressWatcher(stream, clock)
+    watcher.begin(FOLDER, CONFIG, first, total)
+    for step in range(first + 1, total + 1):
+        clock.now += seconds_per_step
+        watcher.step({"step": step, "tokens": 10 * step, "loss": 2.0, "lr": 1e-3} | more)
+    watcher.end("finished")
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
+    assert stream.flushes == stream.getvalue().count("\n"), "every line is written at once"
+    return stream.getvalue().splitlines()
+
+
+def test_a_long_run_gets_a_line_for_each_twentieth() -> None:
+    lines = _lines(total=1000, seconds_per_step=1.0)
+    assert [int(line.split()[1].split("/")[0].replace(",", "")) for line in lines[:4]] == [1, 51, 101, 151]
+    assert len(lines) == 22  # the first step, nineteen twentieths, the last step, the summary
+
+
+def test_a_very_long_run_is_heard_of_every_minute() -> None:
+    assert len(_lines(total=1000, seconds_per_step=60.0)) == 1001
+
+
+def test_a_fast_run_gets_a_line_in_two_seconds_at_most() -> None:
+    assert len(_lines(total=1000, seconds_per_step=0.01)) == 7  # 10 seconds: first, four, last, summary
+
+
+def test_lines_say_what_matters() -> None:
+    first, *_, summary = _lines(total=4, seconds_per_step=1.0, tokens_per_second=5123.4, memory_gib=1.26)
+    assert first == (
+        "step 1/4   25%  loss 2.0000 (mean 2.0000)  lr 1.00e-03  5,123 tokens/s  1.3 GiB  3.0 s left"
+    )
+    assert summary == f"finished after step 4 of 4 in 4.0 s · 40 tokens · mean loss 2.0000 · {FOLDER}"
+
+
+def test_going_on_counts_time_from_where_it_went_on() -> None:
+    resumed, first, *_ = _lines(total=110, seconds_per_step=1.0, first=100)
+    assert resumed == "resumed after step 100 of 110"
+    assert first.startswith("step 101/110")
+    assert first.endswith("9.0 s left")
+
+
+def test_a_skipped_step_is_no_number() -> None:
+    stream = Stream()
+    watcher = ProgressWatcher(stream, Clock())
+    watcher.begin(FOLDER, CONFIG, 0, 2)
+    watcher.step({"step": 1, "loss": None, "bad_steps": 1})
+    watcher.step({"step": 2, "loss": 1.5, "bad_steps": 1, "eval_loss": 1.75})
+    watcher.end("finished")
+    first, second, _ = stream.getvalue().splitlines()
+    assert "loss not finite" in first
+    assert "1 skipped" in first
+    assert "loss 1.5000 (mean 1.5000)  eval loss 1.7500" in second
+
+
+def test_messages_and_samples_are_readable_and_cannot_command_the_terminal() -> None:
+    stream = Stream()
+    watcher = ProgressWatcher(stream, Clock())
+    watcher.message("before it begins")
+    watcher.begin(FOLDER, CONFIG, 0, 2)
+    watcher.samples(1, [Sample("two\nlines", "\x1b[2J" + "x" * 700, "right", 0.25)])
+    watcher.message("held-out loss rises")
+    watcher.end("failed")
+    text = stream.getvalue()
+    assert text.startswith("before it begins\nstep 1, sample 1 of 1, score 0.25\n")
+    assert "  prompt:    two\n             lines\n" in text
+    assert "\x1b" not in text
+    assert "\\x1b[2J" in text
+    assert "… (+107 characters)" in text
+    assert "held-out loss rises\n" in text
+    assert text.splitlines()[-1].startswith("failed after step 0 of 2")
+
+
+def test_a_terminal_gets_a_bar_with_all_else_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Stream(terminal=True)
+    watcher = ProgressWatcher(stream)
+    watcher.begin(FOLDER, CONFIG, 0, 3)
+    for step in (1, 2, 3):
+        watcher.step({"step": step, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 5e3})
+        with progress_bar("Answering", 2, stream) as advance:  # bars within bars
+            advance(1)
+        watcher.samples(step, [Sample("[bold]prompt[/bold]", "wrong", "right", 0.0)])
+    watcher.message("[red]a fact[/red]")
+    watcher.end("finished")
+    text = stream.getvalue()
+    assert "\x1b[?25h" in text, "the cursor is back"
+    for part in (
+        "tiny_run",
+        "3/3",
+        "[bold]prompt[/bold]",
+        "[red]a fact[/red]",
+        "5,000 tokens/s",
+        "finished after",
+    ):
+        assert part in text
+    assert "finished after step 3 of 3" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_dumb_terminal_is_none(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", term)
+    assert not on_terminal(Stream(terminal=True))
+
+
+def test_plain_lines_import_no_rich(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from tuner.training.progress import progress_bar\n"
+        "with progress_bar('Reading', 3) as advance: advance(3)\n"
+        "sys.exit('rich' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("Reading: 3 in 0.")
+
+
+def test_a_counting_bar_closes_when_the_work_fails() -> None:
+    stream = Stream()
+
+    def work() -> None:
+        with progress_bar("Reading", 5, stream) as advance:
+            advance(2)
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        work()
+    assert stream.getvalue().startswith("Reading: 2 of 5 in ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (8.26, "8.3 s"), (59, "59 s"), (245, "4:05"), (7384, "2:03:04"), (273_600, "3 d 4 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_printable_keeps_text_of_all_languages() -> None:
+    assert printable("你好\n\tá 🙂\x07") == "你好\n\tá 🙂\\x07"
+
+
+def test_the_mean_is_exact_from_the_first_value_on_and_passes_over_missing_ones() -> None:
+    # horizon 2: weights 1, 1/2, 1/4, ... from the newest back
+    assert smoothed([4.0, None, 1.0, float("nan"), 3.0], horizon=2) == [
+        4.0,
+        4.0,
+        (1 + 4 / 2) / 1.5,
+        (1 + 4 / 2) / 1.5,
+        (3 + 1 / 2 + 4 / 4) / 1.75,
+    ]
+    assert Smoothed().value is None

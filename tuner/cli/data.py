@@ -1,0 +1,45 @@
+"""`tuner data`: the tokens a config learns from, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def data(
+    config: Annotated[str, typer.Argument(help="Config file, or the name of one that comes with tuner.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the config: key=value.", metavar="[KEY=VALUE]...")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, help="Packed rows of the first step to show.")] = 1,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page instead.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print counts and findings as JSON.")] = False,
+) -> None:
+    """Show the tokens that are learned, how they are packed, statistics, and errors (then exit code 1)."""
+    from json import dumps
+
+    from rich.console import Console
+
+    from tuner.config import load_config, override
+    from tuner.data import view
+    from tuner.stages.rows import load_rows, plan
+
+    value = override(load_config(config), overrides or [])
+    rows, tokenizer = load_rows(value)
+    examples, report = rows.train, rows.report
+    shown = plan(value, rows).passes(0)[:passes]
+    wrong = view.errors(examples, tokenizer, report)
+    if json:
+        found = {"errors": wrong, "notices": view.notices(examples, tokenizer, report)}
+        typer.echo(dumps(report.to_dict() | found | {"fingerprint": rows.fingerprint}, ensure_ascii=False))
+    elif html is not None:
+        page = view.html(examples, tokenizer, shown, report, title=value.name or config)
+        html.write_text(page, encoding="utf-8")
+        typer.echo(f"{html}: open it in a browser")
+    else:
+        console = Console()
+        console.print(view.terminal(examples, tokenizer, shown, report, color=console.is_terminal))
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,35 @@
+"""Tables on stdout: drawn by rich on a terminal, aligned plain lines where there is none."""
+
+import sys
+from collections.abc import Sequence
+
+GAP = "  "
+
+
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] | None = None
+) -> None:
+    """Print rows of texts under their heads; `styles` are rich styles, one for each row.
+
+    Without a terminal no row is wrapped or cut, so that grep and awk find what they look for.
+    """
+    if sys.stdout.isatty():
+        _draw(head, rows, styles or [""] * len(rows))
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        print(GAP.join(cells).rstrip())
+
+
+def _draw(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, name in enumerate(head):
+        table.add_column(name, overflow="fold", no_wrap=place == 0)
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*(Text(text) for text in row), style=style)
+    Console().print(table)

@@ -1,0 +1,57 @@
+"""Talking to a model: a conversation so far to the text of the next answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tuner.config import Model
+from tuner.data.conversation import Conversation, Turn
+from tuner.data.examples import tokenize
+from tuner.data.template import Template
+from tuner.models.generate import stream
+from tuner.models.load import Loaded, load_model
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A loaded model with the template it was taught to talk in."""
+
+    loaded: Loaded
+    template: Template
+    end_ids: frozenset[int]
+    """Tokens that end an answer."""
+
+    def answer(
+        self, turns: Sequence[Turn], *, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0
+    ) -> Iterator[str]:
+        """The next answer, in pieces as they come; greedy at temperature 0."""
+        prompt = self.template.render_prompt(Conversation(tuple(turns), origin="chat"))
+        return stream(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            end_ids=self.end_ids,
+        )
+
+
+def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | None = None) -> ChatModel:
+    """A run, model folder or hub name, ready to talk. Raises UserError when it is missing or has no template."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(Model(path=path), precision="bf16", device=device, train=False)
+    own = Template(template, loaded.tokenizer)
+    return ChatModel(loaded, own, end_ids(own, loaded.tokenizer))
+
+
+def end_ids(template: Template, tokenizer: object) -> frozenset[int]:
+    """What ends an answer: the last token learned of one in this template, and the tokenizer's end of text."""
+    example = Conversation((Turn("user", "a"), Turn("assistant", "b")), origin="end of an answer")
+    tokens, weights = tokenize([template.render(example)], tokenizer)[0]  # type: ignore[arg-type]
+    end = int(tokens[weights.nonzero()[0][-1]])
+    eos = getattr(tokenizer, "eos_token_id", None)
+    return frozenset({end} | ({eos} if eos is not None else set()))

@@ -1,0 +1,118 @@
+"""A dry run: does the config hold together with its model, tokenizer, template and rows? Nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from tuner.config import SFT, Chat, Source, Stage, override
+from tuner.models.adapters import add_adapter
+from tuner.models.freeze import freeze
+from tuner.models.load import load_model_config
+from tuner.models.memory import Weights, peak_bytes
+from tuner.models.rope import describe_rope
+from tuner.models.tiny import tiny_model_folder
+from tuner.resources import PREFIX, row_examples_folder
+from tuner.stages.rows import load_rows, plan
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a dry run found out."""
+
+    family: str
+    """Class of the model."""
+    parameters: int
+    """Weights of the base."""
+    trained: int
+    """Weights that are trained."""
+    rope: str
+    """Rotary positions, in words."""
+    data: str
+    """What became of the rows, in words."""
+    steps: int
+    """Optimiser steps of the whole run."""
+    tokens: int
+    """Tokens of the whole run, learned or not."""
+    passes: int
+    """Forward and backward passes of the whole run, over all devices."""
+    fill: float
+    """Share of tokens_per_step that a step holds, on average."""
+    peak_gib: float
+    """Estimated peak memory of one device."""
+    replaced: tuple[str, ...]
+    """What `--tiny` put something small in place of."""
+
+
+def check(config: Stage, *, tiny: bool = False) -> Checked:
+    """Load everything a run would, but weights; raises UserError where a run would.
+
+    tiny: put a random small model of the same family, and rows of data_templates, in place of what is not at
+    hand. The memory is estimated for the model that is checked, so for the tiny one with `tiny`.
+    """
+    if not tiny:
+        return _check(config, ())
+    with TemporaryDirectory() as folder:
+        small, replaced = _made_tiny(config, Path(folder))
+        return _check(small, replaced)
+
+
+def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
+    assert isinstance(config, SFT)
+    shape = load_model_config(config.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.model.trust_remote_code)
+    model.requires_grad_(config.adapter is None)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    wrapped = add_adapter(model, config.adapter, config.seed) if config.adapter else model
+    freeze(wrapped, config.freeze)
+    trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
+    data, _ = load_rows(config)
+    stream = plan(config, data)
+    steps = min(len(stream.steps), config.max_steps or len(stream.steps))
+    tokens = sum(stream.tokens(step) for step in range(steps))
+    return Checked(
+        family=type(model).__name__,
+        parameters=parameters,
+        trained=trained,
+        rope=describe_rope(shape),
+        data=str(data.report),
+        steps=steps,
+        tokens=tokens,
+        passes=sum(len(stream.passes(step)) for step in range(steps)),
+        fill=tokens / (steps * config.tokens_per_step),
+        peak_gib=peak_bytes(config, shape, Weights.of(wrapped)) / 2**30,
+        replaced=replaced,
+    )
+
+
+def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:
+    """The config with a small model and rows of data_templates where the real ones are not at hand."""
+    assert isinstance(config, SFT)
+    replaced: list[str] = []
+    changes: dict[str, Any] = {}
+    if not _at_hand(config.model.path):
+        changes["model.path"] = str(tiny_model_folder(config.model.path, folder / "model"))
+        changes["model.revision"] = None
+        replaced.append(config.model.path)
+    for name in ("files", "validation_files", "test_files"):
+        files = getattr(config.data, name)
+        paths = [file.path if isinstance(file, Source) else file for file in files]
+        missing = [path for path in paths if not _at_hand(path)]
+        if missing:
+            changes[f"data.{name}"] = [str(_example_rows(config))]
+            replaced += missing
+    return override(config, changes), tuple(replaced)
+
+
+def _example_rows(config: SFT) -> Path:
+    return row_examples_folder() / ("messages.jsonl" if isinstance(config.data, Chat) else "text.jsonl")
+
+
+def _at_hand(path: str) -> bool:
+    return path.startswith(PREFIX) or Path(path).exists() or bool(list(Path().glob(path)) if "*" in path else ())
