@@ -51,26 +51,20 @@ def main() -> int:
     compare(samples, peer)
     compare_published(samples, conversations, tokenizer)
 
-    ways: dict[str, Callable[[], Any]] = {
-        "encode_batch alone": lambda: encode_alone(texts, tokenizer),
-        "tuner: render + tokenise + mask": lambda: ours(conversations, template, tokenizer),
-        "transformers apply_chat_template": lambda: transformers_one_by_one(
-            conversations, template, tokenizer
-        ),
-    }
-    seconds = {
-        name: measure(way, options.rounds if "tuner" in name or "alone" in name else 1)
-        for name, way in ways.items()
-    }
-    # rounds of the two that are compared are interleaved, so that a busy neighbour slows both
-    ratios = interleaved(ways["tuner: render + tokenise + mask"], ways["encode_batch alone"], options.rounds)
-    alone = seconds["encode_batch alone"]
+    alone, own, theirs = interleaved(
+        options.rounds,
+        lambda: encode_alone(texts, tokenizer),
+        lambda: ours(conversations, template, tokenizer),
+        lambda: transformers_one_by_one(conversations, template, tokenizer),
+    )
     print(f"{'':36}{'CPU s':>8}{'tokens/s':>12}{'ratio':>8}{'limit':>8}")
-    for name, value in seconds.items():
-        ratio = ratios if "tuner" in name else value / alone
-        limit = f"{LIMIT:8.2f}" if "tuner" in name else ""
-        print(f"{name:36}{value:8.3f}{sum(lengths) / value:12,.0f}{ratio:8.2f}{limit}")
-    return int(ratios > LIMIT)
+    for name, seconds, limit in (
+        ("encode_batch alone", alone, ""),
+        ("tuner: render + tokenise + mask", own, f"{LIMIT:8.2f}"),
+        ("transformers apply_chat_template", theirs, ""),
+    ):
+        print(f"{name:36}{seconds:8.3f}{sum(lengths) / seconds:12,.0f}{seconds / alone:8.2f}{limit}")
+    return int(own / alone > LIMIT)
 
 
 def arguments() -> argparse.Namespace:
@@ -133,20 +127,15 @@ def messages(conversation: Conversation) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
 
 
-def measure(way: Callable[[], Any], rounds: int) -> float:
-    """Least CPU seconds of several rounds."""
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.process_time()
-        way()
-        best = min(best, time.process_time() - start)
-    return best
+def interleaved(rounds: int, *ways: Callable[[], Any]) -> list[float]:
+    """Least CPU seconds of each way; rounds are taken in turn, so that a busy neighbour slows all of them."""
+    return [min(costs) for costs in zip(*([cost(way) for way in ways] for _ in range(rounds)), strict=True)]
 
 
-def interleaved(way: Callable[[], Any], base: Callable[[], Any], rounds: int) -> float:
-    """Least cost of one way over least cost of the other, their rounds taken in turn."""
-    costs = [(measure(way, 1), measure(base, 1)) for _ in range(rounds)]
-    return min(cost for cost, _ in costs) / min(cost for _, cost in costs)
+def cost(way: Callable[[], Any]) -> float:
+    start = time.process_time()
+    way()
+    return time.process_time() - start
 
 
 def make_conversations(count: int, tokenizer: Any) -> list[Conversation]:

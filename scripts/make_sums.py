@@ -17,7 +17,7 @@ import random
 from pathlib import Path
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "tuner" / "embedded"
-RESERVED_ONE_IN = 40
+RESERVED_ONE_IN = 16
 WORDINGS = (
     "What is {a} + {b}?",
     "How much is {a} + {b}?",
@@ -53,7 +53,12 @@ def draw_problem(random_source: random.Random, digits: dict[tuple[int, int], flo
 
 
 def draw_rows(random_source: random.Random, num_rows: int, reserved: bool) -> list[Row]:
-    """Distinct problems, all reserved or none, each as one conversation."""
+    """Distinct problems, all reserved or none, each as one conversation; ValueError if there are too few."""
+    longest = max(max(lengths) for lengths in DIGITS)
+    operands = range(10**longest)
+    num_problems = sum(is_reserved(a, b) is reserved for a in operands for b in range(a + 1))
+    if num_rows > num_problems:
+        raise ValueError(f"{num_rows} rows asked for, but there are only {num_problems} such problems")
     seen: set[tuple[int, int]] = set()
     rows = []
     while len(rows) < num_rows:

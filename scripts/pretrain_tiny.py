@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the embedded default base model.")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "tiny", help="folder to write the model to")
     parser.add_argument("--downloads", type=Path, default=Path(tempfile.gettempdir()) / "tuner_tiny_corpus")
-    parser.add_argument("--steps", type=int, default=3500, help=f"of {ROWS_PER_STEP * ROW_LENGTH} tokens")
+    parser.add_argument("--steps", type=int, default=3000, help=f"of {ROWS_PER_STEP * ROW_LENGTH} tokens")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # one thread: the sums of a product are added in one order

@@ -27,9 +27,9 @@ of no use as a source of facts.
 
     {command}
 
-{steps:,} steps of {tokens_per_step:,} tokens ({tokens:,} in all), seed {seed}, one thread, bf16 products, Muon for the
-matrices inside the layers and AdamW for the rest; {minutes:.0f} CPU-minutes. Library versions are in
-`pretraining.json`. Documents are packed one after another without isolation, as `<s> text </s>`.
+{steps:,} steps of {tokens_per_step:,} tokens ({tokens:,} in all), seed {seed}, one thread, bf16 products,
+Muon for the matrices inside the layers and AdamW for the rest; {minutes:.0f} CPU-minutes. Library versions
+are in `pretraining.json`. Documents are packed one after another without isolation, as `<s> text </s>`.
 
 | corpus | share of tokens | source |
 |---|---|---|

@@ -30,7 +30,8 @@ SHA256 = {
 }
 HELD_OUT_ONE_IN = 50
 PARTS_OF_SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
-# More wordings than these, or three digits beside two, and so few sums as an hour allows are not enough to add by.
+# Few wordings and at most two digits: with eight wordings, or with three digits, a base of this size and
+# of so few minutes did not come to add at all.
 SUM_WORDINGS = ("{a} + {b} = {c}", "{a} plus {b} is {c}", "what is {a} + {b}? {c}")
 SUM_WORDING_WEIGHTS = (0.6, 0.2, 0.2)
 SUM_DIGITS = {(1, 1): 0.1, (1, 2): 0.3, (2, 2): 0.6}  # how many digits the operands have

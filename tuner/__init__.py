@@ -13,7 +13,7 @@ _HOME = {
     "Run": "tuner.training.run",
     "UserError": "tuner.errors",
 }
-__all__ = ["Run", "UserError", "load_config", "open_run", "override", "train"]  # noqa: F822 (found lazily)
+__all__ = ["Run", "UserError", "load_config", "open_run", "override", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import tuner
 from tests.equivalence.conftest import curve, weights
 from tuner.config import to_json
 from tuner.errors import UserError
+from tuner.resources import locate
 from tuner.training import checkpoint as checkpoint_module
 from tuner.training.loop import Step
 from tuner.training.run import Run
@@ -62,7 +64,12 @@ def test_killed_at_every_step(small, train, tmp_path, whole, step, before_finish
         {"optimizer.bits": 8, "optimizer.paged": True, "model.quantization": "nf4"},
         {"adapter": None, "optimizer.lr": 1e-3, "optimizer.bits": 8},
         {"adapter": None, "optimizer.lr": 1e-3, "precision": "bf16", "gradient_checkpointing": True},
-        {"data.split.validation": 0.2, "evaluation.every": 2, "evaluation.samples": 2, "evaluation.keep_best": True},
+        {
+            "data.split.validation": 0.2,
+            "evaluation.every": 2,
+            "evaluation.samples": 2,
+            "evaluation.keep_best": True,
+        },
     ],
     ids=["qlora-8bit-paged", "full-8bit", "full-bf16", "with-evaluation"],
 )
@@ -120,7 +127,9 @@ def test_a_full_disk_is_said_and_nothing_is_lost(small, train, whole, monkeypatc
     assert curve(train(small(RICH), "full")) == curve(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
 def test_signals_to_a_real_process(small, tmp_path, number, code):
     config = small({"max_steps": 40, "checkpoint.every": 7})
     (tmp_path / "config.json").write_text(to_json(config))
@@ -171,8 +180,7 @@ def test_a_locked_folder_is_refused(small, train, tmp_path):
 
 
 def test_changed_data_are_refused(small, train, tmp_path):
-    rows = (tuner.resources.locate("tuner:sums/train.jsonl"),)
-    lines = open(rows[0], encoding="utf-8").read().splitlines()[:200]
+    lines = Path(locate("tuner:sums/train.jsonl")).read_text(encoding="utf-8").splitlines()[:200]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(lines) + "\n")
     config = small({"data.files": [str(file)], "checkpoint.every": 1})

@@ -93,7 +93,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """x (tokens, heads, head_dim): pairs (i, i + head_dim / 2) turned by position · theta^(-2i / head_dim)."""
+    """x (tokens, heads, head_dim): pairs (i, i + head_dim / 2) turned by position · theta^(-2i / head_dim)"""
     half = HEAD_DIM // 2
     speeds = theta ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.outer(torch.arange(len(x), dtype=torch.float64), speeds)[:, None]

@@ -10,9 +10,13 @@ import typer
 
 def chat(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Say this, print the answer, leave.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Say this, print the answer, leave.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System turn.")] = None,
-    template: Annotated[str, typer.Option(help='Chat template; "tokenizer" is the model\'s own.')] = "tokenizer",
+    template: Annotated[
+        str, typer.Option(help='Chat template; "tokenizer" is the model\'s own.')
+    ] = "tokenizer",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampled from.")] = 1.0,
@@ -26,7 +30,9 @@ def chat(
 
     def reply(turns: list[Turn]) -> Turn:
         pieces = []
-        for piece in partner.answer(turns, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p):
+        for piece in partner.answer(
+            turns, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+        ):
             typer.echo(piece, nl=False)
             pieces.append(piece)
         typer.echo()

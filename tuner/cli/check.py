@@ -12,7 +12,9 @@ def check(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to the config: key=value.", metavar="[KEY=VALUE]...")
     ] = None,
-    tiny: Annotated[bool, typer.Option(help="A small model and example rows for what is not at hand.")] = False,
+    tiny: Annotated[
+        bool, typer.Option(help="A small model and example rows for what is not at hand.")
+    ] = False,
     memory: Annotated[bool, typer.Option(help="Show the estimated peak memory of a device, too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
@@ -34,7 +36,8 @@ def check(
         else f"{found.family}, {found.parameters:,} weights, {found.trained:,} trained beside them",
         "rope": found.rope,
         "data": found.data,
-        "plan": f"{found.steps:,} steps in {found.passes:,} passes, {found.tokens:,} tokens, steps {found.fill:.1%} full",
+        "plan": f"{found.steps:,} steps in {found.passes:,} passes, {found.tokens:,} tokens, "
+        f"steps {found.fill:.1%} full",
     }
     if memory:
         lines["memory"] = f"about {found.peak_gib:.2f} GiB at the peak of one device, estimated by counting"

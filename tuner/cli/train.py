@@ -60,6 +60,8 @@ def _tell(run: object) -> None:
     for name in ("before", "after"):
         measured = {key: value for key, value in results.get(name, {}).items() if value is not None}
         if measured:
-            typer.echo(f"{name + ':':<8}" + "  ".join(f"{key} {value:.4f}" for key, value in measured.items()))
+            typer.echo(
+                f"{name + ':':<8}" + "  ".join(f"{key} {value:.4f}" for key, value in measured.items())
+            )
     typer.echo(f"model:  {run.model_folder}\ncurves: {run.folder / 'curves.png'}")
     typer.echo(f"next:   tuner chat {run.folder}")

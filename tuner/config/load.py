@@ -30,7 +30,9 @@ def load_config(path: str | Path) -> Stage:
     config = _run(file).get("config")
     if not isinstance(config, Stage):
         found = "no such value" if config is None else f"a {type(config).__name__}"
-        raise UserError(f"{file}: a config file ends with `config = SFT(...)` or another stage; found {found}")
+        raise UserError(
+            f"{file}: a config file ends with `config = SFT(...)` or another stage; found {found}"
+        )
     return config if config.name else config.model_copy(update={"name": file.stem})
 
 
@@ -79,7 +81,9 @@ def differences(old: Stage, new: Stage) -> list[tuple[str, Any, Any]]:
     before = dict(_flatten(old.model_dump(mode="json"), ""))
     after = dict(_flatten(new.model_dump(mode="json"), ""))
     paths = list(dict.fromkeys([*before, *after]))
-    return [(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
+    return [
+        (path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)
+    ]
 
 
 def explain(error: ValidationError) -> str:
@@ -157,7 +161,9 @@ def _assign(values: Any, path: str, value: Any) -> None:
         walked.append(name)
         values = _child(values, name)
         if not isinstance(values, dict | list):
-            raise UserError(f"override {path}: {'.'.join(walked)} is {values!r}, which has no {last!r}; set it whole")
+            raise UserError(
+                f"override {path}: {'.'.join(walked)} is {values!r}, which has no {last!r}; set it whole"
+            )
     if isinstance(values, list):
         _child(values, last)  # an index must exist
         values[int(last)] = _plain(value)

@@ -76,5 +76,7 @@ class Freeze(Part):
     @model_validator(mode="after")
     def _freezes_something(self) -> Self:
         if self.all_but_last_layers is None and not self.names:
-            raise ValueError("freezes nothing: write all_but_last_layers=8 or names=(...), or leave freeze out")
+            raise ValueError(
+                "freezes nothing: write all_but_last_layers=8 or names=(...), or leave freeze out"
+            )
         return self

@@ -29,6 +29,12 @@ class Part(BaseModel):
                 raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
+    def _repr_html_(self) -> str:
+        """The value as a table, in Jupyter."""
+        from tuner.config.show import to_html
+
+        return to_html(self)
+
 
 def _name_function(value: Any) -> Any:
     if not callable(value):

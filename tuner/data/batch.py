@@ -5,8 +5,9 @@ Shapes: T tokens of the row, N of them learned, S segments.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,15 +41,18 @@ class Batch:
     @property
     def longest(self) -> int:
         """Tokens of the longest segment."""
-        return max(end - start for start, end in zip(self.borders, self.borders[1:], strict=False))
+        return max(end - start for start, end in itertools.pairwise(self.borders))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device, copied without waiting for it."""
-        moved = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.tokens_T, self.learned_N, self.weights_N, self.positions_T, self.offsets)
+        return replace(
+            self,
+            tokens_T=self.tokens_T.to(device, non_blocking=True),
+            learned_N=self.learned_N.to(device, non_blocking=True),
+            weights_N=self.weights_N.to(device, non_blocking=True),
+            positions_T=self.positions_T.to(device, non_blocking=True),
+            offsets=self.offsets.to(device, non_blocking=True),
         )
-        return Batch(*moved, self.borders)
 
 
 def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:

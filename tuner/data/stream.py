@@ -40,7 +40,9 @@ class Stream:
     def totals(self, step: int) -> dict[str, float]:
         """Global weights of a step, over all ranks: `tokens`, the summed weight of the learned tokens."""
         samples = self.steps[step].samples.tolist()
-        return {"tokens": float(sum(self.examples.example(index)[1].sum(dtype=np.float64) for index in samples))}
+        return {
+            "tokens": float(sum(self.examples.example(index)[1].sum(dtype=np.float64) for index in samples))
+        }
 
     def tokens(self, step: int) -> int:
         """All tokens of a step, learned or not."""

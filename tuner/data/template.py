@@ -163,8 +163,8 @@ class Template:
         return {**special, "bos_token": bos, "text_bos": bos if adds_bos(tokenizer) else ""}
 
     def _check_special_tokens(self, heading: str) -> None:
-        """Every token the template's head names under `heading` must be one token."""
-        line = re.search(rf"{heading}: (.+)", self.source)
+        """Every token that the head of ours, or of a user's file, names under `heading` must be one token."""
+        line = re.search(rf"{heading}: (.+)", self.source) if self.name != "tokenizer" else None
         split = (
             [token for token in line[1].split() if not is_one_token(self._tokenizer, token)] if line else []
         )

@@ -26,12 +26,19 @@ class HeldOutRows:
     """Measures a policy on one set of rows; every rank takes a share, all get the result."""
 
     def __init__(
-        self, examples: Examples | None, roles: Roles, devices: Devices, config: Evaluation, tokens_per_pass: int
+        self,
+        examples: Examples | None,
+        roles: Roles,
+        devices: Devices,
+        config: Evaluation,
+        tokens_per_pass: int,
     ) -> None:
         if examples is not None and config.rows is not None and len(examples) > config.rows:
             examples = examples.take(np.arange(config.rows))
         self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
-        self._batches = make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
+        self._batches = (
+            make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
+        )
 
     def loss(self) -> float | None:
         """Mean loss in nats per learned token, weighted as in training; None without rows."""

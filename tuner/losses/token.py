@@ -70,7 +70,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
+        grad_bias_V = (
+            torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
+        )
         size = _chunk_size(weight_VD.shape[0])
         for start in range(0, len(hidden_ND), size):
             rows = slice(start, start + size)

@@ -25,7 +25,12 @@ class ChatModel:
     """Tokens that end an answer."""
 
     def answer(
-        self, turns: Sequence[Turn], *, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0
+        self,
+        turns: Sequence[Turn],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
     ) -> Iterator[str]:
         """The next answer, in pieces as they come; greedy at temperature 0."""
         prompt = self.template.render_prompt(Conversation(tuple(turns), origin="chat"))

@@ -34,6 +34,7 @@ def generate(
         raise ValueError("an empty prompt cannot be answered: begin it with the begin-of-sequence token")
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
+        use_cache=True,
         eos_token_id=sorted(end_ids) or None,
         pad_token_id=pad_id,
         **_sampling(temperature, top_p),
@@ -44,9 +45,7 @@ def generate(
         for start in range(0, len(by_length), batch_size):
             indices = by_length[start : start + batch_size]
             tokens, mask = _left_padded([prompts[index] for index in indices], pad_id, transformer.device)
-            output = transformer.generate(
-                input_ids=tokens, attention_mask=mask, generation_config=settings, use_cache=True
-            )
+            output = transformer.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
             for index, row in zip(indices, output[:, tokens.shape[1] :].tolist(), strict=True):
                 answers[index] = _until_end(row, end_ids)
     return answers

@@ -33,6 +33,7 @@ _LLAMA_ONLY = (
     "head_dim",
     "rope_parameters",
 )
+# Releases of transformers differ in which defaults they leave out, and the original code has others.
 _ALWAYS_WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache")
 
 

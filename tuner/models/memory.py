@@ -57,6 +57,10 @@ def peak_bytes(config: SFT, shape: Any, weights: Weights) -> float:
     layer = tokens * plain * (10 * shape.hidden_size + 4 * shape.intermediate_size)
     if config.adapter is not None:  # the adapters' own inputs, cast and perhaps dropped out
         layer += tokens * 4 * (4 * shape.hidden_size + shape.intermediate_size) * (config.adapter.dropout > 0)
-    activations = layer + layers * tokens * shape.hidden_size * plain if config.gradient_checkpointing else layers * layer
+    activations = (
+        layer + layers * tokens * shape.hidden_size * plain
+        if config.gradient_checkpointing
+        else layers * layer
+    )
     logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
     return state + activations + logits

@@ -107,8 +107,9 @@ def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
     """The base in plain fp32 layers with the adapter added into them. Never into 4-bit ones: those would be
     quantised anew, which costs more than most adapters change."""
     dequantise(base)
+    was_tied = _separate_head(base)
     merged = _adapt(base, location).merge_and_unload()
-    _untie(merged)
+    _settle_head(merged, was_tied)
     return merged.requires_grad_(False)
 
 
@@ -143,11 +144,22 @@ def _adapt(model: PreTrainedModel, location: Location) -> nn.Module:
     return continue_adapter(model, folder, asked=None, saved=location.lora, trained=False)
 
 
-def _untie(model: PreTrainedModel) -> None:
-    """A head or embedding trained whole is no longer the other's copy: both must be written."""
+def _separate_head(model: PreTrainedModel) -> bool:
+    """Give a tied head weights of its own: what is added to it must not be added to the embedding too."""
+    head = model.get_output_embeddings()
+    tied = head.weight is model.get_input_embeddings().weight
+    if tied:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return tied
+
+
+def _settle_head(model: PreTrainedModel, was_tied: bool) -> None:
+    """Tie head and embedding again where they are still equal; else both are to be written."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.tie_word_embeddings and not torch.equal(head.weight, embedding.weight):
-        model.config.tie_word_embeddings = False
+    model.config.tie_word_embeddings = was_tied and torch.equal(head.weight, embedding.weight)
+    if model.config.tie_word_embeddings:
+        head.weight = embedding.weight
+    else:
         model.all_tied_weights_keys = {}
 
 
@@ -159,7 +171,9 @@ def _round_to_bf16(model: nn.Module) -> None:
 def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     rows, left = [], MAX_TOKENS
     for text in texts:
-        row = tokenizer(text)["input_ids"][:left]
+        if left == 0:
+            break
+        row = tokenizer(text, truncation=True, max_length=left)["input_ids"]
         rows += [row] if row else []
         left -= len(row)
     if MAX_TOKENS - left < MIN_TOKENS:

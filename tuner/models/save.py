@@ -66,7 +66,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise UserError(
-            f"{folder}: cannot be written ({first_line(error)}); free space or check the permissions, then go on"
+            f"{folder}: cannot be written ({first_line(error)}); "
+            "free space or check its permissions, then go on"
         ) from error
 
 

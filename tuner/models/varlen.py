@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import itertools
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def varlen_attention(
             sliding_window,
         )
         return out_THD[None], None
-    lengths = [end - start for start, end in zip(segment_borders, segment_borders[1:], strict=False)]
+    lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
     out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
     return out_1HTD.transpose(1, 2), None
 

@@ -115,4 +115,6 @@ def _example_rows(config: SFT) -> Path:
 
 
 def _at_hand(path: str) -> bool:
-    return path.startswith(PREFIX) or Path(path).exists() or bool(list(Path().glob(path)) if "*" in path else ())
+    return (
+        path.startswith(PREFIX) or Path(path).exists() or bool(list(Path().glob(path)) if "*" in path else ())
+    )

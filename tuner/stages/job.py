@@ -14,6 +14,7 @@ from tuner.data.stream import Stream
 from tuner.data.template import Template
 from tuner.evaluation.held_out import HeldOutRows
 from tuner.models.chat import end_ids
+from tuner.models.checkpointing import recompute_activations
 from tuner.models.load import load_model
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
@@ -45,7 +46,7 @@ class Job:
         )
         prove_isolation(loaded.model, self.devices.device, self.devices.autocast(), config.precision)
         if config.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(loaded.model)
         torch.manual_seed(config.seed + self.devices.rank)  # dropout
         return Roles(loaded, self.devices.autocast)
 
@@ -78,7 +79,9 @@ class Job:
             if isinstance(config.data, Chat):  # whoever loads the model talks to it as it was taught
                 template = Template(config.data.template, roles.tokenizer)
                 roles.tokenizer.chat_template = template.source
-                roles.policy.transformer.generation_config.eos_token_id = sorted(end_ids(template, roles.tokenizer))
+                roles.policy.transformer.generation_config.eos_token_id = sorted(
+                    end_ids(template, roles.tokenizer)
+                )
             write_atomically(self.run.model_folder, lambda folder: save_model(roles.policy, folder))
             self.run.finish(results)
         self.devices.wait()

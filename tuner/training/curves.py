@@ -72,15 +72,14 @@ def _draw_loss(axes: Axes, metrics: Sequence[dict[str, Any]]) -> None:
     _style(axes, "loss")
     low, high = _usual([value for _, value in training + held_out])
     if training:
-        _draw_noisy(axes, training, high, BLUE, "training, mean")
+        _draw_noisy(axes, training, high, BLUE, "training")
     if held_out:
         _draw_held_out(axes, held_out)
     if training or held_out:
-        margin = max(
-            0.06 * (high - low), 0.01 * abs(high), 1e-6
-        )  # a flat loss must not look like a noisy one
+        # a flat loss must not look like a noisy one
+        margin = max(0.06 * (high - low), 0.01 * abs(high), 1e-6)
         axes.set_ylim(low - margin, high + margin)
-    if not training and not held_out:
+    else:
         axes.text(0.5, 0.5, "no finite loss yet", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_yticks([])
     _mark_skipped(axes, metrics)
@@ -133,13 +132,13 @@ def _draw_noisy(axes: Axes, points: list[Point], high: float, colour: str, label
     """The values, faint, and their mean, for which a spike counts as the highest usual value."""
     steps, values = zip(*points, strict=True)
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1.0, **_dot(points))
-    means = _centred([min(value, high) for value in values])
+    means = _centred([min(value, high) for value in values], len(values) * SHARE_OF_STEPS)
     axes.plot(steps, means, color=colour, linewidth=2.0, label=label, zorder=3, **_dot(points))
 
 
-def _centred(values: list[float]) -> list[float]:
+def _centred(values: list[float], horizon: float) -> list[float]:
     """Mean with weights falling to both sides: unlike a running mean it does not lag behind."""
-    decay = 1 - 1 / max(2.0, len(values) * SHARE_OF_STEPS)
+    decay = 1 - 1 / max(1.0, horizon)
     before = _decayed_sums(values, decay)
     after = _decayed_sums(values[::-1], decay)[::-1]
     ones = _decayed_sums([1.0] * len(values), decay)

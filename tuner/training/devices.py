@@ -34,14 +34,18 @@ class Devices:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a notebook may have trained in another precision before
+        if (
+            int(os.environ.get("WORLD_SIZE", "1")) == 1
+        ):  # a notebook may have trained in another precision before
             AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(
             cpu=config.device == "cpu" or not torch.cuda.is_available(),
             mixed_precision="bf16" if config.precision == "bf16" else "no",
         )
         if (asked := int(os.environ.get("WORLD_SIZE", "1"))) != self.world:
-            raise UserError(f"{asked} processes were launched, but accelerate joins {self.world}: run `accelerate config`")
+            raise UserError(
+                f"{asked} processes were launched, but accelerate joins {self.world}: run `accelerate config`"
+            )
 
     @property
     def device(self) -> torch.device:

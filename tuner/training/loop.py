@@ -120,7 +120,7 @@ class Loop:
         self._checkpoints = Checkpoints(run.checkpoints_folder, config.checkpoint.keep)
         self._signal: int | None = None
         self._resume()
-        watchers.begin(run.folder, config, self.counters.step + 1, self.total)
+        watchers.begin(run.folder, config, self.counters.step, self.total)
         if self.counters.step:
             self.say(f"going on after step {self.counters.step} of {self.total}")
 

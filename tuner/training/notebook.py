@@ -11,7 +11,7 @@ from typing import Any
 
 from tuner.config.stages import Stage
 from tuner.training.progress import duration, shortened
-from tuner.training.smoothing import Smoothed
+from tuner.training.smoothing import Smoothed, horizon_of
 from tuner.training.watchers import Outcome, Record, Sample
 
 SECONDS_BETWEEN = 1.0
@@ -45,7 +45,7 @@ class NotebookWatcher:
         self._losses: list[Point] = []
         self._means: list[Point] = []
         self._held_out: list[Point] = []
-        self._mean = Smoothed()
+        self._mean = Smoothed(horizon_of(total_steps))
         self._record: Record = {"step": first_step}
         self._samples: list[Sample] = []
         self._messages: list[str] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tuner.config.stages import Stage
-from tuner.training.smoothing import Smoothed
+from tuner.training.smoothing import Smoothed, horizon_of
 from tuner.training.watchers import Outcome, Record, Sample
 
 PARTS_OF_A_RUN = 20
@@ -46,7 +46,7 @@ class ProgressWatcher:
         self._before = first_step  # steps that an earlier process took
         self._total = total_steps
         self._last_step = self._before
-        self._loss = Smoothed()
+        self._loss = Smoothed(horizon_of(total_steps))
         self._record: Record = {}
         self._eval_loss: float | None = None
         self._started = self._clock()
@@ -129,8 +129,8 @@ def progress_bar(
         for part in parts:
             advance(len(part))
     """
-    stream = stream or sys.stderr
-    counter = (_CountingBar if on_terminal(stream) else _CountingLines)(stream, description, total)
+    out = stream or sys.stderr
+    counter = (_CountingBar if on_terminal(out) else _CountingLines)(out, description, total)
     try:
         yield counter.advance
     finally:

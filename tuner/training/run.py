@@ -202,7 +202,9 @@ class Run:
         before = self.kept("versions") or now
         for name in now:
             if before.get(name) != now[name]:
-                self.log(f"{name} was {before.get(name)} and is now {now[name]}: going on, perhaps not bit for bit")
+                self.log(
+                    f"{name} was {before.get(name)} and is now {now[name]}: going on, perhaps not bit for bit"
+                )
 
     def _keep_functions(self, config: Stage) -> None:
         """Copy the files that hold the config's own functions: without them the run cannot be read."""

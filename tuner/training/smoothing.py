@@ -28,6 +28,11 @@ class Smoothed:
         return self.value
 
 
+def horizon_of(total_steps: int) -> float:
+    """How many steps a run's mean loss looks back: fewer in a short run, where the loss falls fast."""
+    return min(HORIZON, max(3.0, total_steps / 40))
+
+
 def smoothed(values: Iterable[float | None], horizon: float = HORIZON) -> list[float | None]:
     """The running mean after each value."""
     mean = Smoothed(horizon)

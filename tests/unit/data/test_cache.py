@@ -1,4 +1,4 @@
-"""The tokenised cache: a changed input is another key, a damaged entry is made again, processes do not clash."""
+"""The cache: a changed input is another key, a damaged entry is made again, processes do not clash."""
 
 import json
 import multiprocessing

@@ -138,7 +138,8 @@ def test_a_users_function(tmp_path):
     file = tmp_path / "shapes.py"
     file.write_text(
         "def questions(row):\n"
-        "    return {'messages': [{'role': 'user', 'content': row['q']}, {'role': 'assistant', 'content': row['a']}]}\n"
+        "    turns = [('user', row['q']), ('assistant', row['a'])]\n"
+        "    return {'messages': [{'role': role, 'content': text} for role, text in turns]}\n"
         "def broken(row):\n    return row['nothing']\n"
         "def wrong(row):\n    return 3\n"
     )

@@ -242,8 +242,9 @@ def test_alpaca_is_stanfords_prompt_with_and_without_input(tokenizer):
     )
     given = Conversation((Turn("user", "Translate.\n你好", input="你好"), Turn("assistant", "Hello")))
     assert template.render(given).text == (
-        "<s>Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n"
+        "<s>Below is an instruction that describes a task, paired with an input that provides further "
+        "context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nTranslate.\n\n"
         "### Input:\n你好\n\n### Response:\nHello</s>"
     )
 
@@ -305,8 +306,8 @@ def test_the_whole_equals_its_parts(name, tokenizer):
 
 @pytest.mark.parametrize("name", names())
 def test_masks_equal_those_of_transformers_on_the_same_template(name, tokenizer):
-    """Where no token straddles an edge the two rules agree; where one does (an answer that begins with white
-    space behind the header's line end), the straddling token is not the model's to predict and is not learned."""
+    """Where no token straddles an edge the two rules agree; where one does (an answer that begins with a
+    line end behind the header's), the straddling token is not the model's to predict and is not learned."""
     template = Template(name, tokenizer)
     straddled = 0
     for conversation in random_conversations(60, seed=1):
@@ -438,9 +439,7 @@ def weights_by_text(name, tokenizer, turns, learn="assistant", weight=1.0) -> li
     rendered = Template(name, tokenizer).render(Conversation(turns, weight=weight), learn)
     (tokens, weights) = tokenize([rendered], tokenizer)[0]
     edges = [0, *(np.flatnonzero(np.diff(weights)) + 1), len(weights)]
-    runs = [
-        (tokenizer.decode(tokens[a:b]), float(weights[a])) for a, b in itertools.pairwise(edges)
-    ]
+    runs = [(tokenizer.decode(tokens[a:b]), float(weights[a])) for a, b in itertools.pairwise(edges)]
     return [(text, weight) for text, weight in runs if weight]
 
 

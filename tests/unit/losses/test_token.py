@@ -21,7 +21,9 @@ def case():
 
 
 def reference(hidden, weight, bias, targets, weights):
-    loss = (plain(hidden.double() @ weight.double().T + bias.double(), targets, reduction="none") * weights).sum()
+    loss = (
+        plain(hidden.double() @ weight.double().T + bias.double(), targets, reduction="none") * weights
+    ).sum()
     return loss, torch.autograd.grad(loss / 3, (hidden, weight, bias))
 
 

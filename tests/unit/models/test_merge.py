@@ -84,15 +84,23 @@ def test_the_merged_folder_is_complete_and_in_internlm2s_layout(internlm2_folder
     assert loaded.tokenizer("hello") == trained.tokenizer("hello")
 
 
-@pytest.mark.parametrize("whole", [("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head"), ()])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoRA(r=4),
+        LoRA(r=4, train_whole=("embed_tokens",)),
+        LoRA(r=4, train_whole=("lm_head",)),
+        LoRA(r=4, train_whole=("embed_tokens", "lm_head")),
+        LoRA(r=4, targets=("q_proj", "lm_head")),
+    ],
+)
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")
-def test_a_tied_head_is_not_lost(tied_folder, tmp_path, tokens, whole, quantization):
-    lora = LoRA(r=4, train_whole=whole)
+def test_a_tied_head_is_not_lost(tied_folder, tmp_path, tokens, lora, quantization):
     run, trained = run_of(tied_folder, tmp_path / "run", adapter=lora, quantization=quantization)
     merge(run, tmp_path / "merged", dtype="fp32", texts=TEXTS)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert merged.config.tie_word_embeddings == (not whole)
+    assert merged.config.tie_word_embeddings == (lora == LoRA(r=4))
     torch.testing.assert_close(logits(merged, tokens), logits(trained.transformer, tokens), atol=1e-5, rtol=0)
 
 

@@ -53,7 +53,7 @@ def test_what_is_drawn_is_what_was_recorded() -> None:
     ]
     raw, mean, held_out = loss.lines
     assert list(raw.get_ydata()) == [2 + 1 / step for step in range(1, 31)]
-    assert mean.get_label() == "training, mean"
+    assert mean.get_label() == "training"
     assert list(held_out.get_xdata()) == [5, 10, 15, 20, 25, 30]
     assert [text.get_text() for text in loss.texts] == ["best 2.500"]
 
@@ -68,12 +68,16 @@ def test_skipped_steps_are_marked_and_not_drawn_as_losses() -> None:
 
 def test_the_mean_does_not_lag_behind_a_straight_line() -> None:
     line = [10.0 - 0.1 * step for step in range(101)]
-    assert _centred(line)[50] == pytest.approx(line[50])
+    assert _centred(line, 10)[50] == pytest.approx(line[50])
+
+
+def test_a_few_values_are_their_own_mean() -> None:
+    assert _centred([3.0, 0.0, 1.0], 0.1) == [3.0, 0.0, 1.0]
 
 
 def test_the_mean_of_two_values_by_hand() -> None:
     # weights 1 for itself and 1/2 for its neighbour
-    assert _centred([3.0, 0.0]) == pytest.approx([3 / 1.5, 1.5 / 1.5])
+    assert _centred([3.0, 0.0], 2) == pytest.approx([3 / 1.5, 1.5 / 1.5])
 
 
 def test_a_spike_of_a_long_run_leaves_the_picture_and_the_usual_stays() -> None:
