@@ -68,16 +68,8 @@ def test_two_processes_equal_one(small, train, tmp_path):
         "    config = from_json(Path(sys.argv[1], f'{name}.json').read_text())\n"
         "    tuner.train(config, runs=Path(sys.argv[1], 'two', name))\n"
     )
-    launch = (
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    )
-    plain = ("--mixed_precision", "no", "--dynamo_backend", "no")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    plain = ["--mixed_precision=no", "--dynamo_backend=no"]
     done = subprocess.run(
         [sys.executable, *launch, *plain, str(script), str(tmp_path), *cases],
         capture_output=True,

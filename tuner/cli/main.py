@@ -31,10 +31,13 @@ def main() -> None:
     """Exit code 0 only on success, 2 for the user's mistakes, with one sentence and no traceback."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make tiny models ten times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except UserError as error:
-        print(f"tuner: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
+            print(f"tuner: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("tuner: interrupted", file=sys.stderr)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +15,7 @@ def train(
         list[str] | None, typer.Argument(help="Changes to the config: key=value.", metavar="[KEY=VALUE]...")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder the run's folder is made in.")] = Path("runs"),
-    processes: Annotated[int, typer.Option(min=1, help="Processes to launch by accelerate.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
 ) -> None:
     """Train a config, or go on where it stopped. A changed config is refused with its differences."""
     from tuner.config import load_config, override
@@ -25,30 +23,24 @@ def train(
     changes = overrides or []
     value = override(load_config(config), changes)
     if processes > 1 and "LOCAL_RANK" not in os.environ:
-        raise typer.Exit(_launch(config, changes, runs, processes))
+        from tuner.cli.launch import launch
+
+        raise typer.Exit(launch(["train", config, *changes, "--runs", str(runs)], processes))
     from tuner.stages import train as train_config
     from tuner.training.loop import Interrupted
 
     try:
         run = train_config(value, runs=runs, overrides=changes)
     except Interrupted as interrupted:
-        typer.echo(str(interrupted), err=True)
+        if _is_main():
+            typer.echo(f"tuner: {interrupted}; the same command goes on", err=True)
         raise typer.Exit(interrupted.exit_code) from None
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_main():
         _tell(run)
 
 
-def _launch(config: str, overrides: list[str], runs: Path, processes: int) -> int:
-    """Run this command once per process; returns the exit code of the launcher.
-
-    `--multi_gpu` is accelerate's name for one process per device, also on CPU: its `--cpu` starts only one.
-    """
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
-        *("--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("-m", "tuner", "train", config, *overrides, "--runs", str(runs)),
-    ]
-    return subprocess.run(command).returncode
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _tell(run: object) -> None:

@@ -42,7 +42,8 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
         outcome = "finished"
     except Interrupted as interrupted:
         outcome = "interrupted"
-        run.log(str(interrupted))
+        if devices.is_main:
+            run.log(str(interrupted))
         if not in_notebook():
             raise
     finally:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tuner.config import SFT, Chat, Stage
-from tuner.data.load import Dataset
+from tuner.data.load import Dataset, load_data
 from tuner.data.stream import Stream
 from tuner.data.template import Template
 from tuner.evaluation.held_out import HeldOutRows
@@ -22,6 +23,7 @@ from tuner.models.save import save_model
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import Loop
+from tuner.training.progress import progress_bar
 from tuner.training.run import Run
 from tuner.training.watchers import Watchers
 
@@ -50,10 +52,22 @@ class Job:
         torch.manual_seed(config.seed + self.devices.rank)  # dropout
         return Roles(loaded, self.devices.autocast)
 
-    def keep_data(self, data: Dataset) -> None:
-        """Write what is learned from into the run folder, or refuse to go on with other rows."""
+    def load_data(self, config: SFT, roles: Roles) -> Dataset:
+        """The rows of the config, tokenised once for all ranks; refuses to go on with other rows than before."""
+        bar = progress_bar("Reading rows", None) if self.devices.is_main else nullcontext(lambda count: None)
+        with self.devices.main_first(), bar as advance:
+            done = 0
+
+            def progress(rows: int) -> None:
+                nonlocal done
+                advance(rows - done)
+                done = rows
+
+            data = load_data(config.data, roles.tokenizer, progress=progress)
         if self.devices.is_main:
             self.run.check_data(data.fingerprint, data.report.to_dict())
+            self.run.log(str(data.report))
+        return data
 
     def loop(
         self, config: Stage, trained: Mapping[str, torch.nn.Parameter], stream: Stream, held_out: HeldOutRows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tuner.config import SFT
-from tuner.data.load import load_data
 from tuner.evaluation.held_out import HeldOutRows
 from tuner.models.forward import token_loss
 from tuner.stages.job import Job
@@ -13,9 +12,7 @@ from tuner.stages.rows import plan
 def sft(config: SFT, job: Job) -> None:
     """Teach the policy to answer like the conversations do."""
     roles = job.load_roles(config)
-    with job.devices.main_first():
-        data = load_data(config.data, roles.tokenizer)
-    job.keep_data(data)
+    data = job.load_data(config, roles)
     stream = plan(config, data)
     validation, test = (
         HeldOutRows(rows, roles, job.devices, config.evaluation, config.tokens_per_pass)

@@ -118,7 +118,10 @@ class Loop:
         self.counters = Counters()
         self._optimizer = make_optimizer(config.optimizer, trained)
         self._checkpoints = Checkpoints(run.checkpoints_folder, config.checkpoint.keep)
-        self._signal: int | None = None
+        self._asked: int | None = None
+        """The signal this process was sent, if any."""
+        self._stopping: int | None = None
+        """The signal all ranks have agreed to stop for."""
         self._resume()
         watchers.begin(run.folder, config, self.counters.step, self.total)
         if self.counters.step:
@@ -132,12 +135,8 @@ class Loop:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if self._signal and self._is_interrupted:
-            raise Interrupted(self._signal, self.counters.step)
-
-    @property
-    def _is_interrupted(self) -> bool:
-        return self._signal is not None and self.counters.step < self.total
+        if self._stopping and self.counters.step < self.total:
+            raise Interrupted(self._stopping, self.counters.step)
 
     def say(self, text: str) -> None:
         """A fact or a warning in words, to the log and to whoever looks on."""
@@ -167,7 +166,7 @@ class Loop:
             yield step
             if not step.finished:
                 raise RuntimeError("a step must be finished before the next one: call step.finish()")
-            if self._signal:
+            if self._stopping:
                 break
         if self._last_saved != self.counters.step:
             self._save()
@@ -176,9 +175,7 @@ class Loop:
         self.devices.sum_gradients(self._parameters)
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, step.index, self.total)
         own = {name: value.item() for name, value in step.sums.items()}
-        sums = self.devices.sum({**own, "stop": float(self._signal or 0)})
-        if sums.pop("stop") and not self._signal:
-            self._signal = signal.SIGTERM  # another rank was asked to stop
+        sums, self._stopping = self._agree(own)
         norm = self._clip()
         good = math.isfinite(norm) and all(math.isfinite(value) for value in sums.values())
         if good:
@@ -199,6 +196,15 @@ class Loop:
             self.say(f"source {source} is used up at step {step.index + 1}; the others go on")
         if self._due(self.config.checkpoint.every) or self.counters.best_step == self.counters.step:
             self._save()
+
+    def _agree(self, own: dict[str, float]) -> tuple[dict[str, float], int | None]:
+        """Losses summed over ranks, and the signal to stop for: if one rank was sent one, all were."""
+        everyone = self.devices.gather([(own, self._asked)])
+        sums: dict[str, float] = {}
+        for losses, _ in everyone:
+            for name, value in losses.items():  # a rank without a pass has none
+                sums[name] = sums.get(name, 0.0) + value
+        return sums, max((asked for _, asked in everyone if asked), default=None)
 
     def _clip(self) -> float:
         limit = self.config.max_grad_norm or math.inf
@@ -320,9 +326,9 @@ class Loop:
         }
 
     def _ask_to_stop(self, number: int, _: FrameType | None) -> None:
-        if self._signal == signal.SIGINT == number:
+        if self._asked == signal.SIGINT == number:
             raise KeyboardInterrupt  # a second Ctrl-C will not wait
-        self._signal = number
+        self._asked = number
 
 
 def is_rising(recent: Sequence[tuple[float, float]]) -> bool:

@@ -301,7 +301,8 @@ class _CountingLines:
             self._write(f"{self._count()} so far")
 
     def close(self) -> None:
-        self._write(f"{self._count()} in {duration(time.monotonic() - self._started)}")
+        if self._done:
+            self._write(f"{self._count()} in {duration(time.monotonic() - self._started)}")
 
     def _count(self) -> str:
         whole = "" if self._total is None or self._done == self._total else f" of {self._total:,}"
