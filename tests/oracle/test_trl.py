@@ -5,7 +5,6 @@ import torch
 
 import tuner
 from tuner.config import SFT, AdamW, Chat, Constant, Evaluation, LoRA, Model, override
-from tuner.models.adapters import is_adapted
 from tuner.models.load import load_model
 from tuner.stages.rows import load_rows, plan
 
@@ -43,7 +42,7 @@ WAYS = {
 def test_the_same_trajectory(kind, way, tmp_path):
     config = every_row_in_every_step(override(CONFIG, KINDS[kind]))
     ours = tuner.train(config, runs=tmp_path)
-    losses, norms, weights = train_with_trl(config, WAYS[way], tmp_path / "theirs")
+    losses, norms, weights = train_with_trl(config, WAYS[way], tmp_path)
     assert [record["step"] for record in ours.metrics] == [1, 2, 3]
     assert [record["loss"] for record in ours.metrics] == pytest.approx(losses, rel=1e-4)
     assert [record["grad_norm"] for record in ours.metrics] == pytest.approx(norms, rel=1e-3)
@@ -104,27 +103,26 @@ def train_with_trl(config, way, folder):
         logging_steps=1,
         **way,
     )
+    trained = {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad}
+    start = {name: weight.detach().clone() for name, weight in trained.items()}
     trainer = Recording(
         model=loaded.model, args=settings, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer
     )
-    for weight in loaded.model.parameters():  # on a quantised base TRL turns adapters to bf16, on CPU too
-        if weight.requires_grad:
-            weight.data = weight.data.float()
+    for (
+        name,
+        weight,
+    ) in trained.items():  # TRL has rounded adapters of a quantised base to bf16; ours are fp32
+        weight.data = start[name]
     trainer.train()
     norms = [float(entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry]
-    trained = {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad}
     return [recorded[step] for step in range(STEPS)], norms, trained
 
 
 def assert_same_weights(config, run, theirs):
-    trained = load_model(
-        Model(path=str(run.folder)),
-        precision="fp32",
-        device=CPU,
-        adapter=config.adapter,
-    ).model
-    assert is_adapted(trained) == (config.adapter is not None)
+    """By the length of what lies between them: Adam turns the rounding of a gradient near zero into a whole step."""
+    model = Model(path=str(run.folder))
+    trained = load_model(model, precision="fp32", device=CPU, adapter=config.adapter).model
     ours = {name: weight for name, weight in trained.named_parameters() if weight.requires_grad}
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
-        torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        assert torch.dist(weight, theirs[name]) <= 2e-3 * weight.norm(), name

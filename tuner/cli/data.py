@@ -24,6 +24,7 @@ def data(
 
     from tuner.config import load_config, override
     from tuner.data import view
+    from tuner.errors import UserError
     from tuner.stages.rows import load_rows, plan
 
     value = override(load_config(config), overrides or [])
@@ -36,7 +37,10 @@ def data(
         typer.echo(dumps(report.to_dict() | found | {"fingerprint": rows.fingerprint}, ensure_ascii=False))
     elif html is not None:
         page = view.html(examples, tokenizer, shown, report, title=value.name or config)
-        html.write_text(page, encoding="utf-8")
+        try:
+            html.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{html}: cannot be written ({error.strerror}); choose another place") from error
         typer.echo(f"{html}: open it in a browser")
     else:
         console = Console()

@@ -19,7 +19,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
     SIGINT and SIGTERM are passed on, and the ranks finish their step; when one rank fails the others are ended.
     """
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    shared = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(processes),
+    }
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     ranks = [
         subprocess.Popen(

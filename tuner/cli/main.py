@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -27,18 +28,35 @@ for verb in (train, check, show, configs, copy, data, chat, merge):
     app.command()(verb)
 
 
+_UsageError = typer.BadParameter.__mro__[1]  # click's, which typer has begun to carry in itself
+
+
 def main() -> None:
     """Exit code 0 only on success, 2 for the user's mistakes, with one sentence and no traceback."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make tiny models ten times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    arguments = sys.argv[1:]
     try:
-        app()
+        code = app(arguments or ["--help"], prog_name="tuner", standalone_mode=False)
+    except _UsageError as error:
+        print(f"tuner: {_explain(error)}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
-            print(f"tuner: {error}", file=sys.stderr)
+            print(f"tuner: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("tuner: interrupted", file=sys.stderr)
         sys.exit(130)
+    sys.exit(code or (0 if arguments else 2))
+
+
+def _explain(error: Any) -> str:
+    """What is wrong with the command itself, and where it is described."""
+    command = error.ctx.command_path if error.ctx else "tuner"
+    verb = command.removeprefix("tuner").strip()
+    what = " ".join(error.format_message().split()).rstrip(".")
+    what = f"{verb}: {what[0].lower()}{what[1:]}" if verb else f"{what[0].lower()}{what[1:]}"
+    return f"{what}; `{command} --help` shows what it takes"

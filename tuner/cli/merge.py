@@ -22,11 +22,13 @@ def merge(
     from json import dumps
 
     from tuner.errors import UserError
+    from tuner.models.merge import locate_adapter
     from tuner.models.merge import merge as merge_adapter
 
     if dtype not in ("bf16", "fp32"):
         raise UserError(f"--dtype {dtype}: write bf16 or fp32")
     precision: Literal["bf16", "fp32"] = "bf16" if dtype == "bf16" else "fp32"
+    locate_adapter(run)  # said first: without one there is nothing to compare, and no rows are needed
     report = merge_adapter(run, output, dtype=precision, texts=_texts(run, text))
     if json:
         typer.echo(dumps(asdict(report) | {"output": str(report.output)}))

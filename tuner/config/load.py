@@ -44,6 +44,7 @@ def override(config: C, changes: Mapping[str, Any] | list[str] | tuple[str, ...]
     pairs = changes if isinstance(changes, Mapping) else dict(_parse_assignment(text) for text in changes)
     values = config.model_dump(mode="json")
     for path, value in pairs.items():
+        _check_first_name(config, path)
         _assign(values, path, value)
     return _validated(type(config), values, "override")
 
@@ -55,7 +56,10 @@ def to_json(config: Stage) -> str:
 
 def from_json(text: str) -> Stage:
     """The config that `to_json` wrote; UserError when it is none, or of another version."""
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"this config is no JSON ({error}); restore it") from error
     if not isinstance(values, dict) or values.get("stage") not in STAGES:
         raise UserError(f'this JSON is no config: its "stage" must be one of {", ".join(STAGES)}')
     return _validated(STAGES[values["stage"]], values, "config.json")
@@ -86,9 +90,15 @@ def differences(old: Stage, new: Stage) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings as one sentence each: where, what was found, what to write."""
-    return "; ".join(_explain_one(finding) for finding in error.errors())
+def explain(error: ValidationError, inside: str = "") -> str:
+    """Pydantic's findings as one sentence each: where (below `inside`), what was found, what to write."""
+    by_path: dict[str, list[Any]] = {}
+    for finding in error.errors():
+        by_path.setdefault(_path(finding), []).append(finding)
+    deepest = [path for path in by_path if not any(other.startswith(f"{path}.") for other in by_path if path)]
+    return "; ".join(
+        _explain_one(f"{inside}{path}" if path else "", _most_telling(by_path[path])) for path in deepest
+    )
 
 
 def _find(path: Path) -> Path:
@@ -106,24 +116,42 @@ def _run(file: Path) -> dict[str, Any]:
     """Execute a config file with its folder importable, so that one config can build on another."""
     folder = str(file.resolve().parent)
     known = set(sys.modules)
+    _check_text(file)
     sys.path.insert(0, folder)
     try:
         return runpy.run_path(str(file), run_name=f"tuner_config_{file.stem}")
     except ValidationError as error:
-        raise UserError(f"{_where(error, file)}: {explain(error)}") from error
+        raise UserError(f"{_where(error, file)}: {explain(error, f'{error.title}.')}") from error
     except UserError:
         raise
     except SyntaxError as error:
-        raise UserError(f"{error.filename}:{error.lineno}: not valid Python: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-    except Exception as error:
-        raise UserError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{error.filename}:{error.lineno}: not valid Python ({error.msg}); correct it"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{_where(error, file)}: {type(error).__name__}: {error}; correct this file"
+        ) from error
     finally:
         sys.path.remove(folder)
         for name in set(sys.modules) - known:  # a config edited in between must be read again (Jupyter)
             if _lies_in(sys.modules[name], folder):
                 del sys.modules[name]
+
+
+def _check_text(file: Path) -> None:
+    """Said here: Python's own words for these are about its parser."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise UserError(f"{file}:{line}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{file}: this file is empty; a config file ends with `config = SFT(...)`")
+    if "\0" in text:
+        raise UserError(f"{file}: this is binary data, not Python; name a config file")
 
 
 def _lies_in(module: Any, folder: str) -> bool:
@@ -171,6 +199,17 @@ def _assign(values: Any, path: str, value: Any) -> None:
         values[last] = _plain(value)
 
 
+def _check_first_name(config: Stage, path: str) -> None:
+    """Say where a field stands that is named without its part, as in lr=1e-4."""
+    first = path.partition(".")[0]
+    if first not in type(config).model_fields:
+        inside = [leaf.path for leaf in leaves(config) if f".{leaf.path}".endswith(f".{path}")]
+        if inside:
+            raise UserError(
+                f"override: {type(config).__name__} has no field {path!r}; did you mean {inside[0]!r}?"
+            )
+
+
 def _child(values: Any, name: str) -> Any:
     try:
         return values[int(name)] if isinstance(values, list) else values[name]
@@ -192,8 +231,18 @@ def _validated(cls: type[C], values: dict[str, Any], where: str) -> C:
         raise UserError(f"{where}: {explain(error)}") from error
 
 
-def _explain_one(finding: Any) -> str:
-    path = ".".join(str(part) for part in finding["loc"] if part not in _TAGS)
+def _path(finding: Any) -> str:
+    """Where a finding is, without the names that pydantic gives to the members of a union."""
+    parts = [str(part) for part in finding["loc"]]
+    return ".".join(part for part in parts if part not in _TAGS and "[" not in part)
+
+
+def _most_telling(findings: list[Any]) -> Any:
+    """One finding of those that the members of a union have on the same value: our own words first."""
+    return next((finding for finding in findings if finding["type"] == "value_error"), findings[0])
+
+
+def _explain_one(path: str, finding: Any) -> str:
     message = finding["msg"].removeprefix("Value error, ")
     if finding["type"] == "tuple_type":
         message = f"write a tuple, as in ({finding['input']!r},)"
@@ -204,7 +253,7 @@ def _explain_one(finding: Any) -> str:
     return f"{path}: {message}" if path else message
 
 
-_TAGS = {"chat", "text", "cosine", "linear", "constant", "str", "Source", "function-before[_name_function()"}
+_TAGS = {"chat", "text", "cosine", "linear", "constant", "str", "Source"}
 
 
 def _leaves(part: Part, prefix: str) -> Iterator[Leaf]:

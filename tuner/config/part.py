@@ -1,12 +1,16 @@
 """What every config value has in common: frozen, strict, documented, and helpful when a name is wrong."""
 
 import difflib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from tuner.errors import UserError
 
 
 class Part(BaseModel):
@@ -52,3 +56,27 @@ def _relative(file: str) -> str:
 
 Function = Annotated[str | Callable[..., Any], BeforeValidator(_name_function)]
 """A module-level function, kept as "file.py:name" so that configs compare and go through JSON."""
+
+
+def load_function(reference: str, field: str, others: str = "") -> Callable[..., Any]:
+    """The function that "file.py:name" names.
+
+    field, others: the field that names it and what else could be written there, for the UserError that is
+    raised when there is no such file, it fails, or it has no such function.
+    """
+    file, _, name = reference.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise UserError(f"{field} {reference!r}: no such file; write {others}file.py:function")
+    specification = importlib.util.spec_from_file_location(f"tuner_{Path(file).stem}", file)
+    if specification is None or specification.loader is None:
+        raise UserError(f"{field} {reference!r}: {file} is no Python file; write file.py:function")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look their module up there
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{file}: {type(error).__name__}: {error}; correct this file") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{file}: has no function {name!r}, which {field} names; correct the name")
+    return function

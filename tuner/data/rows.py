@@ -1,12 +1,10 @@
 """Row shapes to conversations and documents. One example file per shape stands in data_templates/rows."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
+from tuner.config.part import load_function
 from tuner.data.conversation import ROLES, Conversation, Document, ToolCall, Turn
 from tuner.errors import UserError
 
@@ -35,7 +33,8 @@ class Reader:
     """
 
     def __init__(self, shape: str | None = None):
-        self._function = _load_function(shape) if shape and shape not in SHAPES else None
+        is_own = shape is not None and shape not in SHAPES
+        self._function = load_function(shape, "shape", f"one of {', '.join(SHAPES)}, or ") if is_own else None
         self._shape = None if self._function else shape
         self._named = self._shape is not None
 
@@ -261,27 +260,6 @@ def _weight(values: Values, origin: str) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
         _refuse(origin, f'"weight" is a number from 0 on, not {weight!r}')
     return float(weight)
-
-
-def _load_function(name: str) -> Callable[[Values], Any]:
-    """The function "file.py:name" names."""
-    file, colon, function = name.rpartition(":")
-    if not colon or not Path(file).is_file():
-        raise UserError(
-            f"shape {name!r}: no such file; write one of {', '.join(SHAPES)}, or file.py:function"
-        )
-    specification = importlib.util.spec_from_file_location(f"tuner_shape_{Path(file).stem}", file)
-    if specification is None or specification.loader is None:
-        raise UserError(f"shape {name!r}: {file} is no Python file; write file.py:function")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses look their module up there
-    try:
-        specification.loader.exec_module(module)
-        return getattr(module, function)
-    except AttributeError as error:
-        raise UserError(f"{file}: has no function {function!r}, which a source's shape names") from error
-    except Exception as error:
-        raise UserError(f"{file}: {type(error).__name__}: {error}") from error
 
 
 def _call(function: Callable[[Values], Any], row: Values, origin: str) -> Values:

@@ -15,6 +15,7 @@ from tuner.resources import locate
 
 JSON_LINES = (".jsonl", ".ndjson")
 PLAIN_TEXT = (".txt", ".md")
+SECONDS_TO_ANSWER = 10.0
 KNOWN = (*JSON_LINES, ".json", ".parquet", *PLAIN_TEXT)
 
 
@@ -189,6 +190,8 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 def _load_hub(source: Source) -> Any:
     import datasets
 
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(source.path)
     try:
         return datasets.load_dataset(source.path, source.subset, split=source.split)
     except Exception as error:  # the hub's clients raise classes of five libraries
@@ -196,6 +199,22 @@ def _load_hub(source: Source) -> Any:
             f"{source.path}: this dataset could not be had from the hub ({_first_line(error)}); "
             "check its name, `subset`, `split` and the network, or give a local file"
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _hub_answers(name: str) -> bool:
+    """Asked once and shortly: without a network `datasets` would try for half a minute before its cache."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=SECONDS_TO_ANSWER)
+    except HfHubHTTPError:  # an answer, which `datasets` explains better
+        return True
+    except Exception:  # the classes of its HTTP library differ by release
+        return False
+    return True
 
 
 def _read_dataset(rows: Any, name: str) -> Iterator[Row]:

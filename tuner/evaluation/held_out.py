@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from tuner.config import Evaluation
+from tuner.config.part import load_function
 from tuner.data.batch import make_batches
 from tuner.data.examples import Examples
 from tuner.data.packing import deal
+from tuner.errors import UserError
 from tuner.models.forward import token_loss
 from tuner.models.generate import generate
 from tuner.models.roles import Roles
@@ -36,6 +36,7 @@ class HeldOutRows:
         if examples is not None and config.rows is not None and len(examples) > config.rows:
             examples = examples.take(np.arange(config.rows))
         self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
+        self._score = load_score(config.score)
         self._batches = (
             make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
         )
@@ -90,8 +91,18 @@ class HeldOutRows:
         tokenizer = self._roles.tokenizer
         text = tokenizer.decode(answer, skip_special_tokens=True).strip()
         reference = tokenizer.decode(self._examples.reference(row).tolist(), skip_special_tokens=True).strip()
-        score = load_score(self._config.score)
-        return Sample(tokenizer.decode(prompt), text, reference, score(text, reference) if score else None)
+        return Sample(tokenizer.decode(prompt), text, reference, self._scored(text, reference))
+
+    def _scored(self, answer: str, reference: str) -> float | None:
+        if self._score is None:
+            return None
+        try:
+            return float(self._score(answer, reference))
+        except Exception as error:
+            raise UserError(
+                f"evaluation.score {self._config.score!r} failed on {answer!r:.80} "
+                f"({type(error).__name__}: {error}); correct it"
+            ) from error
 
     def _end_ids(self, rows: list[int]) -> list[int]:
         """What ends an answer: the token that ends these rows' own, and the tokenizer's end of text."""
@@ -107,10 +118,4 @@ def load_score(name: str | None) -> Score | None:
         return None
     if name == "exact":
         return lambda answer, reference: float(answer == reference)
-    file, _, function = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, function)
+    return load_function(name, "evaluation.score", '"exact" or ')

@@ -72,9 +72,7 @@ def merge(
     when there is no adapter, too little text, something at `output`, or the two differ by more than
     MAX_MEAN_KL or agree on less than MIN_AGREEMENT.
     """
-    location = locate(config.Model(path=str(run_or_model_folder)))
-    if location.adapter_folder is None:
-        raise UserError(f"{run_or_model_folder}: has no adapter to merge; use the folder as it is")
+    location = locate_adapter(run_or_model_folder)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; name a new folder for the merged model")
     tokenizer = read_tokenizer(location.tokenizer_folder)
@@ -101,6 +99,14 @@ def merge(
     save_tokenizer(tokenizer, output)
     write_record(output, location.reference, None)
     return report
+
+
+def locate_adapter(run_or_model_folder: str | Path) -> Location:
+    """Where an adapter and its base lie; UserError when there is no adapter."""
+    location = locate(config.Model(path=str(run_or_model_folder)))
+    if location.adapter_folder is None:
+        raise UserError(f"{run_or_model_folder}: has no adapter to merge; use the folder as it is")
+    return location
 
 
 def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:

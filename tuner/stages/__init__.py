@@ -20,6 +20,7 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
     an interrupt raises `tuner.training.loop.Interrupted` after saving. Raises UserError on bad input.
     """
     from tuner.stages.job import Job
+    from tuner.training.checkpoint import explain_write
     from tuner.training.devices import Devices
     from tuner.training.loop import Interrupted
     from tuner.training.notebook import in_notebook
@@ -33,11 +34,11 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
     if run.results is not None and not run.changes(config):
         return run
     watchers = Watchers(_watchers(config) if devices.is_main else [])
-    if devices.is_main:
-        run.start(config, overrides, devices.place)
-    devices.wait()
     outcome: Outcome = "failed"
     try:
+        if devices.is_main:
+            run.start(config, overrides, devices.place)
+        devices.wait()
         _stage(config)(config, Job(run, devices, watchers))
         outcome = "finished"
     except Interrupted as interrupted:
@@ -46,6 +47,12 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
             run.log(str(interrupted))
         if not in_notebook():
             raise
+    except UserError:
+        if devices.is_main:
+            run.abandon()
+        raise
+    except OSError as error:
+        raise explain_write(error, run.folder) from error
     finally:
         watchers.end(outcome)
         run.release()

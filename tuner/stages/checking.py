@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tuner.config import SFT, Chat, Source, Stage, override
+from tuner.evaluation.held_out import load_score
 from tuner.models.adapters import add_adapter
 from tuner.models.freeze import freeze
 from tuner.models.load import load_model_config
@@ -64,6 +65,7 @@ def check(config: Stage, *, tiny: bool = False) -> Checked:
 
 def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
     assert isinstance(config, SFT)
+    load_score(config.evaluation.score)
     shape = load_model_config(config.model)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.model.trust_remote_code)

@@ -69,7 +69,7 @@ class Checkpoints:
             self._writer = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise _explain(error, self._folder) from error
+            raise explain_write(error, self._folder) from error
 
     def load(self, step: int) -> Snapshot:
         """Raises UserError when the checkpoint cannot be read."""
@@ -218,7 +218,8 @@ def _join_tensors(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
     return dict(zip(tree["keys"], values, strict=True))
 
 
-def _explain(error: BaseException, folder: Path) -> BaseException:
+def explain_write(error: BaseException, folder: Path) -> BaseException:
+    """A full disk in words; any other error as it is."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error):
         return UserError(

@@ -133,8 +133,10 @@ def progress_bar(
     counter = (_CountingBar if on_terminal(out) else _CountingLines)(out, description, total)
     try:
         yield counter.advance
-    finally:
-        counter.close()
+    except BaseException:
+        counter.stop()  # what went wrong is said by others
+        raise
+    counter.close()
 
 
 def duration(seconds: float) -> str:
@@ -275,8 +277,11 @@ class _CountingBar:
     def advance(self, count: int = 1) -> None:
         self._progress.advance(self._task, count)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._progress.stop()
+
+    def close(self) -> None:
+        self.stop()
 
 
 class _CountingLines:
@@ -299,6 +304,9 @@ class _CountingLines:
         ):
             self._last_line = (time.monotonic(), self._done)
             self._write(f"{self._count()} so far")
+
+    def stop(self) -> None:
+        """Leave without a word."""
 
     def close(self) -> None:
         if self._done:

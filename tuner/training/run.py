@@ -32,6 +32,7 @@ class Run:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._lock: IO[str] | None = None
+        self._is_new = False
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -63,6 +64,11 @@ class Run:
             if path.is_file()
             else []
         )
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step was taken here: from then on the folder is bound to its config and its data."""
+        return bool(self.metrics) or any(self.checkpoints_folder.glob("step_*"))
 
     @property
     def model_folder(self) -> Path:
@@ -100,9 +106,9 @@ class Run:
         versions, is logged: the run goes on, but not bit for bit.
         Raises UserError when another process trains here, or when the config has changed.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._take_lock()
-        if (self.folder / "config.json").is_file():
+        if self.begun:
             self._refuse_changes(config)
         self._write("config.json", to_json(config))
         self._write("overrides.json", json.dumps(list(overrides), indent=1))
@@ -114,7 +120,8 @@ class Run:
         """Write what was learned from, or refuse to go on with other data."""
         path = self.folder / "data.json"
         if (
-            path.is_file()
+            self.begun
+            and path.is_file()
             and (known := json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) != fingerprint
         ):
             raise UserError(
@@ -127,6 +134,11 @@ class Run:
         """(path, old, new) of the leaves in which a config differs from the run's and may not."""
         found = differences(self.config, config)
         return [change for change in found if not change[0].startswith(FREE_ON_RESUME)]
+
+    def abandon(self) -> None:
+        """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind."""
+        if self._is_new and not self.begun:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:
         """Give the lock back."""
@@ -174,6 +186,15 @@ class Run:
         path = self.folder / "curves.png"
         draw_curves(self.metrics, path, self.folder.name)
         return path
+
+    def _make_folder(self) -> None:
+        self._is_new = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: this folder cannot be made ({error.strerror}); choose another with --runs"
+            ) from error
 
     def _take_lock(self) -> None:
         lock = (self.folder / ".lock").open("a+", encoding="utf-8")
