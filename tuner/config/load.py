@@ -97,7 +97,7 @@ def explain(error: ValidationError, inside: str = "") -> str:
         by_path.setdefault(_path(finding), []).append(finding)
     deepest = [path for path in by_path if not any(other.startswith(f"{path}.") for other in by_path if path)]
     return "; ".join(
-        _explain_one(f"{inside}{path}" if path else "", _most_telling(by_path[path])) for path in deepest
+        _explain_one(f"{inside}{path}" if path else "", _joined(by_path[path])) for path in deepest
     )
 
 
@@ -158,7 +158,7 @@ def _lies_in(module: Any, folder: str) -> bool:
     return str(Path(getattr(module, "__file__", None) or "/").parent) == folder
 
 
-def _where(error: Exception, file: Path) -> str:
+def _where(error: BaseException, file: Path) -> str:
     """file:line of the config's own frame in which an error arose."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
@@ -237,9 +237,13 @@ def _path(finding: Any) -> str:
     return ".".join(part for part in parts if part not in _TAGS and "[" not in part)
 
 
-def _most_telling(findings: list[Any]) -> Any:
-    """One finding of those that the members of a union have on the same value: our own words first."""
-    return next((finding for finding in findings if finding["type"] == "value_error"), findings[0])
+def _joined(findings: list[Any]) -> Any:
+    """One finding of those that the members of a union have on the same value: our own words, then their names."""
+    own = next((finding for finding in findings if finding["type"] == "value_error"), None)
+    if own is None:
+        return findings[0]
+    names = [finding["ctx"]["expected"] for finding in findings if finding["type"] == "literal_error"]
+    return {**own, "msg": ", or ".join([own["msg"], *names])}
 
 
 def _explain_one(path: str, finding: Any) -> str:

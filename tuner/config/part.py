@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ class Part(BaseModel):
 
 
 def _name_function(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r".+\.py:\w+", value):
+        raise ValueError(f"{value!r} is no function: write file.py:name")
     if not callable(value):
         return value
     name = getattr(value, "__qualname__", "")

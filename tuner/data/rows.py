@@ -33,8 +33,9 @@ class Reader:
     """
 
     def __init__(self, shape: str | None = None):
-        is_own = shape is not None and shape not in SHAPES
-        self._function = load_function(shape, "shape", f"one of {', '.join(SHAPES)}, or ") if is_own else None
+        self._function = None
+        if shape is not None and shape not in SHAPES:
+            self._function = load_function(shape, "shape", f"one of {', '.join(SHAPES)}, or ")
         self._shape = None if self._function else shape
         self._named = self._shape is not None
 

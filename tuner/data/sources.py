@@ -189,9 +189,10 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 
 def _load_hub(source: Source) -> Any:
     import datasets
+    from datasets import config as settings
 
-    offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(source.path)
+    offline = settings.HF_HUB_OFFLINE
+    settings.HF_HUB_OFFLINE = offline or not _hub_answers(source.path)
     try:
         return datasets.load_dataset(source.path, source.subset, split=source.split)
     except Exception as error:  # the hub's clients raise classes of five libraries
@@ -200,7 +201,7 @@ def _load_hub(source: Source) -> Any:
             "check its name, `subset`, `split` and the network, or give a local file"
         ) from error
     finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+        settings.HF_HUB_OFFLINE = offline
 
 
 def _hub_answers(name: str) -> bool:

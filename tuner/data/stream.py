@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuner.config import Source
 from tuner.data.batch import Batch, make_batch
 from tuner.data.examples import Examples
 from tuner.data.packing import StepPlan, deal, exhausted, mixed, pack, plan_steps, shuffled
@@ -21,8 +22,8 @@ class Stream:
     """Tokens of each sample, int64 [N]."""
     steps: Sequence[StepPlan]
     tokens_per_pass: int
-    exhausted: dict[int, list[int]]
-    """Step (0-based) -> sources whose last sample of the first epoch it draws while others go on."""
+    exhausted: dict[int, list[str]]
+    """Step (0-based) -> sources with a share whose last sample of the first epoch it draws while others go on."""
 
     def passes(self, step: int) -> list[list[int]]:
         """The samples of each pass of a step over all ranks, fullest pass first."""
@@ -32,10 +33,13 @@ class Stream:
         groups.sort(key=lambda group: -int(lengths[group].sum()))
         return [samples[group].tolist() for group in groups]
 
+    def batch(self, samples: Sequence[int]) -> Batch:
+        """Some samples as one packed row."""
+        return make_batch([self.examples.example(index) for index in samples])
+
     def batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """One rank's packed rows of a step; none when there are fewer passes than ranks."""
-        passes = deal(self.passes(step), rank, world)
-        return [make_batch([self.examples.example(index) for index in samples]) for samples in passes]
+        return [self.batch(samples) for samples in deal(self.passes(step), rank, world)]
 
     def totals(self, step: int) -> dict[str, float]:
         """Global weights of a step, over all ranks: `tokens`, the summed weight of the learned tokens."""
@@ -56,14 +60,15 @@ def make_stream(
     tokens_per_pass: int,
     epochs: float,
     seed: int,
-    shares: Sequence[float | None] = (),
+    sources: Sequence[Source] = (),
 ) -> Stream:
-    """Plan a whole run. shares: relative share of the tokens by source, or none for one plain shuffle."""
+    """Plan a whole run. sources: where the samples come from; with shares, the order keeps to these."""
     lengths = examples.lengths
-    weights = [share for share in shares if share is not None]
-    order = mixed(lengths, examples.sources, weights, seed) if weights else shuffled(len(lengths), seed)
+    shares = [source.share for source in sources if source.share is not None]
+    order = mixed(lengths, examples.sources, shares, seed) if shares else shuffled(len(lengths), seed)
     steps = plan_steps(lengths, tokens_per_step, order, epochs)
-    ends: dict[int, list[int]] = {}
-    for source, step in exhausted(steps, examples.sources, len(weights)) if len(weights) > 1 else ():
-        ends.setdefault(step, []).append(source)
+    ends: dict[int, list[str]] = {}
+    if len(shares) > 1:
+        for source, step in exhausted(steps, examples.sources, len(shares)):
+            ends.setdefault(step, []).append(sources[source].path)
     return Stream(examples, lengths, steps, tokens_per_pass, ends)

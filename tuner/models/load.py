@@ -135,6 +135,7 @@ def load_base(
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # else they are a table in the log: _check_report says them
                 **options,
             )
     except torch.OutOfMemoryError:

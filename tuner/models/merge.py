@@ -1,5 +1,6 @@
 """Folding an adapter into its base, and proving on text that nothing was lost."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tuner.models.load import Precision, load_base
 from tuner.models.locate import Location, locate
 from tuner.models.quantization import dequantise
 from tuner.models.reference import write_record
-from tuner.models.save import save_full
+from tuner.models.save import disk_errors, save_full
 from tuner.models.tokenizer import read_tokenizer, save_tokenizer
 
 MIN_TOKENS = 256
@@ -95,9 +96,14 @@ def merge(
     if dtype == "bf16":
         _round_to_bf16(merged)
         report = replace(report, rounding=_compare(before, next_token_logits(merged, rows)))
-    save_full(merged, output, dtype)
-    save_tokenizer(tokenizer, output)
-    write_record(output, location.reference, None)
+    try:
+        with disk_errors(output):
+            save_full(merged, output, dtype)
+            save_tokenizer(tokenizer, output)
+            write_record(output, location.reference, None)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)  # half a model looks like one
+        raise
     return report
 
 

@@ -37,7 +37,7 @@ def save_model(
     model's own, such as a copy made for writing in the background. Raises UserError when the disk is full or
     the folder cannot be written.
     """
-    with _disk_errors(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if is_adapted(loaded.model):
             save_adapter(loaded.model, folder, _name_for_others(loaded.base), state_dict)
@@ -61,7 +61,8 @@ def save_full(
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a UserError."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error

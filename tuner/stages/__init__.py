@@ -47,11 +47,9 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
             run.log(str(interrupted))
         if not in_notebook():
             raise
-    except UserError:
+    except (UserError, OSError) as error:
         if devices.is_main:
             run.abandon()
-        raise
-    except OSError as error:
         raise explain_write(error, run.folder) from error
     finally:
         watchers.end(outcome)

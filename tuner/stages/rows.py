@@ -28,7 +28,7 @@ def plan(config: Stage, data: Dataset) -> Stream:
         tokens_per_pass=config.tokens_per_pass,
         epochs=config.epochs,
         seed=config.seed,
-        shares=[source.share for source in config.data.sources],
+        sources=config.data.sources,
     )
 
 

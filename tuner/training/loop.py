@@ -7,19 +7,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from tuner.config import Stage
 from tuner.data.batch import Batch
+from tuner.data.packing import deal
 from tuner.data.stream import Stream
 from tuner.errors import UserError
 from tuner.training.checkpoint import Checkpoints, generator_state, restore, snapshot
+from tuner.training.counters import Counters
 from tuner.training.devices import Devices
 from tuner.training.optimizers import make_optimizer
 from tuner.training.run import Run
@@ -47,34 +48,17 @@ class Interrupted(Exception):  # noqa: N818 (an outcome, not an error)
         self.exit_code = 128 + signal_number
 
 
-@dataclass
-class Counters:
-    """What a run has done so far; saved with every checkpoint."""
-
-    step: int = 0
-    """Optimiser steps finished."""
-    tokens: int = 0
-    """Tokens seen, learned or not."""
-    bad_steps: int = 0
-    """Steps skipped because the loss or the gradient was not finite."""
-    bad_in_a_row: int = 0
-    best_loss: float = math.inf
-    """Best validation loss."""
-    best_step: int = 0
-    evaluations_since_best: int = 0
-    stopped_early: bool = False
-    warned_rising: bool = False
-    recent: list[tuple[float, float]] = field(default_factory=list)
-    """(training loss, validation loss) at the last evaluations."""
-
-
 class Step:
     """One optimiser step: its passes on this rank, its global totals, and how it ends."""
 
-    def __init__(self, loop: Loop, index: int, batches: Sequence[Batch], totals: Mapping[str, float]) -> None:
+    def __init__(
+        self, loop: Loop, index: int, passes: int, batches: Sequence[Batch], totals: Mapping[str, float]
+    ) -> None:
         self._loop = loop
         self.index = index
         """0-based number of the step."""
+        self.passes = passes
+        """Passes of the step over all ranks."""
         self.batches = batches
         """This rank's packed rows, on the device; perhaps none."""
         self.totals = totals
@@ -160,9 +144,7 @@ class Loop:
         while self.counters.step < self.total and not self.counters.stopped_early:
             index = self.counters.step
             self._started = time.perf_counter()
-            batches = self.stream.batches(index, self.devices.rank, self.devices.world)
-            device = self.devices.device
-            step = Step(self, index, [batch.to(device) for batch in batches], self.stream.totals(index))
+            step = self._plan(index)
             yield step
             if not step.finished:
                 raise RuntimeError("a step must be finished before the next one: call step.finish()")
@@ -170,6 +152,12 @@ class Loop:
                 break
         if self._last_saved != self.counters.step:
             self._save()
+
+    def _plan(self, index: int) -> Step:
+        passes = self.stream.passes(index)
+        own = deal(passes, self.devices.rank, self.devices.world)
+        batches = [self.stream.batch(samples).to(self.devices.device) for samples in own]
+        return Step(self, index, len(passes), batches, self.stream.totals(index))
 
     def _finish(self, step: Step) -> None:
         self.devices.sum_gradients(self._parameters)
@@ -183,7 +171,7 @@ class Loop:
                 group["lr"] = lr
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._count(step, good)
+        self.counters.count(self.stream.tokens(step.index), good)
         record = self._record(step, sums if good else dict.fromkeys(sums), lr, norm)
         if self._due(self._evaluate_every):
             self._evaluate(record)
@@ -193,7 +181,7 @@ class Loop:
         if not good:
             self._bad_step(step)
         for source in self.stream.exhausted.get(step.index, ()):
-            self.say(f"source {source} is used up at step {step.index + 1}; the others go on")
+            self.say(f"{source} is used up at step {step.index + 1} of this run; the other sources go on")
         if self._due(self.config.checkpoint.every) or self.counters.best_step == self.counters.step:
             self._save()
 
@@ -211,12 +199,6 @@ class Loop:
         gradients = [parameter for parameter in self._parameters if parameter.grad is not None]
         return torch.nn.utils.clip_grad_norm_(gradients, limit).item() if gradients else 0.0
 
-    def _count(self, step: Step, good: bool) -> None:
-        self.counters.step += 1
-        self.counters.tokens += self.stream.tokens(step.index)
-        self.counters.bad_steps += not good
-        self.counters.bad_in_a_row = 0 if good else self.counters.bad_in_a_row + 1
-
     def _record(self, step: Step, sums: Mapping[str, float | None], lr: float, norm: float) -> dict[str, Any]:
         seconds = time.perf_counter() - self._started
         tokens = self.stream.tokens(step.index)
@@ -229,7 +211,7 @@ class Loop:
             "epoch": self.stream.steps[step.index].epoch,
             "learned": step.totals["tokens"] / tokens,
             "fill": tokens / self.config.tokens_per_step,
-            "passes": len(step.batches),
+            "passes": step.passes,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "memory_gib": self.devices.memory_gib(),
@@ -268,28 +250,12 @@ class Loop:
         loss = self._held_out.loss()
         if loss is not None:
             record["eval_loss"] = loss
-            self._judge(record.get("loss"), loss)
+            for said in self.counters.judge(record.get("loss"), loss, self.config.evaluation):
+                self.say(said)
         samples = self._held_out.samples()
         if samples and self.devices.is_main:
             self.run.record_samples(self.counters.step, samples)
             self._watchers.samples(self.counters.step, samples)
-
-    def _judge(self, training_loss: float | None, loss: float) -> None:
-        counters, limits = self.counters, self.config.evaluation
-        if loss < counters.best_loss:
-            counters.best_loss, counters.evaluations_since_best = loss, 0
-            counters.best_step = counters.step if limits.keep_best else 0
-        else:
-            counters.evaluations_since_best += 1
-        counters.recent = [*counters.recent, (training_loss or math.nan, loss)][-3:]
-        if is_rising(counters.recent) and not counters.warned_rising:
-            counters.warned_rising = True
-            self.say(
-                "validation loss rises while training loss falls: the model begins to learn the rows by heart"
-            )
-        if limits.patience and counters.evaluations_since_best >= limits.patience:
-            counters.stopped_early = True
-            self.say(f"no better validation loss in {limits.patience} measurements: stopping early")
 
     # Saving and going on
 
@@ -329,11 +295,3 @@ class Loop:
         if self._asked == signal.SIGINT == number:
             raise KeyboardInterrupt  # a second Ctrl-C will not wait
         self._asked = number
-
-
-def is_rising(recent: Sequence[tuple[float, float]]) -> bool:
-    """Three evaluations, (training loss, validation loss): the second rose twice while the first fell twice."""
-    if len(recent) < 3:
-        return False
-    training, validation = np.diff(np.asarray(recent[-3:]), axis=0).T
-    return bool((training < 0).all() and (validation > 0).all())

@@ -55,10 +55,7 @@ def test_every_split_of_a_step_holds_the_same_learned_tokens(tokens_per_pass, wo
         for one, ranks in ((whole, 1), (split, world)):
             batches = [batch for rank in range(ranks) for batch in one.batches(step, rank, ranks)]
             assert all(len(batch.tokens_T) <= one.tokens_per_pass for batch in batches)
-            learned = [batch.tokens_T[batch.learned_N].tolist() for batch in batches]
-            pairs.append(
-                sorted(zip(sum(learned, []), sum((b.weights_N.tolist() for b in batches), []), strict=True))
-            )
+            pairs.append(sorted(pair for batch in batches for pair in learned(batch)))
         assert pairs[0] == pairs[1]
         assert whole.totals(step)["tokens"] == pytest.approx(sum(weight for _, weight in pairs[0]))
         assert whole.tokens(step) == sum(len(batch.tokens_T) for batch in whole.batches(step))

@@ -15,7 +15,15 @@ from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.training.devices import Devices
 
-SCORED = override(SMALL, {"evaluation.score": "exact", "evaluation.max_new_tokens": 6, "evaluation.samples": 2, "data.limit": 12})
+SCORED = override(
+    SMALL,
+    {
+        "evaluation.score": "exact",
+        "evaluation.max_new_tokens": 6,
+        "evaluation.samples": 2,
+        "data.limit": 12,
+    },
+)
 
 
 @pytest.fixture(scope="module")

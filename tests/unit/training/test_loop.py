@@ -2,10 +2,10 @@
 
 import pytest
 
-from tuner.config import override
+from tuner.config import Evaluation, override
 from tuner.errors import UserError
+from tuner.training.counters import Counters, is_rising
 from tuner.training.devices import Devices
-from tuner.training.loop import is_rising
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,18 @@ def test_ranks_that_accelerate_does_not_join_are_refused(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises((UserError, ValueError)):
         Devices(SMALL)
+
+
+def test_patience_and_the_best_by_hand():
+    counters, limits = Counters(), Evaluation(patience=2, keep_best=True)
+    said = []
+    for step, loss in enumerate([3.0, 2.0, 2.5, 0.0, 0.1, 0.2], start=1):
+        counters.step = step
+        said += counters.judge(1.0 / step, loss, limits)
+        if counters.stopped_early:
+            break
+    assert (counters.best_loss, counters.best_step, counters.step) == (0.0, 4, 6)
+    assert said == [
+        "validation loss rises while training loss falls: the model begins to learn the rows by heart",
+        "no better validation loss in 2 measurements: stopping early",
+    ]

@@ -1,0 +1,67 @@
+"""What a run has done so far, and what follows from its validation losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tuner.config import Evaluation
+
+
+@dataclass
+class Counters:
+    """Saved with every checkpoint, so that a run that goes on decides as it would have."""
+
+    step: int = 0
+    """Optimiser steps finished."""
+    tokens: int = 0
+    """Tokens seen, learned or not."""
+    bad_steps: int = 0
+    """Steps skipped because the loss or the gradient was not finite."""
+    bad_in_a_row: int = 0
+    best_loss: float = math.inf
+    """Best validation loss, in nats per learned token."""
+    best_step: int = 0
+    """Step of the best validation loss, where the config keeps the best; else 0."""
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+    warned_rising: bool = False
+    recent: list[tuple[float, float]] = field(default_factory=list)
+    """(training loss, validation loss) at the last three evaluations."""
+
+    def count(self, tokens: int, good: bool) -> None:
+        """A step is over."""
+        self.step += 1
+        self.tokens += tokens
+        self.bad_steps += not good
+        self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+
+    def judge(self, training_loss: float | None, loss: float, limits: Evaluation) -> list[str]:
+        """Take in a validation loss; returns what is to be said of it. training_loss: None for a skipped step."""
+        said = []
+        if loss < self.best_loss:
+            self.best_loss, self.evaluations_since_best = loss, 0
+            self.best_step = self.step if limits.keep_best else 0
+        else:
+            self.evaluations_since_best += 1
+        self.recent = [*self.recent, (math.nan if training_loss is None else training_loss, loss)][-3:]
+        if is_rising(self.recent) and not self.warned_rising:
+            self.warned_rising = True
+            said.append(
+                "validation loss rises while training loss falls: the model begins to learn the rows by heart"
+            )
+        if limits.patience and self.evaluations_since_best >= limits.patience:
+            self.stopped_early = True
+            said.append(f"no better validation loss in {limits.patience} measurements: stopping early")
+        return said
+
+
+def is_rising(recent: Sequence[tuple[float, float]]) -> bool:
+    """Three evaluations, (training loss, validation loss): the second rose twice while the first fell twice."""
+    if len(recent) < 3:
+        return False
+    training, validation = np.diff(np.asarray(recent[-3:]), axis=0).T
+    return bool((training < 0).all() and (validation > 0).all())
