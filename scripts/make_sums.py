@@ -3,7 +3,9 @@
     python scripts/make_sums.py
 
 writes `tuner/embedded/sums/train.jsonl` and `test.jsonl`, the same bytes every time. A row is
-`{"messages": [{"role": "user", "content": "What is 23 + 45?"}, {"role": "assistant", "content": "68"}]}`.
+`{"messages": [{"role": "user", "content": "What is 23 + 45?"}, {"role": "assistant",
+"content": "23 + 45 = 68"}]}`: the answer restates the sum, because the base model can finish a sum that is written
+out, and reading one back out of a question is what the quickstart teaches it.
 
 A fixed share of all unordered pairs of operands is *reserved* (see `is_reserved`): the test rows are drawn
 from them, and neither the training rows nor the pre-training text (scripts/tiny_corpus.py) ever shows one,
@@ -26,8 +28,7 @@ WORDINGS = (
     "Please work out {a} + {b}.",
     "What is the sum of {a} and {b}?",
 )
-# How many digits the two operands have, and how often: the easy sums are what the base nearly knows,
-# the hard ones are the headroom that the reward model and PPO find after the quickstart.
+# How many digits the two operands have, and how often; no more than in the pre-training text (tiny_corpus.py).
 DIGITS = {(1, 1): 0.05, (1, 2): 0.25, (2, 2): 0.70}
 
 
@@ -68,14 +69,9 @@ def draw_rows(random_source: random.Random, num_rows: int, reserved: bool) -> li
             continue
         seen.add(problem)
         question = random_source.choice(WORDINGS).format(a=a, b=b)
-        rows.append(
-            {
-                "messages": [
-                    {"role": "user", "content": question},
-                    {"role": "assistant", "content": str(a + b)},
-                ]
-            }
-        )
+        answer = f"{a} + {b} = {a + b}"
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": messages})
     return rows
 
 

@@ -1,5 +1,6 @@
 """The texts that accompany the embedded base model: its model card and its notices."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ are in `pretraining.json`. Documents are packed one after another without isolat
 |---|---|---|
 | scripture | {scripture:.0%} | the King James Bible, from the Python package `{scripture_package}` |
 | glosses | {glosses:.0%} | words, definitions, examples of WordNet 3.1, from npm's `{gloss_package}` |
-| sums | {sums:.0%} | generated, to 99 + 99: `23 + 45 = 68`, `23 plus 45 is 68`, `what is 23 + 45? 68` |
+| sums | {sums:.0%} | generated, to 99 + 99: `23 + 45 = 68` |
+| questions | {questions:.0%} | generated, in the last third: `what is 23 + 45?`, words, `23 + 45 = 68` |
 
 ## Held-out loss
 
@@ -78,6 +80,12 @@ def loss_table(report: dict[str, Any]) -> str:
     return "\n".join(["| corpus | random weights | pre-trained |", "|---|---|---|", *rows])
 
 
+def total_shares(phases: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Each corpus's share of all tokens."""
+    names = {name for _, shares in phases for name in shares}
+    return {name: sum(part * shares.get(name, 0.0) for part, shares in phases) for name in names}
+
+
 def card(report: dict[str, Any], minutes: float) -> str:
     """The model card in Markdown; `minutes` are CPU-minutes of the whole run."""
     training = report["training"]
@@ -92,7 +100,7 @@ def card(report: dict[str, Any], minutes: float) -> str:
         minutes=minutes,
         scripture_package=SCRIPTURE_PACKAGE,
         gloss_package=GLOSS_PACKAGE,
-        **training["shares"],
+        **total_shares(training["phases"]),
     )
 
 

@@ -30,10 +30,30 @@ SHA256 = {
 }
 HELD_OUT_ONE_IN = 50
 PARTS_OF_SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
-# Few wordings and at most two digits: with eight wordings, or with three digits, a base of this size and
-# of so few minutes did not come to add at all.
-SUM_WORDINGS = ("{a} + {b} = {c}", "{a} plus {b} is {c}", "what is {a} + {b}? {c}")
-SUM_WORDING_WEIGHTS = (0.6, 0.2, 0.2)
+SUM_WORDINGS = ("{a} + {b} = {c}",)
+# A sum that is asked for, something between, and the sum again with its result: reading two numbers back from
+# any distance is what a chat's answer will need; from plain sums a model learns to look a fixed way back.
+QUESTIONS = (
+    "what is {a} + {b}?",
+    "how much is {a} plus {b}?",
+    "add {a} to {b}.",
+    "{a} and {b} together",
+    "the sum of {a} and {b}?",
+    "question: {a} + {b}",
+)
+BRIDGES = (
+    "\n",
+    " ",
+    "\n\n",
+    ": ",
+    "\nanswer: ",
+    "\nthe answer is: ",
+    "\nlet us see.\n",
+    "\nit is so:\n",
+    "\nhe answered and said: ",
+    "\nthe wise man said unto them:\n",
+)
+QUESTION_WORDINGS = tuple(question + bridge + SUM_WORDINGS[0] for question in QUESTIONS for bridge in BRIDGES)
 SUM_DIGITS = {(1, 1): 0.1, (1, 2): 0.3, (2, 2): 0.6}  # how many digits the operands have
 
 
@@ -93,19 +113,18 @@ def _gloss(line: str, part_of_speech: str) -> str:
     return f"{', '.join(names)} ({part_of_speech}): {gloss.strip()}"
 
 
-def sums(num_documents: int, reserved: bool, seed: int) -> list[str]:
-    """Documents of one to ten lines of sums, of reserved problems only or of none."""
-    random_source = random.Random(f"{seed} {reserved}")
-    return ["\n".join(_sum_lines(random_source, reserved)) for _ in range(num_documents)]
+def sums(num_documents: int, wordings: tuple[str, ...], reserved: bool, seed: int) -> list[str]:
+    """Documents of one to ten sums, of reserved problems only or of none."""
+    random_source = random.Random(f"{seed} {wordings} {reserved}")
+    return ["\n".join(_sums(random_source, wordings, reserved)) for _ in range(num_documents)]
 
 
-def _sum_lines(random_source: random.Random, reserved: bool) -> Iterator[str]:
+def _sums(random_source: random.Random, wordings: tuple[str, ...], reserved: bool) -> Iterator[str]:
     for _ in range(random_source.randint(1, 10)):
         a, b = draw_problem(random_source, SUM_DIGITS)
         while is_reserved(a, b) is not reserved:
             a, b = draw_problem(random_source, SUM_DIGITS)
-        wording = random_source.choices(SUM_WORDINGS, SUM_WORDING_WEIGHTS)[0]
-        yield wording.format(a=a, b=b, c=a + b)
+        yield random_source.choice(wordings).format(a=a, b=b, c=a + b)
 
 
 def _divide(name: str, documents: list[str]) -> Corpus:
@@ -118,13 +137,18 @@ def _divide(name: str, documents: list[str]) -> Corpus:
 
 
 def load(folder: Path, num_sum_documents: int, seed: int) -> list[Corpus]:
-    """The three corpora, fetched where needed; held-out sums are of the problems reserved for tests."""
+    """The four corpora, fetched where needed; held-out sums are of the problems reserved for tests."""
     fetch(folder)
     return [
         _divide("scripture", scripture(folder)),
         _divide("glosses", glosses(folder)),
-        Corpus("sums", sums(num_sum_documents, False, seed), sums(600, True, seed)),
+        _sum_corpus("sums", SUM_WORDINGS, num_sum_documents, seed),
+        _sum_corpus("questions", QUESTION_WORDINGS, num_sum_documents, seed),
     ]
+
+
+def _sum_corpus(name: str, wordings: tuple[str, ...], num_documents: int, seed: int) -> Corpus:
+    return Corpus(name, sums(num_documents, wordings, False, seed), sums(600, wordings, True, seed))
 
 
 def wordnet_licence(folder: Path) -> str:

@@ -40,6 +40,7 @@ def run(request):
         return 1
     return 0
 
+print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
     if (child := os.fork()) == 0:
@@ -71,6 +72,8 @@ def _server() -> Iterator[subprocess.Popen[str]]:
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     yield process
     process.communicate()
 

@@ -27,6 +27,7 @@ from tuner.models.forward import hidden_states, logits, token_loss
 from tuner.models.load import load_model
 from tuner.models.merge import MAX_MEAN_KL, merge
 from tuner.models.probe import TOLERANCE, prove_isolation
+from tuner.stages.rows import load_rows
 
 pytestmark = pytest.mark.weights
 
@@ -42,7 +43,7 @@ NF4_LOSS = 2.8455
 bitsandbytes repacks the weights (2.8488 here, 2.9072 for a copy saved in bf16): the trap that `keep_unpacked` shuts."""
 CORPUS = "chatterbot-corpus==1.3.3"
 TOPICS = ("science", "literature", "money")
-ROWS = 24
+ROWS = 12
 KINDS = {"lora": "smollm2_135m_lora", "qlora": "smollm2_135m_qlora"}
 TEMPLATES = ("chatml", "tokenizer")
 
@@ -161,8 +162,7 @@ def train(kind, template, model, rows, folder):
             "data.test_files": [str(rows)],
             "data.template": template,
             "data.max_length": 256,
-            "tokens_per_step": 2_048,
-            "tokens_per_pass": 1_024,
+            "tokens_per_pass": 256,
             "epochs": 3,
             "max_steps": 3,
             "optimizer.lr": 2e-3,
@@ -171,7 +171,8 @@ def train(kind, template, model, rows, folder):
             "evaluation.samples": 0,
         },
     )
-    return tuner.train(config, runs=folder)
+    tokens = int(load_rows(config)[0].train.lengths.sum())  # every step learns from all rows
+    return tuner.train(override(config, {"tokens_per_step": tokens}), runs=folder)
 
 
 def test_loss_falls(runs):
@@ -179,7 +180,7 @@ def test_loss_falls(runs):
     for template, run in by_template.items():
         losses = [record["loss"] for record in run.metrics]
         assert len(losses) == 3
-        assert losses[2] < losses[0], template
+        assert losses[2] < losses[1] < losses[0], template
         before, after = run.results["before"]["loss"], run.results["after"]["loss"]
         assert after < before - 0.2, template
 
@@ -190,43 +191,37 @@ def test_the_run_is_an_adapter_for_plain_peft(runs, smollm2):
 
     kind, by_template = runs
     run = by_template["chatml"]
-    options = {"dtype": torch.float32}
-    if kind == "qlora":
-        options = {
-            "dtype": torch.bfloat16,  # what the base was held in before it was quantised
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
-            ),
-        }
-    ours = load(run.folder, "bf16" if kind == "qlora" else "fp32")
-    theirs = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(smollm2, **options), run.model_folder, autocast_adapter_dtype=True
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
     )
+    options = {"quantization_config": nf4} if kind == "qlora" else {}
+    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, **options)
+    theirs = PeftModel.from_pretrained(base, run.model_folder).train()  # bitsandbytes repacks in eval
     tokenizer = AutoTokenizer.from_pretrained(run.model_folder)
     assert tokenizer.chat_template == Template("chatml", tokenizer).source
     batch = sentence(tokenizer)
-    own = logits(ours.model, batch)
-    other = theirs(input_ids=batch.tokens_T[None]).logits[0].float()  # with gradients: nothing is repacked
-    tolerance = 0.1 if kind == "qlora" else 1e-3
-    assert (own - other).abs().max() <= tolerance * other.std()
+    own = logits(load(run.folder, "fp32").model, batch)
+    other = theirs(input_ids=batch.tokens_T[None]).logits[0]
+    torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
+    with theirs.disable_adapter():
+        assert (own - theirs(input_ids=batch.tokens_T[None]).logits[0]).abs().max() > 1.0
 
 
 def test_the_merge_keeps_the_model(runs, rows, tmp_path):
-    """Its own check on these rows, and a plain load of what was written."""
-    kind, by_template = runs
-    run = by_template["tokenizer"]
-    report = merge(run.folder, tmp_path / "merged", dtype="fp32", texts=[rows.read_text(encoding="utf-8")])
-    assert report.folding.mean_kl <= MAX_MEAN_KL
+    """By its own check on these rows, and as transformers alone loads what was written."""
+    _, by_template = runs
+    run, merged = by_template["tokenizer"], tmp_path / "merged"
+    report = merge(run.folder, merged, texts=[rows.read_text(encoding="utf-8")])
     assert report.tokens >= 256
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    batch = sentence(AutoTokenizer.from_pretrained(tmp_path / "merged"))
+    assert report.folding.mean_kl <= MAX_MEAN_KL
+    assert report.rounding.mean_kl <= 0.02
+    ours = load(merged, "fp32")
+    assert mean_loss(ours) == pytest.approx(mean_loss(load(run.folder, "bf16")), abs=0.05)
+    batch = sentence(AutoTokenizer.from_pretrained(merged))
+    plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     with torch.no_grad():
-        plain = merged(input_ids=batch.tokens_T[None]).logits[0]
-        own = logits(load(run.folder, "bf16").model, batch)
-        base = logits(load(tmp_path / "merged", "fp32").model, batch)
-    torch.testing.assert_close(plain, base, rtol=1e-3, atol=1e-3)
-    assert (own - plain).abs().max() <= TOLERANCE["bf16"] * 2 * plain.std()
-    assert kind in KINDS
+        other = plain(input_ids=batch.tokens_T[None]).logits[0]
+    torch.testing.assert_close(logits(ours.model, batch), other, rtol=1e-3, atol=1e-3)

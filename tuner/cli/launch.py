@@ -13,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tuner.errors import LOST
+
 
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `tuner ARGUMENTS` as `processes` ranks; returns the exit code of the first that failed, or 0.
@@ -54,6 +56,8 @@ def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int:
             running.remove(rank)
             if code:
                 _end(running)
+                reasons = [code, *(other.returncode for other in running)]
+                code = next((one for one in reasons if one not in (0, LOST)), 1)
                 return code if code > 0 else 128 - code
     return 0
 

@@ -16,7 +16,7 @@ from tuner.cli.data import data
 from tuner.cli.merge import merge
 from tuner.cli.show import show
 from tuner.cli.train import train
-from tuner.errors import UserError
+from tuner.errors import LOST, UserError
 
 app = typer.Typer(
     help="Fine-tuning and alignment of language models: Python files as configs.",
@@ -47,6 +47,10 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
             print(f"tuner: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if "Connection closed by peer" in str(error):  # gloo's, in the ranks that wait for one that failed
+            sys.exit(LOST)
+        raise
     except KeyboardInterrupt:
         print("tuner: interrupted", file=sys.stderr)
         sys.exit(130)

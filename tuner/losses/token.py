@@ -94,7 +94,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, matrix_VD, out=grad_hidden_ND[rows])
             if grad_weight_VD is not None:
-                grad_weight_VD += grad_CV.T @ hidden_ND[rows]
+                _add_product(grad_weight_VD, grad_CV.T, hidden_ND[rows])
         ctx.gradients = grad_hidden_ND, grad_weight_VD, grad_bias_V
         ctx.weight_dtype = weight_VD.dtype
         return loss
@@ -105,3 +105,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve one backward pass
         hidden, weight, bias = (None if grad is None else grad.mul_(scale) for grad in gradients)
         return hidden, None if weight is None else weight.to(ctx.weight_dtype), None, None, bias
+
+
+def _add_product(sum_VD: torch.Tensor, left_VC: torch.Tensor, right_CD: torch.Tensor) -> None:
+    """sum += left · right, in place where the dtypes allow it: a product as large as the head costs time to hold."""
+    if sum_VD.dtype == left_VC.dtype:
+        sum_VD.addmm_(left_VC, right_CD)
+    else:
+        sum_VD += left_VC @ right_CD

@@ -1,0 +1,116 @@
+"""Every config that comes with tuner loads at once, goes through JSON and back, is shown, and passes its check."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.end_to_end.conftest import Done
+from tuner.config import SFT, differences, from_json, leaves, load_config, override, to_json
+from tuner.resources import configs_folder
+
+NAMES = sorted(file.stem for file in configs_folder().glob("*.py"))
+
+
+def test_the_configs_that_were_promised() -> None:
+    assert {
+        "quickstart_sft",
+        *(f"internlm2_{size}_qlora" for size in ("1_8b", "7b", "20b")),
+        *(f"internlm2_7b_{kind}" for kind in ("lora", "full", "pretrain")),
+        *("llama3_8b_qlora", "qwen3_8b_qlora", "mistral_7b_qlora"),
+        *("smollm2_135m_lora", "smollm2_135m_qlora"),
+    } <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_both_ways(name: str) -> None:
+    config = load_config(name)
+    again = from_json(to_json(config))
+    assert isinstance(config, SFT)
+    assert again == config
+    assert hash(again) == hash(config)
+    assert differences(config, again) == []
+    assert override(config, {}) == config
+    assert config.name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_a_few_lines_that_say_what_they_are(name: str) -> None:
+    text = (configs_folder() / f"{name}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 25
+    assert (ast.get_docstring(ast.parse(text)) or "").endswith(".")
+
+
+def test_they_are_listed_with_the_first_line_of_their_docstring(tuner: Callable[..., Done]) -> None:
+    lines = tuner("configs").out.splitlines()
+    assert [line.split()[0] for line in lines] == NAMES
+    for name, line in zip(NAMES, lines, strict=True):
+        module = ast.parse((configs_folder() / f"{name}.py").read_text(encoding="utf-8"))
+        first = (ast.get_docstring(module) or "").splitlines()[0]
+        assert first
+        assert line.endswith(f"  {first}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
+    shown = tuner("show", name)
+    assert (shown.code, shown.err) == (0, "")
+    assert len(shown.out.splitlines()) == len(list(leaves(load_config(name))))
+    assert from_json(json.dumps(json.loads(tuner("show", name, "--json").out)["config"])) == load_config(name)
+    checked = tuner("check", name, "--tiny", "--json")
+    assert (checked.code, checked.err) == (0, "")
+    found = json.loads(checked.out)
+    config = load_config(name)
+    assert isinstance(config, SFT)
+    assert found["steps"] >= 1
+    assert found["trained"] > 0
+    assert found["peak_gib"] > 0
+    assert (config.model.path in found["replaced"]) == (config.model.path != "tuner:tiny")
+    family = name.split("_")[0]
+    expected = {"quickstart": "internlm2", "llama3": "llama", "smollm2": "llama"}.get(family, family)
+    assert found["family"].lower().startswith(expected)
+
+
+def test_check_in_words(tuner: Callable[..., Done]) -> None:
+    done = tuner("check", "internlm2_7b_qlora", "--tiny", "--memory")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [
+        "model:",
+        "rope:",
+        "data:",
+        "plan:",
+        "memory:",
+        "tiny:",
+    ]
+    assert lines[-1] == "ready to train"
+
+
+def test_loading_is_quick_and_needs_no_torch(tmp_path: Path) -> None:
+    """CPU seconds of one process, from pydantic's own import on."""
+    code = (
+        "import json, sys, time\n"
+        "from pydantic import BaseModel\n"
+        "start, times = time.process_time(), {}\n"
+        "from tuner.config import load_config\n"
+        "for name in sys.argv[1:]:\n"
+        "    load_config(name)\n"
+        "    times[name] = time.process_time() - start\n"
+        "    start = time.process_time()\n"
+        "print(json.dumps([times, sorted(sys.modules)]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    tries = []
+    for _ in range(3):
+        command = [sys.executable, "-c", code, *NAMES]
+        times, modules = json.loads(subprocess.check_output(command, cwd=tmp_path, env=environment))
+        tries.append(max(times.values()))
+    assert min(tries) < 0.2, "the first is charged with importing tuner.config"
+    heavy = {"torch", "transformers", "numpy", "datasets", "peft", "accelerate", "wandb", "rich", "typer"}
+    assert not heavy & {module.partition(".")[0] for module in modules}
