@@ -9,11 +9,12 @@ _HOME = {
     "load_config": "tuner.config",
     "override": "tuner.config",
     "train": "tuner.stages",
+    "view_data": "tuner.stages.rows",
     "open_run": "tuner.training.run",
     "Run": "tuner.training.run",
     "UserError": "tuner.errors",
 }
-__all__ = ["Run", "UserError", "load_config", "open_run", "override", "train"]
+__all__ = ["Run", "UserError", "load_config", "open_run", "override", "train", "view_data"]
 
 
 def __getattr__(name: str) -> Any:

@@ -74,14 +74,14 @@ def test_the_probe_passes_for_every_family_and_fails_on_a_leak(family, tmp_path,
     from tuner.models.tiny import tiny_model_folder
 
     tiny_model_folder(f"org/{family}-9b", tmp_path)
-    model = load_model(Model(path=str(tmp_path)), precision="fp32", device=CPU).model
-    assert prove_isolation(model, CPU, torch.autocast("cpu", enabled=False), "fp32") < 1e-4
+    loaded = load_model(Model(path=str(tmp_path)), precision="fp32", device=CPU)
+    assert prove_isolation(loaded, CPU, torch.autocast("cpu", enabled=False)) < 1e-4
     by_segment = varlen._by_segment
     monkeypatch.setattr(
         varlen, "_by_segment", lambda q, k, v, lengths, *rest: by_segment(q, k, v, [sum(lengths)], *rest)
     )
     with pytest.raises(UserError, match="packed samples do not come out as they do alone"):
-        prove_isolation(model, CPU, torch.autocast("cpu", enabled=False), "fp32")
+        prove_isolation(loaded, CPU, torch.autocast("cpu", enabled=False))
 
 
 def test_a_sliding_window_equals_transformers(tmp_path):

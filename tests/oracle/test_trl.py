@@ -46,7 +46,7 @@ def test_the_same_trajectory(kind, way, tmp_path):
     assert [record["step"] for record in ours.metrics] == [1, 2, 3]
     assert [record["loss"] for record in ours.metrics] == pytest.approx(losses, rel=1e-4)
     assert [record["grad_norm"] for record in ours.metrics] == pytest.approx(norms, rel=1e-3)
-    assert losses[2] < losses[0] - 0.05  # it did learn: weights that never move agree too
+    assert losses[2] < losses[0] - 0.02  # it did learn: weights that never move agree too
     assert_same_weights(config, ours, weights)
 
 

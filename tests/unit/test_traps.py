@@ -11,4 +11,7 @@ def test_every_test_named_in_the_list_exists():
     assert len(named) > 20
     for file, function in named:
         tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (file, function)
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (
+            file,
+            function,
+        )

@@ -24,6 +24,7 @@ def chat(
     """Talk to a run or a model. /clear forgets the conversation, /exit or Ctrl-D leaves."""
     from tuner.data.conversation import Turn
     from tuner.models.chat import open_chat
+    from tuner.printable import printable
 
     partner = open_chat(model, template=template)
     beginning = [Turn("system", system)] if system else []
@@ -33,7 +34,7 @@ def chat(
         for piece in partner.answer(
             turns, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         ):
-            typer.echo(piece, nl=False)
+            typer.echo(printable(piece), nl=False)
             pieces.append(piece)
         typer.echo()
         return Turn("assistant", "".join(pieces))

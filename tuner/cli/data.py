@@ -25,7 +25,7 @@ def data(
     from tuner.config import load_config, override
     from tuner.data import view
     from tuner.errors import UserError
-    from tuner.stages.rows import load_rows, plan
+    from tuner.stages.rows import load_rows, plan, view_data
 
     value = override(load_config(config), overrides or [])
     rows, tokenizer = load_rows(value)
@@ -36,9 +36,8 @@ def data(
         found = {"errors": wrong, "notices": view.notices(examples, tokenizer, report)}
         typer.echo(dumps(report.to_dict() | found | {"fingerprint": rows.fingerprint}, ensure_ascii=False))
     elif html is not None:
-        page = view.html(examples, tokenizer, shown, report, title=value.name or config)
         try:
-            html.write_text(page, encoding="utf-8")
+            html.write_text(view_data(value, passes).html, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{html}: cannot be written ({error.strerror}); choose another place") from error
         typer.echo(f"{html}: open it in a browser")

@@ -44,8 +44,9 @@ def main() -> None:
         print(f"tuner: {_explain(error)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
-            print(f"tuner: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        where = "tuner" if rank == "0" else f"tuner: rank {rank}"
+        print(f"{where}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if "Connection closed by peer" in str(error):  # gloo's, in the ranks that wait for one that failed

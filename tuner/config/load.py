@@ -221,6 +221,9 @@ def _child(values: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    """A value as JSON has it; parts may stand in a tuple, as sources do in data.files."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 

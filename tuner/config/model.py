@@ -14,7 +14,8 @@ class Rope(Part):
     """Base of the rotary frequencies (theta); None keeps the checkpoint's. InternLM2 uses 1e6."""
 
     scaling: Literal["linear", "dynamic", "yarn"] | None = None
-    """How positions past the trained length are squeezed; None keeps the checkpoint's."""
+    """How positions past the trained length are squeezed; None keeps the checkpoint's. InternLM2's original code
+    reads linear and dynamic only."""
 
     factor: float | None = Field(default=None, gt=1.0)
     """Length the model is to reach, over the length it was trained for; belongs to `scaling`."""

@@ -111,6 +111,18 @@ class SFT(Stage):
         return self
 
     @model_validator(mode="after")
+    def _a_score_needs_answers(self) -> Self:
+        if self.evaluation.score is None:
+            return self
+        if not (self.data.split.test or self.data.test_files):
+            raise ValueError(
+                "evaluation.score needs test rows: add data.test_files or data.split=Split(test=0.02)"
+            )
+        if self.data.kind == "text" or self.data.learn == "all":
+            raise ValueError("evaluation.score compares answers: learn assistant turns, or leave score out")
+        return self
+
+    @model_validator(mode="after")
     def _best_needs_validation(self) -> Self:
         held_out = self.data.split.validation or self.data.validation_files
         if (self.evaluation.keep_best or self.evaluation.patience) and not held_out:

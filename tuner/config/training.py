@@ -26,7 +26,8 @@ class AdamW(Part):
     """Precision of the optimiser's state; 8 is block-wise quantised by bitsandbytes."""
 
     paged: bool = False
-    """Let the state move to host memory when the GPU's is short (bitsandbytes; no effect on CPU)."""
+    """Let the state move to host memory when the GPU's is short (bitsandbytes; no effect on CPU; a run that goes
+    on holds it in the GPU's again)."""
 
 
 class _Schedule(Part):

@@ -40,6 +40,10 @@ class Rows:
     def __init__(self, source: Source):
         self.source = source
         self.files = _find(source.path)
+        if self.files is not None and (source.subset is not None or source.split != "train"):
+            raise UserError(
+                f"{source.path}: subset and split choose within a hub dataset, and this is a file; leave them out"
+            )
         self._hub = _load_hub(source) if self.files is None else None
 
     def __iter__(self) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from tuner.data.examples import Examples
 from tuner.data.report import HISTOGRAM, DataReport, PartReport
 from tuner.data.tokenizer import Tokenizer
+from tuner.printable import printable
 
 NAMED = 5
 """Origins named in one finding; the rest are counted."""
@@ -227,14 +228,8 @@ def _terminal_tokens(examples: Examples, index: int, tokenizer: Tokenizer, color
 
 
 def _visible(text: str) -> str:
-    """Line ends as a sign and a line end; other control characters as Unicode's pictures of them.
-
-    What a row holds must not steer the terminal.
-    """
-    shown = "".join(
-        chr(0x2400 + ord(char)) if ord(char) < 32 and char not in "\n\t" else char for char in text
-    )
-    return shown.replace("\x7f", "\u2421").replace("\x9b", "\u2426").replace("\n", "⏎\n")
+    """Line ends as a sign and a line end; nothing that could steer the terminal."""
+    return printable(text).replace("\n", "⏎\n")
 
 
 def _figures(examples: Examples, report: DataReport | None, passes: Passes | None) -> list[tuple[str, str]]:

@@ -32,11 +32,13 @@ class HeldOutRows:
         devices: Devices,
         config: Evaluation,
         tokens_per_pass: int,
+        end_ids: frozenset[int],
     ) -> None:
         if examples is not None and config.rows is not None and len(examples) > config.rows:
             examples = examples.take(np.arange(config.rows))
         self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
         self._score = load_score(config.score)
+        self._end_ids = end_ids
         self._batches = (
             make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
         )
@@ -78,7 +80,7 @@ class HeldOutRows:
                     model,
                     prompts,
                     max_new_tokens=self._config.max_new_tokens,
-                    end_ids=self._end_ids(rows),
+                    end_ids=self._end_ids,
                     pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
                 )
             for (row,), prompt, answer in zip(own, prompts, answers, strict=True):
@@ -103,13 +105,6 @@ class HeldOutRows:
                 f"evaluation.score {self._config.score!r} failed on {answer!r:.80} "
                 f"({type(error).__name__}: {error}); correct it"
             ) from error
-
-    def _end_ids(self, rows: list[int]) -> list[int]:
-        """What ends an answer: the token that ends these rows' own, and the tokenizer's end of text."""
-        assert self._examples is not None
-        ends = {int(self._examples.reference(row)[-1]) for row in rows}
-        eos = self._roles.tokenizer.eos_token_id
-        return sorted(ends | ({eos} if eos is not None else set()))
 
 
 def load_score(name: str | None) -> Score | None:

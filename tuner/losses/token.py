@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time, C · V: 128 MiB of fp32."""
 
+PRODUCT_ROWS = 2**13
+"""Rows of the head's gradient that are added at a time where they are computed in bf16."""
+
 
 def cross_entropy(
     hidden_ND: torch.Tensor,
@@ -25,8 +28,12 @@ def cross_entropy(
     """sum_n weights_n · −log softmax(W h_n + b)[target_n], as a scalar in fp32; differentiable in h, W and b.
 
     Gradients are computed chunk by chunk in the forward pass, while the chunk's logits exist, so neither
-    pass holds more than CHUNK_ELEMENTS logits. Products are in the dtype of `hidden_ND`, the softmax in fp32.
+    pass holds more than CHUNK_ELEMENTS logits. Products are in the dtype of `hidden_ND`, or of autocast where
+    it is on; the softmax is in fp32.
     """
+    device = hidden_ND.device.type
+    if torch.is_autocast_enabled(device):  # which leaves products into given memory alone
+        hidden_ND = hidden_ND.to(torch.get_autocast_dtype(device))
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, bias_V)
 
 
@@ -73,24 +80,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias_V = (
             torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
         )
-        size = _chunk_size(weight_VD.shape[0])
+        size = max(1, min(_chunk_size(len(matrix_VD)), len(hidden_ND)))
+        # Held once for all chunks: fresh memory of this size costs as much time as the softmax.
+        product_CV = hidden_ND.new_empty(size, len(matrix_VD))
+        in_fp32 = product_CV.dtype == torch.float32
+        logits_CV = product_CV if in_fp32 else torch.empty_like(product_CV, dtype=torch.float32)
         for start in range(0, len(hidden_ND), size):
             rows = slice(start, start + size)
-            logits_CV = (hidden_ND[rows] @ matrix_VD.T).float()
+            target_C1, weights_C1 = targets_N[rows, None], weights_N[rows, None]
+            product_CV, logits_CV = product_CV[: len(target_C1)], logits_CV[: len(target_C1)]
+            torch.mm(hidden_ND[rows], matrix_VD.T, out=product_CV)
+            logits_CV.copy_(product_CV)
             if bias_V is not None:
                 logits_CV += bias_V
-            target_C1 = targets_N[rows, None]
-            weights_C1 = weights_N[rows, None]
-            normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            loss += ((normaliser_C1 - logits_CV.gather(-1, target_C1)) * weights_C1).sum()
+            logits_CV -= logits_CV.amax(-1, keepdim=True)
+            target_logits_C1 = logits_CV.gather(-1, target_C1)
+            normaliser_C1 = logits_CV.exp_().sum(-1, keepdim=True)
+            loss += ((normaliser_C1.log() - target_logits_C1) * weights_C1).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            grad_CV = logits_CV.sub_(normaliser_C1).exp_()  # softmax
-            grad_CV.scatter_add_(-1, target_C1, torch.full_like(normaliser_C1, -1.0))
-            grad_CV *= weights_C1
+            grad_CV = logits_CV.mul_(weights_C1 / normaliser_C1)  # weight · (softmax − one-hot)
+            grad_CV.scatter_add_(-1, target_C1, -weights_C1)
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(0)
-            grad_CV = grad_CV.to(hidden_ND.dtype)
+            grad_CV = product_CV.copy_(grad_CV)
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, matrix_VD, out=grad_hidden_ND[rows])
             if grad_weight_VD is not None:
@@ -108,8 +121,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(sum_VD: torch.Tensor, left_VC: torch.Tensor, right_CD: torch.Tensor) -> None:
-    """sum += left · right, in place where the dtypes allow it: a product as large as the head costs time to hold."""
+    """sum += left · right, never holding a product as large as the head."""
     if sum_VD.dtype == left_VC.dtype:
         sum_VD.addmm_(left_VC, right_CD)
-    else:
-        sum_VD += left_VC @ right_CD
+        return
+    for start in range(0, len(sum_VD), PRODUCT_ROWS):
+        rows = slice(start, start + PRODUCT_ROWS)
+        sum_VD[rows] += left_VC[rows] @ right_CD

@@ -98,7 +98,7 @@ def load_model(
 
 def load_model_config(model: config.Model) -> PreTrainedConfig:
     """transformers' configuration of a model with its rope applied: shape and lengths, without weights."""
-    location = locate(model)
+    location = locate(model, weights=False)
     values = _read_config(location.base_folder, model.trust_remote_code)
     apply_rope(location.reference.rope, values)
     return values

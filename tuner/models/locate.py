@@ -45,26 +45,31 @@ class Location:
         return self.base_folder
 
 
-def locate(model: config.Model, precision: str = "bf16") -> Location:
+def locate(model: config.Model, precision: str = "bf16", *, weights: bool = True) -> Location:
     """Find a model: `tuner:...`, a run folder, an adapter's folder, a full model's folder, or a hub name.
 
+    weights: False fetches configuration and tokenizer only, and leaves the fingerprint empty.
     Raises UserError when it is not there, or an adapter's base is not the one it was trained on, or the
     config names another quantisation or rope than the adapter was trained with.
     """
-    folder, revision = _folder(model.path, model)
+    folder, revision = _folder(model.path, model, weights)
+    if model.revision is not None and revision is None:
+        raise UserError(
+            f"model.revision={model.revision!r}: {model.path} is a folder, not a hub name; leave it out"
+        )
     if not Path(folder, "adapter_config.json").is_file():
-        _check_is_model(folder, model.path)
+        _check_is_model(folder, model.path, weights)
         reference = BaseReference(
             path=model.path,
             revision=revision,
-            fingerprint=fingerprint(folder),
+            fingerprint=fingerprint(folder) if weights else "",
             quantization=model.quantization,
             rope=model.rope,
             precision=precision,
             found_at=None if revision else str(folder.resolve()),
         )
         return Location(folder, None, reference, None)
-    return _locate_adapter(model, folder, precision)
+    return _locate_adapter(model, folder, precision, weights)
 
 
 def first_line(error: BaseException) -> str:
@@ -72,15 +77,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _locate_adapter(model: config.Model, folder: Path, precision: str) -> Location:
+def _locate_adapter(model: config.Model, folder: Path, precision: str, weights: bool) -> Location:
     record = read_record(folder)
     if record is None:
         base = model.model_copy(update={"path": _base_of_foreign(folder), "revision": None})
-        found = locate(base, precision)
+        found = locate(base, precision, weights=weights)
         return Location(found.base_folder, folder, found.reference, None)
     _check_inherits(model, record, folder)
-    base_folder = _base_folder(model, record, folder)
-    found = fingerprint(base_folder)
+    base_folder = _base_folder(model, record, folder, weights)
+    found = fingerprint(base_folder) if weights else record.base.fingerprint
     if found != record.base.fingerprint:
         raise UserError(
             f"{folder}: its adapter was trained on another {record.base.path} than is in {base_folder} now "
@@ -89,21 +94,25 @@ def _locate_adapter(model: config.Model, folder: Path, precision: str) -> Locati
     return Location(base_folder, folder, record.base, record.adapter)
 
 
-def _folder(path: str, model: config.Model) -> tuple[Path, str | None]:
+def _folder(path: str, model: config.Model, weights: bool) -> tuple[Path, str | None]:
     """The local folder of a path, and the commit where it came from the hub."""
     folder = Path(locate_shipped(path))
     if Path(folder, MODEL_FOLDER).is_dir():
         return folder / MODEL_FOLDER, None
+    if Path(folder, "versions.json").is_file():
+        raise UserError(
+            f"{path}: this run has not finished, so it is no model yet; train it to its end first"
+        )
     if folder.is_dir():
         return folder, None
     if folder.exists():
         raise UserError(f"{path}: a model is a folder or a hub name, and this is a file; name its folder")
     if locate_shipped(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
         raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
-    return _download(path, model)
+    return _download(path, model, weights)
 
 
-def _download(name: str, model: config.Model) -> tuple[Path, str]:
+def _download(name: str, model: config.Model, weights: bool) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -113,7 +122,7 @@ def _download(name: str, model: config.Model) -> tuple[Path, str]:
             name,
             revision=model.revision,
             allow_patterns=[*_WEIGHTS, *code],
-            ignore_patterns=list(_DUPLICATES),
+            ignore_patterns=[*_DUPLICATES, *(() if weights else ("*.safetensors",))],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
@@ -123,13 +132,13 @@ def _download(name: str, model: config.Model) -> tuple[Path, str]:
     return Path(folder), Path(folder).name
 
 
-def _base_folder(model: config.Model, record: Record, folder: Path) -> Path:
+def _base_folder(model: config.Model, record: Record, folder: Path, weights: bool) -> Path:
     """Where an adapter's base lies: under its name, or else where it was when the adapter was trained."""
     base = record.base
     named = model.model_copy(update={"revision": base.revision})
     elsewhere = Path(base.found_at) if base.found_at else None
     try:
-        return _folder(base.path, named)[0]
+        return _folder(base.path, named, weights)[0]
     except UserError as error:
         if elsewhere is not None and elsewhere.is_dir():
             return elsewhere
@@ -146,14 +155,14 @@ def _base_of_foreign(folder: Path) -> str:
         ) from error
 
 
-def _check_is_model(folder: Path, path: str) -> None:
+def _check_is_model(folder: Path, path: str, weights: bool) -> None:
     if not Path(folder, "config.json").is_file():
         raise UserError(f"{path}: no config.json in {folder}, so it is not a model folder; check the path")
     try:
         json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
         raise UserError(f"{folder}/config.json: cannot be read ({error}); restore it") from error
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{path}: no *.safetensors in {folder}; convert the weights to safetensors, others are not read"
         )

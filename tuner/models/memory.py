@@ -42,25 +42,24 @@ class Weights:
         )
 
 
-def peak_bytes(config: SFT, shape: Any, weights: Weights) -> float:
+def peak_bytes(config: SFT, shape: Any, weights: Weights, quantization: str | None) -> float:
     """Estimated peak of a training step on one device, in bytes, without the CUDA context (about 0.5 GiB).
 
     Weights, gradients and optimiser state are counted exactly; activations as those of one layer, plus each
     layer's input where gradient checkpointing keeps only that.
     """
     plain = 2 if config.precision == "bf16" else 4
-    quantised = {None: plain, "nf4": NF4_BYTES, "int8": 1}[config.model.quantization]
+    quantised = {None: plain, "nf4": NF4_BYTES, "int8": 1}[quantization]
     moments = 2 if config.optimizer.bits == 8 else 8
-    state = weights.linear * quantised + weights.other * plain + weights.trained * (4 + 4 + moments)
+    copies = 2 if config.precision == "bf16" else 0  # autocast keeps trained weights in bf16 over a pass
+    state = weights.linear * quantised + weights.other * plain + weights.trained * (4 + 4 + moments + copies)
     tokens, layers = config.tokens_per_pass, shape.num_hidden_layers
     # kept by one layer for its backward pass: two norms' and two blocks' in- and outputs, q, k, v, and the MLP's three
     layer = tokens * plain * (10 * shape.hidden_size + 4 * shape.intermediate_size)
     if config.adapter is not None:  # the adapters' own inputs, cast and perhaps dropped out
         layer += tokens * 4 * (4 * shape.hidden_size + shape.intermediate_size) * (config.adapter.dropout > 0)
-    activations = (
-        layer + layers * tokens * shape.hidden_size * plain
-        if config.gradient_checkpointing
-        else layers * layer
-    )
+    stream = plain if weights.linear else 4  # layers hand on what the embedding is held in
+    inputs = layers * tokens * shape.hidden_size * stream
+    activations = layer + inputs if config.gradient_checkpointing else layers * layer
     logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
     return state + activations + logits

@@ -74,7 +74,7 @@ def merge(
     MAX_MEAN_KL or agree on less than MIN_AGREEMENT.
     """
     location = locate_adapter(run_or_model_folder)
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is not empty; name a new folder for the merged model")
     tokenizer = read_tokenizer(location.tokenizer_folder)
     rows = _token_rows(tokenizer, texts)

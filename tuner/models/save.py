@@ -52,11 +52,13 @@ def save_full(
 ) -> None:
     """Write weights and config.json as the model's family does, safetensors shards of 5 GB."""
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    cast: dict[int, Tensor] = {}  # by storage, so that tied weights stay one
     weights = model.state_dict() if state_dict is None else state_dict
-    cast = {
-        name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()
-    }
-    model.save_pretrained(str(folder), state_dict=cast, max_shard_size=_SHARD)
+    for weight in weights.values():
+        if weight.data_ptr() not in cast:
+            cast[weight.data_ptr()] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype)
+    written = {name: cast[weight.data_ptr()] for name, weight in weights.items()}
+    model.save_pretrained(str(folder), state_dict=written, max_shard_size=_SHARD)
     _write_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
 
 

@@ -19,7 +19,9 @@ def load_tokenizer(model: config.Model) -> PreTrainedTokenizerBase:
 
     Raises UserError when the model is not found or has no tokenizer that can be read.
     """
-    return read_tokenizer(locate(model).tokenizer_folder, trust_remote_code=model.trust_remote_code)
+    return read_tokenizer(
+        locate(model, weights=False).tokenizer_folder, trust_remote_code=model.trust_remote_code
+    )
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

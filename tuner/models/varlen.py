@@ -70,6 +70,9 @@ def varlen_attention(
         )
     if softcap is not None or s_aux is not None or dropout:
         raise ValueError("varlen attention has no soft cap, no sinks and no dropout")
+    if torch.is_autocast_enabled(query_1HTD.device.type):  # full training: rotary positions come out in fp32
+        dtype = torch.get_autocast_dtype(query_1HTD.device.type)
+        query_1HTD, key_1KTD, value_1KTD = (part.to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
     if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:
         attend = _flash if _has_flash() else _torch_varlen
         out_THD = attend(
@@ -160,6 +163,7 @@ def _flash(
         softmax_scale=scaling,
         causal=True,
         window_size=(left, 0 if window is not None else -1),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
 
 

@@ -19,6 +19,8 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
     In Jupyter a live table and curve are shown, and an interrupt saves a checkpoint and returns. Elsewhere
     an interrupt raises `tuner.training.loop.Interrupted` after saving. Raises UserError on bad input.
     """
+    import torch
+
     from tuner.stages.job import Job
     from tuner.training.checkpoint import explain_write
     from tuner.training.devices import Devices
@@ -47,6 +49,11 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
             run.log(str(interrupted))
         if not in_notebook():
             raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{run.folder}: the GPU's memory is full; lower tokens_per_pass or set gradient_checkpointing=true, "
+            "and the same run goes on"
+        ) from error
     except (UserError, OSError) as error:
         if devices.is_main:
             run.abandon()

@@ -15,6 +15,7 @@ from tuner.evaluation.held_out import load_score
 from tuner.models.adapters import add_adapter
 from tuner.models.freeze import freeze
 from tuner.models.load import load_model_config
+from tuner.models.locate import locate
 from tuner.models.memory import Weights, peak_bytes
 from tuner.models.rope import describe_rope
 from tuner.models.tiny import tiny_model_folder
@@ -66,12 +67,14 @@ def check(config: Stage, *, tiny: bool = False) -> Checked:
 def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
     assert isinstance(config, SFT)
     load_score(config.evaluation.score)
+    location = locate(config.model, weights=False)
+    adapter = config.adapter or location.lora
     shape = load_model_config(config.model)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.model.trust_remote_code)
-    model.requires_grad_(config.adapter is None)
+    model.requires_grad_(adapter is None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    wrapped = add_adapter(model, config.adapter, config.seed) if config.adapter else model
+    wrapped = add_adapter(model, adapter, config.seed) if adapter else model
     freeze(wrapped, config.freeze)
     trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
     data, _ = load_rows(config)
@@ -88,7 +91,7 @@ def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
         tokens=tokens,
         passes=sum(len(stream.passes(step)) for step in range(steps)),
         fill=tokens / (steps * config.tokens_per_step),
-        peak_gib=peak_bytes(config, shape, Weights.of(wrapped)) / 2**30,
+        peak_gib=peak_bytes(config, shape, Weights.of(wrapped), location.reference.quantization) / 2**30,
         replaced=replaced,
     )
 

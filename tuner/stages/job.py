@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tuner.config import SFT, Chat, Stage
+from tuner.data.examples import Examples
 from tuner.data.load import Dataset, load_data
 from tuner.data.stream import Stream
 from tuner.data.template import Template
@@ -26,6 +27,9 @@ from tuner.training.loop import Loop
 from tuner.training.progress import progress_bar
 from tuner.training.run import Run
 from tuner.training.watchers import Watchers
+
+Measured = dict[str, float | None]
+"""Score (0..1) and loss (nats per learned token) of held-out rows; None where there is nothing to measure."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class Job:
             freeze=config.freeze,
             seed=config.seed,
         )
-        prove_isolation(loaded.model, self.devices.device, self.devices.autocast(), config.precision)
+        if self.devices.is_main:
+            self.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
+        prove_isolation(loaded, self.devices.device, self.devices.autocast())
         if config.gradient_checkpointing:
             recompute_activations(loaded.model)
         torch.manual_seed(config.seed + self.devices.rank)  # dropout
@@ -65,7 +71,7 @@ class Job:
 
             data = load_data(config.data, roles.tokenizer, progress=progress)
         if self.devices.is_main:
-            self.run.check_data(data.fingerprint, data.report.to_dict())
+            self.run.check_same("data", data.fingerprint, report=data.report.to_dict())
             self.run.log(str(data.report))
         return data
 
@@ -75,16 +81,27 @@ class Job:
         """The run's loop, set to where it stopped."""
         return Loop(config, self.run, self.devices, trained, stream, held_out, self.watchers)
 
-    def measure(self, name: str, rows: HeldOutRows, loop: Loop) -> dict[str, float | None]:
-        """Loss and score of held-out rows, kept in the run folder as NAME.json; measured once."""
-        kept = self.run.kept(name) if loop.counters.step else None
-        if kept is not None:
-            return kept
-        measured = {"score": rows.score(), "loss": rows.loss()}
+    def held_out(self, config: SFT, roles: Roles, rows: Examples | None) -> HeldOutRows:
+        """Rows the policy is measured on."""
+        ends = frozenset({roles.tokenizer.eos_token_id} - {None})
+        if isinstance(config.data, Chat):
+            ends = end_ids(Template(config.data.template, roles.tokenizer), roles.tokenizer)
+        return HeldOutRows(rows, roles, self.devices, config.evaluation, config.tokens_per_pass, ends)
+
+    def measure_before(self, rows: HeldOutRows, loop: Loop) -> Measured:
+        """Loss and score before the first step; a run that goes on has them in its before.json."""
+        if loop.counters.step:
+            return self.run.kept("before") or {"score": None, "loss": None}
+        measured = self.measure("before", rows, loop)
         if self.devices.is_main:
-            self.run.keep(name, measured)
-            told = ", ".join(f"{key} {value:.4f}" for key, value in measured.items() if value is not None)
-            loop.say(f"{name} training: {told}" if told else f"{name} training: no test rows to measure")
+            self.run.keep("before", measured)
+        return measured
+
+    def measure(self, when: str, rows: HeldOutRows, loop: Loop) -> Measured:
+        """Loss and score of held-out rows now."""
+        measured = {"score": rows.score(), "loss": rows.loss()}
+        told = ", ".join(f"{key} {value:.4f}" for key, value in measured.items() if value is not None)
+        loop.say(f"{when} training: {told or 'no test rows to measure'}")
         return measured
 
     def finish(self, config: SFT, roles: Roles, results: dict[str, Any]) -> None:

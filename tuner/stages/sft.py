@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tuner.config import SFT
-from tuner.evaluation.held_out import HeldOutRows
 from tuner.models.forward import token_loss
 from tuner.stages.job import Job
 from tuner.stages.rows import plan
@@ -14,12 +13,9 @@ def sft(config: SFT, job: Job) -> None:
     roles = job.load_roles(config)
     data = job.load_data(config, roles)
     stream = plan(config, data)
-    validation, test = (
-        HeldOutRows(rows, roles, job.devices, config.evaluation, config.tokens_per_pass)
-        for rows in (data.validation, data.test)
-    )
+    validation, test = (job.held_out(config, roles, rows) for rows in (data.validation, data.test))
     loop = job.loop(config, roles.trained(), stream, validation)
-    before = job.measure("before", test, loop)
+    before = job.measure_before(test, loop)
     for step in loop:
         for batch in step.batches:
             with roles.role("policy", train=True) as model:

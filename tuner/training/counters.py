@@ -29,25 +29,31 @@ class Counters:
     evaluations_since_best: int = 0
     stopped_early: bool = False
     warned_rising: bool = False
+    losses: list[float] = field(default_factory=list)
+    """Training losses since the last evaluation."""
     recent: list[tuple[float, float]] = field(default_factory=list)
-    """(training loss, validation loss) at the last three evaluations."""
+    """(mean training loss since the one before, validation loss) at the last three evaluations."""
 
-    def count(self, tokens: int, good: bool) -> None:
-        """A step is over."""
+    def count(self, tokens: int, good: bool, loss: float | None) -> None:
+        """A step is over; `good`: it was not skipped. loss: the stage's, where it has one of that name."""
         self.step += 1
         self.tokens += tokens
         self.bad_steps += not good
         self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+        if good and loss is not None:
+            self.losses.append(loss)
 
-    def judge(self, training_loss: float | None, loss: float, limits: Evaluation) -> list[str]:
-        """Take in a validation loss; returns what is to be said of it. training_loss: None for a skipped step."""
+    def judge(self, loss: float, limits: Evaluation) -> list[str]:
+        """Take in a validation loss; returns what is to be said of it."""
         said = []
         if loss < self.best_loss:
             self.best_loss, self.evaluations_since_best = loss, 0
             self.best_step = self.step if limits.keep_best else 0
         else:
             self.evaluations_since_best += 1
-        self.recent = [*self.recent, (math.nan if training_loss is None else training_loss, loss)][-3:]
+        training_loss = float(np.mean(self.losses)) if self.losses else math.nan
+        self.losses = []
+        self.recent = [*self.recent, (training_loss, loss)][-3:]
         if is_rising(self.recent) and not self.warned_rising:
             self.warned_rising = True
             said.append(

@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from tuner.config import Stage
 from tuner.errors import UserError
 
+PATIENCE = timedelta(hours=4)
+"""How long ranks wait for one that tokenises or writes a large model before they give up."""
 BUCKET_ELEMENTS = 2**24
 """Gradients summed over ranks at a time: 64 MiB of fp32."""
 
@@ -31,9 +34,14 @@ class Devices:
             raise UserError(
                 "device='cuda': torch sees no GPU here; install a CUDA build of torch, or write device=cpu"
             )
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if config.device != "cpu" and torch.cuda.is_available() and local >= torch.cuda.device_count():
+            raise UserError(
+                f"{local + 1} processes or more, but {torch.cuda.device_count()} GPUs: one process per GPU"
+            )
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(config.deterministic)
         if (
             int(os.environ.get("WORLD_SIZE", "1")) == 1
         ):  # a notebook may have trained in another precision before
@@ -41,6 +49,7 @@ class Devices:
         self._accelerator = Accelerator(
             cpu=config.device == "cpu" or not torch.cuda.is_available(),
             mixed_precision="bf16" if config.precision == "bf16" else "no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         if (asked := int(os.environ.get("WORLD_SIZE", "1"))) != self.world:
             raise UserError(

@@ -108,14 +108,15 @@ class Loop:
         """The signal all ranks have agreed to stop for."""
         self._resume()
         watchers.begin(run.folder, config, self.counters.step, self.total)
-        if self.counters.step:
-            self.say(f"going on after step {self.counters.step} of {self.total}")
+        if self.counters.step and devices.is_main:
+            run.log(f"going on after step {self.counters.step} of {self.total}")
 
     def __iter__(self) -> Iterator[Step]:
         handlers = self._listen()
         try:
             yield from self._steps()
             self._checkpoints.wait()
+            self.devices.wait()  # the other ranks neither read nor end before the main one has written
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -171,7 +172,7 @@ class Loop:
                 group["lr"] = lr
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.counters.count(self.stream.tokens(step.index), good)
+        self.counters.count(self.stream.tokens(step.index), good, sums.get("loss"))
         record = self._record(step, sums if good else dict.fromkeys(sums), lr, norm)
         if self._due(self._evaluate_every):
             self._evaluate(record)
@@ -209,7 +210,7 @@ class Loop:
             "lr": lr,
             "grad_norm": norm if math.isfinite(norm) else None,
             "epoch": self.stream.steps[step.index].epoch,
-            "learned": step.totals["tokens"] / tokens,
+            "weight_per_token": step.totals["tokens"] / tokens,
             "fill": tokens / self.config.tokens_per_step,
             "passes": step.passes,
             "seconds": seconds,
@@ -250,7 +251,7 @@ class Loop:
         loss = self._held_out.loss()
         if loss is not None:
             record["eval_loss"] = loss
-            for said in self.counters.judge(record.get("loss"), loss, self.config.evaluation):
+            for said in self.counters.judge(loss, self.config.evaluation):
                 self.say(said)
         samples = self._held_out.samples()
         if samples and self.devices.is_main:
@@ -280,6 +281,7 @@ class Loop:
         self._last_saved = self.counters.step
         generators = self.devices.gather([generator_state()])
         if self.devices.is_main:
+            self._checkpoints.wait()  # or two snapshots would lie in memory at once
             copy = snapshot(self._trained, self._optimizer, generators, asdict(self.counters))
             self._checkpoints.save(self.counters.step, copy, protected={self.counters.best_step})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tuner.config.stages import Stage
+from tuner.printable import printable
 from tuner.training.smoothing import Smoothed, horizon_of
 from tuner.training.watchers import Outcome, Record, Sample
 
@@ -150,14 +151,6 @@ def duration(seconds: float) -> str:
     if hours >= 48:
         return f"{hours // 24} d {hours % 24} h"
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def printable(text: str) -> str:
-    """The text without characters that could command a terminal: a model may generate any."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
-        for character in text
-    )
 
 
 def shortened(text: str, longest: int = LONGEST_TEXT) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,8 +21,15 @@ from tuner.errors import UserError
 from tuner.training.curves import draw_curves
 from tuner.training.watchers import Sample
 
-FREE_ON_RESUME = ("tracking", "checkpoint.", "tokens_per_pass", "gradient_checkpointing")
-"""Config paths that may differ when a run goes on: they change nothing that is learned (the last two: but for
+FREE_ON_RESUME = (
+    "tracking",
+    "checkpoint.",
+    "data.cache",
+    "tokens_per_pass",
+    "gradient_checkpointing",
+    "device",
+)
+"""Config paths that may differ when a run goes on: they change nothing that is learned (the last three: but for
 rounding), and who ran out of memory needs them."""
 PACKAGES = ("tuner", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "tokenizers")
 
@@ -51,19 +59,12 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One record per optimiser step, in order."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return self._records("metrics.jsonl")
 
     @property
     def samples(self) -> list[dict[str, Any]]:
         """Answers drawn from held-out prompts during training."""
-        path = self.folder / "samples.jsonl"
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if path.is_file()
-            else []
-        )
+        return self._records("samples.jsonl")
 
     @property
     def begun(self) -> bool:
@@ -116,19 +117,15 @@ class Run:
         self._write("versions.json", json.dumps(now, indent=1))
         self._keep_functions(config)
 
-    def check_data(self, fingerprint: str, report: dict[str, Any]) -> None:
-        """Write what was learned from, or refuse to go on with other data."""
-        path = self.folder / "data.json"
-        if (
-            self.begun
-            and path.is_file()
-            and (known := json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) != fingerprint
-        ):
+    def check_same(self, what: str, fingerprint: str, **facts: Any) -> None:
+        """Write what the run is made from (`data`, `base`, `functions`), or refuse to go on with something else."""
+        known = (self.kept(what) or {}).get("fingerprint", fingerprint) if self.begun else fingerprint
+        if known != fingerprint:
             raise UserError(
-                f"{self.folder}: the data has changed since this run began ({known[:12]} is now {fingerprint[:12]}); "
-                "restore it, or start another run with name=..."
+                f"{self.folder}: the {what} changed since this run began (was {known[:12]}, is {fingerprint[:12]}); "
+                "put the old back, or start another run with name=..."
             )
-        self._write("data.json", json.dumps({"fingerprint": fingerprint, "report": report}, indent=1))
+        self.keep(what, {"fingerprint": fingerprint, **facts})
 
     def changes(self, config: Stage) -> list[tuple[str, Any, Any]]:
         """(path, old, new) of the leaves in which a config differs from the run's and may not."""
@@ -151,23 +148,21 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forget the records after `step`, so that going on repeats none."""
         for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.folder / name
-            if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines()
-                kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-                self._write(name, "".join(f"{line}\n" for line in kept))
+            if (self.folder / name).is_file():
+                kept = [_line(record) for record in self._records(name) if record["step"] <= step]
+                self._write(name, "".join(kept))
 
     def record(self, record: dict[str, Any]) -> None:
         """Append a step to metrics.jsonl; losses unrounded."""
-        self._append("metrics.jsonl", json.dumps(record))
+        self._append("metrics.jsonl", _line(record))
 
     def record_samples(self, step: int, samples: Sequence[Sample]) -> None:
         for sample in samples:
-            self._append("samples.jsonl", json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False))
+            self._append("samples.jsonl", _line({"step": step, **asdict(sample)}))
 
     def log(self, text: str) -> None:
         """A line in log.txt, with the time."""
-        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def keep(self, name: str, value: dict[str, Any]) -> None:
         """A measure taken on the way, as `NAME.json`."""
@@ -228,12 +223,17 @@ class Run:
                 )
 
     def _keep_functions(self, config: Stage) -> None:
-        """Copy the files that hold the config's own functions: without them the run cannot be read."""
-        for reference in functions_of(config):
-            file = Path(reference.rpartition(":")[0])
-            if file.is_file():
-                (self.folder / "code").mkdir(exist_ok=True)
-                shutil.copy2(file, self.folder / "code" / file.name)
+        """Copy the files that hold the config's own functions, and refuse to go on with other code."""
+        files = sorted({Path(reference.rpartition(":")[0]) for reference in functions_of(config)})
+        digests = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        if not digests:
+            return
+        together = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+        copies = {str(file): f"code/{file.stem}_{digest[:8]}.py" for file, digest in digests.items()}
+        self.check_same("functions", together, copies=copies)
+        (self.folder / "code").mkdir(exist_ok=True)
+        for file, copy in copies.items():
+            shutil.copy2(file, self.folder / copy)
 
     def _read(self, name: str) -> str:
         try:
@@ -248,7 +248,17 @@ class Run:
 
     def _append(self, name: str, line: str) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(line)
+
+    def _records(self, name: str) -> list[dict[str, Any]]:
+        """The records of a .jsonl file; a last line that a kill left half-written is no record."""
+        path = self.folder / name
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return [json.loads(line) for line in lines[:-1]]  # not splitlines: texts hold other line separators
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def open_run(folder: Path | str) -> Run:

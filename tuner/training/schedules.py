@@ -11,13 +11,13 @@ from tuner.config.training import Schedule
 def learning_rate(schedule: Schedule, peak: float, step: int, total: int) -> float:
     """Learning rate of 0-based `step` out of `total`.
 
-    Warm-up rises in a straight line and reaches the peak with its last step; decay reaches `final` with the
-    last step of the run.
+    Warm-up rises in a straight line and reaches the peak with its last step; decay starts from the peak and
+    would reach `final` one step after the last, so that no step is wasted at zero.
     """
     warmup = warmup_steps(schedule, total)
     if step < warmup:
         return peak * (schedule.warmup_start + (1 - schedule.warmup_start) * (step + 1) / warmup)
-    done = (step - warmup + 1) / max(1, total - warmup)
+    done = (step - warmup) / max(1, total - warmup)
     match schedule:
         case Constant():
             return peak

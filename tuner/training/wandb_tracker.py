@@ -18,7 +18,7 @@ from tuner.errors import UserError
 from tuner.training.watchers import Outcome, Record, Sample
 
 GROUPS = {
-    **dict.fromkeys(("tokens", "epoch", "learned", "fill", "passes"), "data"),
+    **dict.fromkeys(("tokens", "epoch", "weight_per_token", "fill", "passes"), "data"),
     **dict.fromkeys(("seconds", "tokens_per_second", "memory_gib"), "system"),
 }
 """Chart group of a number; `eval_...` goes to eval/, what is not named here to train/."""

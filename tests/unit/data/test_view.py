@@ -96,7 +96,7 @@ def test_control_characters_of_a_row_do_not_reach_the_terminal(write, tokenizer)
     text = printed(view.terminal(loaded.train, tokenizer, color=False))
     assert "\x1b" not in text
     assert "\x9b" not in text
-    assert "␛[2J␇" in text
+    assert r"\x1b[2J\x07" in text
 
 
 def test_findings(loaded, tokenizer, write):

@@ -82,3 +82,15 @@ def test_a_second_backward_pass_is_refused(case):
     loss.backward(retain_graph=True)
     with pytest.raises(TypeError):
         loss.backward()
+
+
+def test_under_autocast_products_are_in_its_dtype(case):
+    """As a linear layer's are; gradients of fp32 leaves stay fp32."""
+    hidden, weight, bias, targets, weights = case
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropy(hidden, weight, targets, weights, bias)
+    low = cross_entropy(hidden.bfloat16(), weight, targets, weights, bias)
+    assert loss.item() == low.item()
+    assert loss.item() != cross_entropy(hidden, weight, targets, weights, bias).item()
+    loss.backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float32

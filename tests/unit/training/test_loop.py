@@ -1,5 +1,7 @@
 """What the loop decides: warnings, refusals, the order of saving and looking."""
 
+import math
+
 import pytest
 
 from tuner.config import Evaluation, override
@@ -56,12 +58,19 @@ def test_patience_and_the_best_by_hand():
     counters, limits = Counters(), Evaluation(patience=2, keep_best=True)
     said = []
     for step, loss in enumerate([3.0, 2.0, 2.5, 0.0, 0.1, 0.2], start=1):
-        counters.step = step
-        said += counters.judge(1.0 / step, loss, limits)
+        counters.count(tokens=10, good=True, loss=1.0 / step)
+        said += counters.judge(loss, limits)
         if counters.stopped_early:
             break
-    assert (counters.best_loss, counters.best_step, counters.step) == (0.0, 4, 6)
+    assert (counters.best_loss, counters.best_step, counters.step, counters.tokens) == (0.0, 4, 6, 60)
     assert said == [
         "validation loss rises while training loss falls: the model begins to learn the rows by heart",
         "no better validation loss in 2 measurements: stopping early",
     ]
+
+
+def test_skipped_steps_are_counted_by_hand():
+    counters = Counters()
+    for loss in [1.0, math.nan, math.inf, 0.0, math.nan]:
+        counters.count(tokens=1, good=math.isfinite(loss), loss=loss)
+    assert (counters.bad_steps, counters.bad_in_a_row, counters.losses) == (3, 1, [1.0, 0.0])

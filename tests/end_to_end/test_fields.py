@@ -1,0 +1,313 @@
+"""No setting is ignored in silence: every field of every part changes something that can be seen, or is an error.
+
+Each is changed alone, in a run of three steps that is compared with the same run without the change. The tables
+must name every field there is: a new one without an entry fails the first test.
+"""
+
+import hashlib
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+import tuner
+import tuner.config
+from tuner.config import SFT, AdamW, Chat, Checkpoint, Evaluation, LoRA, Model, Wandb, override
+from tuner.config.part import Part
+from tuner.errors import UserError
+from tuner.resources import locate
+
+BASE = SFT(
+    name="fields",
+    model=Model(path="tuner:tiny"),
+    adapter=LoRA(r=4),
+    data=Chat(
+        files=("one.jsonl", "two.jsonl"),
+        test_files=("held_out.jsonl",),
+        validation_files=("held_out.jsonl",),
+        template="internlm2",
+        max_length=64,
+    ),
+    optimizer=AdamW(lr=5e-3),
+    tokens_per_step=256,
+    tokens_per_pass=256,
+    max_steps=3,
+    precision="fp32",
+    gradient_checkpointing=False,
+    device="cpu",
+    evaluation=Evaluation(every=1, samples=1, max_new_tokens=4, rows=2),
+    checkpoint=Checkpoint(every=1, keep=2),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is changed, what it is compared with, and where the difference must be seen."""
+
+    to: dict[str, Any]
+    seen: str
+    base: dict[str, Any] = field(default_factory=dict)
+
+
+ONE_EPOCH = {"max_steps": None, "data.limit": 8}
+ROPE = {"model.rope": {"scaling": "linear", "factor": 2.0}}
+TEXT = {
+    "data": {"kind": "text", "files": ["text.jsonl"], "max_length": 64},
+    "evaluation.samples": 0,
+    "max_steps": 2,
+}
+KINDS = {
+    kind: {"schedule": {"kind": kind.lower(), "warmup": 0.0}} for kind in ("Cosine", "Linear", "Constant")
+}
+SCHEDULES = {
+    kind: {"schedule": {"kind": kind.lower(), "warmup": 1.0}} for kind in ("Cosine", "Linear", "Constant")
+}
+
+
+def source(**changes: Any) -> dict[str, Any]:
+    return {"data.files": [{"path": "one.jsonl", **changes}, "two.jsonl"]}
+
+
+SEEN = {
+    "Stage.name": Change({"name": "other"}, "folder"),
+    "Stage.tokens_per_step": Change({"tokens_per_step": 512}, "tokens"),
+    "Stage.tokens_per_pass": Change({"tokens_per_pass": 64}, "passes"),
+    "Stage.epochs": Change({"epochs": 2.0}, "tokens", ONE_EPOCH),
+    "Stage.max_steps": Change({"max_steps": 2}, "tokens"),
+    "Stage.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
+    "Stage.precision": Change({"precision": "bf16"}, "losses"),
+    "Stage.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
+    "Stage.device": Change({"device": "cuda"}, "place"),
+    "Stage.deterministic": Change({"deterministic": True}, "deterministic"),
+    "Stage.seed": Change({"seed": 1}, "losses"),
+    "AdamW.lr": Change({"optimizer.lr": 1e-3}, "weights"),
+    "AdamW.betas": Change({"optimizer.betas": [0.5, 0.9]}, "weights"),
+    "AdamW.eps": Change({"optimizer.eps": 1e-2}, "weights"),
+    "AdamW.weight_decay": Change({"optimizer.weight_decay": 0.5}, "weights"),
+    "AdamW.bits": Change({"optimizer.bits": 8}, "optimiser"),
+    "Cosine.kind": Change(KINDS["Linear"], "lr", KINDS["Cosine"]),
+    "Linear.kind": Change(KINDS["Constant"], "lr", KINDS["Linear"]),
+    "Constant.kind": Change(KINDS["Cosine"], "lr", KINDS["Constant"]),
+    **{
+        f"{kind}.{name}": Change({f"schedule.{name}": value}, "lr", base)
+        for kind, base in SCHEDULES.items()
+        for name, value in (("warmup", 0.0), ("warmup_start", 0.5), ("final", 0.5))
+        if (kind, name) != ("Constant", "final")
+    },
+    "Evaluation.every": Change({"evaluation.every": 3}, "validation"),
+    "Evaluation.samples": Change({"evaluation.samples": 2}, "samples"),
+    "Evaluation.max_new_tokens": Change({"evaluation.max_new_tokens": 8}, "samples"),
+    "Evaluation.score": Change({"evaluation.score": "exact"}, "results"),
+    "Evaluation.rows": Change({"evaluation.rows": 3}, "validation"),
+    "Checkpoint.every": Change({"checkpoint.every": 2}, "checkpoints", {"checkpoint.keep": 5}),
+    "Checkpoint.keep": Change({"checkpoint.keep": 3}, "checkpoints"),
+    "Model.path": Change({"model.path": "other_model"}, "losses"),
+    "Model.revision": Change({"model.revision": "v2"}, "error"),
+    "Model.quantization": Change({"model.quantization": "nf4"}, "losses"),
+    "Rope.base": Change({"model.rope": {"base": 5_000.0}}, "losses"),
+    "Rope.scaling": Change({"model.rope.scaling": "yarn"}, "losses", ROPE),
+    "Rope.factor": Change({"model.rope.factor": 4.0}, "losses", ROPE),
+    "LoRA.r": Change({"adapter.r": 8}, "weights"),
+    "LoRA.alpha": Change({"adapter.alpha": 32.0}, "losses"),
+    "LoRA.dropout": Change({"adapter.dropout": 0.5}, "losses"),
+    "LoRA.targets": Change({"adapter.targets": ["q_proj"]}, "weights"),
+    "LoRA.train_whole": Change({"adapter.train_whole": ["lm_head"]}, "weights"),
+    "Freeze.all_but_last_layers": Change({"freeze": {"all_but_last_layers": 1}}, "weights"),
+    "Freeze.names": Change({"freeze": {"names": ["*layers.0*"]}}, "weights"),
+    "Chat.kind": Change(TEXT, "data"),
+    "Chat.files": Change({"data.files": ["one.jsonl"]}, "data"),
+    "Chat.validation_files": Change({"data.validation_files": ["two.jsonl"]}, "validation"),
+    "Chat.test_files": Change({"data.test_files": ["two.jsonl"]}, "results"),
+    "Chat.max_length": Change({"data.max_length": 8}, "error"),
+    "Chat.duplicates": Change({"data.duplicates": "drop"}, "data", {"data.files": ["one.jsonl", "one.jsonl"]}),
+    "Chat.limit": Change({"data.limit": 9}, "data"),
+    "Chat.cache": Change({"data.cache": "cache"}, "cache"),
+    "Chat.template": Change({"data.template": "alpaca"}, "losses", {"data.max_length": 128}),
+    "Chat.system": Change({"data.system": "You add."}, "data"),
+    "Chat.learn": Change({"data.learn": "all"}, "losses"),
+    "Chat.too_long": Change(
+        {"data.too_long": "drop"}, "data", {"data.max_length": 30, "data.too_long": "cut", "max_steps": 1}
+    ),
+    "Text.kind": Change({"data": BASE.data.model_dump(mode="json")}, "data", TEXT),
+    "Text.too_long": Change(
+        {"data.too_long": "cut"}, "data", {**TEXT, "data": {**TEXT["data"], "max_length": 16}}  # type: ignore[dict-item]
+    ),
+    "Split.validation": Change({"data.split": {"validation": 0.3}}, "data"),
+    "Split.test": Change({"data.split": {"test": 0.3}}, "data"),
+    "Source.path": Change(source(path="text.jsonl"), "error"),
+    "Source.shape": Change(source(shape="alpaca"), "error"),
+    "Source.split": Change(source(split="test"), "error"),
+    "Source.subset": Change(source(subset="en"), "error"),
+    "Source.share": Change(
+        {"data.files": [{"path": "one.jsonl", "share": 5.0}, {"path": "two.jsonl", "share": 1.0}]},
+        "losses",
+        {"data.files": [{"path": "one.jsonl", "share": 1.0}, {"path": "two.jsonl", "share": 1.0}]},
+    ),
+    "Source.weight": Change(source(weight=3.0), "losses"),
+    "Source.limit": Change(source(limit=5), "data"),
+}  # fmt: skip
+
+ELSEWHERE = {
+    "Stage.max_bad_steps": "test_acting.py::test_bad_steps_are_skipped_and_too_many_end_the_run",
+    "Stage.evaluation": "a part: its fields are here",
+    "Stage.checkpoint": "a part: its fields are here",
+    "Stage.optimizer": "a part: its fields are here",
+    "Stage.schedule": "a part: its fields are here",
+    "Stage.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
+    "SFT.stage": "has one legal value; tells stages apart in JSON: test_configs.py::test_json_both_ways",
+    "SFT.model": "a part: its fields are here",
+    "SFT.adapter": "a part: its fields are here; None is full weights: tests/equivalence/test_same_result.py",
+    "SFT.freeze": "a part: its fields are here",
+    "SFT.data": "a part: its fields are here",
+    "AdamW.paged": "acts on GPUs only: tests/unit/training/test_optimizers.py sees the class it makes",
+    "Evaluation.patience": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
+    "Evaluation.keep_best": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
+    "Model.rope": "a part: its fields are here",
+    "Model.trust_remote_code": "needs a checkpoint with code: tests/unit/models/test_tokenizer.py",
+    "Chat.split": "a part: its fields are here",
+    **{
+        f"Text.{name}": "one code for both kinds of data: seen for Chat"
+        for name in (
+            *("files", "validation_files", "test_files", "max_length", "split"),
+            *("duplicates", "limit", "cache"),
+        )
+    },
+    **{
+        f"Wandb.{name}": "tests/unit/training/test_wandb_tracker.py reads it from wandb's own files"
+        for name in ("project", "entity", "group", "tags", "notes", "mode", "x_axis")
+    },
+}
+
+
+def all_fields() -> set[str]:
+    """ "Class.field" of every part a config may hold; a stage's common fields under Stage."""
+    parts = [part for _, part in inspect.getmembers(tuner.config, inspect.isclass) if issubclass(part, Part)]
+    common = set(tuner.config.Stage.model_fields)
+    return {
+        f"{'Stage' if issubclass(part, tuner.config.Stage) and name in common else part.__name__}.{name}"
+        for part in parts
+        for name in part.model_fields
+    }
+
+
+def test_every_field_has_an_entry() -> None:
+    assert all_fields() == SEEN.keys() | ELSEWHERE.keys()
+    assert not SEEN.keys() & ELSEWHERE.keys()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A working directory with rows, and a model that is a little different."""
+    folder = tmp_path_factory.mktemp("fields")
+    rows = Path(locate("tuner:sums/train.jsonl")).read_text(encoding="utf-8").splitlines()
+    for name, chosen in (("one", rows[:30]), ("two", rows[30:60]), ("held_out", rows[60:66])):
+        (folder / f"{name}.jsonl").write_text("\n".join(chosen) + "\n")
+    text = "".join(
+        json.dumps({"text": f"{number} and {number} are {2 * number}, " * 3}) + "\n" for number in range(30)
+    )
+    (folder / "text.jsonl").write_text(text)
+    other = Path(shutil.copytree(locate("tuner:tiny"), folder / "other_model")) / "model.safetensors"
+    weights = load_file(other)
+    save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 2}, other, {"format": "pt"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("tuner.training.run.draw_curves", lambda metrics, path, title: path.touch())
+        yield
+
+
+Observed = dict[str, Any]
+
+
+def observe(config: SFT, runs: Path) -> Observed:
+    """What can be seen of a run, by aspect; of one that is refused, its error alone."""
+    passes = []
+    with pytest.MonkeyPatch.context() as patch:
+        forward = LlamaMLP.forward
+        patch.setattr(LlamaMLP, "forward", lambda self, x: passes.append(x.shape) or forward(self, x))
+        try:
+            run = tuner.train(config, runs=runs)
+        except UserError as error:
+            return {"error": str(error)}
+        finally:
+            deterministic = torch.are_deterministic_algorithms_enabled()
+            torch.use_deterministic_algorithms(False)
+    metrics, versions = run.metrics, run.kept("versions")
+    assert versions is not None
+    weights = {
+        name: hashed(tensor)
+        for name, tensor in load_file(next(run.model_folder.glob("*.safetensors"))).items()
+    }
+    state = json.loads(next(run.checkpoints_folder.glob("*/state.json")).read_text())
+    return {
+        "folder": run.folder.name,
+        "tokens": [record["tokens"] for record in metrics],
+        "passes": [record["passes"] for record in metrics],
+        "losses": [(record["loss"], record["grad_norm"]) for record in metrics],
+        "lr": [record["lr"] for record in metrics],
+        "validation": [record.get("eval_loss") for record in metrics],
+        "samples": run.samples,
+        "results": run.results,
+        "weights": weights,
+        "checkpoints": sorted(path.name for path in run.checkpoints_folder.iterdir()),
+        "optimiser": json.dumps(state["optimizer"]),
+        "data": json.loads((run.folder / "data.json").read_text()),
+        "cache": [path.name for path in Path().glob("cache") if not shutil.rmtree(path)],
+        "place": versions["device"],
+        "deterministic": deterministic,
+        "forward passes": len(passes),
+        "error": None,
+    }
+
+
+def hashed(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Observed]:
+    """The run that a change is compared with, made once for each base."""
+    known: dict[str, Observed] = {}
+
+    def of(changes: dict[str, Any]) -> Observed:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in known:
+            known[key] = observe(override(BASE, changes), tmp_path_factory.mktemp("base"))
+            assert known[key]["error"] is None
+        return known[key]
+
+    return of
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_change_is_seen(name: str, base: Callable[[dict[str, Any]], Observed], tmp_path: Path) -> None:
+    change = SEEN[name]
+    before = base(change.base)
+    after = observe(override(override(BASE, change.base), change.to), tmp_path)
+    if change.seen == "place" and not torch.cuda.is_available():
+        assert "device='cuda'" in after["error"]
+    elif change.seen == "error":
+        assert after["error"]
+    else:
+        assert after["error"] is None
+        assert after[change.seen] != before[change.seen]
+
+
+def test_the_same_config_looks_the_same(base: Callable[[dict[str, Any]], Observed], tmp_path: Path) -> None:
+    """Else any change would pass."""
+    assert observe(BASE, tmp_path) == base({})
+
+
+def test_a_tracker_looks_on_where_the_config_names_one() -> None:
+    from tuner.stages import _watchers
+
+    tracked = override(BASE, {"tracking": Wandb(mode="offline")})
+    assert "WandbTracker" in [type(watcher).__name__ for watcher in _watchers(tracked)]
+    assert "WandbTracker" not in [type(watcher).__name__ for watcher in _watchers(BASE)]
