@@ -17,5 +17,5 @@ config = SFT(
     tokens_per_pass=2_048,
     epochs=3,
     gradient_checkpointing=False,
-    evaluation=Evaluation(score="exact", max_new_tokens=8),
+    evaluation=Evaluation(score="exact", max_new_tokens=16),
 )

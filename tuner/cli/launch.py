@@ -66,14 +66,17 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
 def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
     """The rank that failed for a reason of its own; None when all succeeded."""
-    while any(rank.poll() is None for rank in ranks) and not any(rank.returncode for rank in ranks):
+    codes = [rank.poll() for rank in ranks]
+    while None in codes and not any(codes):
         time.sleep(0.05)
-    failed = [number for number, rank in enumerate(ranks) if rank.returncode]
+        codes = [rank.poll() for rank in ranks]
+    failed = [number for number, code in enumerate(codes) if code]
     if not failed:
         return None
-    _end([rank for rank in ranks if rank.returncode is None], ranks[failed[0]].returncode)
-    failed += [number for number, rank in enumerate(ranks) if rank.returncode and number not in failed]
-    with_reason = [number for number in failed if ranks[number].returncode not in (LOST, -signal.SIGTERM)]
+    running = [number for number, code in enumerate(codes) if code is None]
+    _end([ranks[number] for number in running], ranks[failed[0]].returncode)
+    failed += [number for number in running if ranks[number].returncode > 0]  # below 0: by our own hand
+    with_reason = [number for number in failed if ranks[number].returncode != LOST]
     return min(with_reason, default=failed[0])  # rank 0 has been heard already
 
 
