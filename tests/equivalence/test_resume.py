@@ -1,6 +1,7 @@
 """Killed anywhere, a run goes on bit for bit: losses, order of the data, weights, generators."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tuner
 from tests.equivalence.conftest import curve, weights
@@ -189,5 +191,35 @@ def test_changed_data_are_refused(small, train, tmp_path):
         with pytest.raises(Killed):
             train(config)
     file.write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(UserError, match="the data has changed"):
+    with pytest.raises(UserError, match="the data changed since this run began"):
         train(config)
+
+
+def test_a_replaced_base_is_refused(small, train, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(locate("tuner:tiny"), base)
+    config = small({"model.path": str(base), "checkpoint.every": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 1, before_finish=True)
+        with pytest.raises(Killed):
+            train(config)
+    tensors = load_file(base / "model.safetensors")
+    tensors["output.weight"] = tensors["output.weight"] + 0.01
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="the base changed since this run began"):
+        train(config)
+
+
+def test_a_text_with_odd_line_separators_does_not_stop_a_resume(tmp_path):
+    from tuner.training.watchers import Sample
+
+    run = Run(tmp_path)
+    text = "one\u2028two\x1c\x85three"
+    for step in (1, 2):
+        run.record({"step": step, "loss": 1.0})
+        run.record_samples(step, [Sample(text, text, text, None)])
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "lo')  # a kill in the middle of a line
+    run.rewind(1)
+    assert [record["step"] for record in run.metrics] == [1]
+    assert [sample["answer"] for sample in run.samples] == [text]
