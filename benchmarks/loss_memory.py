@@ -5,7 +5,7 @@
 Forward and backward of 2,048 learned tokens over InternLM2's 92,544 entries from a hidden size of 1,024; the
 head frozen (LoRA) and trained (full). Every measurement is a process of its own, one thread: CPU seconds (the
 least of the rounds, the ways taking turns) and how far resident memory grows above the inputs. Losses must
-agree. Exits with 1 when a chunked one takes more time than the plain one, or more than half of its memory.
+agree. Exits with 1 when a chunked one takes more than 1.05 × the time of the plain one, or more than half of its memory.
 """
 
 import argparse
@@ -19,8 +19,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from report import report, verdict
 
 TOKENS, HIDDEN, VOCABULARY = 2_048, 1_024, 92_544
-TIME, MEMORY = 1.0, 0.5
-"""Limits: seconds and memory of the chunked loss over those of the plain one."""
+TIME, MEMORY = 1.05, 0.5
+"""Limits: seconds (5% are noise: the products are the same) and memory, over those of the plain loss."""
 WAYS = ("chunked", "plain")
 CASES = [(dtype, head) for dtype in ("bf16", "fp32") for head in ("frozen", "trained")]
 

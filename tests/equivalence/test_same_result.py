@@ -16,12 +16,15 @@ NF4 = {"model.quantization": "nf4"}
 INT8 = {"model.quantization": "int8"}
 
 
-def assert_close(one, other, tolerance=2e-5):
+def assert_close(one, other):
+    """The first step to rounding; later ones as far as Adam carries a rounding on (a fault is off by percents)."""
     for own, their in zip(curve(one), curve(other), strict=True):
         assert own[:2] == their[:2]
-        assert own[2:] == pytest.approx(their[2:], rel=tolerance)
+        first = own[0] == 1
+        assert own[2] == pytest.approx(their[2], rel=1e-6 if first else 1e-4)
+        assert own[3] == pytest.approx(their[3], rel=2e-6 if first else 2e-3)
     for name, tensor in weights(one).items():
-        torch.testing.assert_close(tensor, weights(other)[name], rtol=1e-3, atol=tolerance)
+        assert (tensor - weights(other)[name]).norm() <= 2e-3 * tensor.norm()
 
 
 @pytest.mark.parametrize("kind", [{}, FULL, NF4], ids=["lora", "full", "qlora"])
