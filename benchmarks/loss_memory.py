@@ -5,7 +5,7 @@
 Forward and backward of 2,048 learned tokens over InternLM2's 92,544 entries from a hidden size of 1,024; the
 head frozen (LoRA) and trained (full). Every measurement is a process of its own, one thread: CPU seconds (the
 least of the rounds, the ways taking turns) and how far resident memory grows above the inputs. Losses must
-agree. Exits with 1 when a chunked one takes more than 1.05 × the time of the plain one, or more than half of its memory.
+agree. Exits with 1 when a chunked one takes more than 1.05 × the time of the plain one, or half of its memory.
 """
 
 import argparse

@@ -468,7 +468,7 @@ def test_a_full_disk(tuner: Tuner, folder: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     again = tuner(*command, "disk")
     assert again.code == 0, again.err
-    assert f"going on after step {int(saved[-1][-6:])} of 5" in again.err
+    assert f"resumed after step {int(saved[-1][-6:])} of" in again.err
     assert tuner(*command, "whole").code == 0
     losses = [
         [
@@ -571,8 +571,11 @@ def test_a_damaged_checkpoint(tuner: Tuner, folder: Path) -> None:
     assert tuner("train", "mine.py", "checkpoint.every=1").code == 0
 
 
-def test_a_start_that_failed_binds_nothing(tuner: Tuner, folder: Path) -> None:
-    """The same name may be used again, with the mistake put right."""
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_start_that_failed_binds_nothing(tuner: Tuner, folder: Path, there_before: bool) -> None:
+    """The same name may be used again, with the mistake put right; also in a folder that was there before."""
+    if there_before:
+        (folder / "runs/mine").mkdir(parents=True)
     assert tuner("train", "mine.py", "data.template=llama3").code == 2
     assert tuner("train", "mine.py").code == 0
 

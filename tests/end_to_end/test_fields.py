@@ -68,7 +68,8 @@ KINDS = {
     kind: {"schedule": {"kind": kind.lower(), "warmup": 0.0}} for kind in ("Cosine", "Linear", "Constant")
 }
 SCHEDULES = {
-    kind: {"schedule": {"kind": kind.lower(), "warmup": 1.0}} for kind in ("Cosine", "Linear", "Constant")
+    kind: {"schedule": {"kind": kind.lower(), "warmup": 2.0}, "max_steps": 4}
+    for kind in ("Cosine", "Linear", "Constant")
 }
 
 

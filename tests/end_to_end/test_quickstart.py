@@ -22,6 +22,7 @@ from tuner.resources import locate
 Tuner = Callable[..., Done]
 CONFIG = ROOT / "configs" / "quickstart_sft.py"
 SHORT = ("max_steps=8", "evaluation.rows=20")
+NO_TEST = ("data.test_files=[]", "evaluation.score=null")
 QUESTION = "What is 2 + 3?"
 
 
@@ -83,7 +84,7 @@ def test_the_folder_is_complete(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.json", "overrides.json", "versions.json", "data.json", "metrics.jsonl", "log.txt"),
-        *("before.json", "after.json", "results.json", "curves.png", "checkpoints", "model", ".lock"),
+        *("base.json", "before.json", "results.json", "curves.png", "checkpoints", "model", ".lock"),
     }
     assert from_json((run / "config.json").read_text()) == override(load_config(CONFIG), SHORT)
     assert json.loads((run / "overrides.json").read_text()) == list(SHORT)
@@ -110,7 +111,7 @@ def test_metrics_say_what_happened(run: Path) -> None:
     )
     assert all(record["loss"] > 0 and record["passes"] == 1 for record in records)
     assert records[-1]["loss"] < records[0]["loss"] - 0.5
-    assert records[-1]["lr"] == pytest.approx(0, abs=1e-12)
+    assert 0 < records[-1]["lr"] < 0.1 * max(record["lr"] for record in records)
 
 
 def test_results_are_those_measured_before_and_after(run: Path) -> None:
@@ -118,8 +119,8 @@ def test_results_are_those_measured_before_and_after(run: Path) -> None:
     assert set(results) == {"before", "after"}
     for name in results:
         assert set(results[name]) == {"score", "loss"}
-        assert results[name] == json.loads((run / f"{name}.json").read_text())
         assert 0 <= results[name]["score"] <= 1
+    assert results["before"] == json.loads((run / "before.json").read_text())
     assert results["after"]["loss"] < results["before"]["loss"]
 
 
@@ -284,14 +285,14 @@ class Page(html.parser.HTMLParser):
 def test_data_as_a_page(tuner: Tuner, tmp_path: Path) -> None:
     """Self-contained, and whatever a row or a file's name holds is text."""
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)> & \"'>"
-    (tmp_path / "<b>rows.jsonl").write_text(
+    (tmp_path / "<u>rows.jsonl").write_text(
         json.dumps({"messages": [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]})
     )
     done = tuner(
         "data",
         CONFIG,
-        'data.files=["<b>rows.jsonl"]',
-        "data.test_files=[]",
+        'data.files=["<u>rows.jsonl"]',
+        *NO_TEST,
         "epochs=1",
         "--html",
         "page.html",
@@ -299,10 +300,11 @@ def test_data_as_a_page(tuner: Tuner, tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert "script" not in page.tags
-    assert "img" not in page.tags
-    assert "link" not in page.tags
-    assert "<b>rows.jsonl" not in text
+    assert not {"script", "img", "link", "u", "s"} & set(page.tags), (
+        "rows, file names and special tokens are text"
+    )
+    assert "<s><|im_start|>user" in page.text
+    assert "<u>rows.jsonl:1" in page.text
     assert page.asked == []
     assert not re.search(r"https?://|@import|url\(", text)
     assert page.text.count("<script>alert(1)</script><img src=x onerror=alert(1)>") == 2

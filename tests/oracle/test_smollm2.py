@@ -111,12 +111,12 @@ def test_loss_of_the_reference_sentence_and_isolation(smollm2, precision, monkey
     loaded = load(smollm2, precision)
     assert mean_loss(loaded) == pytest.approx(LOSS[precision], abs={"fp32": 1e-4, "bf16": 5e-3}[precision])
     nothing = torch.autocast("cpu", enabled=False)
-    assert prove_isolation(loaded.model, CPU, nothing, precision) < TOLERANCE[precision]
+    assert prove_isolation(loaded, CPU, nothing) < TOLERANCE[precision]
     by_segment = varlen._by_segment
     leaking = lambda q, k, v, lengths, *rest: by_segment(q, k, v, [sum(lengths)], *rest)  # noqa: E731
     monkeypatch.setattr(varlen, "_by_segment", leaking)
     with pytest.raises(tuner.UserError, match="packed samples do not come out as they do alone"):
-        prove_isolation(loaded.model, CPU, nothing, precision)
+        prove_isolation(loaded, CPU, nothing)
 
 
 def test_nf4_loss_of_the_reference_sentence_before_and_after_generating(smollm2):

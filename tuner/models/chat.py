@@ -13,6 +13,7 @@ from tuner.data.examples import tokenize
 from tuner.data.template import Template
 from tuner.models.generate import stream
 from tuner.models.load import Loaded, load_model
+from tuner.models.locate import locate
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class ChatModel:
 def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | None = None) -> ChatModel:
     """A run, model folder or hub name, ready to talk. Raises UserError when it is missing or has no template."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(Model(path=path), precision="bf16", device=device, train=False)
+    model = Model(path=path)
+    precision = locate(model, weights=False).reference.precision  # 4-bit codes are of weights rounded to it
+    loaded = load_model(model, precision=precision, device=device, train=False)
     own = Template(template, loaded.tokenizer)
     return ChatModel(loaded, own, end_ids(own, loaded.tokenizer))
 

@@ -13,8 +13,6 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Summed weighted cross entropy (nats) of the batch's learned tokens: a scalar in fp32."""
     causal = causal_model(model)
     hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
-    if torch.is_autocast_enabled(hidden_ND.device.type):  # the fused loss does its own products
-        hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
     targets_N = batch.tokens_T[batch.learned_N]
     head = causal.get_output_embeddings()
     if type(head) is torch.nn.Linear and not _reshapes_logits(causal):

@@ -41,7 +41,8 @@ class Roles:
             raise ValueError(f"no role {name!r} here; there is: policy")
         model = self.policy.model
         self._open = name
-        model.train(train)
+        if model.training != train:  # walking all modules costs a small model more than it computes
+            model.train(train)
         try:
             with self._autocast(), torch.set_grad_enabled(train):
                 yield model

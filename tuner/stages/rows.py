@@ -43,7 +43,7 @@ class DataPage:
 
     def _repr_html_(self) -> str:
         """In a frame of its own: its style must not reach the notebook's."""
-        frame = "width:100%;height:560px;border:1px solid rgba(128,128,128,.3);border-radius:8px"
+        frame = "width:100%;height:720px;border:1px solid rgba(128,128,128,.3);border-radius:8px"
         return f'<iframe sandbox style="{frame}" srcdoc="{escape(self.html)}"></iframe>'
 
 
