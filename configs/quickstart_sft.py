@@ -4,7 +4,7 @@ from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, LoRA, Model
 
 config = SFT(
     model=Model(path="tuner:tiny", quantization="nf4"),
-    adapter=LoRA(r=16, alpha=16),
+    adapter=LoRA(r=16, alpha=32),
     data=Chat(
         files=("tuner:sums/train.jsonl",),
         test_files=("tuner:sums/test.jsonl",),
@@ -13,9 +13,9 @@ config = SFT(
     ),
     optimizer=AdamW(lr=2e-3),
     schedule=Cosine(warmup=0.05),
-    tokens_per_step=2_048,
-    tokens_per_pass=2_048,
-    epochs=3,
+    tokens_per_step=1_024,
+    tokens_per_pass=1_024,
+    epochs=2,
     gradient_checkpointing=False,
     evaluation=Evaluation(score="exact", max_new_tokens=16),
 )

@@ -14,7 +14,9 @@ SMALL = SFT(
     model=Model(path="tuner:tiny"),
     adapter=LoRA(r=8, alpha=16),
     data=Chat(files=("tuner:sums/train.jsonl",), template="internlm2", max_length=64, limit=200),
-    optimizer=AdamW(lr=5e-3, eps=1e-4),  # a larger eps, or Adam makes a step of every rounding of a zero gradient
+    optimizer=AdamW(
+        lr=5e-3, eps=1e-4
+    ),  # a larger eps, or Adam makes a step of every rounding of a zero gradient
     tokens_per_step=512,
     tokens_per_pass=512,
     max_steps=5,

@@ -159,7 +159,8 @@ def test_functions_are_kept_by_name_and_lambdas_refused():
 
 def test_loading_is_quick_and_imports_no_torch():
     code = (
-        "import time, sys\nfrom pydantic import BaseModel\nstart = time.process_time()\nfrom tuner.config import load_config\n"
+        "import time, sys\nfrom pydantic import BaseModel\nstart = time.process_time()\n"
+        "from tuner.config import load_config\n"
         "load_config('configs/quickstart_sft.py')\nprint(time.process_time() - start)\n"
         "assert not {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)\n"
     )
