@@ -106,9 +106,7 @@ def test_metrics_say_what_happened(run: Path) -> None:
     assert [record["step"] for record in records] == list(range(1, 9))
     tokens = [record["tokens"] for record in records]
     assert tokens == sorted(set(tokens))
-    assert all(0.98 <= record["fill"] <= 1 for record in records), (
-        "2,048 tokens a step, and samples of about 30"
-    )
+    assert all(0.9 < record["fill"] <= 1 for record in records), "what does not fit goes on to the next step"
     assert all(record["loss"] > 0 and record["passes"] == 1 for record in records)
     assert records[-1]["loss"] < records[0]["loss"] - 0.5
     assert 0 < records[-1]["lr"] < 0.1 * max(record["lr"] for record in records)
