@@ -8,9 +8,10 @@ from tuner.config import LoRA, Model
 from tuner.data.load import load_data
 from tuner.data.stream import make_stream
 from tuner.models.checkpointing import recompute_activations
-from tuner.models.forward import causal_model, hidden_states, token_loss
+from tuner.models.forward import hidden_states, token_loss
 from tuner.models.load import load_model
 from tuner.models.probe import prove_isolation
+from tuner.models.unwrap import causal_model
 
 CPU = torch.device("cpu")
 

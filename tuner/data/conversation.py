@@ -47,11 +47,6 @@ class Conversation:
     origin: str = ""
     """`file:line`, for messages."""
 
-    def before_answer(self) -> "Conversation":
-        """The turns before the last assistant turn: what an answer is sampled for."""
-        last = max(index for index, turn in enumerate(self.turns) if turn.role == "assistant")
-        return replace(self, turns=self.turns[:last])
-
     def with_system(self, system: str) -> "Conversation":
         """This conversation behind a system turn, unless it opens with a (nameless) one of its own."""
         first = self.turns[0] if self.turns else None

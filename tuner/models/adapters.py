@@ -93,11 +93,6 @@ def is_adapted(model: nn.Module) -> bool:
     return type(model).__module__.startswith("peft.")
 
 
-def trainable_names(model: nn.Module) -> Iterator[str]:
-    """Names of the weights that are trained, in the model's order."""
-    return (name for name, weight in model.named_parameters() if weight.requires_grad)
-
-
 def save_adapter(
     model: nn.Module, folder: Path, base: str, state_dict: dict[str, Tensor] | None = None
 ) -> None:

@@ -4,6 +4,8 @@ import warnings
 
 from torch import nn
 
+from tuner.models.unwrap import causal_model
+
 
 def recompute_activations(model: nn.Module) -> None:
     """Turn checkpointing on for training passes, without making frozen layers pay for it.
@@ -11,7 +13,7 @@ def recompute_activations(model: nn.Module) -> None:
     transformers makes the embedding's output require a gradient as well, which reentrant checkpointing needs:
     every frozen layer would then run a backward pass. This is the non-reentrant kind, which does not.
     """
-    transformer = model.get_base_model() if hasattr(model, "get_base_model") else model
+    transformer = causal_model(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its name from transformers 5.23 on is another
         transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -6,6 +6,7 @@ import torch
 
 from tuner.data.batch import Batch
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
+from tuner.models.unwrap import causal_model
 from tuner.models.varlen import segment_arguments
 
 
@@ -41,11 +42,6 @@ def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """All logits, fp32 [T, V]: for probes and comparisons of short rows, never for training."""
     return _logits(causal_model(model), hidden_states(model, batch)).float()
-
-
-def causal_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model itself, without an adapter's wrapping; its layers keep their adapters."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _logits(causal: torch.nn.Module, hidden_TD: torch.Tensor) -> torch.Tensor:

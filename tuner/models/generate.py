@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from tuner.models.unwrap import causal_model
+
 _ATTENTION = "sdpa"  # takes the padding mask and the cache; `varlen` is for packed rows
 
 
@@ -88,7 +90,7 @@ def stream(
 @contextmanager
 def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
     """The transformers model in eval mode, under padded attention and its precision; put back afterwards."""
-    transformer = model.get_base_model() if hasattr(model, "get_base_model") else model
+    transformer = causal_model(model)
     attention, defaults = transformer.config._attn_implementation, transformer.generation_config
     training = [module for module in model.modules() if module.training]
     transformer.set_attn_implementation(_ATTENTION)

@@ -28,6 +28,7 @@ from tuner.models.quantization import keep_unpacked, quantization_config
 from tuner.models.reference import BaseReference
 from tuner.models.rope import apply_rope, install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
+from tuner.models.unwrap import causal_model
 from tuner.models.varlen import NAME as ATTENTION
 from tuner.models.varlen import register as register_attention
 
@@ -56,7 +57,7 @@ class Loaded:
     @property
     def transformer(self) -> PreTrainedModel:
         """The model without peft's wrapper; adapters inside it stay active."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return causal_model(self.model)
 
 
 def load_model(

@@ -10,8 +10,9 @@ import torch
 
 from tuner.data.batch import Batch, make_batch
 from tuner.errors import UserError
-from tuner.models.forward import causal_model, logits
+from tuner.models.forward import logits
 from tuner.models.load import Loaded
+from tuner.models.unwrap import causal_model
 from tuner.models.varlen import NAME
 
 LENGTHS = (5, 17, 9)

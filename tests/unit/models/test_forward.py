@@ -5,8 +5,9 @@ import torch
 
 from tuner.config import LoRA, Model
 from tuner.data.batch import make_batch
-from tuner.models.forward import causal_model, logits, token_loss
+from tuner.models.forward import logits, token_loss
 from tuner.models.load import load_model
+from tuner.models.unwrap import causal_model
 
 CPU = torch.device("cpu")
 

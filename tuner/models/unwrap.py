@@ -1,0 +1,12 @@
+"""The way out of peft's wrapping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The transformers model itself, without an adapter's wrapping; adapters inside it stay active."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
