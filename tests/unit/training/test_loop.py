@@ -43,17 +43,6 @@ def test_an_absent_gpu_is_said():
         Devices(override(SMALL, {"device": "cuda"}))
 
 
-def test_ranks_that_accelerate_does_not_join_are_refused(monkeypatch):
-    from tests.equivalence.conftest import SMALL
-
-    monkeypatch.setenv(
-        "WORLD_SIZE", "2"
-    )  # as a launcher sets it, but without LOCAL_RANK there is no group to join
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises((UserError, ValueError)):
-        Devices(SMALL)
-
-
 def test_patience_and_the_best_by_hand():
     counters, limits = Counters(), Evaluation(patience=2, keep_best=True)
     said = []
