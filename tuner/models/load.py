@@ -77,6 +77,8 @@ def load_model(
     is missing, broken, or not what the config or a saved adapter says.
     """
     location = locate(model, precision)
+    if train:
+        _check_precision(location, precision)
     reference = replace(location.reference, precision=precision)
     full = train and adapter is None and location.adapter_folder is None and reference.quantization is None
     held_in = torch.float32 if full or precision == "fp32" else torch.bfloat16
@@ -95,6 +97,20 @@ def load_model(
         _hold_frozen_in_bf16(wrapped)
     tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
     return Loaded(wrapped.eval(), tokenizer, reference, lora, precision)
+
+
+def _check_precision(location: Location, precision: Precision) -> None:
+    """4-bit and 8-bit codes are of weights rounded to the precision first: another gives another base."""
+    had = location.reference.precision
+    if (
+        location.adapter_folder is not None
+        and location.reference.quantization is not None
+        and had != precision
+    ):
+        raise UserError(
+            f"precision={precision!r}: the adapter in {location.adapter_folder} was trained on a base held in {had}; "
+            f"write precision={had}, or `tuner merge` the run first"
+        )
 
 
 def load_model_config(model: config.Model) -> PreTrainedConfig:

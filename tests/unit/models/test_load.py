@@ -169,6 +169,14 @@ def test_an_adapter_refuses_another_base(copy, tmp_path):
         load(run)
 
 
+def test_a_quantised_adapter_refuses_another_precision(copy, tmp_path):
+    """Its base would be quantised from other roundings: not the one it was trained on."""
+    run, _ = run_of(copy, tmp_path, adapter=LoRA(r=4), quantization="nf4", precision="bf16")
+    with pytest.raises(UserError, match="trained on a base held in bf16; write precision=bf16"):
+        load_model(Model(path=str(run)), precision="fp32", device=CPU)
+    load_model(Model(path=str(run)), precision="bf16", device=CPU)
+
+
 def test_an_adapter_finds_its_base_from_another_working_directory(copy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run, _ = run_of("copy", tmp_path, adapter=LoRA(r=4))
