@@ -7,8 +7,11 @@ memory and speed, never what a step learns from.
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 LOOKAHEAD = 512
 """Samples of the shuffle looked at to fill the end of a step; keeps the order close to the shuffle."""
@@ -157,9 +160,9 @@ def _best_subset(sizes: list[int], room: int) -> set[int]:
     return chosen
 
 
-def deal(passes: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
-    """The passes of one rank, dealt round; a rank may get none."""
-    return list(passes[rank::world])
+def deal(items: Sequence[T], rank: int, world: int) -> list[T]:
+    """What one rank gets of some passes or rows, dealt round; a rank may get none."""
+    return list(items[rank::world])
 
 
 def shuffled(count: int, seed: int) -> Callable[[int], np.ndarray]:

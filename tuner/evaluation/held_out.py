@@ -48,7 +48,7 @@ class HeldOutRows:
         if not self._batches:
             return None
         sums = {"loss": 0.0, "weight": 0.0}
-        for batch in self._batches[self._devices.rank :: self._devices.world]:
+        for batch in deal(self._batches, self._devices.rank, self._devices.world):
             with self._roles.role("policy") as model:
                 sums["loss"] += token_loss(model, batch.to(self._devices.device)).item()
             sums["weight"] += float(batch.weights_N.sum())
@@ -71,10 +71,10 @@ class HeldOutRows:
         examples, tokenizer = self._examples, self._roles.tokenizer
         if examples is None or not rows:
             return []
-        own = deal([[row] for row in rows], self._devices.rank, self._devices.world)
+        own = deal(rows, self._devices.rank, self._devices.world)
         answered: list[tuple[int, Sample]] = []
         if own:
-            prompts = [examples.prompt(row).tolist() for (row,) in own]
+            prompts = [examples.prompt(row).tolist() for row in own]
             with self._roles.role("policy") as model:
                 answers = generate(
                     model,
@@ -83,7 +83,7 @@ class HeldOutRows:
                     end_ids=self._end_ids,
                     pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
                 )
-            for (row,), prompt, answer in zip(own, prompts, answers, strict=True):
+            for row, prompt, answer in zip(own, prompts, answers, strict=True):
                 answered.append((row, self._sample(row, prompt, answer)))
         gathered = sorted(self._devices.gather(answered), key=lambda pair: pair[0])
         return [sample for _, sample in gathered]

@@ -6,7 +6,7 @@ There is no DDP wrapper. Each rank runs its own passes, perhaps none, and gradie
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
@@ -92,11 +92,7 @@ class Devices:
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Each value summed over all ranks; a rank that lacks a name adds nothing to it."""
-        totals: dict[str, float] = {}
-        for own in self.gather([values]):
-            for name, value in own.items():
-                totals[name] = totals.get(name, 0.0) + value
-        return totals
+        return added(self.gather([values]))
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all ranks, one after the other."""
@@ -127,6 +123,15 @@ class Devices:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def added(everyone: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The values of several ranks summed by name; a rank that lacks a name adds nothing to it."""
+    totals: dict[str, float] = {}
+    for own in everyone:
+        for name, value in own.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
 
 
 def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:

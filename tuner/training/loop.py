@@ -21,7 +21,7 @@ from tuner.data.stream import Stream
 from tuner.errors import UserError
 from tuner.training.checkpoint import Checkpoints, generator_state, restore, snapshot
 from tuner.training.counters import Counters
-from tuner.training.devices import Devices
+from tuner.training.devices import Devices, added
 from tuner.training.optimizers import make_optimizer
 from tuner.training.run import Run
 from tuner.training.schedules import learning_rate
@@ -189,11 +189,8 @@ class Loop:
     def _agree(self, own: dict[str, float]) -> tuple[dict[str, float], int | None]:
         """Losses summed over ranks, and the signal to stop for: if one rank was sent one, all were."""
         everyone = self.devices.gather([(own, self._asked)])
-        sums: dict[str, float] = {}
-        for losses, _ in everyone:
-            for name, value in losses.items():  # a rank without a pass has none
-                sums[name] = sums.get(name, 0.0) + value
-        return sums, max((asked for _, asked in everyone if asked), default=None)
+        stopping = max((asked for _, asked in everyone if asked), default=None)
+        return added([losses for losses, _ in everyone]), stopping
 
     def _clip(self) -> float:
         limit = self.config.max_grad_norm or math.inf

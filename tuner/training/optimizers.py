@@ -19,6 +19,7 @@ def make_optimizer(config: AdamW, parameters: Mapping[str, torch.nn.Parameter]) 
     if vectors:
         groups.append({"params": vectors, "weight_decay": 0.0})
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-    if config.bits == 32 and not config.paged:
-        return torch.optim.AdamW(groups, fused=True, **settings)
-    return optimizer_class(config.bits, config.paged)(groups, **settings)
+    kind = optimizer_class(config.bits, config.paged)
+    if kind is torch.optim.AdamW:
+        settings["fused"] = True
+    return kind(groups, **settings)
