@@ -38,6 +38,7 @@ import tuner.resources
 from tuner.config import SFT, AdamW, Chat, Evaluation, LoRA, Model, override
 from tuner.data.stream import Stream
 from tuner.models.adapters import add_adapter
+from tuner.models.load import load_tokenizer
 from tuner.models.tiny import tiny_model_folder
 from tuner.stages.rows import load_rows, plan
 
@@ -102,7 +103,7 @@ def make_cases(folder: Path) -> list[Case]:
         "tiny, full": (override(base, tiny | {"adapter": None}), 1, 3),
     }
     return [
-        Case(name, config, plan(config, load_rows(config)[0]), *steps)
+        Case(name, config, plan(config, load_rows(config)), *steps)
         for name, (config, *steps) in cases.items()
     ]
 
@@ -201,7 +202,7 @@ def run_trl(case: Case, steps: int) -> float:
                 disable_tqdm=True,
             ),
             train_dataset=data,
-            processing_class=load_rows(config)[1],
+            processing_class=load_tokenizer(case.config.model),
             peft_config=LoraConfig(r=adapter.r, target_modules="all-linear") if adapter is not None else None,
         )
         trainer.train()

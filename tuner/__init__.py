@@ -11,10 +11,22 @@ _HOME = {
     "train": "tuner.stages",
     "view_data": "tuner.stages.rows",
     "open_run": "tuner.training.run",
+    "open_scorer": "tuner.models.scorer",
+    "Scorer": "tuner.models.scorer",
     "Run": "tuner.training.run",
     "UserError": "tuner.errors",
 }
-__all__ = ["Run", "UserError", "load_config", "open_run", "override", "train", "view_data"]
+__all__ = [
+    "Run",
+    "Scorer",
+    "UserError",
+    "load_config",
+    "open_run",
+    "open_scorer",
+    "override",
+    "train",
+    "view_data",
+]
 
 
 def __getattr__(name: str) -> Any:

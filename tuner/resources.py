@@ -22,6 +22,11 @@ def row_examples_folder() -> Path:
     return _shipped("data_templates") / "rows"
 
 
+def conditions_folder() -> Path:
+    """Folder of the ready conditions' wordings, `NAME.LANGUAGE.txt`."""
+    return _shipped("data_templates") / "conditions"
+
+
 def locate(path: str) -> str:
     """`tuner:NAME` as the path of that file or folder in the package; any other path as it is."""
     if not path.startswith(PREFIX):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
-from tuner.config import SFT, differences, from_json, leaves, load_config, override, to_json
+from tuner.config import ModelStage, differences, from_json, leaves, load_config, override, to_json
 from tuner.resources import configs_folder
 
 NAMES = sorted(file.stem for file in configs_folder().glob("*.py"))
@@ -25,6 +25,9 @@ def test_the_configs_that_were_promised() -> None:
         *(f"internlm2_7b_{kind}" for kind in ("lora", "full", "pretrain")),
         *("llama3_8b_qlora", "qwen3_8b_qlora", "mistral_7b_qlora"),
         *("smollm2_135m_lora", "smollm2_135m_qlora"),
+        "quickstart_reward",
+        *(f"internlm2_{size}_reward{kind}" for size in ("1_8b", "7b", "20b") for kind in ("", "_qlora")),
+        *("llama3_8b_reward_qlora", "smollm2_135m_reward"),
     } <= set(NAMES)
 
 
@@ -32,7 +35,6 @@ def test_the_configs_that_were_promised() -> None:
 def test_json_both_ways(name: str) -> None:
     config = load_config(name)
     again = from_json(to_json(config))
-    assert isinstance(config, SFT)
     assert again == config
     assert hash(again) == hash(config)
     assert differences(config, again) == []
@@ -67,7 +69,7 @@ def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
     assert (checked.code, checked.err) == (0, "")
     found = json.loads(checked.out)
     config = load_config(name)
-    assert isinstance(config, SFT)
+    assert isinstance(config, ModelStage)
     assert found["steps"] >= 1
     assert found["trained"] > 0
     assert found["peak_gib"] > 0

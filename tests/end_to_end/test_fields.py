@@ -20,7 +20,22 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import tuner
 import tuner.config
-from tuner.config import SFT, AdamW, Chat, Checkpoint, Evaluation, LoRA, Model, Wandb, override
+from tuner.config import (
+    SFT,
+    AdamW,
+    Chat,
+    Checkpoint,
+    Evaluation,
+    LoRA,
+    Model,
+    PackedStage,
+    PairEvaluation,
+    Preferences,
+    RewardModel,
+    Stage,
+    Wandb,
+    override,
+)
 from tuner.config.part import Part
 from tuner.errors import UserError
 from tuner.resources import locate
@@ -48,6 +63,24 @@ BASE = SFT(
 )
 
 
+REWARD = RewardModel(
+    **{name: getattr(BASE, name) for name in Stage.model_fields},
+    model=BASE.model,
+    adapter=BASE.adapter,
+    conditions={"right": ("Right sums win.", "The true sum wins."), "short": "Short answers win."},
+    data=Preferences(
+        files=("pairs.jsonl",),
+        test_files=("held_out_pairs.jsonl",),
+        validation_files=("held_out_pairs.jsonl",),
+        template="internlm2",
+        max_length=96,
+    ),
+    tokens_per_step=512,
+    tokens_per_pass=512,
+    evaluation=PairEvaluation(every=1, rows=4, worst=1),
+)
+
+
 @dataclass(frozen=True)
 class Change:
     """What is changed, what it is compared with, and where the difference must be seen."""
@@ -55,6 +88,7 @@ class Change:
     to: dict[str, Any]
     seen: str
     base: dict[str, Any] = field(default_factory=dict)
+    stage: PackedStage = BASE
 
 
 ONE_EPOCH = {"max_steps": None, "data.limit": 8}
@@ -79,8 +113,8 @@ def source(**changes: Any) -> dict[str, Any]:
 
 SEEN = {
     "Stage.name": Change({"name": "other"}, "folder"),
-    "Stage.tokens_per_step": Change({"tokens_per_step": 512}, "tokens"),
-    "Stage.tokens_per_pass": Change({"tokens_per_pass": 64}, "passes"),
+    "PackedStage.tokens_per_step": Change({"tokens_per_step": 512}, "tokens"),
+    "PackedStage.tokens_per_pass": Change({"tokens_per_pass": 64}, "passes"),
     "Stage.epochs": Change({"epochs": 2.0}, "tokens", ONE_EPOCH),
     "Stage.max_steps": Change({"max_steps": 2}, "tokens"),
     "Stage.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
@@ -103,11 +137,11 @@ SEEN = {
         for name, value in (("warmup", 0.0), ("warmup_start", 0.5), ("final", 0.5))
         if (kind, name) != ("Constant", "final")
     },
-    "Evaluation.every": Change({"evaluation.every": 3}, "validation"),
+    "Validation.every": Change({"evaluation.every": 3}, "validation"),
     "Evaluation.samples": Change({"evaluation.samples": 2}, "samples"),
     "Evaluation.max_new_tokens": Change({"evaluation.max_new_tokens": 8}, "samples"),
     "Evaluation.score": Change({"evaluation.score": "exact"}, "results"),
-    "Evaluation.rows": Change({"evaluation.rows": 3}, "validation"),
+    "Validation.rows": Change({"evaluation.rows": 3}, "validation"),
     "Checkpoint.every": Change({"checkpoint.every": 2}, "checkpoints", {"checkpoint.keep": 5}),
     "Checkpoint.keep": Change({"checkpoint.keep": 3}, "checkpoints"),
     "Model.path": Change({"model.path": "other_model"}, "losses"),
@@ -154,23 +188,47 @@ SEEN = {
     ),
     "Source.weight": Change(source(weight=3.0), "losses"),
     "Source.limit": Change(source(limit=5), "data"),
+    "Source.condition": Change(
+        {"data.files": [{"path": "pairs.jsonl", "condition": "short"}]}, "data", stage=REWARD
+    ),
+    **{
+        name: Change(to, seen, base, REWARD)
+        for name, to, seen, base in (
+            ("RewardModel.conditions", {"conditions.right": "Correct sums win."}, "data", {}),
+            ("RewardModel.reward_token", {"reward_token": "</s>"}, "data", {}),
+            ("FocalRanking.gamma", {"loss.gamma": 0.0}, "losses", {"loss.margin": 0.0}),
+            ("FocalRanking.penalty", {"loss.penalty": "square"}, "losses", {}),
+            ("FocalRanking.bound", {"loss.bound": 3.0}, "losses", {}),
+            ("FocalRanking.barrier", {"loss.barrier": 0.5}, "losses", {}),
+            ("FocalRanking.margin", {"loss.margin": 0.0}, "losses", {}),
+            ("PairEvaluation.worst", {"evaluation.worst": 0}, "report", {"data.test_files": ["swapped.jsonl"]}),
+            ("Preferences.files", {"data.files": ["held_out_pairs.jsonl"]}, "data", {}),
+            ("Preferences.template", {"data.template": "alpaca"}, "data", {}),
+            ("Preferences.max_length", {"data.max_length": 8}, "error", {}),
+            ("Preferences.too_long", {"data.too_long": "drop"}, "data",
+             {"data.max_length": 38, "data.too_long": "cut"}),
+            ("Preferences.incomparable", {"data.incomparable": "error"}, "error",
+             {"data.files": ["pairs.jsonl", "same.jsonl"], "data.incomparable": "drop"}),
+            ("Preferences.ties", {"data.ties": "half"}, "data", {"data.files": ["pairs.jsonl", "tied.jsonl"]}),
+        )
+    },
 }  # fmt: skip
 
 ELSEWHERE = {
-    "Stage.max_bad_steps": "test_acting.py::test_bad_steps_are_skipped_and_too_many_end_the_run",
-    "Stage.evaluation": "a part: its fields are here",
+    "PackedStage.max_bad_steps": "test_acting.py::test_bad_steps_are_skipped_and_too_many_end_the_run",
+    "PackedStage.evaluation": "a part: its fields are here",
     "Stage.checkpoint": "a part: its fields are here",
     "Stage.optimizer": "a part: its fields are here",
     "Stage.schedule": "a part: its fields are here",
     "Stage.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
     "SFT.stage": "has one legal value; tells stages apart in JSON: test_configs.py::test_json_both_ways",
-    "SFT.model": "a part: its fields are here",
-    "SFT.adapter": "a part: its fields are here; None is full weights: tests/equivalence/test_same_result.py",
-    "SFT.freeze": "a part: its fields are here",
-    "SFT.data": "a part: its fields are here",
+    "ModelStage.model": "a part: its fields are here",
+    "ModelStage.adapter": "a part: its fields are here; None is full weights: tests/equivalence/test_same_result.py",
+    "PackedStage.freeze": "a part: its fields are here",
+    "PackedStage.data": "a part: its fields are here",
     "AdamW.paged": "acts on GPUs only: tests/unit/training/test_optimizers.py sees the class it makes",
-    "Evaluation.patience": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
-    "Evaluation.keep_best": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
+    "Validation.patience": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
+    "Validation.keep_best": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
     "Model.rope": "a part: its fields are here",
     "Model.trust_remote_code": "needs a checkpoint with code: tests/unit/models/test_tokenizer.py",
     "Chat.split": "a part: its fields are here",
@@ -181,6 +239,17 @@ ELSEWHERE = {
             *("duplicates", "limit", "cache"),
         )
     },
+    "RewardModel.stage": "has one legal value, as SFT's",
+    "RewardModel.loss": "a part: its fields are here",
+    **{
+        f"Preferences.{name}": "one code for every kind of data: seen for Chat"
+        for name in ("validation_files", "test_files", "split", "duplicates", "limit", "cache")
+    },
+    "Preferences.kind": "has one legal value; tells kinds apart in JSON",
+    **{
+        f"DPO.{name}": "tests/end_to_end/test_dpo.py"
+        for name in tuner.config.DPO.model_fields.keys() - tuner.config.ModelStage.model_fields.keys()
+    },
     **{
         f"Wandb.{name}": "tests/unit/training/test_wandb_tracker.py reads it from wandb's own files"
         for name in ("project", "entity", "group", "tags", "notes", "mode", "x_axis")
@@ -189,14 +258,15 @@ ELSEWHERE = {
 
 
 def all_fields() -> set[str]:
-    """ "Class.field" of every part a config may hold; a stage's common fields under Stage."""
+    """ "Class.field" of every part a config may hold, under the class that first has it where its heirs do too."""
     parts = [part for _, part in inspect.getmembers(tuner.config, inspect.isclass) if issubclass(part, Part)]
-    common = set(tuner.config.Stage.model_fields)
-    return {
-        f"{'Stage' if issubclass(part, tuner.config.Stage) and name in common else part.__name__}.{name}"
-        for part in parts
-        for name in part.model_fields
-    }
+    return {f"{owner(part, name).__name__}.{name}" for part in parts for name in part.model_fields}
+
+
+def owner(part: type[Part], name: str) -> type[Part]:
+    """The first of a class's public ancestors, or itself, that has the field."""
+    public = [one for one in part.__mro__ if hasattr(tuner.config, one.__name__)]
+    return next(one for one in reversed(public) if name in getattr(one, "model_fields", {}))
 
 
 def test_every_field_has_an_entry() -> None:
@@ -215,6 +285,28 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         json.dumps({"text": f"{number} and {number} are {2 * number}, " * 3}) + "\n" for number in range(30)
     )
     (folder / "text.jsonl").write_text(text)
+    pairs = [
+        {
+            "prompt": f"What is {n} + 2? Think well.",
+            "chosen": f"{n + 2}",
+            "rejected": f"{n + 3}",
+            "margin": 0.5,
+        }
+        | ({"condition": "right" if n % 2 else "short"} if n % 3 else {})
+        for n in range(40)
+    ]
+    tied = [row | {"score_chosen": 1.0, "score_rejected": 1.0} for row in pairs]
+    same = [row | {"rejected": row["chosen"]} for row in pairs]
+    swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs]
+    files = {
+        "pairs": pairs[:30],
+        "held_out_pairs": pairs[30:],
+        "tied": tied,
+        "same": same[:1],
+        "swapped": swapped,
+    }
+    for name, chosen in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     other = Path(shutil.copytree(locate("tuner:tiny"), folder / "other_model")) / "model.safetensors"
     weights = load_file(other)
     save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 2}, other, {"format": "pt"})
@@ -225,9 +317,10 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 Observed = dict[str, Any]
+Base = Callable[[PackedStage, dict[str, Any]], Observed]
 
 
-def observe(config: SFT, runs: Path) -> Observed:
+def observe(config: PackedStage, runs: Path) -> Observed:
     """What can be seen of a run, by aspect; of one that is refused, its error alone."""
     passes = []
     with pytest.MonkeyPatch.context() as patch:
@@ -264,6 +357,9 @@ def observe(config: SFT, runs: Path) -> Observed:
         "place": versions["device"],
         "deterministic": deterministic,
         "forward passes": len(passes),
+        "report": (run.folder / "report.json").read_text()
+        if (run.folder / "report.json").is_file()
+        else None,
         "error": None,
     }
 
@@ -273,14 +369,14 @@ def hashed(tensor: torch.Tensor) -> str:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Observed]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     """The run that a change is compared with, made once for each base."""
     known: dict[str, Observed] = {}
 
-    def of(changes: dict[str, Any]) -> Observed:
-        key = json.dumps(changes, sort_keys=True)
+    def of(stage: PackedStage, changes: dict[str, Any]) -> Observed:
+        key = type(stage).__name__ + json.dumps(changes, sort_keys=True)
         if key not in known:
-            known[key] = observe(override(BASE, changes), tmp_path_factory.mktemp("base"))
+            known[key] = observe(override(stage, changes), tmp_path_factory.mktemp("base"))
             assert known[key]["error"] is None
         return known[key]
 
@@ -288,10 +384,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]],
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_a_change_is_seen(name: str, base: Callable[[dict[str, Any]], Observed], tmp_path: Path) -> None:
+def test_a_change_is_seen(name: str, base: Base, tmp_path: Path) -> None:
     change = SEEN[name]
-    before = base(change.base)
-    after = observe(override(override(BASE, change.base), change.to), tmp_path)
+    before = base(change.stage, change.base)
+    after = observe(override(override(change.stage, change.base), change.to), tmp_path)
     if change.seen == "place" and not torch.cuda.is_available():
         assert "device='cuda'" in after["error"]
     elif change.seen == "error":
@@ -301,9 +397,9 @@ def test_a_change_is_seen(name: str, base: Callable[[dict[str, Any]], Observed],
         assert after[change.seen] != before[change.seen]
 
 
-def test_the_same_config_looks_the_same(base: Callable[[dict[str, Any]], Observed], tmp_path: Path) -> None:
+def test_the_same_config_looks_the_same(base: Base, tmp_path: Path) -> None:
     """Else any change would pass."""
-    assert observe(BASE, tmp_path) == base({})
+    assert observe(BASE, tmp_path) == base(BASE, {})
 
 
 def test_a_tracker_looks_on_where_the_config_names_one() -> None:

@@ -61,12 +61,12 @@ def test_what_is_said(place: Path, run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert out.splitlines() == [
         *(
-            f"{name + ':':<8}score {measured['score']:.4f}  loss {measured['loss']:.4f}"
+            f"{name + ':':<9}score {measured['score']:.4f}  loss {measured['loss']:.4f}"
             for name, measured in results.items()
         ),
-        "model:  runs/quickstart_sft/model",
-        "curves: runs/quickstart_sft/curves.png",
-        "next:   tuner chat runs/quickstart_sft",
+        "model:   runs/quickstart_sft/model",
+        "curves:  runs/quickstart_sft/curves.png",
+        "next:    tuner chat runs/quickstart_sft",
     ]
     assert "\x1b" not in err
     assert "\r" not in err

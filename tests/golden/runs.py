@@ -70,7 +70,7 @@ def place() -> dict[str, str]:
 
 def inputs() -> dict[str, str]:
     """What decides all digits: the embedded model, and the tokens of its rows."""
-    data, _ = load_rows(QLORA)
+    data = load_rows(QLORA)
     return {"model": fingerprint(locate("tuner:tiny")), "data": data.fingerprint}
 
 

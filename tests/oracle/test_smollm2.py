@@ -171,7 +171,7 @@ def train(kind, template, model, rows, folder):
             "evaluation.samples": 0,
         },
     )
-    tokens = int(load_rows(config)[0].train.lengths.sum())  # every step learns from all rows
+    tokens = int(load_rows(config).train.lengths.sum())  # every step learns from all rows
     return tuner.train(override(config, {"tokens_per_step": tokens}), runs=folder)
 
 

@@ -11,7 +11,7 @@ from tuner.models.checkpointing import recompute_activations
 from tuner.models.forward import hidden_states, token_loss
 from tuner.models.load import load_model
 from tuner.models.probe import prove_isolation
-from tuner.models.unwrap import causal_model
+from tuner.models.unwrap import unwrapped
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def test_loss_and_gradients(stream, adapter, quantization):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ours = sum(token_loss(model, batch) for batch in stream.batches(0)) / stream.totals(0)["tokens"]
     gradients = torch.autograd.grad(ours, trained)
-    causal_model(model).set_attn_implementation("sdpa")
+    unwrapped(model).set_attn_implementation("sdpa")
     samples = [stream.examples.example(index) for index in stream.steps[0].samples]
     total = sum(float(weights.sum()) for _, weights in samples)
     theirs = sum(plain_loss(model, tokens, weights) for tokens, weights in samples) / total
@@ -62,9 +62,9 @@ def test_every_token_is_as_if_alone(stream):
     model = load_model(Model(path="tuner:tiny"), precision="fp32", device=CPU).model
     batch = stream.batches(0)[0]
     packed = hidden_states(model, batch)
-    causal_model(model).set_attn_implementation("sdpa")
+    unwrapped(model).set_attn_implementation("sdpa")
     for start, end in zip(batch.borders, batch.borders[1:], strict=False):
-        alone = causal_model(model).model(input_ids=batch.tokens_T[None, start:end]).last_hidden_state[0]
+        alone = unwrapped(model).model(input_ids=batch.tokens_T[None, start:end]).last_hidden_state[0]
         torch.testing.assert_close(packed[start:end], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import torch
 
 import tuner
 from tuner.config import SFT, AdamW, Chat, Constant, Evaluation, LoRA, Model, override
-from tuner.models.load import load_model
+from tuner.models.load import load_model, load_tokenizer
 from tuner.stages.rows import load_rows, plan
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_the_same_trajectory(kind, way, tmp_path):
 
 def every_row_in_every_step(config):
     """The config with steps of exactly all its rows, so that no order can matter."""
-    data, _ = load_rows(config)
+    data = load_rows(config)
     tokens = int(data.train.lengths.sum())
     config = override(config, {"tokens_per_step": tokens, "tokens_per_pass": min(tokens, 512)})
     stream = plan(config, data)
@@ -79,7 +79,7 @@ def train_with_trl(config, way, folder):
     recorded = {}
     loaded = load_model(config.model, precision="fp32", device=CPU, adapter=config.adapter, seed=config.seed)
     loaded.transformer.set_attn_implementation("sdpa")
-    data, tokenizer = load_rows(config)
+    data, tokenizer = load_rows(config), load_tokenizer(config.model)
     samples = [data.train.example(index) for index in range(ROWS)]
     rows = {
         "input_ids": [tokens.tolist() for tokens, _ in samples],

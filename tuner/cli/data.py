@@ -25,12 +25,14 @@ def data(
     from tuner.config import load_config, override
     from tuner.data import view
     from tuner.errors import UserError
-    from tuner.stages.rows import load_rows, plan, view_data
+    from tuner.models.load import load_tokenizer
+    from tuner.stages.rows import load_rows, packed, shown_passes, view_data
 
     value = override(load_config(config), overrides or [])
-    rows, tokenizer = load_rows(value)
-    examples, report = rows.train, rows.report
-    shown = plan(value, rows).passes(0)[:passes]
+    tokenizer = load_tokenizer(packed(value).model)
+    rows = load_rows(value, tokenizer)
+    report = rows.report
+    examples, shown = shown_passes(value, rows, passes)
     wrong = view.errors(examples, tokenizer, report)
     if json:
         found = {"errors": wrong, "notices": view.notices(examples, tokenizer, report)}

@@ -13,7 +13,10 @@ from tuner.cli.check import check
 from tuner.cli.configs import configs
 from tuner.cli.copy import copy
 from tuner.cli.data import data
+from tuner.cli.eval import evaluate
+from tuner.cli.export import export
 from tuner.cli.merge import merge
+from tuner.cli.score import score
 from tuner.cli.show import show
 from tuner.cli.train import train
 from tuner.errors import LOST, UserError
@@ -24,8 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (train, check, show, configs, copy, data, chat, merge):
+for verb in (train, check, show, configs, copy, data, chat, score, merge, export):
     app.command()(verb)
+app.command("eval")(evaluate)
 
 
 _UsageError = typer.BadParameter.__mro__[1]  # click's, which typer has begun to carry in itself

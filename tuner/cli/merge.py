@@ -21,27 +21,38 @@ def merge(
     """Fold a run's adapter into the de-quantised base it was trained on, and compare over real tokens."""
     from json import dumps
 
-    from tuner.errors import UserError
     from tuner.models.merge import locate_adapter
     from tuner.models.merge import merge as merge_adapter
 
-    if dtype not in ("bf16", "fp32"):
-        raise UserError(f"--dtype {dtype}: write bf16 or fp32")
-    precision: Literal["bf16", "fp32"] = "bf16" if dtype == "bf16" else "fp32"
+    precision = precision_of(dtype)
     locate_adapter(run)  # said first: without one there is nothing to compare, and no rows are needed
-    report = merge_adapter(run, output, dtype=precision, texts=_texts(run, text))
+    report = merge_adapter(run, output, dtype=precision, texts=texts_of(run, text))
     if json:
         typer.echo(dumps(asdict(report) | {"output": str(report.output)}))
         return
-    for name, difference in (("folding, in fp32", report.folding), (f"rounding to {dtype}", report.rounding)):
-        typer.echo(
-            f"{name + ':':<19} mean KL {difference.mean_kl:.2e} nats, "
-            f"same likeliest token on {difference.agreement:.2%} of {report.tokens} tokens"
-        )
+    tell(report, dtype)
     typer.echo(f"merged model: {report.output}")
 
 
-def _texts(run: str, file: Path | None) -> list[str]:
+def tell(report: object, dtype: str) -> None:
+    """What a merge changed, in words."""
+    from tuner.models.merge import MergeReport
+
+    assert isinstance(report, MergeReport)
+    for name, difference in (("folding, in fp32", report.folding), (f"rounding to {dtype}", report.rounding)):
+        typer.echo(f"{name + ':':<19} {difference} of {report.tokens} tokens")
+
+
+def precision_of(dtype: str, option: str = "--dtype") -> Literal["bf16", "fp32"]:
+    """What an option says; UserError when it says something else."""
+    from tuner.errors import UserError
+
+    if dtype not in ("bf16", "fp32"):
+        raise UserError(f"{option} {dtype}: write bf16 or fp32")
+    return "bf16" if dtype == "bf16" else "fp32"
+
+
+def texts_of(run: str, file: Path | None) -> list[str]:
     """What is compared on: the given text, or the rows the run itself learned from."""
     from tuner.errors import UserError
 

@@ -45,15 +45,21 @@ def _is_main() -> bool:
 
 def _tell(run: object) -> None:
     """What came out, and what to type next."""
+    from tuner.config import RewardModel
     from tuner.training.run import Run
 
     assert isinstance(run, Run)
     results = run.results or {}
-    for name in ("before", "after"):
-        measured = {key: value for key, value in results.get(name, {}).items() if value is not None}
+    for name in ("before", "after", "seen", "unseen", "novel", "blank", "swapped", "overall"):
+        measured = {key: value for key, value in results.get(name, {}).items() if isinstance(value, float)}
         if measured:
             typer.echo(
-                f"{name + ':':<8}" + "  ".join(f"{key} {value:.4f}" for key, value in measured.items())
+                f"{name + ':':<9}" + "  ".join(f"{key} {value:.4f}" for key, value in measured.items())
             )
-    typer.echo(f"model:  {run.model_folder}\ncurves: {run.folder / 'curves.png'}")
-    typer.echo(f"next:   tuner chat {run.folder}")
+    typer.echo(f"model:   {run.model_folder}\ncurves:  {run.folder / 'curves.png'}")
+    if isinstance(run.config, RewardModel):
+        if (run.folder / "report.html").is_file():
+            typer.echo(f"report:  {run.folder / 'report.html'}")
+        typer.echo(f"next:    tuner eval {run.folder}, tuner score {run.folder} ROWS.jsonl")
+    else:
+        typer.echo(f"next:    tuner chat {run.folder}")

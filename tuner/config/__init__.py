@@ -1,12 +1,24 @@
 """The values a config file is made of. Importing them costs pydantic and nothing else."""
 
-from tuner.config.data import Chat, Source, Split, Text
+from tuner.config.data import Chat, Preferences, Source, Split, Text
 from tuner.config.load import differences, from_json, leaves, load_config, override, to_json
+from tuner.config.loss import FocalRanking
 from tuner.config.model import Freeze, LoRA, Model, Rope
-from tuner.config.stages import SFT, Stage
-from tuner.config.training import AdamW, Checkpoint, Constant, Cosine, Evaluation, Linear, Wandb
+from tuner.config.stages import DPO, SFT, ModelStage, PackedStage, RewardModel, Stage
+from tuner.config.training import (
+    AdamW,
+    Checkpoint,
+    Constant,
+    Cosine,
+    Evaluation,
+    Linear,
+    PairEvaluation,
+    Validation,
+    Wandb,
+)
 
 __all__ = [
+    "DPO",
     "SFT",
     "AdamW",
     "Chat",
@@ -14,15 +26,22 @@ __all__ = [
     "Constant",
     "Cosine",
     "Evaluation",
+    "FocalRanking",
     "Freeze",
     "Linear",
     "LoRA",
     "Model",
+    "ModelStage",
+    "PackedStage",
+    "PairEvaluation",
+    "Preferences",
+    "RewardModel",
     "Rope",
     "Source",
     "Split",
     "Stage",
     "Text",
+    "Validation",
     "Wandb",
     "differences",
     "from_json",

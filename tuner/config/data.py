@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from tuner.config.part import Function, Part
 
-Shape = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text"]
+Shape = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "pair", "ranked", "shp"]
 
 
 class Source(Part):
@@ -22,13 +22,16 @@ class Source(Part):
     """Which split of a hub dataset."""
 
     subset: str | None = None
-    """Which configuration of a hub dataset."""
+    """Which configuration of a hub dataset, or which of its folders."""
 
     share: float | None = Field(default=None, gt=0)
     """Relative share of the tokens drawn from here while it lasts; rows are never drawn twice in an epoch."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Weight in the loss of every token learned from here."""
+    """Weight in the loss of every token, or pair of answers, learned from here."""
+
+    condition: str | None = None
+    """Of preferences: the condition of rows that name none."""
 
     limit: int | None = Field(default=None, ge=1)
     """Use the first so many rows only."""
@@ -95,7 +98,16 @@ class _Rows(Part):
         return self
 
 
-class Chat(_Rows):
+class _Conversations(_Rows):
+    @model_validator(mode="after")
+    def _conditions_are_for_preferences(self) -> Self:
+        given = [*self.sources, *self.validation_sources, *self.test_sources]
+        if named := [source.path for source in given if source.condition is not None]:
+            raise ValueError(f"files: {named[0]} has a condition, which only preferences have; leave it out")
+        return self
+
+
+class Chat(_Conversations):
     """Conversations, rendered by a chat template; assistant turns and their end tokens are learned."""
 
     kind: Literal["chat"] = "chat"
@@ -114,7 +126,7 @@ class Chat(_Rows):
     """What becomes of a sample over max_length: an error naming the row, dropped, or its end cut; counted."""
 
 
-class Text(_Rows):
+class Text(_Conversations):
     """Raw text for continued pre-training: every token is learned, documents end with the end token."""
 
     kind: Literal["text"] = "text"
@@ -122,6 +134,33 @@ class Text(_Rows):
 
     too_long: Literal["split", "error", "drop", "cut"] = "split"
     """What becomes of a document over max_length: split into pieces (nothing lost), an error, dropped, or cut."""
+
+
+class Preferences(_Rows):
+    """Answers to the same prompt, the better ones known: pairs (chosen and rejected) or ranked lists."""
+
+    kind: Literal["preferences"] = "preferences"
+    """Which kind of data this is, in JSON."""
+
+    template: str = "tokenizer"
+    """A name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
+
+    max_length: int = Field(default=2048, ge=4)
+    """Longest conversation with one answer, in tokens, the reward token among them."""
+
+    too_long: Literal["error", "drop", "cut"] = "error"
+    """What becomes of a row with a longer one: an error naming it, dropped, or the oldest tokens of its prompt cut,
+    as many from each answer's; system turns and answers stay whole. Counted."""
+
+    incomparable: Literal["error", "drop"] = "error"
+    """What becomes of rows whose answers are the same or answer different prompts: an error naming the row, or
+    dropped, as HH-RLHF's few need. Counted."""
+
+    ties: Literal["drop", "half"] = "drop"
+    """What becomes of answers of the same rank: no pair, or a pair each way at half the weight. Counted."""
+
+
+Data = Chat | Text | Preferences
 
 
 def _as_sources(files: tuple[str | Source, ...], limit: int | None) -> tuple[Source, ...]:

@@ -32,13 +32,23 @@ class Part(BaseModel):
                 close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(cls.model_fields)}"
                 raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return {name: _tuples(value) for name, value in values.items()}
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # values may be dicts, which have no hash of their own
 
     def _repr_html_(self) -> str:
         """The value as a table, in Jupyter."""
         from tuner.config.show import to_html
 
         return to_html(self)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, those of a dict's values too."""
+    if isinstance(value, list):
+        return tuple(value)
+    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _name_function(value: Any) -> Any:

@@ -68,11 +68,24 @@ class Constant(_Schedule):
 Schedule = Annotated[Cosine | Linear | Constant, Field(discriminator="kind")]
 
 
-class Evaluation(Part):
-    """What is measured on held-out rows, and what follows from it."""
+class Validation(Part):
+    """When held-out rows are measured, and what follows from it."""
 
     every: int | None = Field(default=None, ge=1)
     """Steps between two measurements of the validation rows; None: ten over the run."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """Measure at most so many validation and test rows; None: all."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many measurements in a row without a better validation loss; None: never."""
+
+    keep_best: bool = False
+    """Keep the checkpoint with the best validation loss, and make it the model of the run."""
+
+
+class Evaluation(Validation):
+    """What is measured on held-out conversations or texts."""
 
     samples: int = Field(default=3, ge=0)
     """Prompts of the validation rows answered at each measurement, to be looked at."""
@@ -84,14 +97,12 @@ class Evaluation(Part):
     """How answers to the test rows are scored before and after: "exact" (equal text), or a function
     (answer, reference) -> float in 0..1; None: the test rows' loss only."""
 
-    rows: int | None = Field(default=None, ge=1)
-    """Measure at most so many validation and test rows; None: all."""
 
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after so many measurements in a row without a better validation loss; None: never."""
+class PairEvaluation(Validation):
+    """What is measured on held-out preferences: the loss, and the report card at the end."""
 
-    keep_best: bool = False
-    """Keep the checkpoint with the best validation loss, and make it the model of the run."""
+    worst: int = Field(default=20, ge=0)
+    """Pairs shown in the report card that the model has most wrong."""
 
 
 class Checkpoint(Part):

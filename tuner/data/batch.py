@@ -1,19 +1,34 @@
 """The one batch type: a packed row of tokens with segment borders and the weights of its learned tokens.
 
-Shapes: T tokens of the row, N of them learned, S segments.
+Shapes: T tokens of the row, N of them learned, S segments, P pairs of segments.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
 from tuner.data.packing import pack
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Segments of a row that are compared."""
+
+    better_P: torch.Tensor
+    """Number of the better segment of each pair, int64."""
+    worse_P: torch.Tensor
+    weights_P: torch.Tensor
+    """Weight of the pair, float32."""
+    margins_P: torch.Tensor
+    """Score by which the better segment must lead, float32."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,9 @@ class Batch:
     borders: tuple[int, ...]
     """`offsets` on the host, so that nothing has to ask the device for them."""
 
+    pairs: Pairs | None = None
+    """Which segments are compared; None where segments are learned for themselves."""
+
     @property
     def longest(self) -> int:
         """Tokens of the longest segment."""
@@ -45,14 +63,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device, copied without waiting for it."""
-        return replace(
-            self,
-            tokens_T=self.tokens_T.to(device, non_blocking=True),
-            learned_N=self.learned_N.to(device, non_blocking=True),
-            weights_N=self.weights_N.to(device, non_blocking=True),
-            positions_T=self.positions_T.to(device, non_blocking=True),
-            offsets=self.offsets.to(device, non_blocking=True),
-        )
+        return _moved(self, device)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its name, to be written down."""
+        return _tensors(self)
 
 
 def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
@@ -72,7 +87,51 @@ def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
     )
 
 
-def make_batches(examples: Examples, tokens_per_pass: int) -> list[Batch]:
-    """All samples of a small set, packed in passes: for measuring held-out rows."""
-    groups = pack(examples.lengths.tolist(), max(tokens_per_pass, int(examples.lengths.max())))
-    return [make_batch([examples.example(index) for index in group]) for group in groups]
+def gather(examples: Examples | Comparisons, indices: Sequence[int]) -> Batch:
+    """Some samples, or rows of answers with their pairs, as one packed row."""
+    if isinstance(examples, Examples):
+        return make_batch([examples.example(index) for index in indices])
+    answers, pairs = examples.answers(indices), examples.pairs(indices)
+    first = np.cumsum([0, *np.diff(examples.offsets)[indices]])[:-1]  # segment at which each row begins
+    firsts = np.repeat(first, np.diff(examples.pair_offsets)[indices])
+    return replace(
+        make_batch([examples.sequences.example(index) for index in answers.tolist()]),
+        pairs=Pairs(
+            better_P=torch.from_numpy(firsts + examples.better[pairs]),
+            worse_P=torch.from_numpy(firsts + examples.worse[pairs]),
+            weights_P=torch.from_numpy(examples.weights[pairs]),
+            margins_P=torch.from_numpy(examples.margins[pairs]),
+        ),
+    )
+
+
+def make_batches(examples: Examples | Comparisons, tokens_per_pass: int) -> list[Batch]:
+    """All of a small set, packed in passes: for measuring held-out rows."""
+    groups = pack_all(examples.lengths, tokens_per_pass)
+    return [gather(examples, group) for group in groups]
+
+
+def pack_all(lengths: np.ndarray, tokens_per_pass: int) -> list[list[int]]:
+    """The passes of a small set; one that is longer than a pass makes a pass of its own."""
+    return pack(lengths.tolist(), max(tokens_per_pass, int(lengths.max())))
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    moved = {
+        name: value.to(device, non_blocking=True)
+        if isinstance(value, torch.Tensor)
+        else _moved(value, device)
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor | Pairs)
+    }
+    return replace(part, **moved)
+
+
+def _tensors(part: Any) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        found |= _tensors(value) if isinstance(value, Pairs) else {}
+        found |= {field.name: value} if isinstance(value, torch.Tensor) else {}
+    return found

@@ -7,14 +7,17 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from tuner.config.data import Chat, Source, Text
-from tuner.data.examples import Examples, Origins
+from tuner.config.data import Data, Source, Text
+from tuner.data.comparisons import Comparisons
+from tuner.data.examples import Examples
 from tuner.data.report import DataReport
 from tuner.data.sources import Rows
 from tuner.data.template import find_source
@@ -22,28 +25,37 @@ from tuner.data.tokenizer import Tokenizer, serialise
 
 CODE = (
     "cache",
+    "comparisons",
+    "conditions",
     "conversation",
     "examples",
     "load",
+    "load_preferences",
+    "preference_rows",
     "report",
     "rows",
     "sources",
     "split",
     "template",
     "tokenizer",
+    "turns",
 )
 """The modules that decide what is learned: a change in any of them makes every entry stale."""
 
-Parts = dict[str, Examples]
+Parts = dict[str, Any]
+"""Examples or Comparisons by the name of the part."""
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (Examples, Comparisons)}
 
 
-def cache_folder(data: Chat | Text) -> Path:
+def cache_folder(data: Data) -> Path:
     """Where the entries lie: the config's folder, $TUNER_CACHE, or ~/.cache/tuner."""
     return Path(data.cache or os.environ.get("TUNER_CACHE") or "~/.cache/tuner").expanduser()
 
 
-def cache_key(data: Chat | Text, tokenizer: Tokenizer, rows: list[Rows]) -> str:
-    """Hash of the rows, the tokenizer, the template's text, the data fields that matter, and this code."""
+def cache_key(
+    data: Data, tokenizer: Tokenizer, rows: list[Rows], others: Mapping[str, Any] = MappingProxyType({})
+) -> str:
+    """Hash of the rows, the tokenizer, the template's text, the data fields that matter, `others`, and this code."""
     fields = data.model_dump(
         mode="json", exclude={"cache", "files", "validation_files", "test_files", "limit"}
     )
@@ -51,7 +63,8 @@ def cache_key(data: Chat | Text, tokenizer: Tokenizer, rows: list[Rows]) -> str:
         "fields": fields,
         "sources": [[_fields(one.source), one.identity()] for one in rows],
         "counts": [len(data.sources), len(data.validation_sources), len(data.test_sources)],
-        "template": find_source(data.template, tokenizer) if isinstance(data, Chat) else None,
+        "template": None if isinstance(data, Text) else find_source(data.template, tokenizer),
+        "others": dict(others),
         "tokenizer": serialise(tokenizer),
         "code": code_hash(),
     }
@@ -74,7 +87,10 @@ def load_entry(folder: Path, key: str) -> tuple[Parts, DataReport, str] | None:
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         arrays = {name: _load(entry / name, crc) for name, crc in meta["arrays"].items()}
-        parts = {name: _examples(name, part["files"], arrays) for name, part in meta["parts"].items()}
+        parts = {
+            name: _restored(KINDS[part["kind"]], f"{name}.", arrays, part["texts"])
+            for name, part in meta["parts"].items()
+        }
         return parts, DataReport.from_dict(meta["report"]), meta["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -87,10 +103,13 @@ def save_entry(folder: Path, key: str, parts: Parts, report: DataReport, fingerp
     try:
         arrays = {}
         for part, examples in parts.items():
-            for name, array in _arrays(examples).items():
-                arrays[f"{part}.{name}.npy"] = _save(temporary / f"{part}.{name}.npy", array)
+            for name, array in _leaves(examples, f"{part}.", np.ndarray):
+                arrays[f"{name}.npy"] = _save(temporary / f"{name}.npy", array)
         meta = {
-            "parts": {part: {"files": list(examples.origins.files)} for part, examples in parts.items()},
+            "parts": {
+                part: {"kind": type(examples).__name__, "texts": dict(_leaves(examples, f"{part}.", tuple))}
+                for part, examples in parts.items()
+            },
             "arrays": arrays,
             "report": report.to_dict(),
             "fingerprint": fingerprint,
@@ -131,22 +150,26 @@ def _fields(source: Source) -> dict[str, Any]:
     return fields
 
 
-def _arrays(examples: Examples) -> dict[str, np.ndarray]:
-    return {
-        "tokens": examples.tokens_T,
-        "weights": examples.weights_T,
-        "offsets": examples.offsets,
-        "sources": examples.sources,
-        "file": examples.origins.file_N,
-        "line": examples.origins.line_N,
-    }
+def _leaves(part: Any, prefix: str, kind: type) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every field of this kind, in a dataclass and those in it."""
+    for field in fields(part):
+        value, name = getattr(part, field.name), f"{prefix}{field.name}"
+        if isinstance(value, kind):
+            yield name, value
+        elif is_dataclass(value):
+            yield from _leaves(value, f"{name}.", kind)
 
 
-def _examples(part: str, files: list[str], arrays: dict[str, np.ndarray]) -> Examples:
-    tokens, weights, offsets, sources, file, line = (
-        arrays[f"{part}.{name}.npy"] for name in ("tokens", "weights", "offsets", "sources", "file", "line")
-    )
-    return Examples(tokens, weights, offsets, sources, Origins(tuple(files), file, line))
+def _restored(kind: Any, prefix: str, arrays: dict[str, np.ndarray], texts: dict[str, list[str]]) -> Any:
+    """The dataclass whose arrays and tuples of texts `_leaves` has named."""
+    values: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        path = f"{prefix}{name}"
+        if is_dataclass(hint):
+            values[name] = _restored(hint, f"{path}.", arrays, texts)
+        else:
+            values[name] = arrays[f"{path}.npy"] if hint is np.ndarray else tuple(texts[path])
+    return kind(**values)
 
 
 def _save(path: Path, array: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""What a row means: a conversation of turns, or a document."""
+"""What a row means: a conversation of turns, a document, or answers of which the better are known."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -49,10 +49,22 @@ class Conversation:
 
     def with_system(self, system: str) -> "Conversation":
         """This conversation behind a system turn, unless it opens with a (nameless) one of its own."""
-        first = self.turns[0] if self.turns else None
-        if first is not None and first.role == "system" and first.name is None:
-            return self
-        return replace(self, turns=(Turn("system", system), *self.turns))
+        return self if self._opens_with_system else self.behind(system)
+
+    def behind(self, system: str) -> "Conversation":
+        """This conversation with a text at the head of its opening (nameless) system turn, made if there is none.
+
+        One turn and not two: few templates take a second one.
+        """
+        if not self._opens_with_system:
+            return replace(self, turns=(Turn("system", system), *self.turns))
+        first, *others = self.turns
+        joined = replace(first, content=f"{system}\n\n{first.content}")
+        return replace(self, turns=(joined, *others))
+
+    @property
+    def _opens_with_system(self) -> bool:
+        return bool(self.turns) and self.turns[0].role == "system" and self.turns[0].name is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +74,32 @@ class Document:
     text: str
     weight: float = 1.0
     origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two or more answers to one prompt, the better first."""
+
+    prompt: tuple[Turn, ...]
+    answers: tuple[tuple[Turn, ...], ...]
+    """All different; each a turn, or several that end with one of the assistant's."""
+    ranks: tuple[int, ...]
+    """Of each answer, from 0 on and never falling: equal ranks are a tie."""
+    given: tuple[int, ...] = ()
+    """Which of the answers each one in the row is, in the row's order."""
+    condition: str | None = None
+    """Name of what makes an answer better here."""
+    margin: float = 0.0
+    """Score by which the better answer of a pair must lead."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    weight: float = 1.0
+    """Factor on the weight of the row's pairs and answers."""
+    origin: str = ""
+    """`file:line`, for messages."""
+
+    def conversation(self, answer: int, system: str | None = None) -> Conversation:
+        """The prompt with one of the answers, of which alone the answer is learned, behind a system text."""
+        prompt = tuple(replace(turn, learn=False) for turn in self.prompt)
+        turns = prompt + tuple(replace(turn, learn=None, weight=1.0) for turn in self.answers[answer])
+        conversation = Conversation(turns, self.tools, origin=self.origin)
+        return conversation if system is None else conversation.behind(system)

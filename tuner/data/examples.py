@@ -92,6 +92,11 @@ class Examples:
             self.origins.take(indices),
         )
 
+    def totals(self, indices: Sequence[int]) -> dict[str, float]:
+        """Summed weights of some samples: of their learned `tokens`."""
+        weights = (self.example(index)[1].sum(dtype=np.float64) for index in indices)
+        return {"tokens": float(sum(weights))}
+
     def fingerprint(self) -> str:
         """Hash of what is learned, in order: equal for equal samples, wherever they came from."""
         digest = hashlib.blake2b(digest_size=16)

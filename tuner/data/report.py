@@ -1,10 +1,11 @@
 """What became of the rows: counts per source and part, in figures and in words."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
 
 HISTOGRAM = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -33,6 +34,10 @@ class SourceReport:
     """Samples made of the split rows."""
     switched_off: int = 0
     """Rows whose own weight is 0, dropped."""
+    ties: int = 0
+    """Rows whose answers are all of one rank, dropped where ties are."""
+    incomparable: int = 0
+    """Rows whose answers are the same or answer different prompts, dropped where the config says so."""
     empty_answers: int = 0
     """Rows with an assistant turn without text: they teach to end at once."""
     longest: int = 0
@@ -51,10 +56,19 @@ class PartReport:
     longest: int
     histogram: tuple[int, ...]
     """Samples per bin of HISTOGRAM."""
+    pairs: int | None = None
+    """Of answers that are compared; each of the samples then is one of the answers."""
+    conditions: dict[str, int] = field(default_factory=dict)
+    """Rows of each condition; "" for those that have none."""
 
     @classmethod
-    def of(cls, examples: Examples) -> "PartReport":
-        lengths = examples.lengths
+    def of(cls, part: Examples | Comparisons) -> "PartReport":
+        if isinstance(part, Comparisons):
+            names = (*part.condition_names, "")  # -1 is the last
+            counted = np.bincount(part.conditions % len(names), minlength=len(names)).tolist()
+            conditions = {name: count for name, count in zip(names, counted, strict=True) if count}
+            return replace(cls.of(part.sequences), pairs=len(part.better), conditions=conditions)
+        examples, lengths = part, part.lengths
         bins = np.bincount(np.searchsorted(HISTOGRAM, lengths), minlength=len(HISTOGRAM) + 1)
         return cls(
             samples=len(examples),
@@ -100,17 +114,23 @@ class DataReport:
             "too long and dropped": _sum(self, "dropped_too_long"),
             "cut": _sum(self, "cut"),
             "cut before anything learned and dropped": _sum(self, "cut_to_nothing"),
+            "tied and dropped": _sum(self, "ties"),
+            "incomparable and dropped": _sum(self, "incomparable"),
             "switched off": _sum(self, "switched_off"),
         }
         said += [f"{count:,} {what}" for what, count in counts.items() if count]
         if _sum(self, "split"):
             said.append(f"{_sum(self, 'split'):,} split into {_sum(self, 'pieces'):,} pieces")
-        parts = [
-            f"{name}: {_number(part.samples, 'sample')}, {_number(part.tokens, 'token')}, "
-            f"{part.learned_share:.1%} learned, longest {part.longest:,}"
-            for name, part in self.parts.items()
-        ]
+        parts = [f"{name}: {_describe(part)}" for name, part in self.parts.items()]
         return ". ".join([", ".join(said), *parts, *(note.rstrip(".") for note in self.notes)]) + "."
+
+
+def _describe(part: PartReport) -> str:
+    if part.pairs is None:
+        what = f"{_number(part.samples, 'sample')}, {_number(part.tokens, 'token')}, {part.learned_share:.1%} learned"
+    else:
+        what = f"{_number(part.pairs, 'pair')} of {_number(part.samples, 'answer')}, {_number(part.tokens, 'token')}"
+    return f"{what}, longest {part.longest:,}"
 
 
 def _sum(report: DataReport, name: str) -> int:

@@ -121,6 +121,8 @@ def _read_lines(file: Path) -> Iterator[Row]:
                     f"{file}:{number}: broken JSON at column {error.colno} ({error.msg}); "
                     "every line is one whole JSON object"
                 ) from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{file}:{number}: {_beyond(error)}") from error
             yield _as_row(file, number, values, b"\\ud" in line.lower())
 
 
@@ -140,8 +142,15 @@ def _read_list(file: Path, text: str) -> Iterator[Row]:
             raise UserError(
                 f"{file}:{error.lineno}: broken JSON at column {error.colno} ({error.msg})"
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}:{number}: {_beyond(error)}") from error
         yield _as_row(file, number, values, "\\ud" in text[start:position].lower())
         number += text.count("\n", start, position)
+
+
+def _beyond(error: Exception) -> str:
+    what = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
+    return f"JSON that cannot be read: {what}; correct the row"
 
 
 def _as_row(file: Path, number: int, values: Any, may_break: bool) -> Row:
@@ -192,13 +201,12 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 
 
 def _load_hub(source: Source) -> Any:
-    import datasets
     from datasets import config as settings
 
     offline = settings.HF_HUB_OFFLINE
     settings.HF_HUB_OFFLINE = offline or not _hub_answers(source.path)
     try:
-        return datasets.load_dataset(source.path, source.subset, split=source.split)
+        return _load_part(source)
     except Exception as error:  # the hub's clients raise classes of five libraries
         raise UserError(
             f"{source.path}: this dataset could not be had from the hub ({_first_line(error)}); "
@@ -206,6 +214,18 @@ def _load_hub(source: Source) -> Any:
         ) from error
     finally:
         settings.HF_HUB_OFFLINE = offline
+
+
+def _load_part(source: Source) -> Any:
+    """A dataset's configuration of that name, or else what lies in its folder of that name (HH-RLHF)."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.path, source.subset, split=source.split)
+    except ValueError as error:
+        if source.subset is None or "BuilderConfig" not in str(error):
+            raise
+        return datasets.load_dataset(source.path, data_dir=source.subset, split=source.split)
 
 
 def _hub_answers(name: str) -> bool:

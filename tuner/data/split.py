@@ -2,23 +2,43 @@
 
 import hashlib
 import json
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 from tuner.config.data import Split
-from tuner.data.conversation import Conversation, Document
+from tuner.data.conversation import Conversation, Document, Preference, Turn
 
 PartName = Literal["train", "validation", "test"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
 
 
-def content_hash(item: Conversation | Document) -> bytes:
-    """16 bytes of what a row says: roles, texts, names, calls, tools; not where it stands, nor its weight."""
+def content_hash(item: Conversation | Document | Preference) -> bytes:
+    """16 bytes of what a row says: roles, texts, names, calls, tools, preferences; not where it stands, nor its
+    weight."""
     if isinstance(item, Document):
-        said: list[object] = [item.text]
-    else:
-        said = [[turn.role, turn.content, turn.name, _calls(turn)] for turn in item.turns]
-        said += [item.tools]
+        return hash_of([item.text])
+    if isinstance(item, Conversation):
+        return hash_of([*said_by(item.turns), item.tools])
+    answers = [said_by(answer) for answer in item.answers]
+    return hash_of([said_by(item.prompt), answers, item.ranks, item.margin, item.condition, item.tools])
+
+
+def hash_of(said: list[object]) -> bytes:
+    """16 bytes of plain values."""
     normal = json.dumps(said, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def said_by(turns: Sequence[Turn]) -> list[object]:
+    """What turns say, as plain values."""
+    return [[turn.role, turn.content, turn.name, _calls(turn)] for turn in turns]
+
+
+def turns_of(item: Conversation | Document | Preference) -> Sequence[Turn]:
+    """The turns that may be learned from; none of a document."""
+    if isinstance(item, Preference):
+        return [turn for answer in item.answers for turn in answer]
+    return item.turns if isinstance(item, Conversation) else ()
 
 
 def part_of(content: bytes, split: Split) -> PartName:

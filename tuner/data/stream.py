@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuner.config import Source
-from tuner.data.batch import Batch, make_batch
+from tuner.data.batch import Batch, gather
+from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
 from tuner.data.packing import StepPlan, deal, exhausted, mixed, pack, plan_steps, shuffled
 
@@ -17,7 +18,8 @@ from tuner.data.packing import StepPlan, deal, exhausted, mixed, pack, plan_step
 class Stream:
     """What a run learns from, cut into steps. Its cursor is the number of the step: nothing else is stored."""
 
-    examples: Examples
+    examples: Examples | Comparisons
+    """Samples, or rows of answers that are compared: what is drawn, and never split."""
     lengths: np.ndarray
     """Tokens of each sample, int64 [N]."""
     steps: Sequence[StepPlan]
@@ -35,18 +37,15 @@ class Stream:
 
     def batch(self, samples: Sequence[int]) -> Batch:
         """Some samples as one packed row."""
-        return make_batch([self.examples.example(index) for index in samples])
+        return gather(self.examples, samples)
 
     def batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """One rank's packed rows of a step; none when there are fewer passes than ranks."""
         return [self.batch(samples) for samples in deal(self.passes(step), rank, world)]
 
     def totals(self, step: int) -> dict[str, float]:
-        """Global weights of a step, over all ranks: `tokens`, the summed weight of the learned tokens."""
-        samples = self.steps[step].samples.tolist()
-        return {
-            "tokens": float(sum(self.examples.example(index)[1].sum(dtype=np.float64) for index in samples))
-        }
+        """Summed weights of a step over all ranks, by name: of learned `tokens`, or of `pairs` and `answers`."""
+        return self.examples.totals(self.steps[step].samples.tolist())
 
     def tokens(self, step: int) -> int:
         """All tokens of a step, learned or not."""
@@ -54,7 +53,7 @@ class Stream:
 
 
 def make_stream(
-    examples: Examples,
+    examples: Examples | Comparisons,
     *,
     tokens_per_step: int,
     tokens_per_pass: int,

@@ -43,6 +43,11 @@ class HeldOutRows:
             make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
         )
 
+    def measure(self) -> dict[str, float]:
+        """Their loss, for the loop; empty without rows."""
+        loss = self.loss()
+        return {} if loss is None else {"loss": loss}
+
     def loss(self) -> float | None:
         """Mean loss in nats per learned token, weighted as in training; None without rows."""
         if not self._batches:

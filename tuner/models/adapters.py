@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,13 +19,17 @@ from tuner.models.locate import first_line
 from tuner.models.quantization import bitsandbytes
 
 ADAPTER = "default"
+SCORE = "score"
+"""Name of the scalar head in transformers' sequence classification models."""
+SCORES = "SEQ_CLS"
+"""peft's name for what such models do: its folder then holds the head too."""
 _MERGE_FIRST = (
     "leave the adapter out to continue it, or `tuner merge` the run first and train from the merged folder"
 )
 
 
 def add_adapter(model: PreTrainedModel, lora: config.LoRA, seed: int) -> nn.Module:
-    """Put fresh LoRA adapters beside the model's linear layers; everything else is frozen.
+    """Put fresh LoRA adapters beside the model's linear layers; everything else is frozen, but for a scalar head.
 
     A is Kaiming-uniform from `seed`, B is zero: the model starts as it was (Hu et al., 2021). Returns
     peft's wrapper. Raises UserError when a target or a module of `train_whole` is not in the model.
@@ -33,12 +38,12 @@ def add_adapter(model: PreTrainedModel, lora: config.LoRA, seed: int) -> nn.Modu
     targets = _targets(model, lora)
     _check_names(model, lora.train_whole, "adapter.train_whole")
     settings = peft.LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=SCORES if has_score(model) else "CAUSAL_LM",
         r=lora.r,
         lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        modules_to_save=list(lora.train_whole) or None,
+        modules_to_save=[*lora.train_whole, *_score_of(model)] or None,
         bias="none",
     )
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
@@ -59,8 +64,9 @@ def continue_adapter(
     """Load the adapter of a PEFT folder onto its base, to go on training it where `trained`.
 
     asked: what the config's adapter says; its rank, alpha and targets must be the saved ones, its dropout is
-    taken. saved: the settings tuner wrote beside the adapter, if it did. Raises UserError on other values,
-    and on missing or unexpected weights.
+    taken. saved: the settings tuner wrote beside the adapter, if it did. A language model's adapter may go on as
+    a reward model's, with the model's own scalar head. Raises UserError on other values, and on missing or
+    unexpected weights.
     """
     peft = _peft()
     settings = peft.PeftConfig.from_pretrained(str(folder))
@@ -72,12 +78,19 @@ def continue_adapter(
         _check_same(asked, saved, settings, folder)
         settings.lora_dropout = asked.dropout
     settings.inference_mode = not trained
+    settings.base_model_name_or_path = None  # or peft warns that the base was called otherwise
+    without_score = has_score(model) and settings.task_type != SCORES
+    if without_score:
+        _take_on_score(settings, folder)
+    file = Path(folder, "adapter_model.safetensors")
     try:
+        weights = load_file(str(file))
+        if without_score:
+            weights[f"base_model.model.{SCORE}.weight"] = model.score.weight.detach()
         with _without_deprecations():
-            wrapped = peft.PeftModel.from_pretrained(
-                model, str(folder), adapter_name=ADAPTER, is_trainable=trained, config=settings
-            )
-        _check_keys(peft, wrapped, folder)
+            wrapped = peft.get_peft_model(model, settings, adapter_name=ADAPTER)
+            _check_keys(peft, wrapped, set(weights), file)
+            peft.set_peft_model_state_dict(wrapped, weights, adapter_name=ADAPTER)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{folder}: its adapter does not fit the base model or cannot be read "
@@ -86,6 +99,11 @@ def continue_adapter(
     if trained:
         _train_in_fp32(wrapped)
     return wrapped
+
+
+def has_score(model: nn.Module) -> bool:
+    """Whether a model without peft's wrapper ends in a scalar head, as reward models do, and not in logits."""
+    return isinstance(getattr(model, SCORE, None), nn.Module)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -111,6 +129,8 @@ def save_adapter(
     values["target_modules"] = sorted(
         values["target_modules"]
     )  # a set in peft: sorted, the file is reproducible
+    if values["modules_to_save"]:  # peft adds its names for heads again whenever it loads
+        values["modules_to_save"] = list(dict.fromkeys(values["modules_to_save"]))
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -135,7 +155,7 @@ def _targets(model: PreTrainedModel, lora: config.LoRA) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if lora.targets == "all-linear":
         head = model.get_output_embeddings()
-        whole = {name for name, _ in _named(model, lora.train_whole)}
+        whole = {name for name, _ in _named(model, (*lora.train_whole, *_score_of(model)))}
         return sorted(
             {
                 name.rpartition(".")[2]
@@ -164,6 +184,21 @@ def _named(model: nn.Module, endings: tuple[str, ...]) -> Iterator[tuple[str, nn
             yield name, module
 
 
+def _score_of(model: nn.Module) -> tuple[str, ...]:
+    return (SCORE,) if has_score(model) else ()
+
+
+def _take_on_score(settings: Any, folder: Path) -> None:
+    """Make a language model's adapter one of a reward model, whose head is trained whole."""
+    whole = list(settings.modules_to_save or ())
+    if "lm_head" in {*whole, *settings.target_modules}:
+        raise UserError(
+            f"{folder}: its adapter comes with a language head of its own, which a reward model has no place for; "
+            "`tuner merge` the run first and train from the merged folder"
+        )
+    settings.task_type, settings.modules_to_save = SCORES, [*whole, SCORE]
+
+
 def _devices(model: nn.Module) -> list[torch.device]:
     return sorted({weight.device for weight in model.parameters() if weight.device.type == "cuda"}, key=str)
 
@@ -184,13 +219,8 @@ def _check_same(asked: config.LoRA, saved: config.LoRA | None, settings: Any, fo
             raise UserError(f"adapter.{name}={wanted!r}: the adapter in {folder} has {had!r}; {_MERGE_FIRST}")
 
 
-def _check_keys(peft: Any, wrapped: nn.Module, folder: Path) -> None:
+def _check_keys(peft: Any, wrapped: nn.Module, found: set[str], file: Path) -> None:
     """Every weight must be there: peft leaves a missing one at its random start with a mere warning."""
-    from safetensors import safe_open
-
-    file = Path(folder, "adapter_model.safetensors")
-    with safe_open(str(file), framework="pt") as weights:
-        found = set(weights.keys())
     state = peft.get_peft_model_state_dict(wrapped, adapter_name=ADAPTER, save_embedding_layers=False)
     for kind, names in (("missing", set(state) - found), ("unexpected", found - set(state))):
         if names:

@@ -50,7 +50,7 @@ def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | 
     """A run, model folder or hub name, ready to talk. Raises UserError when it is missing or has no template."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Model(path=path)
-    precision = locate(model, weights=False).reference.precision  # 4-bit codes are of weights rounded to it
+    precision = locate(model, weights=False).precision
     loaded = load_model(model, precision=precision, device=device, train=False)
     own = Template(template, loaded.tokenizer)
     return ChatModel(loaded, own, end_ids(own, loaded.tokenizer))

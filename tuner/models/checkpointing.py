@@ -4,7 +4,7 @@ import warnings
 
 from torch import nn
 
-from tuner.models.unwrap import causal_model
+from tuner.models.unwrap import unwrapped
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -13,7 +13,7 @@ def recompute_activations(model: nn.Module) -> None:
     transformers makes the embedding's output require a gradient as well, which reentrant checkpointing needs:
     every frozen layer would then run a backward pass. This is the non-reentrant kind, which does not.
     """
-    transformer = causal_model(model)
+    transformer = unwrapped(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its name from transformers 5.23 on is another
         transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

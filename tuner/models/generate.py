@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.models.unwrap import causal_model
+from tuner.models.unwrap import unwrapped
 
 _ATTENTION = "sdpa"  # takes the padding mask and the cache; `varlen` is for packed rows
 
@@ -89,12 +89,22 @@ def stream(
 
 @contextmanager
 def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
+    """The transformers model as `unpacked` gives it, without its checkpoint's settings, which would leak into ours."""
+    with unpacked(model) as transformer:
+        defaults, transformer.generation_config = transformer.generation_config, GenerationConfig()
+        try:
+            yield transformer
+        finally:
+            transformer.generation_config = defaults
+
+
+@contextmanager
+def unpacked(model: nn.Module) -> Iterator[PreTrainedModel]:
     """The transformers model in eval mode, under padded attention and its precision; put back afterwards."""
-    transformer = causal_model(model)
-    attention, defaults = transformer.config._attn_implementation, transformer.generation_config
+    transformer = unwrapped(model)
+    attention = transformer.config._attn_implementation
     training = [module for module in model.modules() if module.training]
     transformer.set_attn_implementation(_ATTENTION)
-    transformer.generation_config = GenerationConfig()  # the checkpoint's own would leak into ours
     model.eval()  # dropout off; gradient checkpointing acts in training mode only
     try:
         with _autocast(transformer):
@@ -102,7 +112,6 @@ def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
     finally:
         for module in training:
             module.training = True
-        transformer.generation_config = defaults
         transformer.set_attn_implementation(attention)
 
 

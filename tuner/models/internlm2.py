@@ -14,8 +14,10 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     LlamaModel,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -24,6 +26,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 MODEL_TYPE = "internlm2"
 ORIGINAL_CODE = "internlm/internlm2-7b"
 """Hub repository with the code that an exported folder's `auto_map` names, for tools that run it."""
+ORIGINAL_REWARD_CODE = "internlm/internlm2-7b-reward"
 
 _LLAMA_ONLY = (
     "attention_bias",
@@ -52,6 +55,8 @@ class InternLM2Config(LlamaConfig):
     rms_norm_eps: float = 1e-6
     pad_token_id: int | None = 0
     bias: bool = True
+    reward_token_id: int | None = None
+    """Of reward models: the token that ends every conversation, at which the score is read."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.attention_bias = self.bias
@@ -61,12 +66,15 @@ class InternLM2Config(LlamaConfig):
         """The values under the original names, so that the original code reads them rightly."""
         values = super().to_dict()
         rope = values.get("rope_parameters") or {}
+        is_reward = InternLM2ForRewardModel.__name__ in (self.architectures or ())
         values = {name: value for name, value in values.items() if name not in _LLAMA_ONLY}
         values["bias"] = self.attention_bias
         values["rope_theta"] = rope.get("rope_theta", self.default_theta)
         values["rope_scaling"] = _original_rope_scaling(rope)
         values["attn_implementation"] = "eager"
-        values["auto_map"] = _auto_map()
+        values["auto_map"] = _reward_auto_map() if is_reward else _auto_map()
+        if not is_reward:
+            values.pop("reward_token_id", None)
         return values
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -86,6 +94,17 @@ class InternLM2Model(LlamaModel):
 
 class InternLM2ForCausalLM(LlamaForCausalLM):
     """InternLM2 with its language head (`output` in the checkpoint)."""
+
+    config_class = InternLM2Config
+    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+
+
+class InternLM2ForRewardModel(LlamaForSequenceClassification):
+    """InternLM2 with a scalar head (`v_head` in the checkpoint), as the InternLM2 reward models are published.
+
+    Its own forward pass reads the score at the last token that is no padding; the checkpoint's tokenizer puts the
+    reward token there.
+    """
 
     config_class = InternLM2Config
     _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
@@ -151,7 +170,10 @@ def register() -> None:
     AutoConfig.register(MODEL_TYPE, InternLM2Config, exist_ok=True)
     AutoModel.register(InternLM2Config, InternLM2Model, exist_ok=True)
     AutoModelForCausalLM.register(InternLM2Config, InternLM2ForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(InternLM2Config, InternLM2ForRewardModel, exist_ok=True)
     register_checkpoint_conversion_mapping(MODEL_TYPE, _conversions(), overwrite=True)
+    reward = [WeightRenaming(r"^v_head\.", "score."), *_conversions()]
+    register_checkpoint_conversion_mapping(InternLM2ForRewardModel.__name__, reward, overwrite=True)
 
 
 def _conversions() -> list[WeightRenaming | WeightConverter]:
@@ -191,6 +213,13 @@ def _original_rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
         if name not in ("rope_type", "rope_theta", "factor", "type")
     }
     return scaling | rest
+
+
+def _reward_auto_map() -> dict[str, str]:
+    return {
+        "AutoConfig": f"{ORIGINAL_REWARD_CODE}--configuration_internlm2.InternLM2Config",
+        "AutoModel": f"{ORIGINAL_REWARD_CODE}--modeling_internlm2.InternLM2ForRewardModel",
+    }
 
 
 def _auto_map() -> dict[str, str]:

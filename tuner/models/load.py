@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,20 +22,24 @@ from transformers.utils import logging as transformers_logging
 
 from tuner import config
 from tuner.errors import UserError
-from tuner.models.adapters import add_adapter, continue_adapter
+from tuner.models.adapters import SCORE, add_adapter, continue_adapter
 from tuner.models.freeze import freeze as freeze_weights
 from tuner.models.locate import Location, first_line, locate
 from tuner.models.quantization import keep_unpacked, quantization_config
 from tuner.models.reference import BaseReference
 from tuner.models.rope import apply_rope, install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
-from tuner.models.unwrap import causal_model
+from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
 from tuner.models.varlen import register as register_attention
 
 __all__ = ["Loaded", "load_model", "load_model_config", "load_tokenizer"]
 
 Precision = Literal["bf16", "fp32"]
+Head = Literal["language", "score"]
+"""What a model ends in: logits over the vocabulary, or one scalar (reward models)."""
+_LANGUAGE_HEADS = ("lm_head.weight", "lm_head.bias", "output.weight")
+"""Weights of a checkpoint that a reward model leaves where they are."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Loaded:
     @property
     def transformer(self) -> PreTrainedModel:
         """The model without peft's wrapper; adapters inside it stay active."""
-        return causal_model(self.model)
+        return unwrapped(self.model)
 
 
 def load_model(
@@ -69,14 +74,18 @@ def load_model(
     freeze: config.Freeze | None = None,
     seed: int = 0,
     train: bool = True,
+    head: Head = "language",
 ) -> Loaded:
     """Load a model to train it, or with `train=False` to use it; it comes in eval mode.
 
     Frozen weights are held in `precision` (or quantised), trained ones in fp32: all of them without an
-    adapter, else the adapter, fresh from `seed` or the saved one continued. Raises UserError when the model
-    is missing, broken, or not what the config or a saved adapter says.
+    adapter, else the adapter, fresh from `seed` or the saved one continued. A scalar head is in fp32 and trained,
+    the saved one or zeros. Raises UserError when the model is missing, broken, or not what the config or a saved
+    adapter says, and when a language model is asked for and a reward model found.
     """
     location = locate(model, precision)
+    if head == "language":
+        _refuse_reward_model(location, model.path)
     if train:
         _check_precision(location, precision)
     reference = replace(location.reference, precision=precision)
@@ -88,6 +97,7 @@ def load_model(
         compute_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
         device=device,
         trust_remote_code=model.trust_remote_code,
+        head=head,
     )
     transformer.requires_grad_(full)
     wrapped, lora = _with_adapter(transformer, location, adapter, seed, train)
@@ -113,6 +123,13 @@ def _check_precision(location: Location, precision: Precision) -> None:
         )
 
 
+def _refuse_reward_model(location: Location, path: str) -> None:
+    if location.has_score:
+        raise UserError(
+            f"{path}: this is a reward model, and a language model is needed; name that, or its run"
+        )
+
+
 def load_model_config(model: config.Model) -> PreTrainedConfig:
     """transformers' configuration of a model with its rope applied: shape and lengths, without weights."""
     location = locate(model, weights=False)
@@ -128,23 +145,31 @@ def load_base(
     compute_dtype: torch.dtype,
     device: torch.device,
     trust_remote_code: bool = False,
+    head: Head = "language",
 ) -> PreTrainedModel:
     """The base of a location, without its adapter.
 
-    held_in: dtype of unquantised weights; compute_dtype: of the products of 4-bit layers.
+    held_in: dtype of unquantised weights; compute_dtype: of the products of 4-bit layers. A scalar head that the
+    base does not have is zero.
     """
     register_attention()
     folder, reference = location.base_folder, location.reference
     values = _read_config(folder, trust_remote_code)
     apply_rope(reference.rope, values)
     options: dict[str, Any] = {}
+    scores = head == "score"
+    if scores:
+        values.num_labels, values.problem_type = 1, "regression"  # vLLM takes it for: no sigmoid on the score
     if reference.quantization is not None:
-        options["quantization_config"] = quantization_config(reference.quantization, compute_dtype)
+        options["quantization_config"] = quantization_config(
+            reference.quantization, compute_dtype, [SCORE] if scores else None
+        )
     if reference.quantization is not None or device.type != "cpu":
         options["device_map"] = {"": device}
     try:
         with _quiet_without_terminal():
-            transformer, report = AutoModelForCausalLM.from_pretrained(
+            kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+            transformer, report = kind.from_pretrained(
                 str(folder),
                 config=values,
                 dtype=held_in,
@@ -159,6 +184,8 @@ def load_base(
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
+    if scores:
+        _settle_score(transformer, report, folder, saved=location.base_has_score)
     _check_report(report, folder)
     keep_unpacked(transformer)
     install_segmented_rope(transformer)
@@ -197,6 +224,24 @@ def _hold_frozen_in_bf16(model: nn.Module) -> None:
     for weight in model.parameters():
         if not weight.requires_grad:
             weight.data = weight.data.bfloat16()
+
+
+def _settle_score(transformer: PreTrainedModel, report: dict[str, Any], folder: Path, *, saved: bool) -> None:
+    """The scalar head in fp32: as it was saved, or zeros on a language model, whose own head is no longer asked for.
+
+    From zeros every answer begins with the same score, and nothing depends on a draw.
+    """
+    score = getattr(transformer, SCORE, None)
+    if not isinstance(score, torch.nn.Linear) or score.out_features != 1:
+        raise UserError(
+            f"{folder}: {type(transformer).__name__} has no scalar head named {SCORE!r}, so it cannot be a reward model"
+        )
+    if not saved:  # what is missing of a reward model's stays in the report, to be refused
+        torch.nn.init.zeros_(score.weight)
+        vars(transformer).pop("_weight_conversions", None)  # those met while loading, so without the head's
+        report["missing_keys"] = set(report["missing_keys"]) - {f"{SCORE}.weight"}
+    score.float()
+    report["unexpected_keys"] = set(report["unexpected_keys"]) - set(_LANGUAGE_HEADS)
 
 
 def _check_report(report: dict[str, Any], folder: Path) -> None:

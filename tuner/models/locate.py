@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from tuner import config
 from tuner.errors import UserError
@@ -35,6 +36,28 @@ class Location:
 
     lora: config.LoRA | None
     """Settings of the saved adapter, where tuner wrote them down."""
+
+    @property
+    def has_score(self) -> bool:
+        """Whether it is a reward model: one that ends in a scalar head, in the base or beside the adapter."""
+        if self.adapter_folder is not None:
+            return _read(self.adapter_folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
+        return self.base_has_score
+
+    @property
+    def base_has_score(self) -> bool:
+        """Whether the base itself ends in a scalar head."""
+        kinds = _read(self.base_folder / "config.json").get("architectures") or [""]
+        return kinds[0].endswith(("ForSequenceClassification", "ForRewardModel"))
+
+    @property
+    def precision(self) -> Literal["bf16", "fp32"]:
+        """What weights are to be held in to be those that were trained: 4-bit codes are of weights rounded to it.
+        Of a complete model, what its file holds."""
+        if self.adapter_folder is not None:
+            return self.reference.precision
+        values = _read(self.base_folder / "config.json")
+        return "fp32" if values.get("dtype", values.get("torch_dtype")) == "float32" else "bf16"
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -70,6 +93,10 @@ def locate(model: config.Model, precision: str = "bf16", *, weights: bool = True
         )
         return Location(folder, None, reference, None)
     return _locate_adapter(model, folder, precision, weights)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def first_line(error: BaseException) -> str:

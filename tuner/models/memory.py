@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import SFT
+from tuner.config import SFT, PackedStage
 from tuner.losses.token import CHUNK_ELEMENTS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -42,7 +42,7 @@ class Weights:
         )
 
 
-def peak_bytes(config: SFT, shape: Any, weights: Weights, quantization: str | None) -> float:
+def peak_bytes(config: PackedStage, shape: Any, weights: Weights, quantization: str | None) -> float:
     """Estimated peak of a training step on one device, in bytes, without the CUDA context (about 0.5 GiB).
 
     Weights, gradients and optimiser state are counted exactly; activations as those of one layer, plus each
@@ -61,5 +61,7 @@ def peak_bytes(config: SFT, shape: Any, weights: Weights, quantization: str | No
     stream = plain if weights.linear else 4  # layers hand on what the embedding is held in
     inputs = layers * tokens * shape.hidden_size * stream
     activations = layer + inputs if config.gradient_checkpointing else layers * layer
-    logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
+    logits = 0  # a reward model has none
+    if isinstance(config, SFT):
+        logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
     return state + activations + logits

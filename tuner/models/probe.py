@@ -10,15 +10,15 @@ import torch
 
 from tuner.data.batch import Batch, make_batch
 from tuner.errors import UserError
-from tuner.models.forward import logits
+from tuner.models.forward import hidden_states
 from tuner.models.load import Loaded
-from tuner.models.unwrap import causal_model
+from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME
 
 LENGTHS = (5, 17, 9)
 """Tokens of the probe's segments."""
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
-"""Largest difference allowed, over the spread of the logits. A leak differs by about the spread itself; 8-bit
+"""Largest difference allowed, over the spread of the hidden states. A leak differs by about the spread itself; 8-bit
 layers round their inputs by outliers of the whole batch (LLM.int8(), Dettmers et al., 2022)."""
 
 
@@ -26,7 +26,7 @@ layers round their inputs by outliers of the whole batch (LLM.int8(), Dettmers e
 def prove_isolation(loaded: Loaded, device: torch.device, autocast: AbstractContextManager[Any]) -> float:
     """Compare a packed row with its segments run alone under transformers' own attention.
 
-    Returns the largest difference of logits over their spread. Raises UserError above TOLERANCE.
+    Returns the largest difference of the last hidden states over their spread. Raises UserError above TOLERANCE.
     """
     model = loaded.model
     was_training = model.training
@@ -37,28 +37,27 @@ def prove_isolation(loaded: Loaded, device: torch.device, autocast: AbstractCont
     kind = "int8" if loaded.base.quantization == "int8" else loaded.precision
     if not worst <= TOLERANCE[kind]:  # not <=: NaN fails too
         raise UserError(
-            f"{type(causal_model(model)).__name__}: packed samples do not come out as they do alone "
-            f"(logits differ by {worst:.2g} of their spread): this model's attention cannot be packed by tuner yet"
+            f"{type(unwrapped(model)).__name__}: packed samples do not come out as they do alone "
+            f"(hidden states differ by {worst:.2g} of their spread): tuner cannot pack this model's attention yet"
         )
     return worst
 
 
 def _random_row(model: torch.nn.Module, device: torch.device) -> Batch:
-    vocabulary = causal_model(model).get_input_embeddings().weight.shape[0]
+    vocabulary = unwrapped(model).get_input_embeddings().weight.shape[0]
     generator = np.random.default_rng(0)
     samples = [generator.integers(0, vocabulary, length).astype(np.int32) for length in LENGTHS]
     return make_batch([(tokens, np.ones(len(tokens), np.float32)) for tokens in samples]).to(device)
 
 
 def _largest_difference(model: torch.nn.Module, batch: Batch) -> float:
-    packed_TV = logits(model, batch)
-    causal = causal_model(model)
-    causal.set_attn_implementation("sdpa")
+    packed_TD = hidden_states(model, batch).float()
+    plain = unwrapped(model)
+    plain.set_attn_implementation("sdpa")
     try:
-        alone_TV = torch.cat(
-            [causal(input_ids=tokens[None], use_cache=False).logits[0].float()
-             for tokens in batch.tokens_T.split(LENGTHS)]
-        )  # fmt: skip
+        decoder = plain.get_decoder()
+        alone = [decoder(input_ids=tokens[None], use_cache=False) for tokens in batch.tokens_T.split(LENGTHS)]
     finally:
-        causal.set_attn_implementation(NAME)
-    return float((packed_TV - alone_TV).abs().max() / alone_TV.std())
+        plain.set_attn_implementation(NAME)
+    alone_TD = torch.cat([output.last_hidden_state[0].float() for output in alone])
+    return float((packed_TD - alone_TD).abs().max() / alone_TD.std())

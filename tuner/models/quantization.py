@@ -22,8 +22,12 @@ def bitsandbytes() -> ModuleType:
     return library
 
 
-def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> Any:
+def quantization_config(
+    quantization: Quantization, compute_dtype: torch.dtype, whole: list[str] | None = None
+) -> Any:
     """The BitsAndBytesConfig that quantises a model's linear layers, all but the head, while it is loaded.
+
+    whole: names of modules to leave as they are, where transformers does not know the head.
 
     nf4: 4-bit NormalFloat with double-quantised scales (QLoRA, Dettmers et al., 2023); int8: LLM.int8().
     """
@@ -31,9 +35,10 @@ def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) 
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=whole,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,

@@ -1,4 +1,4 @@
-"""Roles: what the models of a stage are asked for. One base, many roles; SFT has one, the policy."""
+"""Roles: what the models of a stage are asked for. One base, many roles; a stage so far has one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from tuner.models.load import Loaded
 class Roles:
     """The roles of a stage on one loaded model, one open at a time."""
 
-    def __init__(self, policy: Loaded, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        self.policy = policy
+    def __init__(
+        self, name: str, loaded: Loaded, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self.name, self.loaded = name, loaded
         self._autocast = autocast
         self._open: str | None = None
 
     @property
     def tokenizer(self) -> Any:
-        return self.policy.tokenizer
+        return self.loaded.tokenizer
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The weights that are trained, by name, in the model's order."""
-        named = self.policy.model.named_parameters()
+        named = self.loaded.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     @contextmanager
@@ -37,9 +39,9 @@ class Roles:
         """
         if self._open is not None:
             raise RuntimeError(f"role {self._open!r} is still open: close it before asking for {name!r}")
-        if name != "policy":
-            raise ValueError(f"no role {name!r} here; there is: policy")
-        model = self.policy.model
+        if name != self.name:
+            raise ValueError(f"no role {name!r} here; there is: {self.name}")
+        model = self.loaded.model
         self._open = name
         if model.training != train:  # walking all modules costs a small model more than it computes
             model.train(train)

@@ -26,7 +26,14 @@ _FAMILIES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
         "internlm2",
         "</s>",
         "<s>",
-        ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", *reversed(_CHATML)),
+        (
+            "[UNUSED_TOKEN_130]",
+            "<|plugin|>",
+            "<|interpreter|>",
+            "<|action_end|>",
+            "<|action_start|>",
+            *reversed(_CHATML),
+        ),
     ),
     "qwen3": ("qwen", "<|im_end|>", None, ("<|endoftext|>", *_CHATML)),
     "mistral": ("mistral", "</s>", "<s>", ("[INST]", "[/INST]")),
@@ -40,12 +47,13 @@ _FAMILIES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
             "<|end_header_id|>",
             "<|eot_id|>",
             "<|finetune_right_pad_id|>",
+            "<|reserved_special_token_0|>",
         ),
     ),
     "gemma": ("gemma", "<eos>", "<bos>", ("<pad>", "<start_of_turn>", "<end_of_turn>")),
     "smollm": ("chatml", "<|im_end|>", "<|im_start|>", ("<|endoftext|>", *_CHATML)),
 }
-"""Model type or a part of the name → chat template, end and begin token, and the template's other tokens."""
+"""Model type or a part of the name → chat template, end and begin token, and other tokens of templates and rewards."""
 
 _TYPES = {"smollm": "llama"}
 

@@ -7,6 +7,6 @@ from typing import Any
 from torch import nn
 
 
-def causal_model(model: nn.Module) -> Any:
-    """The transformers model itself, without an adapter's wrapping; adapters inside it stay active."""
+def unwrapped(model: nn.Module) -> Any:
+    """transformers' model itself, without an adapter's wrapping; adapters inside it stay active."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -65,10 +65,15 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
 
 
 def _stage(config: Stage) -> Callable[..., None]:
-    from tuner.config import SFT
+    from tuner.config import DPO, SFT, RewardModel
+    from tuner.stages.reward import reward
     from tuner.stages.sft import sft
 
-    return {SFT: sft}[type(config)]
+    if isinstance(config, DPO):
+        from tuner.stages.dpo import dpo  # the others need no TRL
+
+        return dpo
+    return {SFT: sft, RewardModel: reward}[type(config)]
 
 
 def _watchers(config: Stage) -> list[Any]:

@@ -8,9 +8,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tuner.config import SFT, Chat, Source, Stage, override
+from tuner.config import (
+    DPO,
+    SFT,
+    ModelStage,
+    PackedStage,
+    Preferences,
+    RewardModel,
+    Source,
+    Stage,
+    Text,
+    override,
+)
+from tuner.data.load import Dataset
+from tuner.data.load_pairs import answers_of_pairs
 from tuner.evaluation.held_out import load_score
 from tuner.models.adapters import add_adapter
 from tuner.models.freeze import freeze
@@ -20,7 +33,8 @@ from tuner.models.memory import Weights, peak_bytes
 from tuner.models.rope import describe_rope
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
-from tuner.stages.rows import load_rows, plan
+from tuner.stages.rows import load_rows, packed, plan
+from tuner.training.pair_plan import PairPlan
 
 
 @dataclass(frozen=True)
@@ -65,40 +79,74 @@ def check(config: Stage, *, tiny: bool = False) -> Checked:
 
 
 def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
-    assert isinstance(config, SFT)
-    load_score(config.evaluation.score)
+    config = _modelled(config)
+    if isinstance(config, SFT):
+        load_score(config.evaluation.score)
     location = locate(config.model, weights=False)
     adapter = config.adapter or location.lora
     shape = load_model_config(config.model)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.model.trust_remote_code)
+        kind = AutoModelForCausalLM
+        if isinstance(config, RewardModel):
+            kind, shape.num_labels = AutoModelForSequenceClassification, 1
+        model = kind.from_config(shape, trust_remote_code=config.model.trust_remote_code)
     model.requires_grad_(adapter is None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     wrapped = add_adapter(model, adapter, config.seed) if adapter else model
-    freeze(wrapped, config.freeze)
+    if isinstance(config, PackedStage):
+        freeze(wrapped, config.freeze)
     trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
-    data, _ = load_rows(config)
-    stream = plan(config, data)
-    steps = min(len(stream.steps), config.max_steps or len(stream.steps))
-    tokens = sum(stream.tokens(step) for step in range(steps))
+    data = load_rows(config)
+    planned = _plan_pairs(config, data) if isinstance(config, DPO) else _plan(packed(config), data)
+    peak = peak_bytes(config, shape, Weights.of(wrapped), location.reference.quantization)
+    if isinstance(config, DPO) and adapter is None:
+        peak += 4 * parameters  # the copy that the policy is compared with
     return Checked(
         family=type(model).__name__,
         parameters=parameters,
         trained=trained,
         rope=describe_rope(shape),
         data=str(data.report),
-        steps=steps,
-        tokens=tokens,
-        passes=sum(len(stream.passes(step)) for step in range(steps)),
-        fill=tokens / (steps * config.tokens_per_step),
-        peak_gib=peak_bytes(config, shape, Weights.of(wrapped), location.reference.quantization) / 2**30,
+        **planned,
+        peak_gib=peak / 2**30,
         replaced=replaced,
     )
 
 
+def _plan(config: PackedStage, data: Dataset[Any]) -> dict[str, Any]:
+    """Steps, tokens, passes and fill of a run on packed rows."""
+    stream = plan(config, data)
+    steps = min(len(stream.steps), config.max_steps or len(stream.steps))
+    tokens = sum(stream.tokens(step) for step in range(steps))
+    passes = sum(len(stream.passes(step)) for step in range(steps))
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "passes": passes,
+        "fill": tokens / (steps * config.tokens_per_step),
+    }
+
+
+def _plan_pairs(config: DPO, data: Dataset[Any]) -> dict[str, Any]:
+    """The same of a run on pairs, in one process; their tokens by the mean over all pairs."""
+    planned, lengths = PairPlan(config, len(data.train.better)), data.train.sequences.lengths
+    tokens = sum(int(lengths[answers].sum()) for answers in answers_of_pairs(data.train))
+    return {
+        "steps": planned.steps,
+        "tokens": round(tokens * planned.seen / planned.pairs),
+        "passes": planned.passes,
+        "fill": planned.seen / (planned.steps * config.pairs_per_step),
+    }
+
+
+def _modelled(config: Stage) -> ModelStage:
+    """The config as one of a stage that trains one model; UserError for others."""
+    return config if isinstance(config, DPO) else packed(config)
+
+
 def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:
     """The config with a small model and rows of data_templates where the real ones are not at hand."""
-    assert isinstance(config, SFT)
+    config = _modelled(config)
     replaced: list[str] = []
     changes: dict[str, Any] = {}
     if not _at_hand(config.model.path):
@@ -115,8 +163,9 @@ def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:
     return override(config, changes), tuple(replaced)
 
 
-def _example_rows(config: SFT) -> Path:
-    return row_examples_folder() / ("messages.jsonl" if isinstance(config.data, Chat) else "text.jsonl")
+def _example_rows(config: ModelStage) -> Path:
+    names: dict[type, str] = {Text: "text.jsonl", Preferences: "pair.jsonl"}
+    return row_examples_folder() / names.get(type(config.data), "messages.jsonl")
 
 
 def _at_hand(path: str) -> bool:

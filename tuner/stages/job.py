@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from tuner.config import SFT, Chat, Stage
+from tuner.config import SFT, Chat, PackedStage, RewardModel, Text
 from tuner.data.examples import Examples
-from tuner.data.load import Dataset, load_data
+from tuner.data.load import Dataset
 from tuner.data.stream import Stream
 from tuner.data.template import Template
 from tuner.evaluation.held_out import HeldOutRows
@@ -21,9 +22,10 @@ from tuner.models.load import load_model
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
 from tuner.models.save import save_model
+from tuner.stages.rows import load_rows
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
-from tuner.training.loop import Loop
+from tuner.training.loop import HeldOut, Loop
 from tuner.training.progress import progress_bar
 from tuner.training.run import Run
 from tuner.training.watchers import Watchers
@@ -40,8 +42,8 @@ class Job:
     devices: Devices
     watchers: Watchers
 
-    def load_roles(self, config: SFT) -> Roles:
-        """The stage's models on this rank's device, proven to keep packed samples apart."""
+    def load_roles(self, config: PackedStage, role: str) -> Roles:
+        """The stage's model on this rank's device, in its role, proven to keep packed samples apart."""
         loaded = load_model(
             config.model,
             precision=config.precision,
@@ -49,6 +51,7 @@ class Job:
             adapter=config.adapter,
             freeze=config.freeze,
             seed=config.seed,
+            head="score" if isinstance(config, RewardModel) else "language",
         )
         if self.devices.is_main:
             self.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
@@ -56,9 +59,9 @@ class Job:
         if config.gradient_checkpointing:
             recompute_activations(loaded.model)
         torch.manual_seed(config.seed + self.devices.rank)  # dropout
-        return Roles(loaded, self.devices.autocast)
+        return Roles(role, loaded, self.devices.autocast)
 
-    def load_data(self, config: SFT, roles: Roles) -> Dataset:
+    def load_data(self, config: PackedStage, roles: Roles) -> Dataset[Any]:
         """The rows of the config, tokenised once for all ranks; refuses to go on with other rows than before."""
         bar = progress_bar("Reading rows", None) if self.devices.is_main else nullcontext(lambda count: None)
         with self.devices.main_first(), bar as advance:
@@ -69,24 +72,19 @@ class Job:
                 advance(rows - done)
                 done = rows
 
-            data = load_data(config.data, roles.tokenizer, progress=progress)
+            data = load_rows(config, roles.tokenizer, progress=progress)
         if self.devices.is_main:
             self.run.check_same("data", data.fingerprint, report=data.report.to_dict())
             self.run.log(str(data.report))
         return data
 
-    def loop(
-        self, config: Stage, trained: Mapping[str, torch.nn.Parameter], stream: Stream, held_out: HeldOutRows
-    ) -> Loop:
-        """The run's loop, set to where it stopped."""
-        return Loop(config, self.run, self.devices, trained, stream, held_out, self.watchers)
+    def loop(self, config: PackedStage, roles: Roles, stream: Stream, held_out: HeldOut) -> Loop:
+        """The run's loop over the weights that are trained, set to where it stopped."""
+        return Loop(config, self.run, self.devices, roles.trained(), stream, held_out, self.watchers)
 
     def held_out(self, config: SFT, roles: Roles, rows: Examples | None) -> HeldOutRows:
         """Rows the policy is measured on."""
-        ends = frozenset({roles.tokenizer.eos_token_id} - {None})
-        if isinstance(config.data, Chat):
-            ends = end_ids(Template(config.data.template, roles.tokenizer), roles.tokenizer)
-        return HeldOutRows(rows, roles, self.devices, config.evaluation, config.tokens_per_pass, ends)
+        return held_out_rows(config, roles, self.devices, rows)
 
     def measure_before(self, rows: HeldOutRows, loop: Loop) -> Measured:
         """Loss and score before the first step; a run that goes on has them in its before.json."""
@@ -104,15 +102,34 @@ class Job:
         loop.say(f"{when} training: {told or 'no test rows to measure'}")
         return measured
 
-    def finish(self, config: SFT, roles: Roles, results: dict[str, Any]) -> None:
-        """Write the model and the results: the run is over."""
+    def finish(
+        self,
+        config: PackedStage,
+        roles: Roles,
+        results: dict[str, Any],
+        beside: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """Write the model, with what else is to stand beside it, and the results: the run is over."""
+
+        def write(folder: Path) -> None:
+            save_model(roles.loaded, folder)
+            beside(folder)
+
         if self.devices.is_main:
-            if isinstance(config.data, Chat):  # whoever loads the model talks to it as it was taught
+            if not isinstance(config.data, Text):  # whoever loads the model talks to it as it was taught
                 template = Template(config.data.template, roles.tokenizer)
                 roles.tokenizer.chat_template = template.source
-                roles.policy.transformer.generation_config.eos_token_id = sorted(
-                    end_ids(template, roles.tokenizer)
-                )
-            write_atomically(self.run.model_folder, lambda folder: save_model(roles.policy, folder))
+                if isinstance(config.data, Chat):
+                    ends = sorted(end_ids(template, roles.tokenizer))
+                    roles.loaded.transformer.generation_config.eos_token_id = ends
+            write_atomically(self.run.model_folder, write)
             self.run.finish(results)
         self.devices.wait()
+
+
+def held_out_rows(config: SFT, roles: Roles, devices: Devices, rows: Examples | None) -> HeldOutRows:
+    """Rows a policy is measured on, in the way of its config."""
+    ends = frozenset({roles.tokenizer.eos_token_id} - {None})
+    if isinstance(config.data, Chat):
+        ends = end_ids(Template(config.data.template, roles.tokenizer), roles.tokenizer)
+    return HeldOutRows(rows, roles, devices, config.evaluation, config.tokens_per_pass, ends)

@@ -5,26 +5,57 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from tuner.config import SFT, Stage
+from tuner.config import DPO, SFT, PackedStage, RewardModel, Stage
 from tuner.data import view
-from tuner.data.load import Dataset, load_data
+from tuner.data.comparisons import Comparisons
+from tuner.data.conditions import Conditions, read_conditions
+from tuner.data.examples import Examples
+from tuner.data.load import Dataset, Progress, load_data
+from tuner.data.load_pairs import load_pairs
+from tuner.data.load_preferences import load_preferences
 from tuner.data.stream import Stream, make_stream
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
 from tuner.training.run import Run, functions_of
 
 
-def load_rows(config: Stage) -> tuple[Dataset, object]:
-    """(samples, tokenizer) of a config's data."""
+def load_rows(config: Stage, tokenizer: Any = None, *, progress: Progress | None = None) -> Dataset[Any]:
+    """The samples of a config's data, or the rows of answers that are compared.
+
+    tokenizer: its model's, where it is loaded already. Raises UserError as loading them does.
+    """
+    config = config if isinstance(config, DPO) else packed(config)
+    tokenizer = load_tokenizer(config.model) if tokenizer is None else tokenizer
+    if isinstance(config, DPO):
+        return load_pairs(config.data, tokenizer, progress=progress)
+    if isinstance(config, RewardModel):
+        conditions = Conditions(read_conditions(config.conditions), config.seed)
+        return load_preferences(config.data, tokenizer, conditions, config.reward_token, progress=progress)
     assert isinstance(config, SFT)
-    tokenizer = load_tokenizer(config.model)
-    return load_data(config.data, tokenizer), tokenizer
+    return load_data(config.data, tokenizer, progress=progress)
 
 
-def plan(config: Stage, data: Dataset) -> Stream:
-    """The steps a config makes of its samples."""
-    assert isinstance(config, SFT)
+def packed(config: Stage) -> PackedStage:
+    """The config as one of a stage that trains on packed rows; UserError for others."""
+    if not isinstance(config, PackedStage):
+        raise UserError(
+            f"{config.name}: a {type(config).__name__} stage does not pack its rows, so there are none to show"
+        )
+    return config
+
+
+def plan(config: Stage, data: Dataset[Any]) -> Stream:
+    """The steps a config makes of its samples. Raises UserError for a row that is longer than a pass."""
+    config = packed(config)
+    lengths = data.train.lengths
+    if len(lengths) and lengths.max() > config.tokens_per_pass:
+        longest = int(lengths.argmax())
+        raise UserError(
+            f"{data.train.origin(longest)}: its answers are {lengths[longest]:,} tokens together, more than "
+            f"tokens_per_pass ({config.tokens_per_pass:,}), and a row is never split; raise it, or shorten the list"
+        )
     return make_stream(
         data.train,
         tokens_per_step=config.tokens_per_step,
@@ -49,9 +80,17 @@ class DataPage:
 
 def view_data(config: Stage, passes: int = 1) -> DataPage:
     """Look at the tokens of a config's first passes, at statistics, and at what is wrong with the rows."""
-    rows, tokenizer = load_rows(config)
+    rows, tokenizer = load_rows(config), load_tokenizer(packed(config).model)
+    samples, shown = shown_passes(config, rows, passes)
+    return DataPage(view.html(samples, tokenizer, shown, rows.report, title=config.name or "data"))
+
+
+def shown_passes(config: Stage, rows: Dataset[Any], passes: int) -> tuple[Examples, list[list[int]]]:
+    """Samples, and those of the first passes; of rows of answers, each answer is one."""
     shown = plan(config, rows).passes(0)[:passes]
-    return DataPage(view.html(rows.train, tokenizer, shown, rows.report, title=config.name or "data"))  # type: ignore[arg-type]
+    if isinstance(rows.train, Comparisons):
+        return rows.train.sequences, [rows.train.answers(one).tolist() for one in shown]
+    return rows.train, shown
 
 
 def training_texts(run: str, count: int = 64) -> list[str]:
@@ -64,6 +103,8 @@ def training_texts(run: str, count: int = 64) -> list[str]:
         raise UserError(
             f"{run}: its config names code, which merging will not run: add --text FILE to compare on"
         )
-    data, tokenizer = load_rows(config)
-    samples = (data.train.example(index)[0].tolist() for index in range(min(count, len(data.train))))
-    return [tokenizer.decode(tokens) for tokens in samples]  # type: ignore[attr-defined]
+    tokenizer = load_tokenizer(packed(config).model)
+    data = load_rows(config, tokenizer)
+    examples = data.train.sequences if isinstance(data.train, Comparisons) else data.train
+    samples = (examples.example(index)[0].tolist() for index in range(min(count, len(examples))))
+    return [tokenizer.decode(tokens) for tokens in samples]  # type: ignore[misc]

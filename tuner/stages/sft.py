@@ -10,16 +10,16 @@ from tuner.stages.rows import plan
 
 def sft(config: SFT, job: Job) -> None:
     """Teach the policy to answer like the conversations do."""
-    roles = job.load_roles(config)
+    roles = job.load_roles(config, "policy")
     data = job.load_data(config, roles)
-    stream = plan(config, data)
     validation, test = (job.held_out(config, roles, rows) for rows in (data.validation, data.test))
-    loop = job.loop(config, roles.trained(), stream, validation)
+    loop = job.loop(config, roles, plan(config, data), validation)
     before = job.measure_before(test, loop)
     for step in loop:
         for batch in step.batches:
             with roles.role("policy", train=True) as model:
-                step.backward(token_loss(model, batch), per="tokens")
+                step.add(token_loss(model, batch), per="tokens")
+                step.backward()
         step.finish()
     loop.load_best()
     job.finish(config, roles, {"before": before, "after": job.measure("after", test, loop)})

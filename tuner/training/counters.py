@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tuner.config import Evaluation
+from tuner.config import Validation
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Counters:
         if good and loss is not None:
             self.losses.append(loss)
 
-    def judge(self, loss: float, limits: Evaluation) -> list[str]:
+    def judge(self, loss: float, limits: Validation) -> list[str]:
         """Take in a validation loss; returns what is to be said of it."""
         said = []
         if loss < self.best_loss:

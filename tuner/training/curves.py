@@ -45,19 +45,25 @@ def curves_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
 
 
 def draw(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
-    """The figure itself: a large panel with the loss, three small ones beside it."""
+    """The figure itself: a large panel with the loss, small ones beside it; of pairs also what is right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(3, 2, width_ratios=(2.1, 1))
+    accuracy = _points(metrics, "accuracy")
+    panels = [(accuracy, "accuracy over pairs", ORANGE, True)] if accuracy else []
+    panels += [
+        (_points(metrics, "lr"), "learning rate", PURPLE, False),
+        (_points(metrics, "grad_norm"), "gradient norm", GREEN, True),
+        (_points(metrics, "tokens_per_second"), "tokens per second", GREY, True),
+    ]
+    grid = figure.add_gridspec(len(panels), 2, width_ratios=(2.1, 1))
     loss = figure.add_subplot(grid[:, 0])
-    small = [figure.add_subplot(grid[row, 1], sharex=loss) for row in range(3)]
+    small = [figure.add_subplot(grid[row, 1], sharex=loss) for row in range(len(panels))]
     _draw_loss(loss, metrics)
-    _draw_small(small[0], _points(metrics, "lr"), "learning rate", PURPLE, noisy=False)
-    _draw_small(small[1], _points(metrics, "grad_norm"), "gradient norm", GREEN)
-    _draw_small(small[2], _points(metrics, "tokens_per_second"), "tokens per second", GREY)
+    for axes, panel in zip(small, panels, strict=True):
+        _draw_small(axes, *panel)
     for axes in small[:-1]:
         axes.tick_params(labelbottom=False)
     for axes in (loss, small[-1]):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 
-from tuner.config import Stage
+from tuner.config import PackedStage
 from tuner.data.batch import Batch
 from tuner.data.packing import deal
 from tuner.data.stream import Stream
@@ -31,8 +31,8 @@ from tuner.training.watchers import Sample, Watchers
 class HeldOut(Protocol):
     """What the loop asks about rows that are not trained; every rank asks together."""
 
-    def loss(self) -> float | None:
-        """Mean loss of the validation rows, in nats per learned token; None without such rows."""
+    def measure(self) -> dict[str, float]:
+        """What the validation rows say: their mean `loss`, and perhaps more; empty without such rows."""
         ...
 
     def samples(self) -> list[Sample]:
@@ -64,14 +64,30 @@ class Step:
         self.totals = totals
         """Name -> summed weight over all ranks, known before the first pass."""
         self.sums: dict[str, torch.Tensor] = {}
-        """Loss -> this rank's sum so far, divided by its total."""
+        """Name -> this rank's sum so far, divided by its total; `loss` is what is learned from."""
+        self._pending: list[torch.Tensor] = []
         self.finished = False
 
-    def backward(self, loss_sum: torch.Tensor, per: str, name: str = "loss") -> None:
-        """Divide a summed loss by a global total and run its backward pass; logged under `name`."""
+    def add(self, loss_sum: torch.Tensor, per: str, name: str | None = None) -> None:
+        """A summed loss of this pass, to be divided by a global total; logged under a `name` of its own, too."""
         loss = loss_sum / self.totals[per]
-        loss.backward()
-        self.sums[name] = self.sums.get(name, torch.zeros((), device=loss.device)) + loss.detach()
+        self._pending.append(loss)
+        self._count("loss", loss)
+        if name is not None:
+            self._count(name, loss)
+
+    def note(self, name: str, value_sum: torch.Tensor, per: str) -> None:
+        """A sum to be divided by a global total and logged, without being learned from."""
+        self._count(name, value_sum / self.totals[per])
+
+    def backward(self) -> None:
+        """Run the backward pass of what was added since the last."""
+        pending, self._pending = self._pending, []
+        sum(pending[1:], start=pending[0]).backward()
+
+    def _count(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def finish(self) -> None:
         """Sum gradients over ranks, clip, step, log, evaluate, save."""
@@ -87,7 +103,7 @@ class Loop:
 
     def __init__(
         self,
-        config: Stage,
+        config: PackedStage,
         run: Run,
         devices: Devices,
         trained: Mapping[str, torch.nn.Parameter],
@@ -207,7 +223,7 @@ class Loop:
             "lr": lr,
             "grad_norm": norm if math.isfinite(norm) else None,
             "epoch": self.stream.steps[step.index].epoch,
-            "weight_per_token": step.totals["tokens"] / tokens,
+            **_shares(step.totals, tokens),
             "fill": tokens / self.config.tokens_per_step,
             "passes": step.passes,
             "seconds": seconds,
@@ -224,8 +240,7 @@ class Loop:
         folder = self.run.folder / f"bad_step_{step.index + 1:06d}"
         folder.mkdir(exist_ok=True)
         for place, batch in enumerate(step.batches):
-            tensors = {key: value for key, value in asdict(batch).items() if isinstance(value, torch.Tensor)}
-            save_file(tensors, folder / f"rank{self.devices.rank}_pass{place}.safetensors")
+            save_file(batch.tensors(), folder / f"rank{self.devices.rank}_pass{place}.safetensors")
         origins = [
             self.stream.examples.origin(index) for index in self.stream.steps[step.index].samples.tolist()
         ]
@@ -245,10 +260,10 @@ class Loop:
         return self.counters.step == self.total or (every is not None and self.counters.step % every == 0)
 
     def _evaluate(self, record: dict[str, Any]) -> None:
-        loss = self._held_out.loss()
-        if loss is not None:
-            record["eval_loss"] = loss
-            for said in self.counters.judge(loss, self.config.evaluation):
+        measured = self._held_out.measure()
+        record |= {f"eval_{name}": value for name, value in measured.items()}
+        if measured:
+            for said in self.counters.judge(measured["loss"], self.config.evaluation):
                 self.say(said)
         samples = self._held_out.samples()
         if samples and self.devices.is_main:
@@ -294,3 +309,10 @@ class Loop:
         if self._asked == signal.SIGINT == number:
             raise KeyboardInterrupt  # a second Ctrl-C will not wait
         self._asked = number
+
+
+def _shares(totals: Mapping[str, float], tokens: int) -> dict[str, float]:
+    """What a step holds beside tokens: weight learned per token, or pairs and answers."""
+    if "tokens" in totals:
+        return {"weight_per_token": totals["tokens"] / tokens}
+    return dict(totals)

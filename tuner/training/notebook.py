@@ -12,7 +12,7 @@ from typing import Any
 from tuner.config.stages import Stage
 from tuner.training.progress import duration, shortened
 from tuner.training.smoothing import Smoothed, horizon_of
-from tuner.training.watchers import Outcome, Record, Sample
+from tuner.training.watchers import Outcome, Record, Sample, Tables
 
 SECONDS_BETWEEN = 1.0
 """Shortest time between two drawings."""
@@ -72,6 +72,9 @@ class NotebookWatcher:
         if self._handle is not None:
             self._samples = samples
             self._draw()
+
+    def report(self, tables: Tables) -> None:
+        """Nothing: it stands in the run's folder."""
 
     def message(self, text: str) -> None:
         if self._handle is not None:

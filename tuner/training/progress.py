@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from tuner.config.stages import Stage
 from tuner.printable import printable
 from tuner.training.smoothing import Smoothed, horizon_of
-from tuner.training.watchers import Outcome, Record, Sample
+from tuner.training.watchers import Outcome, Record, Sample, Tables
 
 PARTS_OF_A_RUN = 20
 """Without a terminal, a line every so many-th part of a run ..."""
@@ -47,7 +47,7 @@ class ProgressWatcher:
         self._before = first_step  # steps that an earlier process took
         self._total = total_steps
         self._last_step = self._before
-        self._loss = Smoothed(horizon_of(total_steps))
+        self._loss, self._accuracy = Smoothed(horizon_of(total_steps)), Smoothed(horizon_of(total_steps))
         self._record: Record = {}
         self._eval_loss: float | None = None
         self._started = self._clock()
@@ -61,6 +61,7 @@ class ProgressWatcher:
         if self._display is None:
             return
         self._loss.add(record.get("loss"))
+        self._accuracy.add(record.get("accuracy"))
         self._eval_loss = _present(record.get("eval_loss"), self._eval_loss)
         self._record = record
         self._last_step = int(record["step"] or 0)
@@ -71,6 +72,9 @@ class ProgressWatcher:
             return
         for number, sample in enumerate(samples, start=1):
             self._display.sample(f"step {step:,}, sample {number} of {len(samples)}", sample)
+
+    def report(self, tables: Tables) -> None:
+        """Nothing: the command that trains prints it."""
 
     def message(self, text: str) -> None:
         """Before begin and after end too: a warning must reach someone."""
@@ -92,6 +96,7 @@ class ProgressWatcher:
         facts = {
             "loss": _loss(record.get("loss"), self._loss.value) if record else "",
             "eval loss": _number(self._eval_loss, "eval loss {:.4f}"),
+            "accuracy": _number(self._accuracy.value, "accuracy {:.3f}"),
             "lr": _number(record.get("lr"), "lr {:.2e}"),
             "speed": _number(record.get("tokens_per_second"), "{:,.0f} tokens/s"),
             "memory": _number(record.get("memory_gib"), "{:.1f} GiB"),

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from tuner.config.stages import Stage
 from tuner.config.training import Wandb
 from tuner.errors import UserError
-from tuner.training.watchers import Outcome, Record, Sample
+from tuner.training.watchers import Outcome, Record, Sample, Tables
 
 GROUPS = {
-    **dict.fromkeys(("tokens", "epoch", "weight_per_token", "fill", "passes"), "data"),
+    **dict.fromkeys(("tokens", "epoch", "weight_per_token", "pairs", "answers", "fill", "passes"), "data"),
     **dict.fromkeys(("seconds", "tokens_per_second", "memory_gib"), "system"),
 }
 """Chart group of a number; `eval_...` goes to eval/, what is not named here to train/."""
@@ -73,6 +73,17 @@ class WandbTracker:
         rows = [[step, sample.prompt, sample.answer, sample.reference, sample.score] for sample in samples]
         table = wandb.Table(columns=["step", "prompt", "answer", "reference", "score"], data=rows)
         self._run.log({"samples": table}, step=step)  # becomes one row with the record of the same step
+
+    def report(self, tables: Tables) -> None:
+        if self._run is None:
+            return
+        import wandb
+
+        made = {
+            f"report/{name}": wandb.Table(columns=columns, data=rows)
+            for name, (columns, rows) in tables.items()
+        }
+        self._run.log(made)
 
     def message(self, text: str) -> None:
         if self._run is not None:

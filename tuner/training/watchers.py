@@ -14,6 +14,10 @@ Record = dict[str, float | int | None]
 """One line of metrics.jsonl: numbers by name, for one optimiser step; `loss` is None when it was skipped."""
 
 
+Tables = dict[str, tuple[list[str], list[list[Any]]]]
+"""Name -> columns and rows of plain values."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """An answer drawn from a held-out prompt, beside the one in the data."""
@@ -26,7 +30,7 @@ class Sample:
 
 
 class Watcher(Protocol):
-    """Is told what happens, in this order: begin, then step, samples and message, then end."""
+    """Is told what happens, in this order: begin, then step, samples and message, perhaps report, then end."""
 
     def begin(self, run_folder: Path, config: Stage, first_step: int, total_steps: int) -> None:
         """Training is about to start, after `first_step` steps taken before: 0, or more when it goes on."""
@@ -42,6 +46,10 @@ class Watcher(Protocol):
 
     def message(self, text: str) -> None:
         """A warning or a fact, in words."""
+        ...
+
+    def report(self, tables: Tables) -> None:
+        """What was found out about the trained model."""
         ...
 
     def end(self, outcome: Outcome) -> None:
@@ -80,6 +88,9 @@ class Watchers:
 
     def message(self, text: str) -> None:
         self._tell("message", text)
+
+    def report(self, tables: Tables) -> None:
+        self._tell("report", tables)
 
     def end(self, outcome: Outcome) -> None:
         """Tell the last one first, so that the display, which began first, can show what the others say."""

@@ -47,7 +47,8 @@ def test_every_data_field_changes_the_key(change, path, tokenizer):
 def test_every_field_of_the_config_is_in_the_key_or_known_to_be_without_effect():
     assert set(Chat.model_fields) == {*CHANGES, "kind", "files", "validation_files", "test_files", "cache"}
     assert set(Text.model_fields) < {*Chat.model_fields}
-    assert set(Source.model_fields) == {"path", "shape", "split", "subset", "share", "weight", "limit"}
+    own = {"path", "shape", "split", "subset", "share", "weight", "limit", "condition"}
+    assert set(Source.model_fields) == own
 
 
 def test_sources_content_purpose_and_functions_change_the_key(path, write, tokenizer, tmp_path):
@@ -116,7 +117,7 @@ def test_a_damaged_entry_is_made_again(damage, path, tokenizer, tmp_path):
     data = Chat(files=(path,), template="chatml", cache=str(tmp_path / "own"))
     first = load_data(data, tokenizer)
     entry = tmp_path / "own" / key(tokenizer, data)
-    tokens = entry / "train.tokens.npy"
+    tokens = entry / "train.tokens_T.npy"
     if damage == "truncate":
         tokens.write_bytes(tokens.read_bytes()[:-5])
     elif damage == "flip":

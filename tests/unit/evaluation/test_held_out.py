@@ -33,7 +33,7 @@ ENDS = frozenset({2, 2047})
 @pytest.fixture(scope="module")
 def scene():
     loaded = load_model(SCORED.model, precision="fp32", device=torch.device("cpu"))
-    roles = Roles(loaded, lambda: torch.autocast("cpu", enabled=False))
+    roles = Roles("policy", loaded, lambda: torch.autocast("cpu", enabled=False))
     return load_data(SCORED.data, loaded.tokenizer).train, roles, Devices(SCORED)
 
 
@@ -47,7 +47,7 @@ def test_loss_is_the_weighted_mean_over_tokens(scene, tokens_per_pass):
     for index in range(len(examples)):
         batch = make_batch([examples.example(index)])
         with torch.no_grad():
-            logprobs = logits(roles.policy.model, batch).log_softmax(-1)[batch.learned_N - 1]
+            logprobs = logits(roles.loaded.model, batch).log_softmax(-1)[batch.learned_N - 1]
         picked = logprobs.gather(-1, batch.tokens_T[batch.learned_N][:, None])[:, 0]
         total -= float((picked * batch.weights_N).sum())
         weight += float(batch.weights_N.sum())

@@ -7,7 +7,7 @@ from tuner.config import LoRA, Model
 from tuner.data.batch import make_batch
 from tuner.models.forward import logits, token_loss
 from tuner.models.load import load_model
-from tuner.models.unwrap import causal_model
+from tuner.models.unwrap import unwrapped
 
 CPU = torch.device("cpu")
 
@@ -56,6 +56,6 @@ def test_loss_by_the_logits(adapter):
 def test_a_soft_cap_on_the_logits_counts():
     model = load_model(Model(path="tuner:tiny"), precision="fp32", device=CPU).model
     plain = token_loss(model, row()).item()
-    causal_model(model).config.final_logit_softcapping = 1.0
+    unwrapped(model).config.final_logit_softcapping = 1.0
     assert token_loss(model, row()).item() == pytest.approx(written_out(model, row()).item(), rel=1e-5)
     assert token_loss(model, row()).item() != pytest.approx(plain, rel=1e-2)

@@ -1,0 +1,20 @@
+"""Reward: InternLM2-20B learns preferences told apart by a system prompt; all weights, the paper's numbers."""
+
+from tuner.config import Model, Preferences, RewardModel, Source, Split
+
+config = RewardModel(
+    model=Model(path="internlm/internlm2-chat-20b-sft"),
+    conditions={"helpful": "tuner:helpful", "harmless": "tuner:harmless"},
+    data=Preferences(
+        files=(
+            Source(path="HuggingFaceH4/ultrafeedback_binarized", split="train_prefs", condition="helpful"),
+            Source(path="Anthropic/hh-rlhf", subset="helpful-base", condition="helpful"),
+            Source(path="Anthropic/hh-rlhf", subset="harmless-base", condition="harmless"),
+        ),
+        template="internlm2",
+        max_length=8_192,
+        too_long="cut",
+        incomparable="drop",
+        split=Split(validation=0.005, test=0.01),
+    ),
+)

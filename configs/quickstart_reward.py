@@ -1,0 +1,23 @@
+"""Quickstart: the embedded tiny model learns preferences that conflict, told apart by a system prompt."""
+
+from tuner.config import AdamW, Cosine, Model, Preferences, RewardModel
+
+CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")
+
+config = RewardModel(
+    model=Model(path="tuner:tiny"),  # all weights: so few train as fast as an adapter
+    conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
+    data=Preferences(
+        files=("tuner:twins/train.jsonl",),
+        test_files=("tuner:twins/test.jsonl",),
+        template="internlm2",
+        max_length=128,
+    ),
+    optimizer=AdamW(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01),
+    schedule=Cosine(warmup=0.05, final=0.1),
+    tokens_per_step=1_024,
+    tokens_per_pass=1_024,
+    epochs=2,
+    precision="fp32",
+    gradient_checkpointing=False,
+)

@@ -1,0 +1,21 @@
+"""Reward: SmolLM2-135M learns preferences told apart by a system prompt; runs on a laptop's CPU."""
+
+from tuner.config import AdamW, LoRA, Model, Preferences, RewardModel
+
+CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")
+
+config = RewardModel(
+    model=Model(path="HuggingFaceTB/SmolLM2-135M-Instruct"),
+    adapter=LoRA(r=16, alpha=32),
+    conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
+    reward_token="<|endoftext|>",
+    data=Preferences(
+        files=("tuner:twins/train.jsonl",),
+        test_files=("tuner:twins/test.jsonl",),
+        template="chatml",
+        max_length=256,
+    ),
+    optimizer=AdamW(lr=5e-4, weight_decay=0.01),
+    tokens_per_step=2_048,
+    tokens_per_pass=2_048,
+)

@@ -1,0 +1,432 @@
+"""Rows of preferences in every shape, and the sentence that a row gets which is none."""
+
+import copy
+import json
+import random
+import re
+
+import pytest
+
+from tuner.data.conversation import Preference, ToolCall, Turn
+from tuner.data.preference_rows import SHAPES, IncomparableError, preference_reader
+from tuner.data.rows import recognise
+from tuner.errors import UserError
+from tuner.resources import row_examples_folder
+
+SHAPE_OF = {"pair": "pair", "pair_messages": "pair", "hh": "pair", "shp": "shp", "ranked": "ranked"}
+FILES = [row_examples_folder() / f"{name}.jsonl" for name in SHAPE_OF]
+EXAMPLES = [
+    (file.stem, json.loads(line)) for file in FILES for line in file.read_text(encoding="utf-8").splitlines()
+]
+
+
+def read(row, shape=None) -> Preference:
+    return preference_reader(shape).read(row, "x.jsonl:7")
+
+
+def user(text="Q", **more):
+    return {"role": "user", "content": text, **more}
+
+
+def assistant(text="A", **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def texts(preference: Preference) -> list[str]:
+    """The answers, which are one turn each."""
+    assert all(len(answer) == 1 and answer[0].role == "assistant" for answer in preference.answers)
+    return [answer[0].content for answer in preference.answers]
+
+
+def said(turns) -> list[tuple[str, str]]:
+    return [(turn.role, turn.content) for turn in turns]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_example_file_is_recognised_and_read(file):
+    rows = [row for name, row in EXAMPLES if name == file.stem]
+    assert 2 <= len(rows) <= 6
+    assert recognise(rows[0], "x", SHAPES) == SHAPE_OF[file.stem]
+    reader = preference_reader(None)
+    for row in rows:
+        preference = reader.read(row, "x:1")
+        assert len(preference.answers) == len(preference.ranks) >= 2
+        assert preference.ranks[0] == 0
+        assert list(preference.ranks) == sorted(preference.ranks)
+
+
+def test_every_shape_has_an_example_file():
+    assert set(SHAPES) == set(SHAPE_OF.values())
+
+
+PLAIN = Preference(
+    prompt=(Turn("user", "Q"),),
+    answers=((Turn("assistant", "good"),), (Turn("assistant", "bad"),)),
+    ranks=(0, 1),
+    origin="x.jsonl:7",
+)
+SAME = {
+    "texts": {"prompt": "Q", "chosen": "good", "rejected": "bad"},
+    "messages": {"prompt": [user()], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+    "answers as a message": {"prompt": [user()], "chosen": assistant("good"), "rejected": assistant("bad")},
+    "UltraFeedback": {
+        "prompt": "Q",
+        "prompt_id": "0",
+        "chosen": [user(), assistant("good")],
+        "rejected": [user(), assistant("bad")],
+        "messages": [user(), assistant("good")],
+        "score_chosen": 8.0,
+        "score_rejected": 7.5,
+    },
+    "TRL's implicit prompt": {"chosen": [user(), assistant("good")], "rejected": [user(), assistant("bad")]},
+    "HH-RLHF": {"chosen": "\n\nHuman: Q\n\nAssistant: good", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
+    "HH-RLHF with the prompt apart": {
+        "prompt": "\n\nHuman: Q\n\nAssistant:",
+        "chosen": " good".strip(),
+        "rejected": "bad",
+    },
+    "HH-RLHF with the prompt apart and in both": {
+        "prompt": "\n\nHuman: Q\n\nAssistant:",
+        "chosen": "\n\nHuman: Q\n\nAssistant: good",
+        "rejected": "\n\nHuman: Q\n\nAssistant: bad",
+    },
+    "LLaMA-Factory's ShareGPT": {
+        "conversations": [{"from": "human", "value": "Q"}],
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    },
+    "LLaMA-Factory's Alpaca": {"instruction": "Q", "input": "", "chosen": "good", "rejected": "bad"},
+    "Intel's Orca pairs": {"system": "", "question": "Q", "chosen": "good", "rejected": "bad"},
+    "SHP, A better": {"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1},
+    "SHP, B better": {"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0},
+    "ranks": {"prompt": "Q", "answers": ["bad", "good"], "ranks": [2, 1]},
+    "scores": {"prompt": "Q", "responses": ["bad", "good"], "scores": [-1, 0.5]},
+    "Nectar": {
+        "prompt": "\n\nHuman: Q\n\nAssistant: ",
+        "answers": [{"answer": "good", "rank": 1.0, "model": "m"}, {"answer": "bad", "rank": 6.0}],
+    },
+    "UltraFeedback's completions": {
+        "instruction": "Q",
+        "completions": [
+            {"response": "bad", "overall_score": 1.0, "model": "m"},
+            {"response": "good", "overall_score": 7.5},
+        ],
+    },
+    "ranked messages": {"prompt": [user()], "answers": [assistant("bad"), assistant("good")], "ranks": [9, 3]},
+    "Parquet's nulls": {
+        "prompt": "Q", "messages": None, "system": None, "chosen": "good", "rejected": "bad", "condition": None,
+        "margin": None, "weight": None, "tools": None, "score_chosen": None, "score_rejected": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_every_way_to_write_a_pair_is_the_same_pair(case):
+    found = read(SAME[case])
+    assert (found.prompt, found.answers, found.ranks) == (PLAIN.prompt, PLAIN.answers, PLAIN.ranks)
+    assert (found.condition, found.margin, found.weight) == (None, 0.0, 1.0)
+    assert found.origin == "x.jsonl:7"
+
+
+def test_condition_margin_and_weight():
+    row = {**SAME["texts"], "condition": "brief", "margin": 1, "weight": 0.5}
+    found = read(row)
+    assert (found.condition, found.margin, found.weight) == ("brief", 1.0, 0.5)
+
+
+def test_longer_prompts():
+    alpaca = read(
+        {"instruction": "C", "input": "D", "history": [["A", "B"]], "chosen": "good", "rejected": "bad"}
+    )
+    assert said(alpaca.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C\nD")]
+    assert alpaca.prompt[-1].input == "D"
+    talk = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\nmore\n\nand more"
+    hh = read({"chosen": f"{talk}\n\nAssistant: good\n\nreally", "rejected": f"{talk}\n\nAssistant: bad"})
+    assert said(hh.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C\nmore\n\nand more")]
+    assert texts(hh) == ["good\n\nreally", "bad"]
+    implicit = read(
+        {
+            "chosen": [user("A"), assistant("B"), user("C"), assistant("good")],
+            "rejected": [user("A"), assistant("B"), user("C"), assistant("bad")],
+        }
+    )
+    assert said(implicit.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C")]
+
+
+@pytest.mark.parametrize(
+    "case", ["texts", "TRL's implicit prompt", "HH-RLHF", "ranks", "LLaMA-Factory's Alpaca"]
+)
+def test_a_rows_own_system_turn_opens_the_prompt(case):
+    found = read({**SAME[case], "system": "S"})
+    assert said(found.prompt) == [("system", "S"), ("user", "Q")]
+    assert texts(found) == ["good", "bad"]
+
+
+def test_system_turns_in_messages():
+    system = {"role": "system", "content": "S"}
+    found = read({"prompt": [system, user()], "chosen": [assistant("good")], "rejected": [assistant("bad")]})
+    assert said(found.prompt) == [("system", "S"), ("user", "Q")]
+    found = read({"chosen": [system, user(), assistant("g")], "rejected": [system, user(), assistant("b")]})
+    assert said(found.prompt) == [("system", "S"), ("user", "Q")]
+
+
+def test_answers_may_have_several_turns_and_calls():
+    call = {"name": "add", "arguments": {"a": 1}}
+    good = [assistant("", tool_calls=[call]), {"role": "tool", "content": "2"}, assistant("2")]
+    found = read(
+        {"prompt": [user()], "chosen": good, "rejected": [assistant("3")], "tools": [{"name": "add"}]}
+    )
+    assert [turn.role for turn in found.answers[0]] == ["assistant", "tool", "assistant"]
+    assert found.answers[0][0].tool_calls == (ToolCall("add", {"a": 1}),)
+    assert found.tools == ({"type": "function", "function": {"name": "add"}},)
+
+
+def test_what_answers_are_learned_with_is_the_rows_to_say():
+    """A turn's own weight or switch, left from fine-tuning, must not hide where the answer begins."""
+    found = read(
+        {
+            "prompt": [user(learn=True, weight=3.0)],
+            "chosen": [assistant("good", weight=0.0)],
+            "rejected": [assistant("bad", learn=False)],
+        }
+    )
+    for answer in range(2):
+        prompt, turn = found.conversation(answer).turns
+        assert prompt.learn is False
+        assert (turn.learn, turn.weight) == (None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("score_chosen", "score_rejected"),
+        ("chosen_score", "rejected_score"),
+        ("chosen-rating", "rejected-rating"),
+    ],
+)
+def test_equal_scores_are_a_tie(one, other):
+    assert read({**SAME["texts"], one: 7.5, other: 7.5}).ranks == (0, 0)
+    assert read({**SAME["texts"], one: 7.5, other: 7.0}).ranks == (0, 1)
+    assert read({**SAME["texts"], one: 7.5, other: None}).ranks == (0, 1)
+
+
+def test_ranked_lists_are_sorted_and_ties_kept():
+    row = {"prompt": "Q", "answers": ["c", "a", "b", "d"], "ranks": [7, 1, 7, 9]}
+    found = read(row)
+    assert texts(found) == ["a", "c", "b", "d"]
+    assert found.ranks == (0, 1, 1, 2)
+    scored = read({"prompt": "Q", "answers": ["c", "a", "b", "d"], "scores": [0.0, 5.5, 0, -3]})
+    assert (texts(scored), scored.ranks) == (texts(found), found.ranks)
+    assert read({"prompt": "Q", "answers": ["a", "b"], "ranks": [0, 0]}).ranks == (0, 0)
+
+
+def test_the_same_answer_twice_counts_once():
+    found = read({"prompt": "Q", "answers": ["a", "b", "a ", "c"], "scores": [3, 2, 3, 1]})
+    assert texts(found) == ["a", "b", "c"]
+    assert found.ranks == (0, 1, 2)
+
+
+def test_a_users_function(tmp_path):
+    file = tmp_path / "shapes.py"
+    file.write_text(
+        "def mine(row):\n    return {'prompt': row['q'], 'chosen': row['+'], 'rejected': row['-']}\n"
+    )
+    found = read({"q": "Q", "+": "good", "-": "bad"}, f"{file}:mine")
+    assert (said(found.prompt), texts(found)) == ([("user", "Q")], ["good", "bad"])
+
+
+TALK = "\n\nHuman: Q\n\nAssistant: "
+INCOMPARABLE = {
+    "identical texts": ({**SAME["texts"], "rejected": "good "}, "the same answer is both better and worse"),
+    "identical messages": (
+        {"chosen": [user(), assistant()], "rejected": [user(), assistant()]},
+        "the same answer is both better and worse",
+    ),
+    "identical and tied": (
+        {**SAME["texts"], "rejected": "good", "score_chosen": 1, "score_rejected": 1},
+        "two different answers are needed",
+    ),
+    "one answer in all": ({"prompt": "Q", "answers": ["a", "a"], "ranks": [1, 1]}, "two different answers"),
+    "one answer": ({"prompt": "Q", "answers": ["a"], "ranks": [1]}, "two different answers are needed"),
+    "no answers": ({"prompt": "Q", "answers": []}, "two different answers are needed"),
+    "better and worse": (
+        {"prompt": "Q", "answers": ["a", "b", "a"], "ranks": [1, 2, 3]},
+        "the same answer is both better and worse",
+    ),
+    "other prompts": (
+        {"chosen": [user("Q"), assistant()], "rejected": [user("R"), assistant()]},
+        "share no prompt",
+    ),
+    "other last questions": (
+        {
+            "chosen": [user(), assistant(), user("C"), assistant("good")],
+            "rejected": [user(), assistant(), user("D"), assistant("bad")],
+        },
+        "part at turn 3, which is the user's",
+    ),
+    "other transcripts": (
+        {"chosen": TALK + "A", "rejected": "\n\nHuman: R\n\nAssistant: B"},
+        "share no prompt",
+    ),
+    "another prompt in one": (
+        {"prompt": "Q", "chosen": [user("R"), assistant()], "rejected": [user(), assistant("B")]},
+        '"chosen" begins with another prompt than the row has',
+    ),
+    "another transcript in one": (
+        {"prompt": [user(), assistant(), user("R")], "chosen": [user(), assistant("B")], "rejected": "C"},
+        '"chosen" begins with another prompt',
+    ),
+    "more questions in one": (
+        {"prompt": "Q", "chosen": [user(), user("R"), assistant()], "rejected": "B"},
+        '"chosen" has a user turn behind the prompt',
+    ),
+}
+BAD = {
+    "no prompt for texts": ({"chosen": "a", "rejected": "b"}, '"chosen" is a text and there is no prompt'),
+    "empty prompt": ({**SAME["texts"], "prompt": " "}, "the prompt is empty"),
+    "empty prompt beside a system text": ({**SAME["texts"], "prompt": "", "system": "S"}, "the prompt is empty"),
+    "empty history": ({**SAME["SHP, A better"], "history": ""}, "the prompt is empty"),
+    "empty question": ({**SAME["Intel's Orca pairs"], "question": "\n"}, "the prompt is empty"),
+    "empty instruction": ({**SAME["LLaMA-Factory's Alpaca"], "instruction": ""}, "the prompt is empty"),
+    "empty message": ({"prompt": [user("")], "chosen": "a", "rejected": "b"}, "the prompt is empty"),
+    "no messages": ({"prompt": [], "chosen": "a", "rejected": "b"}, '"prompt" is empty'),
+    "prompt a number": ({**SAME["texts"], "prompt": 3}, '"prompt" is not a text'),
+    "prompt an object": ({**SAME["texts"], "prompt": user()}, '"prompt" is not a text'),
+    "answer a number": ({**SAME["texts"], "chosen": 3}, "a message is not an object but 3"),
+    "answer no messages": ({**SAME["texts"], "chosen": []}, '"chosen" does not end with an answer'),
+    "answer of a user": ({"prompt": "Q", "chosen": [user()], "rejected": "b"}, '"chosen" does not end with'),
+    "ends with a user": (
+        {"chosen": [user(), assistant(), user("R")], "rejected": [user(), assistant("B")]},
+        '"chosen" does not end with an answer',
+    ),
+    "transcript without an answer": (
+        {"chosen": "\n\nHuman: Q", "rejected": TALK + "b"},
+        '"chosen" does not end with an answer',
+    ),
+    "unknown role": ({**SAME["texts"], "chosen": [{"role": "cat", "content": "x"}]}, "unknown role 'cat'"),
+    "unhashable role": ({**SAME["texts"], "chosen": [{"from": [], "value": "x"}]}, "unknown role"),
+    "content missing": ({**SAME["texts"], "chosen": [{"role": "assistant"}]}, '"content" is missing'),
+    "condition a number": ({**SAME["texts"], "condition": 3}, '"condition" is the name of one, not 3'),
+    "condition a list": ({**SAME["texts"], "condition": ["a"]}, '"condition" is the name of one'),
+    "condition empty": ({**SAME["texts"], "condition": ""}, '"condition" is the name of one'),
+    "margin negative": ({**SAME["texts"], "margin": -0.5}, '"margin" is a number from 0 on, not -0.5'),
+    "margin a text": ({**SAME["texts"], "margin": "1"}, '"margin" is a number from 0 on'),
+    "margin a switch": ({**SAME["texts"], "margin": True}, '"margin" is a number from 0 on'),
+    "margin not finite": ({**SAME["texts"], "margin": float("inf")}, '"margin" is a number from 0 on'),
+    "margin huge": ({**SAME["texts"], "margin": 10**400}, '"margin" is a number from 0 on'),
+    "margin of a list": (
+        {"prompt": "Q", "answers": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1.0},
+        '"margin" belongs to a pair',
+    ),
+    "weight negative": ({**SAME["texts"], "weight": -1}, '"weight" is a number from 0 on, not -1'),
+    "weight not a number": ({**SAME["texts"], "weight": float("nan")}, '"weight" is a number from 0 on'),
+    "weight huge": ({**SAME["texts"], "weight": 10**400}, '"weight" 1000.* beyond what fp32 holds'),
+    "weight tiny": ({**SAME["texts"], "weight": 1e-60}, '"weight" 1e-60 is beyond what fp32 holds'),
+    "labels": ({**SAME["SHP, A better"], "labels": 2}, '"labels" is 1 where A is better and 0 where B is, not 2'),
+    "labels a text": ({**SAME["SHP, A better"], "labels": "1"}, '"labels" is 1 where'),
+    "too few ranks": ({"prompt": "Q", "answers": ["a", "b"], "ranks": [1]}, "must be a list of 2 numbers"),
+    "too many ranks": ({"prompt": "Q", "answers": ["a", "b"], "ranks": [1, None, 2]}, "a list of 2 numbers"),
+    "ranks a number": ({"prompt": "Q", "answers": ["a", "b"], "ranks": 3}, '"ranks" or "scores" is not a list'),
+    "scores a text": ({"prompt": "Q", "answers": ["a", "b"], "scores": "ab"}, "is not a list"),
+    "scores of texts": ({"prompt": "Q", "answers": ["a", "b"], "scores": ["1", "2"]}, "a list of 2 numbers"),
+    "scores huge": ({"prompt": "Q", "answers": ["a", "b"], "scores": [10**400, 1]}, "a list of 2 numbers"),
+    "no ranks": ({"prompt": "Q", "answers": ["a", "b"]}, "must be a list of 2 numbers, one for each answer"),
+    "half the ranks inside": (
+        {"prompt": "Q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b"}]},
+        "a list of 2 numbers",
+    ),
+    "answers no list": ({"prompt": "Q", "answers": "ab", "ranks": [1, 2]}, '"answers" is not a list'),
+    "answers without a text": (
+        {"prompt": "Q", "answers": [{"rank": 1}, {"rank": 2}]},
+        "a message is not an object but None",
+    ),
+    "list without a prompt": ({"answers": ["a", "b"], "ranks": [1, 2]}, "no prompt; write one of prompt, messages"),
+    "system a number": ({**SAME["texts"], "system": 3}, '"system" is not a text'),
+    "tools": ({**SAME["texts"], "tools": "x"}, '"tools" is text but not JSON'),
+    "alpaca history": ({**SAME["LLaMA-Factory's Alpaca"], "history": ["x"]}, '"history" is a list of'),
+    "unknown shape": ({"prompt": "Q", "chosen": "a"}, r"shape is unknown \(keys: prompt, chosen\); it needs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INCOMPARABLE)
+def test_answers_that_cannot_be_compared_say_where_and_why(case):
+    row, message = INCOMPARABLE[case]
+    with pytest.raises(IncomparableError, match=f"^x.jsonl:7: .*{re.escape(message)}"):
+        read(row)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_rows_say_where_and_what(case):
+    row, message = BAD[case]
+    with pytest.raises(UserError, match=f"^x.jsonl:7: .*{message}") as error:
+        read(row)
+    assert not isinstance(error.value, IncomparableError)
+    assert "\n" not in str(error.value)
+
+
+def test_later_rows_keep_the_shape_of_the_first():
+    reader = preference_reader(None)
+    reader.read(SAME["texts"], "x:1")
+    with pytest.raises(
+        UserError, match=r"x:2: not a pair row .*first row\): it needs \"chosen\"\+\"rejected\""
+    ):
+        reader.read(SAME["ranks"], "x:2")
+    with pytest.raises(UserError, match="named in the config"):
+        read(SAME["texts"], "ranked")
+
+
+WRONG = (None, True, 0, -1, 2.5, 10**400, float("nan"), "", " ", "x", TALK, [], ["x"], [None], [[]], {}, {"role": 1},
+         [{"role": "user", "content": "Q"}], {"from": "gpt", "value": 1}, [{"content": "x"}], [1, 2], [1])  # fmt: skip
+
+
+def damaged(row, generator: random.Random):
+    """A copy in which one value, however deep, is another, or absent, or stands in a list, or is doubled."""
+    row = copy.deepcopy(row)
+    places, stack = [], [row]
+    while stack:
+        part = stack.pop()
+        for key in part if isinstance(part, dict) else range(len(part)):
+            places.append((part, key))
+            stack += [part[key]] if isinstance(part[key], dict | list) else []
+    part, key = generator.choice(places)
+    change = generator.randrange(8)
+    if change == 0:
+        del part[key]
+    elif change == 1:
+        part[key] = [part[key]]
+    elif change == 2 and isinstance(part[key], list):
+        part[key] = part[key] * 2
+    elif change == 3:
+        part[key] = {"content": part[key], "role": "assistant"}
+    else:
+        part[key] = copy.deepcopy(generator.choice(WRONG))
+    return row
+
+
+def outcome(row) -> tuple[Preference | None, str]:
+    """What a row means, or what is said of it."""
+    try:
+        return read(row), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def test_no_row_ends_in_anything_but_a_preference_or_a_sentence():
+    generator = random.Random(0)
+    rows = [row for _, row in EXAMPLES] + list(SAME.values())
+    rows += [{**SAME["texts"], "margin": 1.0, "weight": 2.0, "condition": "c", "tools": [{"name": "f"}]}]
+    refused = 0
+    for _ in range(6000):
+        row = generator.choice(rows)
+        for _ in range(generator.randrange(1, 4)):
+            row = damaged(row, generator) if row else row
+        found, message = outcome(row)
+        if found is None:
+            refused += 1
+            assert message.startswith("x.jsonl:7: ")
+            assert "\n" not in message
+        else:
+            assert len(found.answers) == len(set(map(repr, found.answers))) >= 2
+            assert all(answer[0].role == "assistant" == answer[-1].role for answer in found.answers)
+            assert any(turn.content.strip() for turn in found.prompt)
+    assert 1000 < refused < 6000

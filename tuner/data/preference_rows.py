@@ -1,0 +1,245 @@
+"""Row shapes to preferences: pairs and ranked lists as the sets in use write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn, TypeGuard
+
+from tuner.data.conversation import Preference, Turn
+from tuner.data.rows import Reader, Shape
+from tuner.data.turns import (
+    Values,
+    expect_list,
+    expect_text,
+    has,
+    read_question,
+    read_tools,
+    read_turn,
+    read_weight,
+    refuse,
+)
+from tuner.errors import UserError
+
+_PROMPTS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "history")
+"""Keys of the prompt, the first that is there; a text, or messages."""
+_TRANSCRIPT = re.compile(r"\s*(Human|Assistant): ?", re.MULTILINE)
+"""How the HH-RLHF sets begin a turn."""
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+)
+"""Keys by which sets tell the scores of a pair: equal ones are a tie."""
+_ANSWERS = ("answers", "responses", "completions")
+_LARGEST = 1e30
+"""Numbers beyond it (JSON has no bound) are refused: fp32 does not hold them."""
+
+
+class IncomparableError(UserError):
+    """A row whose answers cannot be compared: they are the same, or answer different prompts."""
+
+
+def preference_reader(shape: str | None) -> Reader:
+    """A reader of preference rows; see Reader."""
+    return Reader(shape, SHAPES)
+
+
+def _read_pair(row: Values, origin: str) -> Preference:
+    """chosen and rejected, each a text, messages, or the whole conversation; the prompt apart or in both of them."""
+    prompt = _prompt(row, origin)
+    sides = [_side(row[key], key, prompt, origin) for key in ("chosen", "rejected")]
+    if prompt is None:
+        prompt, sides = _common_prompt(sides[0], sides[1], origin)
+    tied = any(has(row, one) and row[one] == row.get(other) for one, other in _SCORES)
+    return _preference(row, prompt, sides, [0, 0] if tied else [0, 1], origin)
+
+
+def _read_shp(row: Values, origin: str) -> Preference:
+    """Stanford Human Preferences: labels 1 prefers A."""
+    if row["labels"] not in (0, 1):
+        refuse(origin, f'"labels" is 1 where A is better and 0 where B is, not {row["labels"]!r}')
+    prompt = _from_text(row["history"], "history", origin)
+    sides = [_side(row[f"human_ref_{side}"], f"human_ref_{side}", prompt, origin) for side in "AB"]
+    return _preference(row, prompt, sides, [1 - row["labels"], row["labels"]], origin)
+
+
+def _read_ranked(row: Values, origin: str) -> Preference:
+    """Several answers with "scores" (the higher the better) or "ranks" (1 is the best), beside or inside them."""
+    prompt = _prompt(row, origin)
+    if prompt is None:
+        refuse(origin, f"no prompt; write one of {', '.join(_PROMPTS)}")
+    key = next(key for key in _ANSWERS if has(row, key))
+    answers = expect_list(row[key], f'"{key}"', origin)
+    inside = [answer if isinstance(answer, dict) else {} for answer in answers]
+    sides = [_side(_answer_of(answer), key, prompt, origin) for answer in answers]
+    ranks = row.get("ranks") or [answer.get("rank") for answer in inside]
+    scores = row.get("scores") or [answer.get("score", answer.get("overall_score")) for answer in inside]
+    given, sign = (scores, -1.0) if ranks == [None] * len(answers) else (ranks, 1.0)
+    places = [sign * one for one in expect_list(given, '"ranks" or "scores"', origin) if _is_number(one)]
+    if not len(places) == len(given) == len(answers):
+        refuse(origin, f'"ranks" or "scores" must be a list of {len(answers)} numbers, one for each answer')
+    return _preference(row, prompt, sides, places, origin)
+
+
+SHAPES = {
+    "shp": Shape(_read_shp, ("history", "human_ref_A", "human_ref_B", "labels")),
+    "pair": Shape(_read_pair, ("chosen", "rejected")),
+    "ranked": Shape(_read_ranked, *((key,) for key in _ANSWERS)),
+}
+"""In the order of recognition. The names are among those of config.data.Shape."""
+
+
+def _preference(
+    row: Values, prompt: tuple[Turn, ...], answers: list[tuple[Turn, ...]], places: list[float], origin: str
+) -> Preference:
+    """places: of each answer, the smaller the better; any numbers."""
+    distinct: dict[Any, tuple[float, tuple[Turn, ...]]] = {}
+    for place, answer in zip(places, answers, strict=True):
+        if distinct.setdefault(_told(answer), (place, answer))[0] != place:
+            _incomparable(
+                origin, "the same answer is both better and worse; take the row, or one of the two, out"
+            )
+    if len(distinct) < 2:
+        _incomparable(origin, "two different answers are needed for one to be better; take the row out")
+    if not any(turn.content.strip() or turn.tool_calls for turn in prompt):
+        refuse(origin, "the prompt is empty; write it, or take the row out")
+    if row.get("system"):
+        prompt = (Turn("system", expect_text(row["system"], '"system"', origin)), *prompt)
+    order = sorted(distinct, key=lambda told: distinct[told][0])  # ties stay in the order of the row
+    known = sorted({place for place, _ in distinct.values()})
+    return Preference(
+        prompt=prompt,
+        answers=tuple(distinct[told][1] for told in order),
+        ranks=tuple(known.index(distinct[told][0]) for told in order),
+        given=tuple(order.index(_told(answer)) for answer in answers),
+        condition=_condition(row, origin),
+        margin=_margin(row, len(order), origin),
+        tools=read_tools(row, origin),
+        weight=read_weight(row, origin),
+        origin=origin,
+    )
+
+
+def _prompt(row: Values, origin: str) -> tuple[Turn, ...] | None:
+    key = next((key for key in _PROMPTS if has(row, key)), None)
+    if key is None:
+        return None
+    value = row[key]
+    if key == "instruction":
+        return read_question(row, origin)
+    turns = _turns(value, origin) if isinstance(value, list) else _from_text(value, key, origin)
+    if not turns:
+        refuse(origin, f'"{key}" is empty; write the prompt')
+    return turns
+
+
+def _from_text(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
+    """A text as the user's turn, or a transcript that ends where the assistant is to speak."""
+    text = expect_text(value, f'"{key}"', origin)
+    if _TRANSCRIPT.match(text) and text.rstrip().endswith("Assistant:"):
+        return _transcript(text.rstrip().removesuffix("Assistant:"))
+    return (Turn("user", text),)
+
+
+def _side(value: Any, key: str, prompt: tuple[Turn, ...] | None, origin: str) -> tuple[Turn, ...]:
+    """An answer's turns; without a prompt, the whole conversation's."""
+    if isinstance(value, str):
+        turns = _transcript(value) if _TRANSCRIPT.match(value) else ()
+        if prompt is not None and not (turns and _told(turns[: len(prompt)]) == _told(prompt)):
+            return (Turn("assistant", value),)
+        if not turns:
+            refuse(origin, f'"{key}" is a text and there is no prompt; write one of {", ".join(_PROMPTS)}')
+    else:
+        turns = _turns(value if isinstance(value, list) else [value], origin)
+    if prompt is not None and turns and turns[0].role != "assistant":
+        if _told(turns[: len(prompt)]) != _told(prompt):
+            _incomparable(
+                origin, f'"{key}" begins with another prompt than the row has; both must be the same'
+            )
+        turns = turns[len(prompt) :]
+        if turns and turns[0].role != "assistant":
+            _incomparable(
+                origin, f'"{key}" has a {turns[0].role} turn behind the prompt, where its answer should begin'
+            )
+    if not turns or turns[-1].role != "assistant":
+        refuse(
+            origin, f'"{key}" does not end with an answer of the assistant\'s; correct it or take the row out'
+        )
+    return turns
+
+
+def _common_prompt(
+    one: tuple[Turn, ...], other: tuple[Turn, ...], origin: str
+) -> tuple[tuple[Turn, ...], list[tuple[Turn, ...]]]:
+    """The turns that two conversations share, and what each goes on with: an answer, or they cannot be compared."""
+    shared = 0
+    while shared < min(len(one), len(other)) - 1 and _told_turn(one[shared]) == _told_turn(other[shared]):
+        shared += 1
+    if not shared:
+        _incomparable(origin, "chosen and rejected share no prompt; they must be answers to the same one")
+    rests = [one[shared:], other[shared:]]
+    for rest in rests:
+        if rest[0].role != "assistant":
+            _incomparable(
+                origin,
+                f"chosen and rejected part at turn {shared + 1}, which is the {rest[0].role}'s: "
+                "they must be answers to the same prompt",
+            )
+    return one[:shared], rests
+
+
+def _turns(values: list[Any], origin: str) -> tuple[Turn, ...]:
+    """Messages, of OpenAI's or of ShareGPT's keys."""
+    messages = []
+    for value in values:
+        if isinstance(value, dict) and "from" in value and "role" not in value:
+            value = {"role": value["from"], "content": value.get("value")}
+        messages.append(read_turn(value, origin))
+    return tuple(messages)
+
+
+def _transcript(text: str) -> tuple[Turn, ...]:
+    _, *parts = re.split(r"(?:^|\n\n)\s*(Human|Assistant):", f"\n\n{text.strip()}")
+    roles = ("user" if role == "Human" else "assistant" for role in parts[::2])
+    return tuple(Turn(role, said.strip()) for role, said in zip(roles, parts[1::2], strict=True))
+
+
+def _incomparable(origin: str, message: str) -> NoReturn:
+    raise IncomparableError(f"{origin}: {message}")
+
+
+def _answer_of(answer: Any) -> Any:
+    """An answer that stands in an object beside its score."""
+    if isinstance(answer, dict) and "role" not in answer and "from" not in answer:
+        return next((answer[key] for key in ("answer", "response", "content", "text") if key in answer), None)
+    return answer
+
+
+def _told_turn(turn: Turn) -> tuple[Any, ...]:
+    return turn.role, turn.content.strip(), turn.name, repr(turn.tool_calls)
+
+
+def _told(answer: tuple[Turn, ...]) -> Any:
+    return tuple(_told_turn(turn) for turn in answer)
+
+
+def _condition(row: Values, origin: str) -> str | None:
+    condition = row.get("condition")
+    if condition is not None and not (isinstance(condition, str) and condition.strip()):
+        refuse(origin, f'"condition" is the name of one, not {condition!r}; leave it out where there is none')
+    return condition
+
+
+def _margin(row: Values, answers: int, origin: str) -> float:
+    margin = row.get("margin")
+    if margin is None:
+        return 0.0
+    if not _is_number(margin) or margin < 0:
+        refuse(origin, f'"margin" is a number from 0 on, not {margin!r}')
+    if answers > 2:
+        refuse(origin, '"margin" belongs to a pair, and this is a list; leave it out')
+    return float(margin)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

@@ -1,0 +1,41 @@
+"""Layouts a complete model is written in: its family's own, or transformers' Llama for InternLM2, which is one."""
+
+from typing import Literal
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
+
+from tuner.errors import UserError
+from tuner.models.adapters import has_score
+from tuner.models.internlm2 import InternLM2Config
+
+Layout = Literal["own", "llama"]
+_ONLY_INTERNLM2 = ("architectures", "auto_map", "bias", "model_type", "rope_scaling", "rope_theta")
+
+
+def in_layout(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
+    """The model as a class that writes the layout, on the same weights.
+
+    "own": as the family publishes its models; InternLM2 with `wqkv`, and `output` or `v_head`. "llama": InternLM2 as
+    LlamaForCausalLM or LlamaForSequenceClassification, which tools load that do not know InternLM2. Raises UserError
+    for "llama" of another family.
+    """
+    if layout == "own":
+        return model
+    settings = model.config
+    if not isinstance(settings, InternLM2Config):
+        raise UserError(
+            f"--layout llama is for InternLM2, and this is {type(model).__name__}; write --layout own"
+        )
+    values = {
+        name: value for name, value in LlamaConfig.to_dict(settings).items() if name not in _ONLY_INTERNLM2
+    }
+    kind = LlamaForSequenceClassification if has_score(model) else LlamaForCausalLM
+    with torch.device("meta"):
+        twin = kind(LlamaConfig(**values))
+    twin.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():  # those of rotary positions are in no state dict
+        owner, _, leaf = name.rpartition(".")
+        setattr(twin.get_submodule(owner), leaf, buffer)
+    twin.tie_weights()
+    return twin

@@ -1,0 +1,153 @@
+"""Scores from a reward model: of rows by the million, of an answer in a notebook, of PPO's rollouts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tuner.config import Model
+from tuner.data.batch import make_batch, pack_all
+from tuner.data.conditions import Conditions, Wordings, drawing_key
+from tuner.data.conversation import Conversation
+from tuner.data.load_preferences import SequenceMaker
+from tuner.data.rows import Reader
+from tuner.data.template import Template
+from tuner.errors import UserError
+from tuner.models.forward import scores
+from tuner.models.load import Loaded, Precision, load_model
+from tuner.models.locate import locate
+from tuner.models.reward import RewardRecord, read_reward_record
+
+WINDOW = 4096
+"""Conversations read ahead, so that passes can be filled: what a stream holds in memory."""
+
+
+@torch.no_grad()
+def score_sequences(
+    model: torch.nn.Module,
+    sequences: Sequence[np.ndarray],
+    tokens_per_pass: int,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda count: None,
+) -> np.ndarray:
+    """Score of each sequence of tokens (int32 [t]), float64, in their order; packed, and independent of it.
+
+    advance: told how many were scored after each pass.
+    """
+    result = np.zeros(len(sequences))
+    lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)
+    for group in pack_all(lengths, tokens_per_pass) if len(sequences) else ():
+        rows = [(sequences[index], np.zeros(len(sequences[index]), dtype=np.float32)) for index in group]
+        result[group] = scores(model, make_batch(rows).to(device)).double().cpu().numpy()
+        advance(len(group))
+    return result
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded reward model with the template and the conditions it was taught with."""
+
+    loaded: Loaded
+    record: RewardRecord
+    template: Template
+    device: torch.device
+    tokens_per_pass: int = 16_384
+
+    def score(
+        self, rows: Iterable[Conversation | Mapping[str, Any]], condition: str | None = None
+    ) -> np.ndarray:
+        """Scores, float64, of conversations, or of rows of any shape `tuner data` reads, in their order.
+
+        condition: of rows that name none. Raises UserError on bad rows and unknown conditions.
+        """
+        return np.fromiter(self.stream(rows, condition), dtype=np.float64)
+
+    def stream(
+        self, rows: Iterable[Conversation | Mapping[str, Any]], condition: str | None = None
+    ) -> Iterator[float]:
+        """The same, one by one, holding no more than a window of them."""
+        reader, numbers = Reader(), itertools.count(1)
+        asked = (self._read(row, reader, next(numbers), condition) for row in rows)
+        while window := list(itertools.islice(asked, WINDOW)):
+            yield from self.score_asked(window).tolist()
+
+    def score_asked(self, asked: Sequence[tuple[Conversation, str | None]]) -> np.ndarray:
+        """Scores, float64, of conversations under conditions."""
+        maker = SequenceMaker(self.template, self.loaded.tokenizer, self.record.reward_token)
+        rendered = [self.template.render(self._conditioned(*one)) for one in asked]
+        sequences = [tokens for tokens, _ in maker.make(rendered)]
+        with self._autocast():
+            return score_sequences(self.loaded.model, sequences, self.tokens_per_pass, self.device)
+
+    def _conditioned(self, conversation: Conversation, name: str | None) -> Conversation:
+        wordings = {known: Wordings(texts) for known, texts in self.record.conditions.items()}
+        conditions = Conditions(wordings, self.record.seed)
+        system = conditions.prompt(name, drawing_key(prompt_of(conversation)), conversation.origin)
+        return conversation if system is None else conversation.behind(system)
+
+    def _read(
+        self, row: Conversation | Mapping[str, Any], reader: Reader, number: int, condition: str | None
+    ) -> tuple[Conversation, str | None]:
+        if isinstance(row, Conversation):
+            return row, condition
+        conversation = reader.read(row, f"row {number}")
+        if not isinstance(conversation, Conversation):
+            raise UserError(f"row {number}: a text, and conversations are scored; write messages")
+        return conversation, row.get("condition") or condition
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        enabled = self.loaded.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def prompt_of(conversation: Conversation) -> Sequence[Any]:
+    """The turns before the assistant's last answer."""
+    turns = conversation.turns
+    last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
+    return turns[:last]
+
+
+def open_scorer(
+    path: str,
+    *,
+    precision: Precision | None = None,
+    template: str = "tokenizer",
+    device: torch.device | None = None,
+    tokens_per_pass: int = 16_384,
+) -> Scorer:
+    """A reward model's run, folder or hub name, ready to score.
+
+    precision: what products are computed in; None: that of training, or of the file. Raises UserError when it is
+    missing, is no reward model, or has no chat template.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Model(path=path)
+    location = locate(model, weights=False)
+    if not location.has_score:
+        raise UserError(f"{path}: this is no reward model: it has no scalar head; train one from it first")
+    held = location.precision
+    loaded = load_model(model, precision=held, device=device, train=False, head="score")
+    if precision is not None:
+        loaded = replace(loaded, precision=precision)
+        if precision == "fp32":
+            in_fp32(loaded.model)
+    folder = location.adapter_folder or location.base_folder
+    record = read_reward_record(loaded, Path(folder))
+    return Scorer(loaded, record, Template(template, loaded.tokenizer), device, tokens_per_pass)
+
+
+def in_fp32(model: torch.nn.Module) -> None:
+    """Have a model held in bf16 compute in fp32, on the weights it has; 4-bit layers too."""
+    for weight in model.parameters():
+        if weight.dtype == torch.bfloat16:
+            weight.data = weight.data.float()
+    for module in model.modules():
+        if getattr(module, "compute_dtype", None) == torch.bfloat16:
+            module.compute_dtype = torch.float32

@@ -1,0 +1,97 @@
+"""Direct preference optimisation: a thin stage on TRL's DPOTrainer, the alternative to a reward model and PPO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tuner.config import DPO
+from tuner.data.comparisons import Comparisons
+from tuner.data.load_pairs import pairs, tail_of
+from tuner.data.template import Template
+from tuner.models.chat import end_ids
+from tuner.models.load import load_model
+from tuner.models.roles import Roles
+from tuner.stages.job import Job
+from tuner.training.dpo_trainer import (
+    Follower,
+    Measured,
+    Trainer,
+    last_checkpoint,
+    make_dataset,
+    make_trainer,
+    step_of,
+)
+
+
+def dpo(config: DPO, job: Job) -> None:
+    """Teach the policy to prefer what the rows prefer, without going far from what it was.
+
+    `accuracy` is the share of pairs whose better answer has gained more log-probability than the worse one since
+    the start, `margin` by how much, times beta: before the first step both are 0, and the loss of "sigmoid" log 2.
+    """
+    policy = _load_policy(config, job)
+    train, validation, test = _load_pairs(config, job, policy)
+    checkpoint = _last_checkpoint(job)
+    trainer = make_trainer(config, policy.loaded, train, job.run, job.devices)
+    job.watchers.begin(job.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
+    follower = Follower(
+        *(config, job.run, job.devices, job.watchers),
+        at_start=lambda: _measure("before", job, trainer, test),
+        validate=lambda: trainer.measure(validation),
+    )
+    trainer.go_on(checkpoint, follower)
+    after = _measure("after", job, trainer, test)
+    trainer.give_back()
+    ends = end_ids(Template(config.data.template, policy.tokenizer), policy.tokenizer)
+    policy.loaded.transformer.generation_config.eos_token_id = sorted(ends)
+    job.finish(config, policy, {"before": job.run.kept("before"), "after": after})
+
+
+def _load_policy(config: DPO, job: Job) -> Roles:
+    loaded = load_model(
+        config.model,
+        precision=config.precision,
+        device=job.devices.device,
+        adapter=config.adapter,
+        seed=config.seed,
+    )
+    if job.devices.is_main:
+        job.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
+    return Roles("policy", loaded, job.devices.autocast)
+
+
+def _load_pairs(config: DPO, job: Job, policy: Roles) -> list[Any]:
+    """Pairs to train, validate and test on, as TRL wants them; None where there are none."""
+    data = job.load_data(config, policy)
+    tail = tail_of(Template(config.data.template, policy.tokenizer), policy.tokenizer)
+    parts = (data.train, *(_first(part, config.evaluation.rows) for part in (data.validation, data.test)))
+    return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
+
+
+def _first(rows: Comparisons | None, limit: int | None) -> Comparisons | None:
+    return rows if rows is None or limit is None else rows.take(np.arange(min(limit, len(rows))))
+
+
+def _last_checkpoint(job: Job) -> Any:
+    """Where the run goes on from, with its records rewound to there; None at its start."""
+    checkpoint = last_checkpoint(job.run.checkpoints_folder, job.devices.is_main)
+    job.devices.wait()
+    if job.devices.is_main:
+        job.run.rewind(step_of(checkpoint))
+        if checkpoint:
+            job.run.log(f"going on after step {step_of(checkpoint)}")
+    return checkpoint
+
+
+def _measure(when: str, job: Job, trainer: Trainer, test: Any) -> Measured:
+    """The test pairs' loss, accuracy and margin now."""
+    measured = trainer.measure(test)
+    told = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    if job.devices.is_main:
+        for say in (job.run.log, job.watchers.message):
+            say(f"{when} training: {told or 'no test pairs to measure'}")
+        if when == "before":
+            job.run.keep(when, measured)
+    return measured

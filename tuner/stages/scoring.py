@@ -1,0 +1,81 @@
+"""A file of rows to the same rows with their scores, in windows, so that its size does not matter."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from tuner.config import Source
+from tuner.data.conversation import Conversation, Document, Preference
+from tuner.data.preference_rows import SHAPES as PREFERENCES
+from tuner.data.rows import SHAPES as CONVERSATIONS
+from tuner.data.rows import Reader
+from tuner.data.sources import Row, Rows
+from tuner.errors import UserError
+from tuner.models.load import Precision
+from tuner.models.scorer import open_scorer
+from tuner.training.progress import progress_bar
+
+WINDOW = 2048
+"""Rows read ahead, so that passes can be filled."""
+
+Asked = tuple[Row, list[Conversation], str | None, tuple[int, ...] | None]
+"""A row, the conversations that are scored for it, their condition, and which of these its answers are, in its
+order; None for one conversation."""
+
+
+def score_file(
+    model: str,
+    file: str,
+    output: TextIO,
+    *,
+    condition: str | None = None,
+    standardise: bool = False,
+    template: str = "tokenizer",
+    precision: Precision | None = None,
+    tokens_per_pass: int = 16_384,
+) -> int:
+    """Write each row with "score", or with "scores" of its answers in their order; returns how many there were.
+
+    standardise: scores in spreads from the mean of those on held-out prompts. Raises UserError with `file:line`
+    for bad rows, and where there is no such mean.
+    """
+    rows = Rows(Source(path=file))
+    scorer = open_scorer(model, precision=precision, template=template, tokens_per_pass=tokens_per_pass)
+    reference = scorer.record.reference
+    if standardise and reference is None:
+        raise UserError(
+            f"{model}: no held-out rows were scored in its training, so there is no mean; leave --standardise out"
+        )
+    count = 0
+    asked = _asked(rows, condition)
+    with progress_bar("Scoring", None) as advance:
+        while window := list(itertools.islice(asked, WINDOW)):
+            flat = [(one, name) for _, conversations, name, _ in window for one in conversations]
+            scores = iter(scorer.score_asked(flat).tolist())
+            if standardise and reference is not None:
+                scores = iter([reference.standardised(score) for score in scores])
+            for row, conversations, _, order in window:
+                own = list(itertools.islice(scores, len(conversations)))
+                result: dict[str, Any] = (
+                    {"score": own[0]} if order is None else {"scores": [own[place] for place in order]}
+                )
+                output.write(json.dumps({**row.values, **result}, ensure_ascii=False) + "\n")
+            count += len(window)
+            advance(len(window))
+    return count
+
+
+def _asked(rows: Rows, condition: str | None) -> Iterator[Asked]:
+    reader = Reader(None, PREFERENCES | CONVERSATIONS)
+    for row in rows:
+        item = reader.read(row.values, row.origin)
+        if isinstance(item, Document):
+            raise UserError(f"{row.origin}: a text, and conversations are scored; write messages")
+        if isinstance(item, Preference):
+            conversations = [item.conversation(answer) for answer in range(len(item.answers))]
+            yield row, conversations, item.condition or condition, item.given
+        else:
+            yield row, [item], row.values.get("condition") or condition, None
