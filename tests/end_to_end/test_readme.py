@@ -14,12 +14,19 @@ import pytest
 import tuner as tuner_package
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
-from tuner.config import SFT, load_config, override
+from tuner.config import SFT, ModelStage, Stage, load_config, override
 from tuner.errors import UserError
 
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
 TARGETS = set(re.findall(r"^([a-z_-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-SHORT = ("max_steps=2", "evaluation.rows=2", "evaluation.max_new_tokens=4")
+ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "condition": "brief"}\n'
+"""What stands in a file of rows that a page scores."""
+
+
+def short(config: Stage) -> tuple[str, ...]:
+    """Overrides that make a run of a stage short."""
+    answers = ("evaluation.max_new_tokens=4",) if isinstance(config, SFT) else ()
+    return ("max_steps=2", "evaluation.rows=2", *answers)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -36,7 +43,7 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in split if words]
 
 
-def is_at_hand(config: SFT, folder: Path) -> bool:
+def is_at_hand(config: ModelStage, folder: Path) -> bool:
     """Whether its model can be loaded here: real ones are not."""
     return config.model.path.startswith("tuner:") or (folder / config.model.path).exists()
 
@@ -61,7 +68,7 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
             config = override(
                 load_config(folder / name if (folder / name).is_file() else name), changes(rest)
             )
-            assert isinstance(config, SFT)
+            assert isinstance(config, ModelStage)
             if not is_at_hand(config, folder):
                 return [
                     "check",
@@ -70,11 +77,14 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
                     "--tiny",
                     *(word for word in options if word == "--json"),
                 ]
-            return [verb, name, *rest, *(SHORT if verb == "train" else ())]
+            return [verb, name, *rest, *(short(config) if verb == "train" else ())]
         case ["tuner", "chat", _, *rest]:
             assert rest, "a page cannot type: use -m"
             return [*words[1:], "--max-new-tokens", "4"]
-        case ["tuner", "configs" | "copy" | "show" | "merge", *_]:
+        case ["tuner", "score", _, rows, *_]:
+            (folder / rows).write_text(ROWS, encoding="utf-8")
+            return words[1:]
+        case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export", *_]:
             return words[1:]
     raise AssertionError(f"no rule for: {shlex.join(words)}")
 
@@ -98,10 +108,10 @@ def test_commands_run(page: Path, tuner: Callable[..., Done], tmp_path: Path) ->
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     train = tuner_package.train
 
-    def short(config: SFT, **settings: Any) -> Any:
-        return train(override(config, list(SHORT)), **settings)
+    def train_shortly(config: Stage, **settings: Any) -> Any:
+        return train(override(config, list(short(config))), **settings)
 
-    monkeypatch.setattr(tuner_package, "train", short, raising=False)
+    monkeypatch.setattr(tuner_package, "train", train_shortly, raising=False)
 
 
 @pytest.mark.usefixtures("_short_training")
@@ -112,7 +122,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         names: dict[str, Any] = {}
         exec(compile(block, str(page), "exec"), names)
         config = names.get("config")
-        if isinstance(config, SFT) and config.name is None:
+        if isinstance(config, Stage) and config.name is None:
             (tmp_path / "page.py").write_text(block)
             assert load_config("page.py").name == "page"
 
@@ -137,7 +147,9 @@ def test_every_config_and_file_that_is_named_exists() -> None:
     table = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     named = {name for row in table for name in re.findall(r"`(\w+)`", row)}
     for name in named & {file.stem for file in (ROOT / "configs").glob("*.py")} | {
-        name for name in named if name.endswith(("_qlora", "_lora", "_full", "_pretrain", "_sft"))
+        name
+        for name in named
+        if name.endswith(("_qlora", "_lora", "_full", "_pretrain", "_sft", "_reward", "_dpo"))
     }:
         load_config(name)
     assert {file.stem for file in (ROOT / "configs").glob("*.py")} <= named, (

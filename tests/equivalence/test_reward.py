@@ -55,7 +55,11 @@ def reward() -> Callable[..., RewardModel]:
 def assert_same(one, other):
     """To the last bit: steps, held-out rows, weights, results, and what the model says of itself."""
     assert curve(one) == curve(other)
-    names = {name for record in one.metrics for name in record} - {"seconds", "tokens_per_second", "memory_gib"}
+    names = {name for record in one.metrics for name in record} - {
+        "seconds",
+        "tokens_per_second",
+        "memory_gib",
+    }
     for own, their in zip(one.metrics, other.metrics, strict=True):
         assert {name: own.get(name) for name in names} == {name: their.get(name) for name in names}
     assert weights(one).keys() == weights(other).keys()
@@ -147,7 +151,9 @@ def test_two_processes_equal_one(reward, train, tmp_path):
     assert {record["passes"] for record in two.metrics} == {1}  # idle: nothing for the second rank
     one, two = (Run(tmp_path / place / "lora" / "small") for place in ("one", "two"))
     for own, their in zip(one.metrics, two.metrics, strict=True):
-        measures = [name for name in ("eval_loss", "eval_accuracy", "accuracy", "score", "margin") if name in own]
+        measures = [
+            name for name in ("eval_loss", "eval_accuracy", "accuracy", "score", "margin") if name in own
+        ]
         assert [own[name] for name in measures] == pytest.approx(
             [their[name] for name in measures], rel=1e-3, abs=1e-4
         )
@@ -315,7 +321,9 @@ def mean_score(config, source):
     data = load_rows(config)
     sequences = data.train.sequences
     answers = data.train.answers(plan(config, data).steps[0].samples)
-    loaded = load_model(Model(path=str(source.folder)), precision="fp32", device=CPU, train=False, head="score")
+    loaded = load_model(
+        Model(path=str(source.folder)), precision="fp32", device=CPU, train=False, head="score"
+    )
     tokens = [sequences.example(index)[0] for index in answers.tolist()]
     return score_sequences(loaded.model, tokens, 512, CPU).mean()
 
@@ -402,4 +410,6 @@ def test_every_file_of_a_reward_run_is_there(reward, train):
     run = train(reward({"max_steps": 1, **TESTED}))
     names = {path.name for path in Path(run.folder).iterdir()}
     assert {"report.json", "report.html", "results.json", "metrics.jsonl", "model"} <= names
-    assert {"reward.json", "chat_template.jinja", "tuner.json"} <= {p.name for p in run.model_folder.iterdir()}
+    assert {"reward.json", "chat_template.jinja", "tuner.json"} <= {
+        p.name for p in run.model_folder.iterdir()
+    }

@@ -32,7 +32,7 @@ def data(
     tokenizer = load_tokenizer(packed(value).model)
     rows = load_rows(value, tokenizer)
     report = rows.report
-    examples, shown = shown_passes(value, rows, passes)
+    examples, shown, label = shown_passes(value, rows, passes)
     wrong = view.errors(examples, tokenizer, report)
     if json:
         found = {"errors": wrong, "notices": view.notices(examples, tokenizer, report)}
@@ -45,6 +45,8 @@ def data(
         typer.echo(f"{html}: open it in a browser")
     else:
         console = Console()
-        console.print(view.terminal(examples, tokenizer, shown, report, color=console.is_terminal))
+        console.print(
+            view.terminal(examples, tokenizer, shown, report, color=console.is_terminal, label=label)
+        )
     if wrong:
         raise typer.Exit(1)

@@ -21,7 +21,7 @@ class FocalRanking(Part):
     """"log": -(log(bound + x) + log(bound - x)), going on as a parabola from 0.001 before the bound outwards, so that
     a score outside is pushed back; "square": x squared."""
 
-    bound: float = Field(default=5.0, gt=0.001)
+    bound: float = Field(default=5.0, gt=0.001, le=1000)
     """Scores are to stay within plus and minus this: the log penalty's pole, and what the report card holds them to."""
 
     barrier: float = Field(default=0.02, ge=0)

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -35,7 +36,8 @@ class Part(BaseModel):
         return {name: _tuples(value) for name, value in values.items()}
 
     def __hash__(self) -> int:
-        return hash(self.model_dump_json())  # values may be dicts, which have no hash of their own
+        plain = self.model_dump(mode="json")  # values may be dicts, which have no hash of their own
+        return hash(json.dumps(plain, sort_keys=True))
 
     def _repr_html_(self) -> str:
         """The value as a table, in Jupyter."""

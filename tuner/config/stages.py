@@ -245,10 +245,12 @@ class DPO(ModelStage):
     """How the learning rate moves over the run."""
 
     pairs_per_step: int = Field(default=64, ge=1)
-    """What an optimiser step learns from, over all devices, in pairs; the rest of an epoch makes a smaller step."""
+    """What an optimiser step learns from, over all devices, in pairs; what is left of an epoch makes a smaller step,
+    filled up with pairs seen before where several devices have none left."""
 
     pairs_per_pass: int = Field(default=4, ge=1)
-    """What one forward and backward pass holds, in pairs, padded to their longest answer: memory and speed."""
+    """What one forward and backward pass holds, in pairs, padded to their longest answer: memory and speed. (In a
+    smaller last step TRL weighs a pass that is not full like a full one.)"""
 
     evaluation: Validation = Validation()
     """What is measured on held-out rows."""

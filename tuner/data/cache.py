@@ -30,6 +30,7 @@ CODE = (
     "conversation",
     "examples",
     "load",
+    "load_pairs",
     "load_preferences",
     "preference_rows",
     "report",

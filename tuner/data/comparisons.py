@@ -61,6 +61,14 @@ class Comparisons:
         """Name of a row's condition."""
         return self.condition_names[self.conditions[index]] if self.conditions[index] >= 0 else None
 
+    def describe(self, sequence: int) -> str:
+        """Which answer a sequence is, in words: its place among the row's, and the condition."""
+        row = int(np.searchsorted(self.offsets, sequence, side="right")) - 1
+        place, count = sequence - self.offsets[row] + 1, self.offsets[row + 1] - self.offsets[row]
+        which = ("better", "worse")[place - 1] if count == 2 else f"answer {place} of {count}, best first"
+        condition = self.condition(row)
+        return which if condition is None else f"{which}, {condition}"
+
     def answers(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """int64: the sequences of some rows, row by row."""
         return _ranges(self.offsets, rows)

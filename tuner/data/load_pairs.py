@@ -83,8 +83,8 @@ class PairBuilder(ComparisonBuilder):
 
         def read_pair(row: Row) -> Preference | Unused:
             preference = read(row)
-            if isinstance(preference, Preference):
-                if preference.weight not in (0, 1):
+            if isinstance(preference, Preference) and preference.weight:
+                if preference.weight != 1:
                     raise UserError(
                         f'{row.origin}: "weight" is {preference.weight:g}, and TRL\'s DPO weighs every pair alike; '
                         "leave it out, or write 0 to switch the row off"

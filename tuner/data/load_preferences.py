@@ -56,9 +56,9 @@ def load_test_preferences(
 class SequenceMaker:
     """What a reward model reads: conversations in the template of the data, ended by the reward token."""
 
-    def __init__(self, template: Template, tokenizer: Tokenizer, reward_token: str | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, reward_token: str | None) -> None:
         """Raises UserError when the reward token is not one of the tokenizer's."""
-        self._template, self._tokenizer = template, tokenizer
+        self._tokenizer = tokenizer
         if reward_token is not None and not is_one_token(tokenizer, reward_token):
             raise UserError(
                 f"reward_token {reward_token!r} is no token of this model's; name an unused one of its own"
@@ -95,7 +95,7 @@ class ComparisonBuilder(Builder[Preference, Compared, Comparisons]):
     ):
         self._conditions = conditions
         super().__init__(data, tokenizer, progress)
-        self._sequences = SequenceMaker(self.template, tokenizer, reward_token)
+        self._sequences = SequenceMaker(tokenizer, reward_token)
         self.wanted = wanted or self.wanted
         self.made_from: Mapping[str, Any] = {
             "conditions": asdict(conditions),

@@ -1,6 +1,6 @@
 """What `tuner data` shows: which tokens are learned and which are not, counts, and what is wrong."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -16,6 +16,8 @@ from tuner.printable import printable
 
 NAMED = 5
 """Origins named in one finding; the rest are counted."""
+
+Label = Callable[[int], str]
 
 Passes = Sequence[Sequence[int]]
 """Packed rows: the indices of the samples in each, in order."""
@@ -121,10 +123,12 @@ def terminal(
     *,
     color: bool = True,
     limit: int = 4,
+    label: Label = lambda index: "",
 ) -> RenderableType:
     """The first samples (or passes) with their tokens, statistics and findings, for a rich console.
 
-    Learned tokens are green, special tokens blue; without color learned parts stand in ⟦ ⟧.
+    label: what a sample is, beside where it is from. Learned tokens are green, special tokens blue; without color
+    learned parts stand in ⟦ ⟧.
     """
     shown: list[RenderableType] = []
     for heading, segments in _rows(examples, passes, limit):
@@ -132,7 +136,7 @@ def terminal(
             shown += [Text(heading, style="bold reverse"), Text()]
         for index, begin in segments:
             shown += [
-                _segment_heading(examples, index, begin),
+                Text(_describe(examples, index, begin, label), style="bold"),
                 _terminal_tokens(examples, index, tokenizer, color),
                 Text(),
             ]
@@ -154,6 +158,7 @@ def html(
     *,
     title: str = "tuner data",
     limit: int = 24,
+    label: Label = lambda index: "",
 ) -> str:
     """The same as one HTML page that needs nothing else; light and dark as the reader's system is."""
     wrong = errors(examples, tokenizer, report)
@@ -167,9 +172,9 @@ def html(
     )
     rows = "".join(
         f"<section><h2>{escape(heading)}</h2>{_strip(examples, segments)}"
-        f"{''.join(_html_sample(examples, index, begin, tokenizer) for index, begin in segments)}</section>"
+        f"{''.join(_html_sample(examples, index, begin, tokenizer, label) for index, begin in segments)}</section>"
         if heading
-        else "".join(_html_sample(examples, index, begin, tokenizer) for index, begin in segments)
+        else "".join(_html_sample(examples, index, begin, tokenizer, label) for index, begin in segments)
         for heading, segments in _rows(examples, passes, limit)
     )
     return _PAGE.format(
@@ -199,15 +204,12 @@ def _rows(
         yield heading, [(index, int(begin)) for index, begin in zip(indices, begins[:-1], strict=True)]
 
 
-def _segment_heading(examples: Examples, index: int, begin: int) -> Text:
-    return Text(_describe(examples, index, begin), style="bold")
-
-
-def _describe(examples: Examples, index: int, begin: int) -> str:
+def _describe(examples: Examples, index: int, begin: int, label: Label) -> str:
     tokens, weights = examples.example(index)
     learned = int(np.count_nonzero(weights))
     positions = f"positions 0–{len(tokens) - 1:,}" + (f" (from {begin:,} in the pass)" if begin else "")
-    return f"{examples.origin(index)} · {_count(len(tokens), 'token')}, {learned:,} learned · {positions}"
+    where = " · ".join(filter(None, (examples.origin(index), label(index))))
+    return f"{where} · {_count(len(tokens), 'token')}, {learned:,} learned · {positions}"
 
 
 def _terminal_tokens(examples: Examples, index: int, tokenizer: Tokenizer, color: bool) -> Text:
@@ -324,10 +326,12 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _html_sample(examples: Examples, index: int, begin: int, tokenizer: Tokenizer) -> str:
+def _html_sample(examples: Examples, index: int, begin: int, tokenizer: Tokenizer, label: Label) -> str:
     shown = enumerate(pieces(examples, index, tokenizer))
     tokens = "".join(_html_token(piece, bool(number % 2)) for number, piece in shown)
-    return f"<article><h3>{escape(_describe(examples, index, begin))}</h3><pre>{tokens}</pre></article>"
+    return (
+        f"<article><h3>{escape(_describe(examples, index, begin, label))}</h3><pre>{tokens}</pre></article>"
+    )
 
 
 def _html_token(piece: Piece, odd: bool) -> str:

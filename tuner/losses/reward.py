@@ -25,7 +25,7 @@ def ranking_loss(leads_P: torch.Tensor, weights_P: torch.Tensor, gamma: float = 
     if gamma:
         # 1 − 2 max(0, P − ½) = 2 σ(−max(lead, 0)): keeps its digits where P rounds to 1, and as a logarithm its
         # gradient where σ rounds to 0
-        losses_P = (gamma * (math.log(2) + logsigmoid(-leads_P.clamp(min=0)))).exp() * losses_P
+        losses_P = (gamma * (math.log(2) + logsigmoid(-torch.relu(leads_P)))).exp() * losses_P
     return (losses_P * weights_P).sum()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuner.errors import UserError
 from tuner.models.load import Loaded
+from tuner.models.reference import FILE as BASE_RECORD
 
 FILE = "reward.json"
 
@@ -57,10 +58,12 @@ def write_reward_record(folder: Path, record: RewardRecord) -> None:
 def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
     """The record in a model's folder; of a reward model made elsewhere, what its config.json tells.
 
-    Raises UserError when the file makes no sense.
+    Raises UserError when the file makes no sense, or is missing from a folder that tuner wrote.
     """
     file = Path(folder, FILE)
     if not file.is_file():
+        if Path(folder, BASE_RECORD).is_file():
+            raise UserError(f"{file}: how this reward model is to be asked is missing; restore it or train again")
         number = getattr(
             loaded.transformer.config, "reward_token_id", None
         )  # InternLM2's reward models have one

@@ -80,7 +80,7 @@ class Scorer:
 
     def score_asked(self, asked: Sequence[tuple[Conversation, str | None]]) -> np.ndarray:
         """Scores, float64, of conversations under conditions."""
-        maker = SequenceMaker(self.template, self.loaded.tokenizer, self.record.reward_token)
+        maker = SequenceMaker(self.loaded.tokenizer, self.record.reward_token)
         rendered = [self.template.render(self._conditioned(*one)) for one in asked]
         sequences = [tokens for tokens, _ in maker.make(rendered)]
         with self._autocast():
@@ -115,7 +115,7 @@ def prompt_of(conversation: Conversation) -> Sequence[Any]:
 
 
 def open_scorer(
-    path: str,
+    path: str | Path,
     *,
     precision: Precision | None = None,
     template: str = "tokenizer",
@@ -128,7 +128,7 @@ def open_scorer(
     missing, is no reward model, or has no chat template.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Model(path=path)
+    model = Model(path=str(path))
     location = locate(model, weights=False)
     if not location.has_score:
         raise UserError(f"{path}: this is no reward model: it has no scalar head; train one from it first")

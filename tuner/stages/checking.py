@@ -165,7 +165,8 @@ def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:
 
 def _example_rows(config: ModelStage) -> Path:
     names: dict[type, str] = {Text: "text.jsonl", Preferences: "pair.jsonl"}
-    return row_examples_folder() / names.get(type(config.data), "messages.jsonl")
+    name = names.get(type(config.data), "messages.jsonl")
+    return row_examples_folder() / ("pair_messages.jsonl" if isinstance(config, DPO) else name)  # no weights
 
 
 def _at_hand(path: str) -> bool:

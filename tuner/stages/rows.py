@@ -81,16 +81,19 @@ class DataPage:
 def view_data(config: Stage, passes: int = 1) -> DataPage:
     """Look at the tokens of a config's first passes, at statistics, and at what is wrong with the rows."""
     rows, tokenizer = load_rows(config), load_tokenizer(packed(config).model)
-    samples, shown = shown_passes(config, rows, passes)
-    return DataPage(view.html(samples, tokenizer, shown, rows.report, title=config.name or "data"))
+    samples, shown, label = shown_passes(config, rows, passes)
+    page = view.html(samples, tokenizer, shown, rows.report, title=config.name or "data", label=label)
+    return DataPage(page)
 
 
-def shown_passes(config: Stage, rows: Dataset[Any], passes: int) -> tuple[Examples, list[list[int]]]:
-    """Samples, and those of the first passes; of rows of answers, each answer is one."""
+def shown_passes(
+    config: Stage, rows: Dataset[Any], passes: int
+) -> tuple[Examples, list[list[int]], view.Label]:
+    """Samples, those of the first passes, and what each is; of rows of answers, every answer is one."""
     shown = plan(config, rows).passes(0)[:passes]
     if isinstance(rows.train, Comparisons):
-        return rows.train.sequences, [rows.train.answers(one).tolist() for one in shown]
-    return rows.train, shown
+        return rows.train.sequences, [rows.train.answers(one).tolist() for one in shown], rows.train.describe
+    return rows.train, shown, lambda index: ""
 
 
 def training_texts(run: str, count: int = 64) -> list[str]:

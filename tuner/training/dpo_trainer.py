@@ -32,7 +32,9 @@ from tuner.data.load_pairs import Pair
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
 from tuner.models.load import Loaded
+from tuner.models.locate import first_line
 from tuner.models.quantization import bitsandbytes
+from tuner.models.save import disk_errors
 from tuner.models.unwrap import unwrapped
 from tuner.training.devices import Devices
 from tuner.training.loop import Interrupted
@@ -52,8 +54,8 @@ MEASURES = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards
 RECORDED = MEASURES | {"chosen_reward": "rewards/chosen", "rejected_reward": "rewards/rejected"}
 _TRAINED = "trained.safetensors"
 
-
 Measured = dict[str, float]
+"""Of held-out pairs, by the names of MEASURES; empty where there are none."""
 
 
 @contextmanager
@@ -126,9 +128,10 @@ class Trainer(DPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.args.should_save and output_dir is not None:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
             weights = {name: weight.detach().cpu().contiguous() for name, weight in self._trained.items()}
-            save_file(weights, Path(output_dir, _TRAINED))
+            with disk_errors(Path(output_dir)):
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+                save_file(weights, Path(output_dir, _TRAINED))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint, _TRAINED))
@@ -153,7 +156,8 @@ class Trainer(DPOTrainer):
 
 @_without_deprecations()
 def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices: Devices) -> Trainer:
-    """TRL's trainer over the model's trained weights, with our optimiser and schedule.
+    """TRL's trainer over the model's trained weights, with our optimiser and schedule. Raises UserError where TRL
+    refuses.
 
     An adapter is compared with a frozen copy of itself, full weights with a copy of the model, in fp32 as they are.
     """
@@ -163,15 +167,18 @@ def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices:
     optimizer = make_optimizer(config.optimizer, trained)
     peak = config.optimizer.lr
     schedule = LambdaLR(optimizer, lambda step: learning_rate(config.schedule, peak, step, plan.steps) / peak)
-    return Trainer(
-        trained,
-        model=loaded.model,
-        ref_model=None if is_adapted(loaded.model) else deepcopy(loaded.model).requires_grad_(False),
-        args=_settings(plan, run, devices),
-        train_dataset=pairs,
-        processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token
-        optimizers=(optimizer, schedule),
-    )
+    try:
+        return Trainer(
+            trained,
+            model=loaded.model,
+            ref_model=None if is_adapted(loaded.model) else deepcopy(loaded.model).requires_grad_(False),
+            args=_settings(plan, run, devices),
+            train_dataset=pairs,
+            processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token
+            optimizers=(optimizer, schedule),
+        )
+    except ValueError as error:  # such as an adapter on the head
+        raise UserError(f"{config.name}: TRL's DPO cannot train this ({first_line(error)})") from error
 
 
 def _settings(plan: PairPlan, run: Run, devices: Devices) -> DPOConfig:

@@ -66,7 +66,6 @@ def test_configs_with_dicts_have_a_hash():
     assert len({reward(conditions={}), reward(conditions={}, seed=1)}) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="the JSON that Part.__hash__ hashes keeps the order of dicts")
 def test_equal_configs_have_one_hash_whatever_the_order_of_their_conditions():
     turned = reward(conditions=dict(reversed(CONDITIONS.items())))
     assert turned == reward()

@@ -108,9 +108,10 @@ def test_what_is_drawn_hangs_on_all_that_a_prompt_says():
             [Turn("user", "a", name="file")],
             [Turn("system", "s"), Turn("user", "a")],
             [Turn("user", "b")],
+            [Turn("user", "a"), Turn("assistant", "b")],
         )
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert drawing_key([Turn("user", "a", learn=False, weight=0.0)]) in keys
 
 

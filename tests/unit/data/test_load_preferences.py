@@ -611,7 +611,7 @@ def test_progress_and_limit(write, tokenizer):
 
 def test_a_sequence_is_the_same_in_whatever_batch_it_is_made(tokenizer):
     template = Template("chatml", tokenizer)
-    maker = SequenceMaker(template, tokenizer, REWARD)
+    maker = SequenceMaker(tokenizer, REWARD)
     rows = [
         preference_reader(None).read(pair(str(number), "good " * number), "x:1") for number in range(1, 20)
     ]

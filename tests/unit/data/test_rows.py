@@ -9,6 +9,9 @@ from tuner.data.rows import SHAPES, Reader, recognise
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 
+PREFERENCES = {"pair", "pair_messages", "hh", "shp", "ranked"}
+"""Example files of preferences: test_preference_rows.py reads them."""
+FILES = [file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem not in PREFERENCES]
 SHAPE_OF = {"messages_tools": "messages", "internlm2": "messages", "xtuner": "sharegpt"}
 
 
@@ -22,7 +25,7 @@ def turns(row, shape=None) -> list[tuple[str, str]]:
     return [(turn.role, turn.content) for turn in conversation.turns]
 
 
-@pytest.mark.parametrize("file", sorted(row_examples_folder().glob("*.jsonl")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_example_file_is_recognised_and_read(file):
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     reader = Reader()
@@ -34,7 +37,7 @@ def test_every_example_file_is_recognised_and_read(file):
 
 
 def test_every_shape_has_an_example_file():
-    assert set(SHAPES) <= {file.stem for file in row_examples_folder().glob("*.jsonl")}
+    assert set(SHAPES) <= {file.stem for file in FILES}
 
 
 def test_alpaca():

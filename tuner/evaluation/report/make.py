@@ -28,22 +28,28 @@ def report_on(
     """
 
     def load(asked: Asked) -> Comparisons | None:
-        found = load_test_preferences(
-            config.data, tokenizer, replace(conditions, asked=asked), config.reward_token
-        )  # type: ignore[arg-type]
-        limit = config.evaluation.rows
-        return found.take(np.arange(min(limit, len(found)))) if found is not None and limit else found
+        return load_test_preferences(
+            config.data,
+            tokenizer,  # type: ignore[arg-type]
+            replace(conditions, asked=asked),
+            config.reward_token,
+        )
 
-    comparisons = load("seen")
-    if comparisons is None:
+    def first(rows: Comparisons) -> Comparisons:
+        return rows.take(np.arange(min(len(rows), config.evaluation.rows or len(rows))))
+
+    whole = load("seen")
+    if whole is None:
         return None
-    conditions = replace(conditions, partners=_partners(comparisons))
+    conditions = replace(conditions, partners=_partners(whole))
+    comparisons = first(whole)
     scores = score(comparisons)
     controls: dict[str, ScoredPairs] = {}
     for control in CONTROLS:
-        if _can_ask(conditions, comparisons, control):
+        if _can_ask(conditions, control):
             asked = load(control)
             assert asked is not None
+            asked = first(asked)
             controls[control] = scored_pairs(asked, score(asked), config)
     card = make_card(
         scored_pairs(comparisons, scores, config),
@@ -117,7 +123,7 @@ def _partners(comparisons: Comparisons) -> dict[str, str]:
     return partners
 
 
-def _can_ask(conditions: Conditions, comparisons: Comparisons, asked: Asked) -> bool:
+def _can_ask(conditions: Conditions, asked: Asked) -> bool:
     """Whether every condition of the rows has such wordings, or a partner; one alone cannot be swapped."""
     used = list(conditions.partners)
     if asked == "swapped":
