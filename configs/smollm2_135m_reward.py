@@ -1,6 +1,6 @@
-"""Reward: SmolLM2-135M learns preferences told apart by a system prompt; runs on a laptop's CPU."""
+"""Reward: SmolLM2-135M learns preferences told apart by a system prompt; half an hour of a laptop's CPU."""
 
-from tuner.config import AdamW, LoRA, Model, Preferences, RewardModel
+from tuner.config import AdamW, LoRA, Model, PairEvaluation, Preferences, RewardModel, Source
 
 CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")
 
@@ -10,7 +10,7 @@ config = RewardModel(
     conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
     reward_token="<|endoftext|>",
     data=Preferences(
-        files=("tuner:twins/train.jsonl",),
+        files=(Source(path="tuner:twins/train.jsonl", limit=1_200),),
         test_files=("tuner:twins/test.jsonl",),
         template="chatml",
         max_length=256,
@@ -18,4 +18,5 @@ config = RewardModel(
     optimizer=AdamW(lr=5e-4, weight_decay=0.01),
     tokens_per_step=2_048,
     tokens_per_pass=2_048,
+    evaluation=PairEvaluation(rows=300),
 )

@@ -1,7 +1,10 @@
 """The demonstrations in full, with their tables: `make demo`, or `python scripts/demo.py [--write]`.
 
-Trains configs/quickstart_sft.py with three seeds and prints what it teaches, on problems it never saw. With
---write the table goes to docs/quickstart_seeds.md, and the picture of the first run to docs/quickstart.png.
+    python scripts/demo.py [sft] [reward] [smollm2 --model FOLDER] [--write]
+
+Trains the quickstarts with three seeds and prints what they teach, on problems and wordings they never saw; without
+names both. `smollm2` is the reward demonstration on a real small model, with one seed, that scripts/fetch_smollm2.py
+has put in FOLDER. With --write the tables go to docs/, and the pictures of the first runs.
 """
 
 import argparse
@@ -11,7 +14,10 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tuner
 from tuner.config import load_config, override
@@ -19,57 +25,138 @@ from tuner.training.run import Run, versions
 
 SEEDS = (0, 1, 2)
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-COMMAND = "python scripts/demo.py --write"
+WAYS = {
+    "seen": "the row's condition, in a wording of the training",
+    "unseen": "its key word in a sentence that occurs in no training wording",
+    "novel": "a wording that shares no content word with the trained ones",
+    "blank": "no condition",
+    "swapped": "the opposite condition",
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="keep the table and the picture in docs/")
-    write = parser.parse_args().write
-    config = load_config("configs/quickstart_sft.py")
-    rows: list[tuple[int, Run, float]] = []
-    with tempfile.TemporaryDirectory() as runs:
-        for seed in SEEDS:
-            start = time.perf_counter()
-            run = tuner.train(override(config, {"seed": seed, "name": f"seed_{seed}"}), runs=runs)
-            rows.append((seed, run, time.perf_counter() - start))
-        text = table(rows)
-        print(text)
-        if write:
-            (DOCS / "quickstart_seeds.md").write_text(text, encoding="utf-8")
-            shutil.copy(rows[0][1].folder / "curves.png", DOCS / "quickstart.png")
+@dataclass(frozen=True)
+class Trained:
+    """One run of a demonstration."""
+
+    seed: int
+    run: Run
+    cpu_seconds: float
+
+    @property
+    def results(self) -> dict[str, Any]:
+        results = self.run.results
+        assert results is not None
+        return results
 
 
-def table(rows: list[tuple[int, Run, float]]) -> str:
-    """Scores and losses before and after, by seed, with where they were measured."""
+@dataclass(frozen=True)
+class Demo:
+    """A demonstration: what is trained, and the table that shows what came of it."""
+
+    config: str
+    seeds: tuple[int, ...]
+    page: str
+    """Name of its page and picture in docs."""
+    table: Callable[[Sequence[Trained]], list[str]]
+
+    def show(self, overrides: dict[str, Any], command: str, write: bool) -> None:
+        """Train it with every seed, print the table, and keep it where asked."""
+        config = load_config(f"configs/{self.config}.py")
+        trained: list[Trained] = []
+        with tempfile.TemporaryDirectory() as runs:
+            for seed in self.seeds:
+                start = time.process_time()
+                changes = {**overrides, "seed": seed, "name": f"seed_{seed}"}
+                run = tuner.train(override(config, changes), runs=runs)
+                trained.append(Trained(seed, run, time.process_time() - start))
+            text = "\n".join([*self.table(trained), "", measured(command), ""])
+            print(text)
+            if write:
+                (DOCS / f"{self.page}.md").write_text(text, encoding="utf-8")
+                shutil.copy(
+                    trained[0].run.folder / "curves.png", DOCS / f"{self.page.removesuffix('_seeds')}.png"
+                )
+
+
+def sums_table(trained: Sequence[Trained]) -> list[str]:
+    """Scores and losses before and after, by seed."""
     lines = [
         "# What the quickstart teaches",
         "",
         "Share of sums of two numbers below 100 answered exactly, greedily, and the loss in nats per learned token,",
         "on 200 problems that occur in training in no wording and no order.",
         "",
-        "| seed | score before | score after | loss before | loss after | seconds |",
+        "| seed | score before | score after | loss before | loss after | CPU seconds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     gains = []
-    for seed, run, seconds in rows:
-        results = run.results
-        assert results is not None
-        before, after = results["before"], results["after"]
+    for one in trained:
+        before, after = one.results["before"], one.results["after"]
         gains.append(after["score"] - before["score"])
         lines.append(
-            f"| {seed} | {before['score']:.3f} | {after['score']:.3f} "
-            f"| {before['loss']:.3f} | {after['loss']:.3f} | {seconds:.0f} |"
+            f"| {one.seed} | {before['score']:.3f} | {after['score']:.3f} "
+            f"| {before['loss']:.3f} | {after['loss']:.3f} | {one.cpu_seconds:.0f} |"
         )
-    used = versions()
-    lines += [
+    return [*lines, "", f"Score up by {statistics.mean(gains):.3f} on average, by {min(gains):.3f} at least."]
+
+
+def twins_table(trained: Sequence[Trained]) -> list[str]:
+    """Accuracy, and twins both right, under every control, by seed."""
+    rows = trained[0].results["overall"]["rows"]
+    columns = [f"seed {one.seed}" for one in trained]
+    lines = [
+        "# What the reward quickstart teaches",
         "",
-        f"Score up by {statistics.mean(gains):.3f} on average, by {min(gains):.3f} at least. "
-        f"Measured on {datetime.date.today()} by `{COMMAND}`: {platform.machine()} CPU, one thread, "
-        f"torch {used['torch']}, transformers {used['transformers']}, bitsandbytes {used['bitsandbytes']}.",
+        "Twins are the same two answers under two conditions that prefer opposite ones. Each cell: share of pairs",
+        f"in the right order / share of twins with both right, of the twins among {rows:,} held-out rows, whose",
+        "prompts occur in no training row.",
         "",
+        f"| asked about with | {' | '.join(columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
     ]
-    return "\n".join(lines)
+    for way, meaning in WAYS.items():
+        cells = (one.results[way] for one in trained)
+        told = (f"{cell['accuracy']:.3f} / {cell['twins']:.3f}" for cell in cells)
+        lines.append(f"| {way}: {meaning} | {' | '.join(told)} |")
+    accuracies = {f"rows of `{name}`": [] for name in sorted(trained[0].results["conditions"])}
+    for one in trained:
+        for name, group in one.results["conditions"].items():
+            accuracies[f"rows of `{name}`"].append(group["accuracy"])
+    accuracies["all rows"] = [one.results["overall"]["accuracy"] for one in trained]
+    for name, values in accuracies.items():
+        lines.append(f"| {name}, accuracy | {' | '.join(f'{value:.3f}' for value in values)} |")
+    lines.append(f"| CPU seconds, all of it | {' | '.join(f'{one.cpu_seconds:.0f}' for one in trained)} |")
+    return lines
+
+
+def measured(command: str) -> str:
+    """On what, and how."""
+    used = versions()
+    return (
+        f"Measured on {datetime.date.today()} by `{command}`: {platform.machine()} CPU, one thread, "
+        f"torch {used['torch']}, transformers {used['transformers']}, bitsandbytes {used['bitsandbytes']}."
+    )
+
+
+DEMOS = {
+    "sft": Demo("quickstart_sft", SEEDS, "quickstart_seeds", sums_table),
+    "reward": Demo("quickstart_reward", SEEDS, "quickstart_reward_seeds", twins_table),
+    "smollm2": Demo("smollm2_135m_reward", (0,), "smollm2_reward", twins_table),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("demos", nargs="*", choices=DEMOS, default=[])
+    parser.add_argument("--model", help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--write", action="store_true", help="keep the tables and pictures in docs/")
+    asked = parser.parse_args()
+    for name in asked.demos or ("sft", "reward"):
+        changes = {"model.path": asked.model} if name == "smollm2" and asked.model else {}
+        folder = " --model FOLDER" if changes else ""
+        DEMOS[name].show(changes, f"python scripts/demo.py {name}{folder} --write", asked.write)
 
 
 if __name__ == "__main__":

@@ -425,7 +425,7 @@ def test_what_trl_cannot_do_is_refused(what: str) -> None:
 
 
 def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="TRL's DPO cannot train this .*lm_head"):
+    with pytest.raises(UserError, match=r"TRL's DPO cannot train this .*lm_head"):
         tuner.train(override(BASE, {"adapter.targets": ["lm_head"]}), runs=tmp_path)
     assert not (tmp_path / "pairs").exists()
 

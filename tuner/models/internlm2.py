@@ -109,6 +109,10 @@ class InternLM2ForRewardModel(LlamaForSequenceClassification):
     config_class = InternLM2Config
     _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
 
+    def __init__(self, config: InternLM2Config) -> None:
+        config.num_labels = 1  # the published configurations do not say it
+        super().__init__(config)
+
 
 class SplitWqkv(ConversionOps):
     """`wqkv` to query, key and value projections.

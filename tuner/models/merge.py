@@ -203,8 +203,9 @@ def outputs(model: nn.Module, rows: list[list[int]]) -> Tensor:
 
 
 def _load_in_fp32(location: Location, device: torch.device) -> PreTrainedModel:
-    """The base with the weights it had in training, where they may be rounded to bf16, computing in fp32."""
-    held_in = torch.float32 if location.reference.precision == "fp32" else torch.bfloat16
+    """The base with the weights it had in training, where they may be rounded to bf16, or those of a complete
+    model's file; computing in fp32."""
+    held_in = torch.float32 if location.precision == "fp32" else torch.bfloat16
     head: Head = "score" if location.has_score else "language"
     model = load_base(location, held_in, compute_dtype=torch.float32, device=device, head=head)
     for weight in model.parameters():

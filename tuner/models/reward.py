@@ -63,7 +63,9 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
     file = Path(folder, FILE)
     if not file.is_file():
         if Path(folder, BASE_RECORD).is_file():
-            raise UserError(f"{file}: how this reward model is to be asked is missing; restore it or train again")
+            raise UserError(
+                f"{file}: how this reward model is to be asked is missing; restore it or train again"
+            )
         number = getattr(
             loaded.transformer.config, "reward_token_id", None
         )  # InternLM2's reward models have one

@@ -10,7 +10,6 @@ from tuner.config import DPO
 from tuner.data.comparisons import Comparisons
 from tuner.data.load_pairs import pairs, tail_of
 from tuner.data.template import Template
-from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.job import Job
@@ -44,8 +43,6 @@ def dpo(config: DPO, job: Job) -> None:
     trainer.go_on(checkpoint, follower)
     after = _measure("after", job, trainer, test)
     trainer.give_back()
-    ends = end_ids(Template(config.data.template, policy.tokenizer), policy.tokenizer)
-    policy.loaded.transformer.generation_config.eos_token_id = sorted(ends)
     job.finish(config, policy, {"before": job.run.kept("before"), "after": after})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import SFT, Chat, PackedStage, RewardModel, Text
+from tuner.config import SFT, Chat, ModelStage, PackedStage, RewardModel, Text
 from tuner.data.examples import Examples
 from tuner.data.load import Dataset
 from tuner.data.stream import Stream
@@ -61,7 +61,7 @@ class Job:
         torch.manual_seed(config.seed + self.devices.rank)  # dropout
         return Roles(role, loaded, self.devices.autocast)
 
-    def load_data(self, config: PackedStage, roles: Roles) -> Dataset[Any]:
+    def load_data(self, config: ModelStage, roles: Roles) -> Dataset[Any]:
         """The rows of the config, tokenised once for all ranks; refuses to go on with other rows than before."""
         bar = progress_bar("Reading rows", None) if self.devices.is_main else nullcontext(lambda count: None)
         with self.devices.main_first(), bar as advance:
@@ -104,7 +104,7 @@ class Job:
 
     def finish(
         self,
-        config: PackedStage,
+        config: ModelStage,
         roles: Roles,
         results: dict[str, Any],
         beside: Callable[[Path], None] = lambda folder: None,
@@ -119,7 +119,7 @@ class Job:
             if not isinstance(config.data, Text):  # whoever loads the model talks to it as it was taught
                 template = Template(config.data.template, roles.tokenizer)
                 roles.tokenizer.chat_template = template.source
-                if isinstance(config.data, Chat):
+                if not isinstance(config, RewardModel):
                     ends = sorted(end_ids(template, roles.tokenizer))
                     roles.loaded.transformer.generation_config.eos_token_id = ends
             write_atomically(self.run.model_folder, write)

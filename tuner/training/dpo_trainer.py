@@ -207,9 +207,7 @@ def _settings(plan: PairPlan, run: Run, devices: Devices) -> DPOConfig:
         report_to=[],
         dataloader_pin_memory=devices.device.type == "cuda",
     )
-    settings._n_gpu = min(
-        settings.n_gpu, 1
-    )  # one process, one GPU: transformers would split batches over all
+    settings._n_gpu = min(settings.n_gpu, 1)  # transformers would split batches over all that it sees
     return settings
 
 

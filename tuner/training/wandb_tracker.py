@@ -79,10 +79,14 @@ class WandbTracker:
             return
         import wandb
 
-        made = {
-            f"report/{name}": wandb.Table(columns=columns, data=rows)
-            for name, (columns, rows) in tables.items()
-        }
+        made: dict[str, Any] = {}
+        for name, (columns, rows) in tables.items():
+            made[f"report/{name}"] = table = wandb.Table(columns=columns, data=rows)
+            if "accuracy" in columns:
+                title = f"accuracy by {columns[0]}"
+                made[f"report/{name}_chart"] = wandb.plot.bar(table, columns[0], "accuracy", title)
+                for row in rows:
+                    self._run.summary[f"report/{name}/{row[0]}"] = row[columns.index("accuracy")]
         self._run.log(made)
 
     def message(self, text: str) -> None:

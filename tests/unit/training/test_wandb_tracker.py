@@ -232,3 +232,29 @@ def test_charts_by_name() -> None:
         "memory_gib": "system/memory_gib",
         "kl": "train/kl",
     }
+
+
+def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
+    tracker = WandbTracker(Wandb(mode="offline"))
+    tracker.begin(tmp_path, _config(), 0, 1)
+    tracker.step(_record(1))
+    controls = (["control", "accuracy"], [["seen", 0.9], ["blank", 0.5]])
+    tracker.report({"controls": controls, "worst": (["pair", "margin"], [[3, -2.0]])})
+    tracker.end("finished")
+    found = records(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+    logged = {
+        item.nested_key[0] if item.nested_key else item.key
+        for record in found
+        if record.WhichOneof("record_type") == "history"
+        for item in record.history.item
+    }
+    assert {"report/controls", "report/worst"} <= logged
+    assert {name for name in logged if "chart" in name} == {"report/controls_chart_table"}
+    summary = {
+        item.nested_key[0] if item.nested_key else item.key: item.value_json
+        for record in found
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }
+    assert json.loads(summary["report/controls/seen"]) == 0.9
+    assert json.loads(summary["report/controls/blank"]) == 0.5
