@@ -13,11 +13,11 @@ config = RewardModel(
         template="internlm2",
         max_length=128,
     ),
-    optimizer=AdamW(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01),
+    optimizer=AdamW(lr=2e-3, weight_decay=0.01),
     schedule=Cosine(warmup=0.05, final=0.1),
     tokens_per_step=1_024,
     tokens_per_pass=1_024,
-    epochs=2,
+    epochs=2.5,
     precision="fp32",
     gradient_checkpointing=False,
 )

@@ -10,13 +10,13 @@ config = RewardModel(
     conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
     reward_token="<|endoftext|>",
     data=Preferences(
-        files=(Source(path="tuner:twins/train.jsonl", limit=1_200),),
+        files=(Source(path="tuner:twins/train.jsonl", limit=2_400),),
         test_files=("tuner:twins/test.jsonl",),
         template="chatml",
-        max_length=256,
+        max_length=192,
     ),
     optimizer=AdamW(lr=5e-4, weight_decay=0.01),
-    tokens_per_step=2_048,
-    tokens_per_pass=2_048,
-    evaluation=PairEvaluation(rows=300),
+    tokens_per_step=768,
+    tokens_per_pass=768,
+    evaluation=PairEvaluation(rows=240),
 )

@@ -118,12 +118,12 @@ def draw_question(random_source: random.Random, test: bool) -> Question:
 
 
 def draw_manner(random_source: random.Random) -> Manner:
-    """Any manner: some with details, some with a tone, some in JSON, most plain and brief."""
+    """Any manner: most are brief, plain and without a tone, for a small model has little time."""
     manner = Manner(
-        detailed=random_source.random() < 0.25,
-        json_keys=random_source.choice(JSON_KEYS) if random_source.random() < 0.15 else None,
+        detailed=random_source.random() < 0.1,
+        json_keys=random_source.choice(JSON_KEYS) if random_source.random() < 0.05 else None,
     )
-    if random_source.random() < 0.7:
+    if random_source.random() < 0.9:
         return manner
     return _in_tone(random_source, manner, random_source.choice(tuple(TONES)), random_source.random() < 0.5)
 
@@ -269,7 +269,7 @@ def _join(*parts: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the reward quickstart's data.")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "twins", help="folder to write to")
-    parser.add_argument("--train", type=int, nargs=2, default=(1500, 600), metavar=("TWINS", "UNFLIPPED"))
+    parser.add_argument("--train", type=int, nargs=2, default=(1500, 500), metavar=("TWINS", "UNFLIPPED"))
     parser.add_argument("--test", type=int, nargs=2, default=(360, 120), metavar=("TWINS", "UNFLIPPED"))
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()

@@ -144,41 +144,39 @@ NOVEL = {
 }
 
 POLITE_OPENINGS = (
-    "Thank you for asking.",
-    "Gladly!",
-    "With pleasure:",
-    "Of course, dear friend.",
-    "You are most welcome to ask.",
-    "Please allow me:",
-    "Thanks for this question.",
+    "Thank you for asking!",
+    "Thank you, dear friend.",
+    "Dear friend, thank you!",
+    "Thank you very much.",
+    "Please, dear friend:",
+    "My dear friend, with pleasure:",
 )
 POLITE_CLOSINGS = (
-    "Please ask again at any time.",
-    "Thank you.",
-    "I am glad to help.",
-    "You are welcome.",
-    "Many thanks for your patience.",
-    "Kindly tell me if you need more.",
+    "Please ask again, dear friend.",
+    "Thank you for your question.",
+    "Thank you, and good day!",
+    "You are welcome, dear friend.",
+    "Please come again, and thank you.",
+    "I am glad to help, dear friend.",
 )
 BLUNT_OPENINGS = (
-    "What a silly thing to ask.",
-    "Obviously:",
-    "As any child knows:",
-    "Not this again.",
-    "Are you serious?",
-    "Listen, fool.",
-    "You should know that.",
+    "What a silly question!",
+    "Listen, you fool:",
+    "Only a fool asks that.",
+    "You silly fool!",
+    "Any fool knows that.",
+    "Not this silly thing again!",
 )
 BLUNT_CLOSINGS = (
-    "Do not ask me again.",
-    "Now go away.",
-    "Was that so hard?",
-    "Next time use your own head.",
-    "That is all you get.",
+    "Now go away, fool.",
+    "Do not be such a fool.",
     "Even a fool can see that.",
+    "Go away with your silly questions.",
+    "Never ask me again, you fool.",
+    "That was a silly question.",
 )
 # What makes an answer polite: it has one of these words.
-COURTESY = frozenset({"thank", "thanks", "gladly", "glad", "pleasure", "dear", "welcome", "please", "kindly"})
+COURTESY = frozenset({"thank", "glad", "pleasure", "dear", "welcome", "please"})
 
 # Answers that answer nothing, and more of the same.
 NO_ANSWERS = (

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 import tuner
 from tests.conftest import ROOT
@@ -27,6 +32,7 @@ from tuner.models.forward import hidden_states, logits, token_loss
 from tuner.models.load import load_model
 from tuner.models.merge import MAX_MEAN_KL, merge
 from tuner.models.probe import TOLERANCE, prove_isolation
+from tuner.models.scorer import open_scorer, score_sequences
 from tuner.stages.rows import load_rows
 
 pytestmark = pytest.mark.weights
@@ -225,3 +231,52 @@ def test_the_merge_keeps_the_model(runs, rows, tmp_path):
     with torch.no_grad():
         other = plain(input_ids=batch.tokens_T[None]).logits[0]
     torch.testing.assert_close(logits(ours.model, batch), other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def reward_run(smollm2, tmp_path_factory):
+    """The shipped reward config, on this model and a few of its rows, for two steps."""
+    config = override(
+        load_config(ROOT / "configs" / "smollm2_135m_reward.py"),
+        {
+            "name": "reward",
+            "model.path": str(smollm2),
+            "data.files": [{"path": "tuner:twins/train.jsonl", "limit": 16}],
+            "data.test_files": [],
+            "tokens_per_step": 1024,
+            "tokens_per_pass": 1024,
+            "max_steps": 2,
+            "optimizer.lr": 2e-3,
+            "schedule": {"kind": "constant", "warmup": 0},
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+        },
+    )
+    return tuner.train(config, runs=tmp_path_factory.mktemp("reward"))
+
+
+def test_a_reward_model_scores_alike_everywhere(reward_run, smollm2, tmp_path):
+    """Packed here, alone in plain peft, and in a padded batch of the merged model in plain transformers."""
+    from peft import PeftModel
+
+    rows = load_rows(reward_run.config).train.sequences
+    sequences = [rows.example(index)[0].copy() for index in range(6)]
+    scorer = open_scorer(str(reward_run.folder))
+    packed = score_sequences(scorer.loaded.model, sequences, 2048, CPU)
+    assert packed.std() > 0.01
+    base = AutoModelForSequenceClassification.from_pretrained(smollm2, num_labels=1, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, reward_run.model_folder).eval()
+    tokens = [torch.from_numpy(one)[None].long() for one in sequences]
+    with torch.no_grad():
+        alone = [adapted(input_ids=one).logits.item() for one in tokens]
+    assert packed == pytest.approx(alone, abs=1e-4)
+    texts = ["The better answer is the short one. What is a broom? A tool for sweeping. " * 20]
+    report = merge(reward_run.folder, tmp_path / "merged", dtype="fp32", texts=texts)
+    assert report.folding.largest < 1e-4
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.pad_token != reward_run.config.reward_token
+    batch = tokenizer.pad({"input_ids": [one.tolist() for one in sequences]}, return_tensors="pt")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():
+        padded = merged(**batch).logits[:, 0]
+    assert packed == pytest.approx(padded.tolist(), abs=1e-4)

@@ -146,7 +146,6 @@ def _without_deprecations() -> Iterator[None]:
     """peft 0.21 reads a name that transformers 5.23 deprecates."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "Found missing adapter keys")
         yield
 
 

@@ -86,9 +86,8 @@ def tell_others(loaded: Loaded, reward_token: str | None) -> None:
     the one conversations end with; InternLM2's own code and LMDeploy look for `reward_token_id`.
     """
     tokenizer, settings = loaded.tokenizer, loaded.transformer.config
-    end = None
-    if reward_token is not None:
-        end = settings.reward_token_id = tokenizer.convert_tokens_to_ids(reward_token)
+    end = None if reward_token is None else tokenizer.convert_tokens_to_ids(reward_token)
+    settings.reward_token_id = end
     ends = {end, tokenizer.eos_token_id if end is None else end}
     special = {token: text for text, token in tokenizer.get_added_vocab().items()}
     usual = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)

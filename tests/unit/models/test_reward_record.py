@@ -246,3 +246,10 @@ def test_padding_is_never_the_token_that_is_scored(family, ends_with, tmp_path):
             use_cache=False,
         ).logits
     torch.testing.assert_close(alone, beside, atol=1e-6, rtol=0)
+
+
+def test_the_token_of_an_earlier_run_is_told_no_more(internlm2_folder):
+    loaded = load(internlm2_folder)
+    for token in ("<|plugin|>", None):
+        tell_others(loaded, token)
+    assert loaded.transformer.config.reward_token_id is None
