@@ -73,7 +73,7 @@ def assert_same(one, other):
     [
         {"adapter.dropout": 0.1, **TESTED},
         FULL,
-        {"adapter.dropout": 0.1, "optimizer.lr": 0.2, **NF4, **BEST},
+        {"adapter.dropout": 0.1, "optimizer.lr": 0.1, **NF4, **BEST},
     ],
     ids=["lora", "full", "qlora-keep-best"],
 )
@@ -312,8 +312,8 @@ def test_a_reward_run_goes_on_with_its_head(reward, train, begun, tmp_path, star
         return
     config = override(source.config, {"max_steps": 1, "model.path": str(source.folder)})
     expected = mean_score(config, source)
-    assert first_step(run)["score"] == pytest.approx(expected, rel=1e-4)
-    assert abs(expected) > 0.01
+    assert first_step(run)["score"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert abs(expected) > 1e-4  # a fresh head scores 0
 
 
 def mean_score(config, source):

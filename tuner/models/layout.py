@@ -38,4 +38,5 @@ def in_layout(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
         owner, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(owner), leaf, buffer)
     twin.tie_weights()
+    twin.config.rope_theta = settings.rope_parameters["rope_theta"]  # where transformers 4 looks for it
     return twin

@@ -15,7 +15,7 @@ import torch
 from tuner.config import Model
 from tuner.data.batch import make_batch, pack_all
 from tuner.data.conditions import Conditions, Wordings, drawing_key
-from tuner.data.conversation import Conversation
+from tuner.data.conversation import Conversation, Turn
 from tuner.data.load_preferences import SequenceMaker
 from tuner.data.rows import Reader
 from tuner.data.template import Template
@@ -51,6 +51,16 @@ def score_sequences(
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A conversation whose score is asked for."""
+
+    conversation: Conversation
+    condition: str | None
+    prompt: Sequence[Turn]
+    """The turns that are answered: by these the wording of the condition is drawn, for every answer the same."""
+
+
+@dataclass(frozen=True)
 class Scorer:
     """A loaded reward model with the template and the conditions it was taught with."""
 
@@ -78,36 +88,36 @@ class Scorer:
         while window := list(itertools.islice(asked, WINDOW)):
             yield from self.score_asked(window).tolist()
 
-    def score_asked(self, asked: Sequence[tuple[Conversation, str | None]]) -> np.ndarray:
-        """Scores, float64, of conversations under conditions."""
+    def score_asked(self, asked: Sequence[Asked]) -> np.ndarray:
+        """Scores, float64, of conversations under their conditions."""
         maker = SequenceMaker(self.loaded.tokenizer, self.record.reward_token)
-        rendered = [self.template.render(self._conditioned(*one)) for one in asked]
+        rendered = [self.template.render(self._conditioned(one)) for one in asked]
         sequences = [tokens for tokens, _ in maker.make(rendered)]
         with self._autocast():
             return score_sequences(self.loaded.model, sequences, self.tokens_per_pass, self.device)
 
-    def _conditioned(self, conversation: Conversation, name: str | None) -> Conversation:
+    def _conditioned(self, asked: Asked) -> Conversation:
         wordings = {known: Wordings(texts) for known, texts in self.record.conditions.items()}
         conditions = Conditions(wordings, self.record.seed)
-        system = conditions.prompt(name, drawing_key(prompt_of(conversation)), conversation.origin)
-        return conversation if system is None else conversation.behind(system)
+        system = conditions.prompt(asked.condition, drawing_key(asked.prompt), asked.conversation.origin)
+        return asked.conversation if system is None else asked.conversation.behind(system)
 
     def _read(
         self, row: Conversation | Mapping[str, Any], reader: Reader, number: int, condition: str | None
-    ) -> tuple[Conversation, str | None]:
+    ) -> Asked:
         if isinstance(row, Conversation):
-            return row, condition
+            return Asked(row, condition, prompt_of(row))
         conversation = reader.read(row, f"row {number}")
         if not isinstance(conversation, Conversation):
             raise UserError(f"row {number}: a text, and conversations are scored; write messages")
-        return conversation, row.get("condition") or condition
+        return Asked(conversation, row.get("condition") or condition, prompt_of(conversation))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.loaded.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def prompt_of(conversation: Conversation) -> Sequence[Any]:
+def prompt_of(conversation: Conversation) -> Sequence[Turn]:
     """The turns before the assistant's last answer."""
     turns = conversation.turns
     last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))

@@ -8,22 +8,21 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from tuner.config import Source
-from tuner.data.conversation import Conversation, Document, Preference
+from tuner.data.conversation import Document, Preference
 from tuner.data.preference_rows import SHAPES as PREFERENCES
 from tuner.data.rows import SHAPES as CONVERSATIONS
 from tuner.data.rows import Reader
 from tuner.data.sources import Row, Rows
 from tuner.errors import UserError
 from tuner.models.load import Precision
-from tuner.models.scorer import open_scorer
+from tuner.models.scorer import Asked, open_scorer, prompt_of
 from tuner.training.progress import progress_bar
 
 WINDOW = 2048
 """Rows read ahead, so that passes can be filled."""
 
-Asked = tuple[Row, list[Conversation], str | None, tuple[int, ...] | None]
-"""A row, the conversations that are scored for it, their condition, and which of these its answers are, in its
-order; None for one conversation."""
+Asking = tuple[Row, list[Asked], tuple[int, ...] | None]
+"""A row, what is scored for it, and which of these its answers are, in its order; None for one conversation."""
 
 
 def score_file(
@@ -53,12 +52,12 @@ def score_file(
     asked = _asked(rows, condition)
     with progress_bar("Scoring", None) as advance:
         while window := list(itertools.islice(asked, WINDOW)):
-            flat = [(one, name) for _, conversations, name, _ in window for one in conversations]
+            flat = [one for _, asked_for, _ in window for one in asked_for]
             scores = iter(scorer.score_asked(flat).tolist())
             if standardise and reference is not None:
                 scores = iter([reference.standardised(score) for score in scores])
-            for row, conversations, _, order in window:
-                own = list(itertools.islice(scores, len(conversations)))
+            for row, asked_for, order in window:
+                own = list(itertools.islice(scores, len(asked_for)))
                 result: dict[str, Any] = (
                     {"score": own[0]} if order is None else {"scores": [own[place] for place in order]}
                 )
@@ -68,14 +67,16 @@ def score_file(
     return count
 
 
-def _asked(rows: Rows, condition: str | None) -> Iterator[Asked]:
+def _asked(rows: Rows, condition: str | None) -> Iterator[Asking]:
     reader = Reader(None, PREFERENCES | CONVERSATIONS)
     for row in rows:
         item = reader.read(row.values, row.origin)
         if isinstance(item, Document):
             raise UserError(f"{row.origin}: a text, and conversations are scored; write messages")
         if isinstance(item, Preference):
-            conversations = [item.conversation(answer) for answer in range(len(item.answers))]
-            yield row, conversations, item.condition or condition, item.given
+            conversations = (item.conversation(answer) for answer in range(len(item.answers)))
+            name = item.condition or condition
+            yield row, [Asked(one, name, item.prompt) for one in conversations], item.given
         else:
-            yield row, [item], row.values.get("condition") or condition, None
+            name = row.values.get("condition") or condition
+            yield row, [Asked(item, name, prompt_of(item))], None

@@ -31,7 +31,17 @@ FREE_ON_RESUME = (
 )
 """Config paths that may differ when a run goes on: they change nothing that is learned (the last three: but for
 rounding), and who ran out of memory needs them."""
-PACKAGES = ("tuner", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "trl", "tokenizers")
+PACKAGES = (
+    "tuner",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "trl",
+    "tokenizers",
+)
 
 
 class Run:

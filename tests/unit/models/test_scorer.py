@@ -177,9 +177,6 @@ def test_rows_are_asked_about_as_they_were_trained(run, monkeypatch, file):
     np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.xfail(
-    reason="the wording is drawn by all turns before the last answer, not by the row's prompt", strict=True
-)
 def test_answers_of_several_turns_are_asked_about_in_the_words_of_their_row(run, monkeypatch, file):
     """A prompt draws the wording, and where an answer begins is the row's to say."""
     call = [
