@@ -53,6 +53,7 @@ class Trained:
 class Demo:
     """A demonstration: what is trained, and the table that shows what came of it."""
 
+    title: str
     config: str
     seeds: tuple[int, ...]
     page: str
@@ -69,7 +70,7 @@ class Demo:
                 changes = {**overrides, "seed": seed, "name": f"seed_{seed}"}
                 run = tuner.train(override(config, changes), runs=runs)
                 trained.append(Trained(seed, run, time.process_time() - start))
-            text = "\n".join([*self.table(trained), "", measured(command), ""])
+            text = "\n".join([f"# {self.title}", "", *self.table(trained), "", measured(command), ""])
             print(text)
             if write:
                 (DOCS / f"{self.page}.md").write_text(text, encoding="utf-8")
@@ -81,8 +82,6 @@ class Demo:
 def sums_table(trained: Sequence[Trained]) -> list[str]:
     """Scores and losses before and after, by seed."""
     lines = [
-        "# What the quickstart teaches",
-        "",
         "Share of sums of two numbers below 100 answered exactly, greedily, and the loss in nats per learned token,",
         "on 200 problems that occur in training in no wording and no order.",
         "",
@@ -105,8 +104,6 @@ def twins_table(trained: Sequence[Trained]) -> list[str]:
     rows = trained[0].results["overall"]["rows"]
     columns = [f"seed {one.seed}" for one in trained]
     lines = [
-        "# What the reward quickstart teaches",
-        "",
         "Twins are the same two answers under two conditions that prefer opposite ones. Each cell: share of pairs",
         f"in the right order / share of twins with both right, of the twins among {rows:,} held-out rows, whose",
         "prompts occur in no training row.",
@@ -139,9 +136,21 @@ def measured(command: str) -> str:
 
 
 DEMOS = {
-    "sft": Demo("quickstart_sft", SEEDS, "quickstart_seeds", sums_table),
-    "reward": Demo("quickstart_reward", SEEDS, "quickstart_reward_seeds", twins_table),
-    "smollm2": Demo("smollm2_135m_reward", (0,), "smollm2_reward", twins_table),
+    "sft": Demo("What the quickstart teaches", "quickstart_sft", SEEDS, "quickstart_seeds", sums_table),
+    "reward": Demo(
+        "What the reward quickstart teaches",
+        "quickstart_reward",
+        SEEDS,
+        "quickstart_reward_seeds",
+        twins_table,
+    ),
+    "smollm2": Demo(
+        "What SmolLM2-135M-Instruct learns of the same twins",
+        "smollm2_135m_reward",
+        (0,),
+        "smollm2_reward",
+        twins_table,
+    ),
 }
 
 
