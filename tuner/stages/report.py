@@ -27,10 +27,10 @@ def finish_reward(config: RewardModel, job: Job, roles: Roles, loop: Loop) -> No
     """Measure the trained model, and write it with what it needs to be asked."""
     reported = report(config, roles, job.devices)
     record = make_record(config, reported)
-    for sentence in record.verdict or ("there are no test rows to report on: add data.test_files",) * (
-        not reported
-    ):
+    for sentence in record.verdict or ():
         loop.say(sentence)
+    if reported is None:
+        loop.say("there are no test rows to report on: add data.test_files or data.split=Split(test=0.02)")
     if job.devices.is_main and reported:
         write_report(job.run.folder, reported[0])
         job.watchers.report(tables(reported[0]))
@@ -61,7 +61,7 @@ def make_record(config: RewardModel, reported: Reported | None) -> RewardRecord:
         conditions={name: one.seen for name, one in read_conditions(config.conditions).items()},
         seed=config.seed,
         max_length=config.data.max_length,
-        bound=config.loss.bound,
+        bound=config.loss.bound if config.loss.barrier else None,
         reference=reference,
         verdict=None if card is None else card.verdict,
     )
