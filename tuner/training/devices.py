@@ -5,6 +5,7 @@ There is no DDP wrapper. Each rank runs its own passes, perhaps none, and gradie
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,6 +52,8 @@ class Devices:
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
+        if self.world > 1:
+            atexit.register(_leave)
         if (asked := int(os.environ.get("WORLD_SIZE", "1"))) != self.world:
             raise UserError(
                 f"{asked} processes were launched, but accelerate joins {self.world}: run `accelerate config`"
@@ -123,6 +126,12 @@ class Devices:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _leave() -> None:
+    """Take this process out of its group before it ends: gloo's threads, left running, can abort the exit (134)."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def added(everyone: Sequence[Mapping[str, float]]) -> dict[str, float]:
