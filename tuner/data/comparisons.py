@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.data.examples import Collector, Examples
+from tuner.data.examples import Collector, Examples, ranges
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Comparisons:
 
     def answers(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """int64: the sequences of some rows, row by row."""
-        return _ranges(self.offsets, rows)
+        return ranges(self.offsets, rows)
 
     def pairs(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """int64: the pairs of some rows, row by row."""
-        return _ranges(self.pair_offsets, rows)
+        return ranges(self.pair_offsets, rows)
 
     def totals(self, rows: Sequence[int]) -> dict[str, float]:
         """Summed weights of some rows: of their `pairs`, and of their `answers`, each counting once."""
@@ -196,12 +196,3 @@ def pairs_of(ranks: Sequence[int], ties: bool) -> list[tuple[int, int, float]]:
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _ranges(offsets: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The indices offsets[r] to offsets[r + 1] of all rows r, one row after the other."""
-    rows = np.asarray(rows, dtype=np.int64)
-    counts = np.diff(offsets)[rows]
-    ends = np.cumsum(counts)
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    return np.repeat(offsets[rows], counts) + within

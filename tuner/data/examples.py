@@ -80,10 +80,8 @@ class Examples:
     def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
         """These samples, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        places = np.repeat(self.offsets[indices], lengths) + within
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[indices])]).astype(np.int64)
+        places = ranges(self.offsets, indices)
         return Examples(
             self.tokens_T[places],
             self.weights_T[places],
@@ -111,6 +109,15 @@ class Examples:
             return length, length
         breaks = np.flatnonzero(np.diff(learned) > 1)
         return int(learned[breaks[-1] + 1 if len(breaks) else 0]), int(learned[-1]) + 1
+
+
+def ranges(offsets: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The indices offsets[r] to offsets[r + 1] of all rows r, one row after the other."""
+    rows = np.asarray(rows, dtype=np.int64)
+    counts = np.diff(offsets)[rows]
+    ends = np.cumsum(counts)
+    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return np.repeat(offsets[rows], counts) + within
 
 
 class Collector:

@@ -91,16 +91,12 @@ class Scorer:
     def score_asked(self, asked: Sequence[Asked]) -> np.ndarray:
         """Scores, float64, of conversations under their conditions."""
         maker = SequenceMaker(self.loaded.tokenizer, self.record.reward_token)
-        rendered = [self.template.render(self._conditioned(one)) for one in asked]
+        wordings = {name: Wordings(texts) for name, texts in self.record.conditions.items()}
+        conditions = Conditions(wordings, self.record.seed)
+        rendered = [self.template.render(_conditioned(one, conditions)) for one in asked]
         sequences = [tokens for tokens, _ in maker.make(rendered)]
         with self._autocast():
             return score_sequences(self.loaded.model, sequences, self.tokens_per_pass, self.device)
-
-    def _conditioned(self, asked: Asked) -> Conversation:
-        wordings = {known: Wordings(texts) for known, texts in self.record.conditions.items()}
-        conditions = Conditions(wordings, self.record.seed)
-        system = conditions.prompt(asked.condition, drawing_key(asked.prompt), asked.conversation.origin)
-        return asked.conversation if system is None else asked.conversation.behind(system)
 
     def _read(
         self, row: Conversation | Mapping[str, Any], reader: Reader, number: int, condition: str | None
@@ -115,6 +111,11 @@ class Scorer:
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.loaded.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _conditioned(asked: Asked, conditions: Conditions) -> Conversation:
+    system = conditions.prompt(asked.condition, drawing_key(asked.prompt), asked.conversation.origin)
+    return asked.conversation if system is None else asked.conversation.behind(system)
 
 
 def prompt_of(conversation: Conversation) -> Sequence[Turn]:

@@ -71,13 +71,12 @@ def scored_pairs(comparisons: Comparisons, scores: np.ndarray, config: RewardMod
     sequences, paths = comparisons.sequences, _paths(config)
     # a reward token, where there is one, is no part of the answer
     tokens = sequences.lengths - comparisons.starts - (config.reward_token is not None)
-    names = ("", *comparisons.condition_names)
     return ScoredPairs(
         chosen=scores[better],
         rejected=scores[worse],
         weights=comparisons.weights / totals[rows],
         rows=rows,
-        conditions=tuple(names[comparisons.conditions[row] + 1] for row in rows),
+        conditions=tuple(comparisons.condition(row) or "" for row in rows),
         sources=tuple(paths[comparisons.sources[row]] for row in rows),
         chosen_tokens=tokens[better],
         rejected_tokens=tokens[worse],
