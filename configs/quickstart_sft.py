@@ -4,18 +4,19 @@ from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, LoRA, Model
 
 config = SFT(
     model=Model(path="tuner:tiny", quantization="nf4"),
-    adapter=LoRA(r=16, alpha=32),
+    adapter=LoRA(r=64, alpha=128),
     data=Chat(
-        files=("tuner:sums/train.jsonl",),
+        # sums alone, and sums behind a greeting, answered in mixed manners: what quickstart_ppo chooses from
+        files=("tuner:sums/train.jsonl", "tuner:manners/train.jsonl"),
         test_files=("tuner:sums/test.jsonl",),
         template="internlm2",
         max_length=128,
     ),
-    optimizer=AdamW(lr=2e-3),
+    optimizer=AdamW(lr=4e-3),
     schedule=Cosine(warmup=0.05),
     tokens_per_step=1_024,
     tokens_per_pass=1_024,
-    epochs=2,
+    epochs=3,
     gradient_checkpointing=False,
     evaluation=Evaluation(score="exact", max_new_tokens=16),
 )

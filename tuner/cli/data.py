@@ -26,10 +26,10 @@ def data(
     from tuner.data import view
     from tuner.errors import UserError
     from tuner.models.load import load_tokenizer
-    from tuner.stages.rows import load_rows, packed, shown_passes, view_data
+    from tuner.stages.rows import load_rows, model_of, shown_passes, view_data
 
     value = override(load_config(config), overrides or [])
-    tokenizer = load_tokenizer(packed(value).model)
+    tokenizer = load_tokenizer(model_of(value))
     rows = load_rows(value, tokenizer)
     report = rows.report
     examples, shown, label = shown_passes(value, rows, passes)

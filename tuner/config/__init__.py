@@ -1,10 +1,12 @@
 """The values a config file is made of. Importing them costs pydantic and nothing else."""
 
-from tuner.config.data import Chat, Preferences, Source, Split, Text
+from tuner.config.data import Chat, Preferences, Prompts, Source, Split, Text
 from tuner.config.load import differences, from_json, leaves, load_config, override, to_json
 from tuner.config.loss import FocalRanking
 from tuner.config.model import Freeze, LoRA, Model, Rope
-from tuner.config.stages import DPO, SFT, ModelStage, PackedStage, RewardModel, Stage
+from tuner.config.rollout import PolicyEvaluation, Replay, Sampling
+from tuner.config.stage import ModelStage, PackedStage, Stage
+from tuner.config.stages import DPO, PPO, SFT, RewardModel
 from tuner.config.training import (
     AdamW,
     Checkpoint,
@@ -12,6 +14,7 @@ from tuner.config.training import (
     Cosine,
     Evaluation,
     Linear,
+    Measuring,
     PairEvaluation,
     Validation,
     Wandb,
@@ -19,6 +22,7 @@ from tuner.config.training import (
 
 __all__ = [
     "DPO",
+    "PPO",
     "SFT",
     "AdamW",
     "Chat",
@@ -30,13 +34,18 @@ __all__ = [
     "Freeze",
     "Linear",
     "LoRA",
+    "Measuring",
     "Model",
     "ModelStage",
     "PackedStage",
     "PairEvaluation",
+    "PolicyEvaluation",
     "Preferences",
+    "Prompts",
+    "Replay",
     "RewardModel",
     "Rope",
+    "Sampling",
     "Source",
     "Split",
     "Stage",

@@ -1,12 +1,14 @@
 """What is learned from: sources of rows, how they are rendered, which tokens are learned."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tuner.config.part import Function, Part
 
-Shape = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "pair", "ranked", "shp"]
+Shape = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "pair", "ranked", "shp", "prompt"
+]
 
 
 class Source(Part):
@@ -25,13 +27,16 @@ class Source(Part):
     """Which configuration of a hub dataset, or which of its folders."""
 
     share: float | None = Field(default=None, gt=0)
-    """Relative share of the tokens drawn from here while it lasts; rows are never drawn twice in an epoch."""
+    """Relative share of the tokens, or prompts, drawn from here while it lasts; never a row twice in an epoch."""
 
     weight: float = Field(default=1.0, gt=0)
     """Weight in the loss of every token, or pair of answers, learned from here."""
 
     condition: str | None = None
-    """Of preferences: the condition of rows that name none."""
+    """Of preferences and prompts: the condition of rows that name none."""
+
+    system: str | None = None
+    """Of prompts: the system turn the policy sees, put before those that have none."""
 
     limit: int | None = Field(default=None, ge=1)
     """Use the first so many rows only."""
@@ -54,6 +59,9 @@ class Split(Part):
 
 
 class _Rows(Part):
+    _foreign: ClassVar[dict[str, str]] = {"condition": "preferences and prompts", "system": "prompts"}
+    """Fields of a source that this kind of rows has not -> the kinds that have them."""
+
     files: tuple[str | Source, ...] = Field(min_length=1)
     """Where the rows come from: paths, or Source(path=..., share=..., weight=...)."""
 
@@ -97,17 +105,18 @@ class _Rows(Part):
             raise ValueError("files: give every source a share, or none of them")
         return self
 
-
-class _Conversations(_Rows):
     @model_validator(mode="after")
-    def _conditions_are_for_preferences(self) -> Self:
-        given = [*self.sources, *self.validation_sources, *self.test_sources]
-        if named := [source.path for source in given if source.condition is not None]:
-            raise ValueError(f"files: {named[0]} has a condition, which only preferences have; leave it out")
+    def _sources_are_of_this_kind(self) -> Self:
+        for source in (*self.sources, *self.validation_sources, *self.test_sources):
+            for field, kinds in self._foreign.items():
+                if getattr(source, field) is not None:
+                    raise ValueError(
+                        f"files: {source.path} has a {field}, which only {kinds} have; leave it out"
+                    )
         return self
 
 
-class Chat(_Conversations):
+class Chat(_Rows):
     """Conversations, rendered by a chat template; assistant turns and their end tokens are learned."""
 
     kind: Literal["chat"] = "chat"
@@ -126,7 +135,7 @@ class Chat(_Conversations):
     """What becomes of a sample over max_length: an error naming the row, dropped, or its end cut; counted."""
 
 
-class Text(_Conversations):
+class Text(_Rows):
     """Raw text for continued pre-training: every token is learned, documents end with the end token."""
 
     kind: Literal["text"] = "text"
@@ -138,6 +147,8 @@ class Text(_Conversations):
 
 class Preferences(_Rows):
     """Answers to the same prompt, the better ones known: pairs (chosen and rejected) or ranked lists."""
+
+    _foreign: ClassVar[dict[str, str]] = {"system": "prompts"}
 
     kind: Literal["preferences"] = "preferences"
     """Which kind of data this is, in JSON."""
@@ -158,6 +169,42 @@ class Preferences(_Rows):
 
     ties: Literal["drop", "half"] = "drop"
     """What becomes of answers of the same rank: no pair, or a pair each way at half the weight. Counted."""
+
+
+class Prompts(_Rows):
+    """What a policy is asked: conversations that end where it is to answer. Answers in the rows are not learned."""
+
+    _foreign: ClassVar[dict[str, str]] = {}
+
+    kind: Literal["prompts"] = "prompts"
+    """Which kind of data this is, in JSON."""
+
+    template: str = "tokenizer"
+    """A name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
+
+    system: str | None = None
+    """System turn the policy sees before prompts that have none, where their source names no other."""
+
+    max_length: int = Field(default=1024, ge=1)
+    """Longest prompt, in tokens, the header of the answer among them; longer ones are skipped and counted."""
+
+    @model_validator(mode="after")
+    def _prompts_are_drawn_and_not_weighed(self) -> Self:
+        given = (*self.sources, *self.test_sources)
+        if weighed := [source.path for source in given if source.weight != 1]:
+            raise ValueError(
+                f"files: {weighed[0]} has a weight, which prompts do not; write share, for how many are drawn from it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _test_prompts_are_the_held_out_ones(self) -> Self:
+        if self.validation_files or self.split.validation:
+            raise ValueError(
+                "prompts have no validation part, for evaluation during training answers the test prompts; "
+                "write test_files or split.test"
+            )
+        return self
 
 
 Data = Chat | Text | Preferences

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tuner.config.part import Part
-from tuner.config.stages import STAGES, Stage
+from tuner.config.stage import Stage
+from tuner.config.stages import STAGES
 from tuner.errors import UserError
 from tuner.resources import configs_folder
 

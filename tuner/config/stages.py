@@ -1,126 +1,24 @@
 """The stages: each config file holds one of these values, named `config`."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from tuner.config.data import Chat, Data, Preferences, Text
+from tuner.config.data import Chat, Preferences, Prompts, Text
 from tuner.config.loss import FocalRanking
-from tuner.config.model import Freeze, LoRA, Model
-from tuner.config.part import Part
+from tuner.config.model import LoRA, Model
+from tuner.config.rollout import PolicyEvaluation, Replay, Sampling
+from tuner.config.stage import ModelStage, PackedStage, Stage
 from tuner.config.training import (
     AdamW,
     Checkpoint,
+    Constant,
     Cosine,
     Evaluation,
     PairEvaluation,
     Schedule,
     Validation,
-    Wandb,
 )
-
-
-class Stage(Part):
-    """What belongs to every stage."""
-
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The run's folder below --runs; None: the config file's name."""
-
-    epochs: float = Field(default=1.0, gt=0)
-    """How often every row is seen."""
-
-    max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many optimiser steps, the schedule with them; None: when the epochs are over."""
-
-    optimizer: AdamW = AdamW()
-    """How weights follow their gradients."""
-
-    schedule: Schedule = Cosine()
-    """How the learning rate moves over the run."""
-
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Longer gradients (L2 over all trained weights) are scaled to this; None: never."""
-
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """What matrix products are computed in; trained weights and the optimiser stay in fp32."""
-
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: about a third more time, far less memory, the same result."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; "auto" takes the GPU when there is one."""
-
-    deterministic: bool = False
-    """On CUDA: resume bit for bit, at some cost in speed. CPU runs always do."""
-
-    seed: int = Field(default=0, ge=0)
-    """Order of the data, fresh weights, dropout."""
-
-    checkpoint: Checkpoint = Checkpoint()
-    """When the run is saved."""
-
-    tracking: Wandb | None = None
-    """Weights & Biases; None: files only."""
-
-
-class ModelStage(Stage):
-    """A stage that trains one model."""
-
-    model: Model
-    """What training starts from."""
-
-    adapter: LoRA | None = None
-    """Train an adapter instead of the weights themselves. A model that is a run with an adapter continues it."""
-
-    @model_validator(mode="after")
-    def _quantised_weights_are_not_trained(self) -> Self:
-        if self.model.quantization and self.adapter is None:
-            raise ValueError(
-                f"model.quantization={self.model.quantization!r} can only train an adapter: "
-                "add adapter=LoRA(), or leave quantization out"
-            )
-        return self
-
-
-class PackedStage(ModelStage):
-    """A stage that trains one model on packed rows, with a loop of ours."""
-
-    data: Data
-    """What is learned from."""
-
-    freeze: Freeze | None = None
-    """Which weights stay as they are; None: all that can be trained are."""
-
-    tokens_per_step: int = Field(default=32_768, ge=1)
-    """What an optimiser step learns from, over all devices, in tokens."""
-
-    tokens_per_pass: int = Field(default=2_048, ge=1)
-    """What one forward and backward pass holds, in tokens: memory and speed, never the result."""
-
-    max_bad_steps: int = Field(default=3, ge=1)
-    """Steps with a loss or gradient that is not finite are skipped; after so many in a row training stops."""
-
-    evaluation: Validation = Validation()
-    """What is measured on held-out rows."""
-
-    @model_validator(mode="after")
-    def _a_pass_fits_a_step(self) -> Self:
-        if self.tokens_per_pass > self.tokens_per_step:
-            raise ValueError(
-                f"tokens_per_pass ({self.tokens_per_pass}) is more than tokens_per_step "
-                f"({self.tokens_per_step}): lower the first or raise the second"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _best_needs_validation(self) -> Self:
-        held_out = self.data.split.validation or self.data.validation_files
-        if (self.evaluation.keep_best or self.evaluation.patience) and not held_out:
-            raise ValueError(
-                "evaluation.keep_best and evaluation.patience need validation rows: "
-                "add data.split=Split(validation=0.02) or data.validation_files"
-            )
-        return self
 
 
 class SFT(PackedStage):
@@ -293,5 +191,165 @@ class DPO(ModelStage):
         return self
 
 
-STAGES: dict[str, type[Stage]] = {"sft": SFT, "reward": RewardModel, "dpo": DPO}
+def _named(value: Any) -> Any:
+    """A model by its path alone."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+class PPO(Stage):
+    """Proximal policy optimisation against a conditional reward model, with a critic and a pre-training mix.
+
+    As in the InternLM2 report (arXiv 2403.17297, 4.2.3), whose numbers the defaults are; they are for training all
+    weights: adapters want learning rates about ten times as high. A step is one rollout and all its updates, those
+    of the critic's warm-up too. Dropout is 0 in every role.
+    """
+
+    stage: Literal["ppo"] = "ppo"
+    """Which stage this is, in JSON."""
+
+    policy: Model
+    """What is trained; as it is at the start it is also the reference that the policy is kept near to."""
+
+    adapter: LoRA | None = None
+    """Train an adapter of the policy instead of its weights. A policy that is a run with an adapter continues it."""
+
+    reward: Annotated[Model, BeforeValidator(_named)]
+    """The reward model: a run, a folder or a hub name."""
+
+    roles: Literal["shared", "separate"] = "shared"
+    """"shared": every base is held once, frozen, and policy, reference, critic and reward are adapters and heads on
+    it, all four on one where policy and reward model were trained on the same; "separate": four models."""
+
+    critic_from: Literal["reward", "policy"] = "reward"
+    """What the critic is at the start, below its fresh head."""
+
+    critic_adapter: LoRA | None = None
+    """Adapter of a critic that starts from a model without one; None: like the policy's, and with "separate" all its
+    weights are trained."""
+
+    prompts: Prompts
+    """What is answered."""
+
+    prompts_per_step: int = Field(default=512, ge=1)
+    """Prompts of a rollout, over all devices."""
+
+    sampling: Sampling = Sampling()
+    """How they are answered."""
+
+    kl: float = Field(default=0.01, ge=0)
+    """How dear it is to leave the reference: taken off the reward of every token, per nat."""
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimate of a token's divergence from the reference (Schulman, 2020): the log-ratio, half its square, or the
+    one that is never negative and without bias."""
+
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount of a reward per token of delay."""
+
+    gae_lambda: float = Field(default=0.99, ge=0, le=1)
+    """How far advantages look ahead before they trust the critic (GAE, arXiv 1506.02438)."""
+
+    clip: float = Field(default=0.2, gt=0)
+    """A token's ratio of new to old probability counts up to 1 plus or minus this (PPO, arXiv 1707.06347)."""
+
+    value_clip: float | None = Field(default=None, gt=0)
+    """How far a value may move in a step before its loss stops falling; None: it may."""
+
+    whiten_advantages: bool = False
+    """Shift and scale the step's advantages to mean 0 and spread 1."""
+
+    reward_clip: float | None = Field(default=5.0, gt=0)
+    """Scores are cut to plus and minus this; None: never."""
+
+    normalize_rewards: bool = True
+    """Divide scores by their running spread, from their running mean, over the whole run."""
+
+    missing_end_penalty: float = Field(default=0.0, ge=0)
+    """Taken off the score of an answer that was cut off at max_new_tokens."""
+
+    update_epochs: int = Field(default=1, ge=1)
+    """How often a rollout is learned from."""
+
+    mini_batches: int = Field(default=1, ge=1)
+    """Parts of a rollout, each with an optimiser step of its own."""
+
+    critic_warmup: int = Field(default=50, ge=0)
+    """Steps at the start in which the critic alone is trained."""
+
+    critic_lr: float = Field(default=5e-6, gt=0)
+    """Peak learning rate of the critic."""
+
+    optimizer: AdamW = AdamW(lr=1e-6)
+    """How weights follow their gradients; its learning rate is the policy's."""
+
+    schedule: Schedule = Constant(warmup=0)
+    """How learning rates move: the critic's over the run, the policy's from the end of the critic's warm-up on."""
+
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Longer gradients (L2 over all weights of the policy, or of the critic) are scaled to this; None: never."""
+
+    replay: Replay | None = None
+    """Rows of earlier stages learned beside the rollouts, so that the policy does not forget (PPO-ptx)."""
+
+    tokens_per_pass: int = Field(default=32_768, ge=1)
+    """What one forward and backward pass holds, in tokens: memory and speed, never the result."""
+
+    max_bad_steps: int = Field(default=3, ge=1)
+    """Updates with a loss or gradient that is not finite are skipped; after so many steps in a row with one,
+    training stops."""
+
+    checkpoint: Checkpoint = Checkpoint(every=20)
+    """When the run is saved."""
+
+    evaluation: PolicyEvaluation = PolicyEvaluation()
+    """What is measured on held-out prompts."""
+
+    @model_validator(mode="after")
+    def _rows_fit_a_pass(self) -> Self:
+        longest = self.prompts.max_length + self.sampling.max_new_tokens
+        if longest > self.tokens_per_pass:
+            raise ValueError(
+                f"a prompt of prompts.max_length ({self.prompts.max_length}) with its answer of "
+                f"sampling.max_new_tokens ({self.sampling.max_new_tokens}) is more than tokens_per_pass "
+                f"({self.tokens_per_pass}): lower the first two or raise the last to {longest}"
+            )
+        if self.replay is not None and self.replay.max_length > self.tokens_per_pass:
+            raise ValueError(
+                f"replay.max_length ({self.replay.max_length}) is more than tokens_per_pass "
+                f"({self.tokens_per_pass}): a row is never cut to fit; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_mini_batch_has_prompts(self) -> Self:
+        if self.mini_batches > self.prompts_per_step:
+            raise ValueError(
+                f"mini_batches ({self.mini_batches}) is more than prompts_per_step ({self.prompts_per_step}): "
+                "change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_are_not_trained(self) -> Self:
+        trained = [("policy", self.policy, self.adapter)]
+        if self.roles == "separate" and self.critic_from == "reward":
+            trained.append(("reward", self.reward, self.critic_adapter))
+        for name, model, adapter in trained:
+            if model.quantization and adapter is None:
+                field = "adapter" if name == "policy" else "critic_adapter"
+                raise ValueError(
+                    f"{name}.quantization={model.quantization!r} can only train an adapter: "
+                    f"add {field}=LoRA(), or leave quantization out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_is_off(self) -> Self:
+        for name, adapter in (("adapter", self.adapter), ("critic_adapter", self.critic_adapter)):
+            if adapter is not None and adapter.dropout:
+                raise ValueError(f"{name}.dropout: PPO's roles have none, or ratios would be noise; write 0")
+        return self
+
+
+STAGES: dict[str, type[Stage]] = {"sft": SFT, "reward": RewardModel, "dpo": DPO, "ppo": PPO}
 """Stage by the name it has in JSON."""

@@ -68,14 +68,18 @@ class Constant(_Schedule):
 Schedule = Annotated[Cosine | Linear | Constant, Field(discriminator="kind")]
 
 
-class Validation(Part):
-    """When held-out rows are measured, and what follows from it."""
+class Measuring(Part):
+    """When held-out rows are measured, and how many."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between two measurements of the validation rows; None: ten over the run."""
+    """Steps between two measurements during training; None: ten over the run."""
 
     rows: int | None = Field(default=None, ge=1)
-    """Measure at most so many validation and test rows; None: all."""
+    """Measure at most so many held-out rows of a kind; None: all."""
+
+
+class Validation(Measuring):
+    """When held-out rows are measured, and what follows from their loss."""
 
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many measurements in a row without a better validation loss; None: never."""

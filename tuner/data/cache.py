@@ -15,9 +15,10 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from tuner.config.data import Data, Source, Text
+from tuner.config.data import Data, Prompts, Source, Text
 from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
+from tuner.data.prompts import PromptSet
 from tuner.data.report import DataReport
 from tuner.data.sources import Rows
 from tuner.data.template import find_source
@@ -32,7 +33,10 @@ CODE = (
     "load",
     "load_pairs",
     "load_preferences",
+    "load_prompts",
     "preference_rows",
+    "prompt_rows",
+    "prompts",
     "report",
     "rows",
     "sources",
@@ -44,17 +48,20 @@ CODE = (
 """The modules that decide what is learned: a change in any of them makes every entry stale."""
 
 Parts = dict[str, Any]
-"""Examples or Comparisons by the name of the part."""
-KINDS: dict[str, type] = {kind.__name__: kind for kind in (Examples, Comparisons)}
+"""Examples, Comparisons or a PromptSet by the name of the part."""
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (Examples, Comparisons, PromptSet)}
 
 
-def cache_folder(data: Data) -> Path:
+def cache_folder(data: Data | Prompts) -> Path:
     """Where the entries lie: the config's folder, $TUNER_CACHE, or ~/.cache/tuner."""
     return Path(data.cache or os.environ.get("TUNER_CACHE") or "~/.cache/tuner").expanduser()
 
 
 def cache_key(
-    data: Data, tokenizer: Tokenizer, rows: list[Rows], others: Mapping[str, Any] = MappingProxyType({})
+    data: Data | Prompts,
+    tokenizer: Tokenizer,
+    rows: list[Rows],
+    others: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Hash of the rows, the tokenizer, the template's text, the data fields that matter, `others`, and this code."""
     fields = data.model_dump(

@@ -1,7 +1,7 @@
-"""What a row means: a conversation of turns, a document, or answers of which the better are known."""
+"""What a row means: a conversation of turns, a document, a prompt, or answers of which the better are known."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool", "environment")
@@ -74,6 +74,37 @@ class Document:
     text: str
     weight: float = 1.0
     origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that a policy is to answer."""
+
+    turns: tuple[Turn, ...]
+    """The row's, up to its last answer."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    system: str | None = None
+    """What the policy is told before these turns where they open with no system turn; no reward model sees it."""
+    condition: str | None = None
+    """Name of what makes an answer better here."""
+    reference: str | None = None
+    """The text of the answer in the row."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The row as in its file, and its `condition`."""
+    weight: float = 1.0
+    """0: the row is switched off. Any other is without effect."""
+    origin: str = ""
+    """`file:line`, for messages."""
+
+    def asked(self) -> Conversation:
+        """What the policy is to answer."""
+        conversation = Conversation(self.turns, self.tools, origin=self.origin)
+        return conversation if self.system is None else conversation.with_system(self.system)
+
+    def answered(self, answer: str) -> Conversation:
+        """The row's turns with an answer, which alone is learned: what a reward model judges, under the condition."""
+        turns = tuple(replace(turn, learn=False) for turn in self.turns)
+        return Conversation((*turns, Turn("assistant", answer)), self.tools, origin=self.origin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from tuner.config.data import Chat, Data, Preferences, Source, Text
+from tuner.config.data import Chat, Data, Preferences, Prompts, Source, Text
 from tuner.data import cache
 from tuner.data.comparisons import Comparisons
-from tuner.data.conversation import Conversation, Document, Preference
+from tuner.data.conversation import Conversation, Document, Preference, Prompt
 from tuner.data.examples import Collector, Examples, Sample, split_sample, tokenize, tokenize_text
+from tuner.data.prompts import PromptSet
 from tuner.data.report import DataReport, PartReport, SourceReport
 from tuner.data.rows import Reader
 from tuner.data.sources import Row, Rows
@@ -29,11 +30,11 @@ Progress = Callable[[int], None]
 """Called with the number of rows done so far."""
 
 
-Item = TypeVar("Item", Conversation | Document, Preference)
+Item = TypeVar("Item", Conversation | Document, Preference, Prompt)
 Piece = TypeVar("Piece")
 Unused = Literal["ties", "incomparable", "switched_off"]
 """Why a row is not used: a count of SourceReport."""
-Part = TypeVar("Part", Examples, Comparisons, covariant=True)
+Part = TypeVar("Part", Examples, Comparisons, PromptSet, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def load_data(
 class Builder(ABC, Generic[Item, Piece, Part]):
     """Turns rows into samples, source by source, and counts what becomes of them."""
 
-    def __init__(self, data: Data, tokenizer: Tokenizer, progress: Progress | None = None):
+    def __init__(self, data: Data | Prompts, tokenizer: Tokenizer, progress: Progress | None = None):
         self.data = data
         self.tokenizer = tokenizer
         self.report = DataReport()

@@ -46,8 +46,8 @@ def preference_reader(shape: str | None) -> Reader:
 
 def _read_pair(row: Values, origin: str) -> Preference:
     """chosen and rejected, each a text, messages, or the whole conversation; the prompt apart or in both of them."""
-    prompt = _prompt(row, origin)
-    sides = [_side(row[key], key, prompt, origin) for key in ("chosen", "rejected")]
+    prompt = read_prompt(row, origin)
+    sides = [read_side(row[key], key, prompt, origin) for key in ("chosen", "rejected")]
     if prompt is None:
         prompt, sides = _common_prompt(sides[0], sides[1], origin)
     tied = any(has(row, one) and row[one] == row.get(other) for one, other in _SCORES)
@@ -58,20 +58,20 @@ def _read_shp(row: Values, origin: str) -> Preference:
     """Stanford Human Preferences: labels 1 prefers A."""
     if row["labels"] not in (0, 1):
         refuse(origin, f'"labels" is 1 where A is better and 0 where B is, not {row["labels"]!r}')
-    prompt = _from_text(row["history"], "history", origin)
-    sides = [_side(row[f"human_ref_{side}"], f"human_ref_{side}", prompt, origin) for side in "AB"]
+    prompt = read_text_prompt(row["history"], "history", origin)
+    sides = [read_side(row[f"human_ref_{side}"], f"human_ref_{side}", prompt, origin) for side in "AB"]
     return _preference(row, prompt, sides, [1 - row["labels"], row["labels"]], origin)
 
 
 def _read_ranked(row: Values, origin: str) -> Preference:
     """Several answers with "scores" (the higher the better) or "ranks" (1 is the best), beside or inside them."""
-    prompt = _prompt(row, origin)
+    prompt = read_prompt(row, origin)
     if prompt is None:
         refuse(origin, f"no prompt; write one of {', '.join(_PROMPTS)}")
     key = next(key for key in _ANSWERS if has(row, key))
     answers = expect_list(row[key], f'"{key}"', origin)
     inside = [answer if isinstance(answer, dict) else {} for answer in answers]
-    sides = [_side(_answer_of(answer), key, prompt, origin) for answer in answers]
+    sides = [read_side(_answer_of(answer), key, prompt, origin) for answer in answers]
     ranks = row.get("ranks") or [answer.get("rank") for answer in inside]
     scores = row.get("scores") or [answer.get("score", answer.get("overall_score")) for answer in inside]
     given, sign = (scores, -1.0) if ranks == [None] * len(answers) else (ranks, 1.0)
@@ -112,7 +112,7 @@ def _preference(
         answers=tuple(distinct[told][1] for told in order),
         ranks=tuple(known.index(distinct[told][0]) for told in order),
         given=tuple(order.index(_told(answer)) for answer in answers),
-        condition=_condition(row, origin),
+        condition=read_condition(row, origin),
         margin=_margin(row, len(order), origin),
         tools=read_tools(row, origin),
         weight=read_weight(row, origin),
@@ -120,20 +120,21 @@ def _preference(
     )
 
 
-def _prompt(row: Values, origin: str) -> tuple[Turn, ...] | None:
+def read_prompt(row: Values, origin: str) -> tuple[Turn, ...] | None:
+    """What the row asks, apart from its answers; None when it has none of the keys."""
     key = next((key for key in _PROMPTS if has(row, key)), None)
     if key is None:
         return None
     value = row[key]
     if key == "instruction":
         return read_question(row, origin)
-    turns = _turns(value, origin) if isinstance(value, list) else _from_text(value, key, origin)
+    turns = _turns(value, origin) if isinstance(value, list) else read_text_prompt(value, key, origin)
     if not turns:
         refuse(origin, f'"{key}" is empty; write the prompt')
     return turns
 
 
-def _from_text(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
+def read_text_prompt(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
     """A text as the user's turn, or a transcript that ends where the assistant is to speak."""
     text = expect_text(value, f'"{key}"', origin)
     if _TRANSCRIPT.match(text) and text.rstrip().endswith("Assistant:"):
@@ -141,7 +142,7 @@ def _from_text(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
     return (Turn("user", text),)
 
 
-def _side(value: Any, key: str, prompt: tuple[Turn, ...] | None, origin: str) -> tuple[Turn, ...]:
+def read_side(value: Any, key: str, prompt: tuple[Turn, ...] | None, origin: str) -> tuple[Turn, ...]:
     """An answer's turns; without a prompt, the whole conversation's."""
     if isinstance(value, str):
         turns = _transcript(value) if _TRANSCRIPT.match(value) else ()
@@ -223,7 +224,8 @@ def _told(answer: tuple[Turn, ...]) -> Any:
     return tuple(_told_turn(turn) for turn in answer)
 
 
-def _condition(row: Values, origin: str) -> str | None:
+def read_condition(row: Values, origin: str) -> str | None:
+    """Name of what makes an answer better in this row."""
     condition = row.get("condition")
     if condition is not None and not (isinstance(condition, str) and condition.strip()):
         refuse(origin, f'"condition" is the name of one, not {condition!r}; leave it out where there is none')

@@ -7,6 +7,7 @@ import numpy as np
 
 from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
+from tuner.data.prompts import PromptSet
 
 HISTOGRAM = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 """Upper bounds (inclusive) of the histogram of lengths; one more bin holds what is longer."""
@@ -60,14 +61,15 @@ class PartReport:
     """Of answers that are compared; each of the samples then is one of the answers."""
     conditions: dict[str, int] = field(default_factory=dict)
     """Rows of each condition; "" for those that have none."""
+    prompts: int | None = None
+    """Of what is to be answered, and not learned; each of the samples then is one of them."""
 
     @classmethod
-    def of(cls, part: Examples | Comparisons) -> "PartReport":
+    def of(cls, part: Examples | Comparisons | PromptSet) -> "PartReport":
         if isinstance(part, Comparisons):
-            names = (*part.condition_names, "")  # -1 is the last
-            counted = np.bincount(part.conditions % len(names), minlength=len(names)).tolist()
-            conditions = {name: count for name, count in zip(names, counted, strict=True) if count}
-            return replace(cls.of(part.sequences), pairs=len(part.better), conditions=conditions)
+            return replace(cls.of(part.sequences), pairs=len(part.better), conditions=_conditions(part))
+        if isinstance(part, PromptSet):
+            return replace(cls.of(part.examples()), prompts=len(part), conditions=_conditions(part))
         examples, lengths = part, part.lengths
         bins = np.bincount(np.searchsorted(HISTOGRAM, lengths), minlength=len(HISTOGRAM) + 1)
         return cls(
@@ -125,8 +127,18 @@ class DataReport:
         return ". ".join([", ".join(said), *parts, *(note.rstrip(".") for note in self.notes)]) + "."
 
 
+def _conditions(part: Comparisons | PromptSet) -> dict[str, int]:
+    names = (*part.condition_names, "")  # -1 is the last
+    counted = np.bincount(part.conditions % len(names), minlength=len(names)).tolist()
+    return {name: count for name, count in zip(names, counted, strict=True) if count}
+
+
 def _describe(part: PartReport) -> str:
-    if part.pairs is None:
+    if part.prompts is not None:
+        named = [f"{count:,} {name or 'without a condition'}" for name, count in part.conditions.items()]
+        counts = f" ({', '.join(named)})" if any(part.conditions) else ""
+        what = f"{_number(part.prompts, 'prompt')}{counts}, {_number(part.tokens, 'token')}"
+    elif part.pairs is None:
         what = f"{_number(part.samples, 'sample')}, {_number(part.tokens, 'token')}, {part.learned_share:.1%} learned"
     else:
         what = f"{_number(part.pairs, 'pair')} of {_number(part.samples, 'answer')}, {_number(part.tokens, 'token')}"

@@ -76,21 +76,21 @@ def recognise(row: Values, origin: str, shapes: Mapping[str, Shape] | None = Non
     )
 
 
-def _read_messages(row: Values, origin: str) -> Conversation:
+def read_messages(row: Values, origin: str) -> Conversation:
     messages = next(row[key] for key in ("messages", "conversations", "conversation") if has(row, key))
     return _conversation(
         row, [read_turn(message, origin) for message in expect_list(messages, "messages", origin)], origin
     )
 
 
-def _read_sharegpt(row: Values, origin: str) -> Conversation:
+def read_sharegpt(row: Values, origin: str) -> Conversation:
     """ShareGPT's from/value pairs; role/content under the same key, and XTuner's system/input/output, too."""
     messages = expect_list(
         next(row[key] for key in ("conversations", "conversation") if has(row, key)), "turns", origin
     )
     first = messages[0] if messages else {}
     if isinstance(first, Mapping) and "role" in first and "from" not in first:
-        return _read_messages(row, origin)
+        return read_messages(row, origin)
     if isinstance(first, Mapping) and "output" in first:
         return _conversation(row, [turn for item in messages for turn in _exchange(item, origin)], origin)
     turns = []
@@ -146,11 +146,24 @@ def _read_text(row: Values, origin: str) -> Document:
     return Document(text, read_weight(row, origin), origin)
 
 
+def _answered(read: Callable[[Values, str], Conversation]) -> Callable[[Values, str], Conversation]:
+    """A reader that refuses conversations without a turn to learn from."""
+
+    def read_and_check(row: Values, origin: str) -> Conversation:
+        conversation = read(row, origin)
+        _check_turns(conversation)
+        return conversation
+
+    return read_and_check
+
+
 SHAPES: dict[str, Shape] = {
-    "messages": Shape(_read_messages, ("messages",)),
-    "sharegpt": Shape(_read_sharegpt, ("conversations",), ("conversation",)),
-    "alpaca": Shape(_read_alpaca, ("instruction", "output"), ("instruction", "response")),
-    "prompt_completion": Shape(_read_prompt_completion, ("prompt", "completion"), ("prompt", "response")),
+    "messages": Shape(_answered(read_messages), ("messages",)),
+    "sharegpt": Shape(_answered(read_sharegpt), ("conversations",), ("conversation",)),
+    "alpaca": Shape(_answered(_read_alpaca), ("instruction", "output"), ("instruction", "response")),
+    "prompt_completion": Shape(
+        _answered(_read_prompt_completion), ("prompt", "completion"), ("prompt", "response")
+    ),
     "text": Shape(_read_text, ("text",)),
 }
 """In the order of recognition: more telling keys first. The names are those of config.data.Shape."""
@@ -159,9 +172,7 @@ SHAPES: dict[str, Shape] = {
 def _conversation(row: Values, turns: list[Turn], origin: str) -> Conversation:
     if row.get("system"):
         turns = [Turn("system", expect_text(row["system"], '"system"', origin)), *turns]
-    conversation = Conversation(tuple(turns), read_tools(row, origin), read_weight(row, origin), origin)
-    _check_turns(conversation)
-    return conversation
+    return Conversation(tuple(turns), read_tools(row, origin), read_weight(row, origin), origin)
 
 
 def _check_turns(conversation: Conversation) -> None:

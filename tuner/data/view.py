@@ -268,6 +268,9 @@ def _figures(examples: Examples, report: DataReport | None, passes: Passes | Non
 
 
 def _teach_nothing(examples: Examples) -> np.ndarray:
+    """Samples without a learned token; none where no sample has any: those are prompts."""
+    if not examples.weights_T.any():
+        return np.zeros(0, dtype=np.int64)
     learned = np.concatenate([[0], np.cumsum(examples.weights_T > 0)])
     return np.flatnonzero(np.diff(learned[examples.offsets]) == 0)
 

@@ -73,7 +73,7 @@ class HeldOutRows:
         return float(np.mean([score for score in scores if score is not None]))
 
     def _answers(self, rows: list[int]) -> list[Sample]:
-        examples, tokenizer = self._examples, self._roles.tokenizer
+        examples = self._examples
         if examples is None or not rows:
             return []
         own = deal(rows, self._devices.rank, self._devices.world)
@@ -86,10 +86,9 @@ class HeldOutRows:
                     prompts,
                     max_new_tokens=self._config.max_new_tokens,
                     end_ids=self._end_ids,
-                    pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
                 )
             for row, prompt, answer in zip(own, prompts, answers, strict=True):
-                answered.append((row, self._sample(row, prompt, answer)))
+                answered.append((row, self._sample(row, prompt, answer.content.tolist())))
         gathered = sorted(self._devices.gather(answered), key=lambda pair: pair[0])
         return [sample for _, sample in gathered]
 

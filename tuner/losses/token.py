@@ -31,9 +31,10 @@ def cross_entropy(
     pass holds more than CHUNK_ELEMENTS logits. Products are in the dtype of `hidden_ND`, or of autocast where
     it is on; the softmax is in fp32.
     """
-    device = hidden_ND.device.type
-    if torch.is_autocast_enabled(device):  # which leaves products into given memory alone
-        hidden_ND = hidden_ND.to(torch.get_autocast_dtype(device))
+    hidden_ND = for_products(hidden_ND)
+    if not torch.is_grad_enabled():  # a function is told that its inputs need gradients even so
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, bias_V)
 
 
@@ -50,7 +51,7 @@ def cross_entropy_of_head(
         logits = head(hidden).float()
         return (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
 
-    size = _chunk_size(vocabulary)
+    size = chunk_size(vocabulary)
     losses = [
         checkpoint(chunk_loss, *chunk, use_reentrant=False)
         for chunk in zip(hidden_ND.split(size), targets_N.split(size), weights_N.split(size), strict=True)
@@ -58,7 +59,16 @@ def cross_entropy_of_head(
     return torch.stack(losses).sum()
 
 
-def _chunk_size(vocabulary: int) -> int:
+def for_products(hidden_ND: torch.Tensor) -> torch.Tensor:
+    """In the dtype that products are computed in: autocast, where it is on, leaves those into given memory alone."""
+    device = hidden_ND.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden_ND
+    return hidden_ND.to(torch.get_autocast_dtype(device))
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Tokens whose logits are held at a time."""
     return max(1, CHUNK_ELEMENTS // vocabulary)
 
 
@@ -80,7 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias_V = (
             torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
         )
-        size = max(1, min(_chunk_size(len(matrix_VD)), len(hidden_ND)))
+        size = max(1, min(chunk_size(len(matrix_VD)), len(hidden_ND)))
         # Held once for all chunks: fresh memory of this size costs as much time as the softmax.
         product_CV = hidden_ND.new_empty(size, len(matrix_VD))
         in_fp32 = product_CV.dtype == torch.float32
@@ -107,7 +117,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, matrix_VD, out=grad_hidden_ND[rows])
             if grad_weight_VD is not None:
-                _add_product(grad_weight_VD, grad_CV.T, hidden_ND[rows])
+                add_product(grad_weight_VD, grad_CV.T, hidden_ND[rows])
         ctx.gradients = grad_hidden_ND, grad_weight_VD, grad_bias_V
         ctx.weight_dtype = weight_VD.dtype
         return loss
@@ -120,7 +130,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden, None if weight is None else weight.to(ctx.weight_dtype), None, None, bias
 
 
-def _add_product(sum_VD: torch.Tensor, left_VC: torch.Tensor, right_CD: torch.Tensor) -> None:
+def add_product(sum_VD: torch.Tensor, left_VC: torch.Tensor, right_CD: torch.Tensor) -> None:
     """sum += left · right, never holding a product as large as the head."""
     if sum_VD.dtype == left_VC.dtype:
         sum_VD.addmm_(left_VC, right_CD)

@@ -1,6 +1,8 @@
 """The peft door: adapters beside frozen layers, in fp32, fresh or continued."""
 
+import copy
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +103,73 @@ def continue_adapter(
     return wrapped
 
 
+def copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Put a copy of one of the model's adapters beside it, with what it trains whole."""
+    _add_beside(model, target, model.peft_config[source])
+    with torch.no_grad():
+        weights = dict(model.named_parameters())
+        for name, weight in weights.items():
+            if belongs_to(name, target):
+                weight.copy_(weights[_renamed(name, target, source)])
+
+
+def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
+    """Put the adapter of a reward model's PEFT folder beside those of a language model, as `name`.
+
+    Returns its scalar head's weight, [1, D]. Raises UserError where it does not fit.
+    """
+    peft = _peft()
+    settings = peft.PeftConfig.from_pretrained(str(folder))
+    settings.modules_to_save = [one for one in settings.modules_to_save or () if one != SCORE] or None
+    file = Path(folder, "adapter_model.safetensors")
+    try:
+        weights = load_file(str(file))
+        head = weights.pop(f"base_model.model.{SCORE}.weight")
+        _add_beside(model, name, settings)
+        _check_keys(peft, model, set(weights), file, name)
+        with _without_deprecations():
+            peft.set_peft_model_state_dict(model, weights, adapter_name=name)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: its adapter does not fit the base model or cannot be read "
+            f"({first_line(error)}); restore it or train again"
+        ) from error
+    return head
+
+
+def train_only(model: nn.Module, *adapters: str) -> None:
+    """Train the weights of these adapters and no others; who is active changes nothing of it."""
+    for name, weight in model.named_parameters():
+        owner = _OWNER.search(name)
+        weight.requires_grad_(owner is not None and owner[2] in adapters)
+
+
+def activate(model: nn.Module, adapter: str | None) -> None:
+    """Have the model compute with one of its adapters, or with none. What is trained stays as it was.
+
+    peft's own set_adapter makes the active adapter the trained one, and freezes all others.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    places = vars(model).get("_tuner_places")
+    if places is None:  # walking all modules costs a small model more than it computes
+        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        places = [module for module in model.modules() if isinstance(module, kinds)]
+        vars(model)["_tuner_places"] = places
+    for place in places:
+        known = adapter is not None and (
+            isinstance(place, BaseTunerLayer) or adapter in place.modules_to_save
+        )
+        place._active_adapter = [adapter] if known else []
+
+
+def belongs_to(parameter: str, adapter: str | None) -> bool:
+    """Whether a weight of this name is an adapter's; every weight that is no adapter's belongs to all."""
+    owner = _OWNER.search(parameter)
+    return owner is None or owner[2] == adapter
+
+
 def has_score(model: nn.Module) -> bool:
     """Whether a model without peft's wrapper ends in a scalar head, as reward models do, and not in logits."""
     return isinstance(getattr(model, SCORE, None), nn.Module)
@@ -132,6 +201,22 @@ def save_adapter(
     if values["modules_to_save"]:  # peft adds its names for heads again whenever it loads
         values["modules_to_save"] = list(dict.fromkeys(values["modules_to_save"]))
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+_OWNER = re.compile(r"\.(lora_\w+|modules_to_save)\.(\w+)(?=\.|$)")
+"""In a weight's name, what kind of adapter's it is, and whose."""
+
+
+def _renamed(parameter: str, target: str, source: str) -> str:
+    return _OWNER.sub(lambda found: f".{found[1]}.{source}", parameter)
+
+
+def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
+    settings = copy.deepcopy(settings)
+    settings.base_model_name_or_path = None
+    with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
+        # not PeftModelFor...'s own, which would add a head for sequence classification by every name it knows
+        _peft().PeftModel.add_adapter(model, name, settings)
 
 
 def _peft() -> Any:
@@ -218,9 +303,9 @@ def _check_same(asked: config.LoRA, saved: config.LoRA | None, settings: Any, fo
             raise UserError(f"adapter.{name}={wanted!r}: the adapter in {folder} has {had!r}; {_MERGE_FIRST}")
 
 
-def _check_keys(peft: Any, wrapped: nn.Module, found: set[str], file: Path) -> None:
+def _check_keys(peft: Any, wrapped: nn.Module, found: set[str], file: Path, adapter: str = ADAPTER) -> None:
     """Every weight must be there: peft leaves a missing one at its random start with a mere warning."""
-    state = peft.get_peft_model_state_dict(wrapped, adapter_name=ADAPTER, save_embedding_layers=False)
+    state = peft.get_peft_model_state_dict(wrapped, adapter_name=adapter, save_embedding_layers=False)
     for kind, names in (("missing", set(state) - found), ("unexpected", found - set(state))):
         if names:
             raise UserError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from tuner.data.batch import Batch
+from tuner.losses.logprob import logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import segment_arguments
@@ -16,8 +17,7 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     causal = unwrapped(model)
     hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
     targets_N = batch.tokens_T[batch.learned_N]
-    head = causal.get_output_embeddings()
-    if type(head) is torch.nn.Linear and not _reshapes_logits(causal):
+    if (head := _matrix(causal)) is not None:
         return cross_entropy(hidden_ND, head.weight, targets_N, batch.weights_N, head.bias)
     return cross_entropy_of_head(
         lambda hidden_CD: _logits(causal, hidden_CD),
@@ -28,11 +28,37 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     )
 
 
+def token_logprobs(
+    model: torch.nn.Module, batch: Batch, temperature: float = 1.0, entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probability of each learned token after what precedes it, fp32 [N], at a temperature above 0.
+
+    Second, where asked for, the entropy of the distribution it was drawn from, in nats, fp32 [N], not
+    differentiable. The batch's weights play no part.
+    """
+    causal = unwrapped(model)
+    hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
+    targets_N = batch.tokens_T[batch.learned_N]
+    if (head := _matrix(causal)) is not None:
+        return logprobs(hidden_ND, head.weight, targets_N, head.bias, temperature, entropy)
+    return logprobs_of_head(
+        lambda hidden_CD: _logits(causal, hidden_CD),
+        hidden_ND,
+        targets_N,
+        causal.config.vocab_size,
+        temperature,
+        entropy,
+    )
+
+
+def values(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The critic's value before each learned token, fp32 [N]: the scalar head on the state that precedes it."""
+    return _scalars(model, hidden_states(model, batch)[batch.learned_N - 1])
+
+
 def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Score of every segment, fp32 [S]: the scalar head on the hidden state of the segment's last token."""
-    last_SD = hidden_states(model, batch)[batch.offsets[1:].long() - 1]
-    with torch.autocast(last_SD.device.type, enabled=False):  # a score has few digits to lose
-        return unwrapped(model).score(last_SD.float())[:, 0]
+    return _scalars(model, hidden_states(model, batch)[batch.offsets[1:].long() - 1])
 
 
 def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -59,5 +85,13 @@ def _logits(causal: torch.nn.Module, hidden_TD: torch.Tensor) -> torch.Tensor:
     return logits_TV if cap is None else torch.tanh(logits_TV / cap) * cap
 
 
-def _reshapes_logits(causal: torch.nn.Module) -> bool:
-    return getattr(causal.config, "final_logit_softcapping", None) is not None
+def _matrix(causal: torch.nn.Module) -> torch.nn.Linear | None:
+    """The head, where it is one matrix whose logits are used as they are."""
+    head = causal.get_output_embeddings()
+    capped = getattr(causal.config, "final_logit_softcapping", None) is not None
+    return head if type(head) is torch.nn.Linear and not capped else None
+
+
+def _scalars(model: torch.nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(hidden_ND.device.type, enabled=False):  # a score has few digits to lose
+        return unwrapped(model).score(hidden_ND.float())[:, 0]

@@ -1,15 +1,50 @@
-"""Answers from a model: in batches for evaluation and samples, piece by piece for chat."""
+"""Answers from a model: prompts read packed, then one token of every row at a time, from a cache.
+
+Shapes: B rows answered together, L of them not ended, V vocabulary, M most new tokens.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuner.data.batch import make_batch
+from tuner.models import varlen
+from tuner.models.cache import RowCache, bytes_per_token, chunks
+from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 
-_ATTENTION = "sdpa"  # takes the padding mask and the cache; `varlen` is for packed rows
+__all__ = ["Answer", "generate", "stream", "uniforms", "unpacked"]
+
+CACHE_BYTES = 4 * 2**30
+TOKENS_PER_PASS = 16_384
+_PADDED = "sdpa"  # takes a mask and a cache; `varlen` is for packed rows
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model answered to one prompt."""
+
+    tokens: np.ndarray
+    """Its tokens, int32, the end token included."""
+
+    ended: bool
+    """Whether the last one is an end token; else there was no room for more."""
+
+    logprobs: np.ndarray
+    """Log-probability of each token at the temperature, without top_p, float32; at temperature 1 where greedy. As this
+    engine computed it: to compare with, not to learn from."""
+
+    @property
+    def content(self) -> np.ndarray:
+        """The tokens without the end token."""
+        return self.tokens[:-1] if self.ended else self.tokens
 
 
 @torch.no_grad()
@@ -21,36 +56,35 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     end_ids: Collection[int],
-    pad_id: int,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> list[list[int]]:
-    """Token ids answering each prompt, without the prompt and without the end token.
+    noise: np.ndarray | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    tokens_per_pass: int = TOKENS_PER_PASS,
+) -> list[Answer]:
+    """An answer to each prompt, ended by the first of `end_ids`.
 
-    Greedy at temperature 0, where the answers do not depend on the batch; else sampled from the top_p
-    nucleus, from `seed`. pad_id fills shorter prompts on the left and may be any token. The model comes back
-    as it was: attention, training mode and the global random state are untouched. Raises ValueError on an
-    empty prompt.
+    Greedy at temperature 0; else token t of answer i is the one that noise[i, t] picks of the top_p nucleus (`choose`;
+    noise float64 [prompts, M], see `uniforms`). cache_bytes bounds the keys and values held at a time, tokens_per_pass
+    the prompt tokens read at a time (one prompt at least in both cases): memory and speed, never the result. The model
+    comes back as it was: attention, training mode and the global random state are untouched. Raises ValueError on an
+    empty prompt, and UserError for models with other layers than attention.
     """
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise ValueError("an empty prompt cannot be answered: begin it with the begin-of-sequence token")
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        eos_token_id=sorted(end_ids) or None,
-        pad_token_id=pad_id,
-        **_sampling(temperature, top_p),
-    )
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers: list[list[int]] = [[] for _ in prompts]
-    with generating(model) as transformer, _seeded(transformer.device, seed):
-        for start in range(0, len(by_length), batch_size):
-            indices = by_length[start : start + batch_size]
-            tokens, mask = _left_padded([prompts[index] for index in indices], pad_id, transformer.device)
-            output = transformer.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
-            for index, row in zip(indices, output[:, tokens.shape[1] :].tolist(), strict=True):
-                answers[index] = _until_end(row, end_ids)
-    return answers
+    _check(prompts, max_new_tokens, temperature, noise)
+    answers: dict[int, Answer] = {}
+    lengths = [len(prompt) for prompt in prompts]
+    with unpacked(model) as transformer:
+        for chosen in chunks(lengths, max_new_tokens, cache_bytes // bytes_per_token(transformer)):
+            steps = _decode(
+                transformer,
+                [prompts[index] for index in chosen],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                end_ids=end_ids,
+                noise=None if noise is None else noise[chosen],
+                tokens_per_pass=tokens_per_pass,
+            )
+            answers |= zip(chosen.tolist(), _collect(steps, len(chosen), max_new_tokens), strict=True)
+    return [answers[index] for index in range(len(prompts))]
 
 
 def stream(
@@ -65,92 +99,175 @@ def stream(
     seed: int = 0,
 ) -> Iterator[str]:
     """The answer's text in pieces as they come; joined, they are the decoded answer."""
-    random = torch.Generator().manual_seed(seed)
+    noise = uniforms(seed, 0, [0], max_new_tokens)
+    _check([prompt], max_new_tokens, temperature, noise)
     answer: list[int] = []
     shown = ""
-    with generating(model) as transformer:
-        tokens, cache = torch.tensor([list(prompt)], device=transformer.device), None
-        for _ in range(max_new_tokens):
-            with torch.no_grad():
-                output = transformer(
-                    input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-            token = _sample(output.logits[0, -1].float().cpu(), temperature, top_p, random)
-            if token in end_ids:
+    with unpacked(model) as transformer:
+        for step in _decode(
+            transformer,
+            [prompt],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            end_ids=end_ids,
+            noise=noise,
+        ):
+            if step.ended_L[0]:
                 break
-            answer.append(token)
+            answer.append(int(step.tokens_L[0]))
             text = tokenizer.decode(answer, skip_special_tokens=True)
             if not text.endswith("�"):  # half of a character: wait for its other bytes
                 yield text[len(shown) :]
                 shown = text
-            tokens, cache = torch.tensor([[token]], device=transformer.device), output.past_key_values
     yield tokenizer.decode(answer, skip_special_tokens=True)[len(shown) :]
-
-
-@contextmanager
-def generating(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """The transformers model as `unpacked` gives it, without its checkpoint's settings, which would leak into ours."""
-    with unpacked(model) as transformer:
-        defaults, transformer.generation_config = transformer.generation_config, GenerationConfig()
-        try:
-            yield transformer
-        finally:
-            transformer.generation_config = defaults
 
 
 @contextmanager
 def unpacked(model: nn.Module) -> Iterator[PreTrainedModel]:
     """The transformers model in eval mode, under padded attention and its precision; put back afterwards."""
     transformer = unwrapped(model)
-    attention = transformer.config._attn_implementation
     training = [module for module in model.modules() if module.training]
-    transformer.set_attn_implementation(_ATTENTION)
     model.eval()  # dropout off; gradient checkpointing acts in training mode only
     try:
-        with _autocast(transformer):
+        with _attention(transformer, _PADDED), _autocast(transformer):
             yield transformer
     finally:
         for module in training:
             module.training = True
-        transformer.set_attn_implementation(attention)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One token of every row that has not ended before."""
+
+    rows_L: np.ndarray
+    """Numbers of the rows."""
+    tokens_L: np.ndarray
+    logprobs_L: np.ndarray
+    ended_L: np.ndarray
+    """Whether the token is an end token."""
+
+
+@torch.no_grad()
+def _decode(
+    transformer: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    end_ids: Collection[int],
+    noise: np.ndarray | None,
+    tokens_per_pass: int = TOKENS_PER_PASS,
+) -> Iterator[_Step]:
+    """Answer all prompts at once, token by token. Rows that have ended leave when half of those computed have."""
+    device, ends = transformer.device, np.fromiter(end_ids, np.int64)
+    lengths = [len(prompt) for prompt in prompts]
+    cache = RowCache(transformer, lengths, max_new_tokens)
+    logits_BV = _read(transformer, prompts, cache, tokens_per_pass)
+    rows_B, live_B = np.arange(len(prompts)), np.ones(len(prompts), bool)
+    positions_B1 = torch.tensor(lengths, device=device)[:, None]
+    noise_BM = None if noise is None or temperature == 0 else torch.from_numpy(noise).to(device)
+    for place in range(max_new_tokens):
+        uniform_B = None if noise_BM is None else noise_BM[:, place]
+        tokens_B, logprobs_B = choose(logits_BV, temperature, top_p, uniform_B)
+        # the one time that a token waits for the device; float64 holds both exactly
+        tokens, logprobs = torch.stack((tokens_B.double(), logprobs_B.double())).cpu().numpy()
+        ended_B = np.isin(tokens, ends)
+        yield _Step(rows_B[live_B], tokens[live_B], logprobs[live_B], ended_B[live_B])
+        live_B = live_B & ~ended_B
+        if place + 1 == max_new_tokens or not live_B.any():
+            return
+        if cache.is_full or 2 * live_B.sum() <= len(live_B):
+            kept = torch.from_numpy(np.flatnonzero(live_B)).to(device)
+            cache.keep(kept)
+            rows_B, live_B = rows_B[live_B], live_B[live_B]
+            tokens_B, positions_B1 = tokens_B[kept], positions_B1[kept]
+            noise_BM = None if noise_BM is None else noise_BM[kept]
+        output = transformer(
+            input_ids=tokens_B[:, None],
+            attention_mask=cache.mask,
+            position_ids=positions_B1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits_BV = output.logits[:, -1]
+        cache.advance()
+        positions_B1 = positions_B1 + 1
+
+
+def _read(
+    transformer: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: RowCache, tokens_per_pass: int
+) -> Tensor:
+    """Fill the cache with the prompts, packed; returns the logits after the last token of each, [B, V]."""
+    found = []
+    with _attention(transformer, varlen.NAME):
+        for rows in _passes([len(prompt) for prompt in prompts], tokens_per_pass):
+            samples = [np.asarray(prompts[row], dtype=np.int32) for row in rows]
+            batch = make_batch([(tokens, np.zeros(len(tokens), np.float32)) for tokens in samples])
+            batch = batch.to(transformer.device)
+            cache.read(rows)
+            output = transformer(
+                input_ids=batch.tokens_T[None],
+                position_ids=batch.positions_T[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=batch.offsets[1:].long() - 1,
+                **varlen.segment_arguments(batch),
+            )
+            found.append(output.logits[0])
+    cache.answer()
+    return torch.cat(found)
+
+
+def _passes(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[range]:
+    """Neighbouring rows whose tokens together fit a pass; a longer row has one of its own."""
+    start = tokens = 0
+    for row, length in enumerate(lengths):
+        if tokens and tokens + length > tokens_per_pass:
+            yield range(start, row)
+            start, tokens = row, 0
+        tokens += length
+    yield range(start, len(lengths))
+
+
+def _collect(steps: Iterator[_Step], rows: int, max_new_tokens: int) -> list[Answer]:
+    tokens = np.zeros((rows, max_new_tokens), np.int32)
+    logprobs = np.zeros((rows, max_new_tokens), np.float32)
+    lengths, ended = np.zeros(rows, np.int64), np.zeros(rows, bool)
+    for place, step in enumerate(steps):
+        tokens[step.rows_L, place], logprobs[step.rows_L, place] = step.tokens_L, step.logprobs_L
+        lengths[step.rows_L], ended[step.rows_L] = place + 1, step.ended_L
+    return [
+        Answer(tokens[row, :length].copy(), bool(ended[row]), logprobs[row, :length].copy())
+        for row, length in enumerate(lengths)
+    ]
+
+
+def _check(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, noise: np.ndarray | None
+) -> None:
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("an empty prompt cannot be answered: begin it with the begin-of-sequence token")
+    if temperature > 0 and (noise is None or noise.shape != (len(prompts), max_new_tokens)):
+        found = "none" if noise is None else f"{noise.shape}"
+        raise ValueError(f"sampling needs noise of shape {(len(prompts), max_new_tokens)}, not {found}")
+
+
+@contextmanager
+def _attention(transformer: PreTrainedModel, name: str) -> Iterator[None]:
+    """Another attention for a while. `varlen` ignores masks, so padded rows under it would be silently wrong."""
+    varlen.register()
+    before = transformer.config._attn_implementation
+    transformer.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        transformer.set_attn_implementation(before)
 
 
 def _autocast(model: nn.Module) -> torch.autocast | nullcontext:
     """bf16 weights and fp32 ones meet only under autocast, as in training."""
     weight = next((weight for weight in model.parameters() if weight.dtype == torch.bfloat16), None)
     return torch.autocast(weight.device.type, torch.bfloat16) if weight is not None else nullcontext()
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _sampling(temperature: float, top_p: float) -> dict[str, float | int | bool]:
-    if temperature == 0:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-
-
-def _sample(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
-    """One token; logits (vocabulary). The nucleus is the fewest tokens whose probabilities reach top_p."""
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities, order = (logits / temperature).softmax(dim=-1).sort(descending=True)
-    probabilities[probabilities.cumsum(dim=-1) - probabilities >= top_p] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=random)])
-
-
-def _left_padded(prompts: list[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and mask, each (batch, longest)."""
-    longest = max(len(prompt) for prompt in prompts)
-    rows = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
-
-
-def _until_end(tokens: list[int], end_ids: Collection[int]) -> list[int]:
-    end = next((place for place, token in enumerate(tokens) if token in end_ids), len(tokens))
-    return tokens[:end]

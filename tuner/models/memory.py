@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import SFT, PackedStage
+from tuner.config import PPO, SFT, PackedStage
 from tuner.losses.token import CHUNK_ELEMENTS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -42,11 +42,14 @@ class Weights:
         )
 
 
-def peak_bytes(config: PackedStage, shape: Any, weights: Weights, quantization: str | None) -> float:
+def peak_bytes(
+    config: PackedStage | PPO, shape: Any, weights: Weights, quantization: str | None, cache: float = 0.0
+) -> float:
     """Estimated peak of a training step on one device, in bytes, without the CUDA context (about 0.5 GiB).
 
     Weights, gradients and optimiser state are counted exactly; activations as those of one layer, plus each
-    layer's input where gradient checkpointing keeps only that.
+    layer's input where gradient checkpointing keeps only that. cache: keys and values held while answers are
+    generated, when there are no activations.
     """
     plain = 2 if config.precision == "bf16" else 4
     quantised = {None: plain, "nf4": NF4_BYTES, "int8": 1}[quantization]
@@ -62,6 +65,6 @@ def peak_bytes(config: PackedStage, shape: Any, weights: Weights, quantization: 
     inputs = layers * tokens * shape.hidden_size * stream
     activations = layer + inputs if config.gradient_checkpointing else layers * layer
     logits = 0  # a reward model has none
-    if isinstance(config, SFT):
+    if isinstance(config, SFT | PPO):
         logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
-    return state + activations + logits
+    return state + max(activations + logits, cache)

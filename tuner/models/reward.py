@@ -79,6 +79,12 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
         ) from error
 
 
+def known_conditions(folder: Path) -> list[str]:
+    """Names of the conditions that a saved reward model knows; none of one made elsewhere."""
+    file = Path(folder, FILE)
+    return list(json.loads(file.read_text(encoding="utf-8")).get("conditions", {})) if file.is_file() else []
+
+
 def tell_others(loaded: Loaded, reward_token: str | None) -> None:
     """Settings by which tools that know nothing of us read the score at the right token.
 

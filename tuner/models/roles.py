@@ -1,34 +1,103 @@
-"""Roles: what the models of a stage are asked for. One base, many roles; a stage so far has one."""
+"""Roles: what the models of a stage are asked for. Several may be adapters and heads on one base."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from tuner.models.adapters import ADAPTER, activate, belongs_to
 from tuner.models.load import Loaded
+from tuner.models.unwrap import unwrapped
+
+
+class ScalarHead(torch.nn.Module):
+    """A head of a role's own on a base that others use too: from a hidden state [.., D] to one number."""
+
+    def __init__(self, weight_1D: torch.Tensor, *, trained: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight_1D.detach().float().clone(), requires_grad=trained)
+
+    def forward(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden_ND, self.weight)
+
+
+@dataclass(frozen=True)
+class Role:
+    """One use of a model."""
+
+    loaded: Loaded
+    adapter: str | None = ADAPTER
+    """Which of the model's adapters is active; None: none. Of a model without adapters it says nothing."""
+    head: ScalarHead | None = None
+    """The role's own head, where the model's is not meant."""
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The weights of this role that are trained, by name, in the model's order."""
+        named = {
+            name: parameter
+            for name, parameter in self.loaded.model.named_parameters()
+            if parameter.requires_grad and belongs_to(name, self.adapter)
+        }
+        if self.head is not None and self.head.weight.requires_grad:
+            named["score.weight"] = self.head.weight
+        return named
+
+
+class _Headed(torch.nn.Module):
+    """A shared base as a role with a head of its own sees it."""
+
+    def __init__(self, model: torch.nn.Module, score: ScalarHead) -> None:
+        super().__init__()
+        self.model, self.score = model, score
+        self.config = unwrapped(model).config
+
+    def get_decoder(self) -> torch.nn.Module:
+        return unwrapped(self.model).get_decoder()
 
 
 class Roles:
-    """The roles of a stage on one loaded model, one open at a time."""
+    """The roles of a stage, one open at a time. The first is the one that the stage is about."""
 
     def __init__(
-        self, name: str, loaded: Loaded, autocast: Callable[[], AbstractContextManager[Any]]
+        self, roles: Mapping[str, Role], autocast: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        self.name, self.loaded = name, loaded
-        self._autocast = autocast
+        self._roles, self._autocast = dict(roles), autocast
         self._open: str | None = None
+        users: dict[int, int] = {}
+        for role in roles.values():
+            users[id(role.loaded.model)] = users.get(id(role.loaded.model), 0) + 1
+        self._shared = {model for model, count in users.items() if count > 1}
+        self._views = {
+            name: role.loaded.model if role.head is None else _Headed(role.loaded.model, role.head)
+            for name, role in roles.items()
+        }
+
+    @classmethod
+    def of(cls, name: str, loaded: Loaded, autocast: Callable[[], AbstractContextManager[Any]]) -> Roles:
+        """One model in its one role."""
+        return cls({name: Role(loaded)}, autocast)
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model of the first role: what the stage trains and saves."""
+        return next(iter(self._roles.values())).loaded
 
     @property
     def tokenizer(self) -> Any:
         return self.loaded.tokenizer
 
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The weights that are trained, by name, in the model's order."""
-        named = self.loaded.model.named_parameters()
-        return {name: parameter for name, parameter in named if parameter.requires_grad}
+    def __getitem__(self, name: str) -> Role:
+        if name not in self._roles:
+            raise ValueError(f"no role {name!r} here; there are: {', '.join(self._roles)}")
+        return self._roles[name]
+
+    def trained(self, name: str | None = None) -> dict[str, torch.nn.Parameter]:
+        """The weights of a role, by default the first, that are trained, by name, in the model's order."""
+        return self[name or next(iter(self._roles))].trained()
 
     @contextmanager
     def role(self, name: str, *, train: bool = False) -> Iterator[torch.nn.Module]:
@@ -39,14 +108,15 @@ class Roles:
         """
         if self._open is not None:
             raise RuntimeError(f"role {self._open!r} is still open: close it before asking for {name!r}")
-        if name != self.name:
-            raise ValueError(f"no role {name!r} here; there is: {self.name}")
-        model = self.loaded.model
+        role = self[name]
+        model = role.loaded.model
         self._open = name
+        if id(model) in self._shared:
+            activate(model, role.adapter)
         if model.training != train:  # walking all modules costs a small model more than it computes
             model.train(train)
         try:
             with self._autocast(), torch.set_grad_enabled(train):
-                yield model
+                yield self._views[name]
         finally:
             self._open = None

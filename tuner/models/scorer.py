@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from tuner.config import Model
 from tuner.data.batch import make_batch, pack_all
@@ -61,6 +62,23 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """From conversations to the tokens a reward model reads: with its template, conditions and reward token."""
+
+    tokenizer: PreTrainedTokenizerBase
+    record: RewardRecord
+    template: Template
+
+    def make(self, asked: Sequence[Asked]) -> list[np.ndarray]:
+        """Tokens of each, int32 [t], the last of which is scored. Raises UserError on unknown conditions."""
+        maker = SequenceMaker(self.tokenizer, self.record.reward_token)
+        wordings = {name: Wordings(texts) for name, texts in self.record.conditions.items()}
+        conditions = Conditions(wordings, self.record.seed)
+        rendered = [self.template.render(_conditioned(one, conditions)) for one in asked]
+        return [tokens for tokens, _ in maker.make(rendered)]
+
+
+@dataclass(frozen=True)
 class Scorer:
     """A loaded reward model with the template and the conditions it was taught with."""
 
@@ -90,11 +108,7 @@ class Scorer:
 
     def score_asked(self, asked: Sequence[Asked]) -> np.ndarray:
         """Scores, float64, of conversations under their conditions."""
-        maker = SequenceMaker(self.loaded.tokenizer, self.record.reward_token)
-        wordings = {name: Wordings(texts) for name, texts in self.record.conditions.items()}
-        conditions = Conditions(wordings, self.record.seed)
-        rendered = [self.template.render(_conditioned(one, conditions)) for one in asked]
-        sequences = [tokens for tokens, _ in maker.make(rendered)]
+        sequences = Sequences(self.loaded.tokenizer, self.record, self.template).make(asked)
         with self._autocast():
             return score_sequences(self.loaded.model, sequences, self.tokens_per_pass, self.device)
 

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from tuner.resources import chat_templates_folder, locate
 
@@ -58,8 +63,10 @@ _FAMILIES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
 _TYPES = {"smollm": "llama"}
 
 
-def tiny_model_folder(model_path: str, destination: Path) -> Path:
+def tiny_model_folder(model_path: str, destination: Path, *, score: bool = False) -> Path:
     """Write a random model (hidden 64, 2 layers) with a tokenizer, of the family that `model_path` is of.
+
+    score: a reward model, with a scalar head.
 
     The family is told by config.json where the folder is at hand, else by the name; unknown names get Llama
     with ChatML tokens. Returns `destination`; the same path gives the same weights.
@@ -73,7 +80,9 @@ def tiny_model_folder(model_path: str, destination: Path) -> Path:
         config.attention_bias = config.bias = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(destination)
+        config.num_labels = 1 if score else config.num_labels
+        kind = AutoModelForSequenceClassification if score else AutoModelForCausalLM
+        kind.from_config(config).save_pretrained(destination)
     tokenizer.save_pretrained(destination)
     return destination
 

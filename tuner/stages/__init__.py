@@ -65,7 +65,8 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
 
 
 def _stage(config: Stage) -> Callable[..., None]:
-    from tuner.config import DPO, SFT, RewardModel
+    from tuner.config import DPO, PPO, SFT, RewardModel
+    from tuner.stages.ppo import ppo
     from tuner.stages.reward import reward
     from tuner.stages.sft import sft
 
@@ -73,7 +74,7 @@ def _stage(config: Stage) -> Callable[..., None]:
         from tuner.stages.dpo import dpo  # the others need no TRL
 
         return dpo
-    return {SFT: sft, RewardModel: reward}[type(config)]
+    return {SFT: sft, RewardModel: reward, PPO: ppo}[type(config)]
 
 
 def _watchers(config: Stage) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,28 +13,36 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tuner.config import (
     DPO,
+    PPO,
     SFT,
+    LoRA,
     ModelStage,
     PackedStage,
     Preferences,
+    Prompts,
+    Replay,
     RewardModel,
     Source,
     Stage,
     Text,
     override,
 )
-from tuner.data.load import Dataset
+from tuner.data.load import Dataset, load_data
 from tuner.data.load_pairs import answers_of_pairs
+from tuner.data.load_prompts import load_prompts
+from tuner.errors import UserError
 from tuner.evaluation.held_out import load_score
+from tuner.evaluation.judged import load_rule
 from tuner.models.adapters import add_adapter
 from tuner.models.freeze import freeze
-from tuner.models.load import load_model_config
+from tuner.models.load import load_model_config, load_tokenizer
+from tuner.models.load_roles import check_language, is_on_one_base, without_adapter
 from tuner.models.locate import locate
 from tuner.models.memory import Weights, peak_bytes
 from tuner.models.rope import describe_rope
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
-from tuner.stages.rows import load_rows, packed, plan
+from tuner.stages.rows import conditions_of, load_rows, packed, plan, plan_run
 from tuner.training.pair_plan import PairPlan
 
 
@@ -75,10 +84,14 @@ def check(config: Stage, *, tiny: bool = False) -> Checked:
         return _check(config, ())
     with TemporaryDirectory() as folder:
         small, replaced = _made_tiny(config, Path(folder))
+        if isinstance(config, PPO):
+            return _check_policy(small, replaced, stands_in=not _at_hand(config.reward.path))
         return _check(small, replaced)
 
 
 def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
+    if isinstance(config, PPO):
+        return _check_policy(config, replaced)
     config = _modelled(config)
     if isinstance(config, SFT):
         load_score(config.evaluation.score)
@@ -144,28 +157,96 @@ def _modelled(config: Stage) -> ModelStage:
     return config if isinstance(config, DPO) else packed(config)
 
 
+def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = False) -> Checked:
+    """The same of PPO: its policy, its reward model, its prompts and replayed rows.
+
+    stands_in: the reward model is a small one that nobody taught: what it was trained on is not known.
+    """
+    load_rule(config.evaluation.rule)  # type: ignore[arg-type]
+    shape = load_model_config(config.policy)
+    policy, reward = locate(config.policy, weights=False), locate(config.reward, weights=False)
+    one_base = stands_in or is_on_one_base(policy, reward)
+    if not stands_in:
+        check_language(config, policy, reward)
+    adapter = config.adapter or policy.lora
+    if config.roles == "shared" and adapter is None and policy.adapter_folder is None:
+        raise UserError(without_adapter(config))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.policy.trust_remote_code)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model.requires_grad_(adapter is None)
+    counted = Weights.of(add_adapter(model, adapter, config.seed) if adapter else model)
+    tokenizer = load_tokenizer(config.policy)
+    prompts = load_prompts(config.prompts, tokenizer, None if stands_in else conditions_of(config))
+    replay = None if config.replay is None else load_data(config.replay.data, tokenizer)
+    stream = plan_run(config, prompts.train)
+    steps = min(len(stream), config.max_steps or len(stream))
+    asked = steps * (float(prompts.train.lengths.mean()) + config.sampling.max_new_tokens)
+    tokens = round(asked * min(config.prompts_per_step, stream.drawn))
+    return Checked(
+        family=type(model).__name__,
+        parameters=parameters,
+        trained=2 * counted.trained,
+        rope=describe_rope(shape),
+        data="; ".join(str(part.report) for part in (prompts, replay) if part is not None),
+        steps=steps,
+        tokens=tokens,
+        passes=math.ceil(tokens / steps / config.tokens_per_pass) * steps,
+        fill=1.0,
+        peak_gib=_policy_peak(config, shape, counted, policy.reference.quantization, one_base) / 2**30,
+        replaced=replaced,
+    )
+
+
+def _policy_peak(
+    config: PPO, shape: Any, weights: Weights, quantization: str | None, one_base: bool
+) -> float:
+    """Estimated peak: the policy's as in SFT, the critic's state, the frozen roles, and the cache of answers."""
+    trained = replace(weights, trained=2 * weights.trained)
+    peak = peak_bytes(config, shape, trained, quantization, cache=config.sampling.cache_gib * 2**30)
+    frozen = 2 if config.precision == "bf16" else 4
+    base = weights.linear + weights.other
+    if config.roles == "separate":
+        return peak + (2 * weights.trained + 3 * base) * frozen
+    return peak + 2 * 4 * weights.trained + (0 if one_base else base * frozen)
+
+
 def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:
     """The config with a small model and rows of data_templates where the real ones are not at hand."""
-    config = _modelled(config)
     replaced: list[str] = []
     changes: dict[str, Any] = {}
-    if not _at_hand(config.model.path):
-        changes["model.path"] = str(tiny_model_folder(config.model.path, folder / "model"))
-        changes["model.revision"] = None
-        replaced.append(config.model.path)
-    for name in ("files", "validation_files", "test_files"):
-        files = getattr(config.data, name)
-        paths = [file.path if isinstance(file, Source) else file for file in files]
-        missing = [path for path in paths if not _at_hand(path)]
-        if missing:
-            changes[f"data.{name}"] = [str(_example_rows(config))]
-            replaced += missing
+    policy = isinstance(config, PPO)
+    for name in ("policy", "reward") if policy else ("model",):
+        model = getattr(config if policy else _modelled(config), name)
+        if not _at_hand(model.path):
+            changes[f"{name}.path"] = str(
+                tiny_model_folder(model.path, folder / name, score=name == "reward")
+            )
+            changes[f"{name}.revision"] = None
+            replaced.append(model.path)
+    if policy and "policy.path" in changes and config.adapter is None and config.roles == "shared":
+        changes["adapter"] = LoRA()  # what its run would have brought
+    for part, rows in _rows_of(config):
+        for name in ("files", "validation_files", "test_files"):
+            paths = [file.path if isinstance(file, Source) else file for file in getattr(rows, name)]
+            missing = [path for path in paths if not _at_hand(path)]
+            if missing:
+                changes[f"{part}.{name}"] = [str(_example_rows(config, rows))]
+                replaced += missing
     return override(config, changes), tuple(replaced)
 
 
-def _example_rows(config: ModelStage) -> Path:
-    names: dict[type, str] = {Text: "text.jsonl", Preferences: "pair.jsonl"}
-    name = names.get(type(config.data), "messages.jsonl")
+def _rows_of(config: Stage) -> list[tuple[str, Any]]:
+    """The parts of a config that name rows."""
+    parts = ("prompts", "replay") if isinstance(config, PPO) else ("data",)
+    return [(part, rows) for part in parts if (rows := getattr(config, part)) is not None]
+
+
+def _example_rows(config: Stage, rows: Any) -> Path:
+    names: dict[type, str] = {Text: "text.jsonl", Preferences: "pair.jsonl", Prompts: "prompt.jsonl"}
+    name = names.get(type(rows), "messages.jsonl")
+    if isinstance(rows, Replay) and rows.template is None:
+        name = "text.jsonl"
     return row_examples_folder() / ("pair_messages.jsonl" if isinstance(config, DPO) else name)  # no weights
 
 

@@ -43,7 +43,7 @@ def dpo(config: DPO, job: Job) -> None:
     trainer.go_on(checkpoint, follower)
     after = _measure("after", job, trainer, test)
     trainer.give_back()
-    job.finish(config, policy, {"before": job.run.kept("before"), "after": after})
+    job.finish(config.data.template, policy, {"before": job.run.kept("before"), "after": after})
 
 
 def _load_policy(config: DPO, job: Job) -> Roles:
@@ -56,7 +56,7 @@ def _load_policy(config: DPO, job: Job) -> Roles:
     )
     if job.devices.is_main:
         job.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
-    return Roles("policy", loaded, job.devices.autocast)
+    return Roles.of("policy", loaded, job.devices.autocast)
 
 
 def _load_pairs(config: DPO, job: Job, policy: Roles) -> list[Any]:

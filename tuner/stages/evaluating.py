@@ -92,4 +92,4 @@ def _roles(name: str, config: Stage, model: Path, devices: Devices) -> Roles:
         train=False,
         head="score" if name == "reward" else "language",
     )
-    return Roles(name, loaded, devices.autocast)
+    return Roles.of(name, loaded, devices.autocast)

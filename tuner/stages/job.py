@@ -16,6 +16,7 @@ from tuner.data.load import Dataset
 from tuner.data.stream import Stream
 from tuner.data.template import Template
 from tuner.evaluation.held_out import HeldOutRows
+from tuner.models.adapters import has_score
 from tuner.models.chat import end_ids
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.load import load_model
@@ -26,6 +27,7 @@ from tuner.stages.rows import load_rows
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import HeldOut, Loop
+from tuner.training.optimizers import Trained
 from tuner.training.progress import progress_bar
 from tuner.training.run import Run
 from tuner.training.watchers import Watchers
@@ -59,7 +61,7 @@ class Job:
         if config.gradient_checkpointing:
             recompute_activations(loaded.model)
         torch.manual_seed(config.seed + self.devices.rank)  # dropout
-        return Roles(role, loaded, self.devices.autocast)
+        return Roles.of(role, loaded, self.devices.autocast)
 
     def load_data(self, config: ModelStage, roles: Roles) -> Dataset[Any]:
         """The rows of the config, tokenised once for all ranks; refuses to go on with other rows than before."""
@@ -80,7 +82,8 @@ class Job:
 
     def loop(self, config: PackedStage, roles: Roles, stream: Stream, held_out: HeldOut) -> Loop:
         """The run's loop over the weights that are trained, set to where it stopped."""
-        return Loop(config, self.run, self.devices, roles.trained(), stream, held_out, self.watchers)
+        trained = {"all": Trained(roles.trained(), config.optimizer.lr)}
+        return Loop(config, self.run, self.devices, trained, stream, held_out, self.watchers)
 
     def held_out(self, config: SFT, roles: Roles, rows: Examples | None) -> HeldOutRows:
         """Rows the policy is measured on."""
@@ -104,27 +107,35 @@ class Job:
 
     def finish(
         self,
-        config: ModelStage,
+        template: str | None,
         roles: Roles,
         results: dict[str, Any],
         beside: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Write the model, with what else is to stand beside it, and the results: the run is over."""
+        """Write the model of the first role, with what else is to stand beside it, and the results: the run is over.
+
+        template: in which it was taught to talk; None: in none.
+        """
 
         def write(folder: Path) -> None:
             save_model(roles.loaded, folder)
             beside(folder)
 
         if self.devices.is_main:
-            if not isinstance(config.data, Text):  # whoever loads the model talks to it as it was taught
-                template = Template(config.data.template, roles.tokenizer)
-                roles.tokenizer.chat_template = template.source
-                if not isinstance(config, RewardModel):
-                    ends = sorted(end_ids(template, roles.tokenizer))
-                    roles.loaded.transformer.generation_config.eos_token_id = ends
+            if template is not None:  # whoever loads the model talks to it as it was taught
+                talk, transformer = Template(template, roles.tokenizer), roles.loaded.transformer
+                roles.tokenizer.chat_template = talk.source
+                if not has_score(transformer):
+                    ends = sorted(end_ids(talk, roles.tokenizer))
+                    transformer.generation_config.eos_token_id = ends
             write_atomically(self.run.model_folder, write)
             self.run.finish(results)
         self.devices.wait()
+
+
+def template_of(config: ModelStage) -> str | None:
+    """The chat template of a stage's rows; None of raw text."""
+    return None if isinstance(config.data, Text) else config.data.template
 
 
 def held_out_rows(config: SFT, roles: Roles, devices: Devices, rows: Examples | None) -> HeldOutRows:

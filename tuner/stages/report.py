@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from tuner.config import RewardModel
@@ -35,7 +36,8 @@ def finish_reward(config: RewardModel, job: Job, roles: Roles, loop: Loop) -> No
         write_report(job.run.folder, reported[0])
         job.watchers.report(tables(reported[0]))
     tell_others(roles.loaded, config.reward_token)
-    job.finish(config, roles, outcome(reported), beside=lambda folder: write_reward_record(folder, record))
+    beside = partial(write_reward_record, record=record)
+    job.finish(config.data.template, roles, outcome(reported), beside)
 
 
 def report(config: RewardModel, roles: Roles, devices: Devices) -> Reported | None:

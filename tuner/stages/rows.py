@@ -7,17 +7,23 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tuner.config import DPO, SFT, PackedStage, RewardModel, Stage
+from tuner.config import DPO, PPO, SFT, Model, ModelStage, PackedStage, RewardModel, Stage
 from tuner.data import view
+from tuner.data.batch import pack_all
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import Conditions, read_conditions
 from tuner.data.examples import Examples
 from tuner.data.load import Dataset, Progress, load_data
 from tuner.data.load_pairs import load_pairs
 from tuner.data.load_preferences import load_preferences
+from tuner.data.load_prompts import load_prompts
+from tuner.data.prompt_stream import PromptStream, plan_prompts
+from tuner.data.prompts import PromptSet
 from tuner.data.stream import Stream, make_stream
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
+from tuner.models.locate import locate
+from tuner.models.reward import known_conditions
 from tuner.training.run import Run, functions_of
 
 
@@ -26,8 +32,10 @@ def load_rows(config: Stage, tokenizer: Any = None, *, progress: Progress | None
 
     tokenizer: its model's, where it is loaded already. Raises UserError as loading them does.
     """
+    tokenizer = load_tokenizer(model_of(config)) if tokenizer is None else tokenizer
+    if isinstance(config, PPO):
+        return load_prompts(config.prompts, tokenizer, conditions_of(config), progress=progress)
     config = config if isinstance(config, DPO) else packed(config)
-    tokenizer = load_tokenizer(config.model) if tokenizer is None else tokenizer
     if isinstance(config, DPO):
         return load_pairs(config.data, tokenizer, progress=progress)
     if isinstance(config, RewardModel):
@@ -35,6 +43,21 @@ def load_rows(config: Stage, tokenizer: Any = None, *, progress: Progress | None
         return load_preferences(config.data, tokenizer, conditions, config.reward_token, progress=progress)
     assert isinstance(config, SFT)
     return load_data(config.data, tokenizer, progress=progress)
+
+
+def model_of(config: Stage) -> Model:
+    """The model whose tokenizer the rows of a config are made with."""
+    if isinstance(config, PPO):
+        return config.policy
+    return config.model if isinstance(config, ModelStage) else packed(config).model
+
+
+def conditions_of(config: PPO) -> list[str] | None:
+    """The conditions a config's reward model knows; None where it is not there yet, so that they cannot be checked."""
+    if not Path(config.reward.path).is_dir():
+        return None
+    location = locate(config.reward, weights=False)
+    return known_conditions(location.adapter_folder or location.base_folder)
 
 
 def packed(config: Stage) -> PackedStage:
@@ -66,6 +89,17 @@ def plan(config: Stage, data: Dataset[Any]) -> Stream:
     )
 
 
+def plan_run(config: PPO, prompts: PromptSet) -> PromptStream:
+    """Which prompts each step of a config answers."""
+    return plan_prompts(
+        prompts,
+        prompts_per_step=config.prompts_per_step,
+        epochs=config.epochs,
+        seed=config.seed,
+        sources=config.prompts.sources,
+    )
+
+
 @dataclass(frozen=True)
 class DataPage:
     """The tokens a config learns from, as a page of HTML that stands alone; in Jupyter it is shown."""
@@ -80,7 +114,7 @@ class DataPage:
 
 def view_data(config: Stage, passes: int = 1) -> DataPage:
     """Look at the tokens of a config's first passes, at statistics, and at what is wrong with the rows."""
-    rows, tokenizer = load_rows(config), load_tokenizer(packed(config).model)
+    rows, tokenizer = load_rows(config), load_tokenizer(model_of(config))
     samples, shown, label = shown_passes(config, rows, passes)
     page = view.html(samples, tokenizer, shown, rows.report, title=config.name or "data", label=label)
     return DataPage(page)
@@ -89,7 +123,15 @@ def view_data(config: Stage, passes: int = 1) -> DataPage:
 def shown_passes(
     config: Stage, rows: Dataset[Any], passes: int
 ) -> tuple[Examples, list[list[int]], view.Label]:
-    """Samples, those of the first passes, and what each is; of rows of answers, every answer is one."""
+    """Samples, those of the first passes, and what each is; of rows of answers, every answer is one.
+
+    Of prompts those of the first step, as they would be packed without their answers.
+    """
+    if isinstance(config, PPO):
+        chosen = plan_run(config, rows.train).step(0)
+        groups = pack_all(rows.train.lengths[chosen], config.tokens_per_pass)[:passes]
+        shown = [chosen[group].tolist() for group in groups]
+        return rows.train.examples(), shown, lambda index: rows.train.condition(index) or ""
     shown = plan(config, rows).passes(0)[:passes]
     if isinstance(rows.train, Comparisons):
         return rows.train.sequences, [rows.train.answers(one).tolist() for one in shown], rows.train.describe
@@ -106,7 +148,7 @@ def training_texts(run: str, count: int = 64) -> list[str]:
         raise UserError(
             f"{run}: its config names code, which merging will not run: add --text FILE to compare on"
         )
-    tokenizer = load_tokenizer(packed(config).model)
+    tokenizer = load_tokenizer(model_of(config))
     data = load_rows(config, tokenizer)
     examples = data.train.sequences if isinstance(data.train, Comparisons) else data.train
     samples = (examples.example(index)[0].tolist() for index in range(min(count, len(examples))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tuner.config import SFT
 from tuner.models.forward import token_loss
-from tuner.stages.job import Job
+from tuner.stages.job import Job, template_of
 from tuner.stages.rows import plan
 
 
@@ -22,4 +22,4 @@ def sft(config: SFT, job: Job) -> None:
                 step.backward()
         step.finish()
     loop.load_best()
-    job.finish(config, roles, {"before": before, "after": job.measure("after", test, loop)})
+    job.finish(template_of(config), roles, {"before": before, "after": job.measure("after", test, loop)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Counters:
     """Training losses since the last evaluation."""
     recent: list[tuple[float, float]] = field(default_factory=list)
     """(mean training loss since the one before, validation loss) at the last three evaluations."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What the stage itself keeps from step to step, as JSON has it."""
 
     def count(self, tokens: int, good: bool, loss: float | None) -> None:
         """A step is over; `good`: it was not skipped. loss: the stage's, where it has one of that name."""

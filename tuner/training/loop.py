@@ -6,7 +6,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
 from typing import Any, Protocol
@@ -14,25 +16,40 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 
-from tuner.config import PackedStage
-from tuner.data.batch import Batch
-from tuner.data.packing import deal
-from tuner.data.stream import Stream
+from tuner.config import PPO, PackedStage, Validation
+from tuner.data.stream import Contents
 from tuner.errors import UserError
 from tuner.training.checkpoint import Checkpoints, generator_state, restore, snapshot
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices, added
-from tuner.training.optimizers import make_optimizer
+from tuner.training.optimizers import Trained, make_optimizer
 from tuner.training.run import Run
 from tuner.training.schedules import learning_rate
 from tuner.training.watchers import Sample, Watchers
+
+
+class Steps(Protocol):
+    """What a run is made of, by step number alone."""
+
+    exhausted: Mapping[int, Sequence[str]]
+    """Step (0-based) -> sources of which it takes the last row of the first epoch while others go on."""
+
+    def __len__(self) -> int: ...
+
+    def contents(self, step: int, rank: int, world: int) -> Contents:
+        """What one rank gets of a step, known before the step begins."""
+        ...
+
+    def origins(self, step: int) -> list[str]:
+        """`file:line` of the step's rows."""
+        ...
 
 
 class HeldOut(Protocol):
     """What the loop asks about rows that are not trained; every rank asks together."""
 
     def measure(self) -> dict[str, float]:
-        """What the validation rows say: their mean `loss`, and perhaps more; empty without such rows."""
+        """What held-out rows say: their mean `loss`, and perhaps more; empty without such rows."""
         ...
 
     def samples(self) -> list[Sample]:
@@ -49,30 +66,43 @@ class Interrupted(Exception):  # noqa: N818 (an outcome, not an error)
 
 
 class Step:
-    """One optimiser step: its passes on this rank, its global totals, and how it ends."""
+    """One step of a run: what this rank has of it, its global totals, and how it ends.
 
-    def __init__(
-        self, loop: Loop, index: int, passes: int, batches: Sequence[Batch], totals: Mapping[str, float]
-    ) -> None:
+    A step has one update of the weights, which `finish` makes, or as many as `update` is called.
+    """
+
+    def __init__(self, loop: Loop, index: int, contents: Contents) -> None:
         self._loop = loop
         self.index = index
         """0-based number of the step."""
-        self.passes = passes
-        """Passes of the step over all ranks."""
-        self.batches = batches
+        self.contents = contents
+        self.batches = [batch.to(loop.devices.device) for batch in contents.batches]
         """This rank's packed rows, on the device; perhaps none."""
-        self.totals = totals
-        """Name -> summed weight over all ranks, known before the first pass."""
+        self.totals: Mapping[str, float] = contents.totals
+        """Name -> summed weight over all ranks, known before the first pass of an update."""
+        self.tokens = contents.tokens
+        """All tokens of the step over all ranks, learned or not."""
+        self.facts: dict[str, float | None] = dict(contents.facts)
+        """What else is logged of it; the same on every rank."""
         self.sums: dict[str, torch.Tensor] = {}
-        """Name -> this rank's sum so far, divided by its total; `loss` is what is learned from."""
-        self._pending: list[torch.Tensor] = []
+        """Name -> this rank's sum since the last update, divided by its total; `loss` is what is learned from."""
+        self.updates: list[dict[str, float]] = []
+        """The sums over all ranks of every update."""
+        self.norms: dict[str, float] = {}
+        """Gradient norms of the last update, by the set of weights."""
+        self.good = True
+        """Whether every loss and gradient was finite."""
         self.finished = False
+        self._pending: list[torch.Tensor] = []
 
-    def add(self, loss_sum: torch.Tensor, per: str, name: str | None = None) -> None:
-        """A summed loss of this pass, to be divided by a global total; logged under a `name` of its own, too."""
+    def add(self, loss_sum: torch.Tensor, per: str, name: str | None = None, factor: float = 1.0) -> None:
+        """A summed loss of this pass, to be divided by a global total; logged under a `name` of its own, too.
+
+        factor: how much of it is learned; the name's own value is without.
+        """
         loss = loss_sum / self.totals[per]
-        self._pending.append(loss)
-        self._count("loss", loss)
+        self._pending.append(loss * factor if factor != 1 else loss)
+        self._count("loss", self._pending[-1])
         if name is not None:
             self._count(name, loss)
 
@@ -89,8 +119,20 @@ class Step:
         value = value.detach()
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
+    def update(self, *only: str) -> None:
+        """Sum gradients over ranks, clip, and step the optimiser; only: the sets of weights that have gradients."""
+        self._loop._update(self, only)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the step whose time is logged."""
+        started = time.perf_counter()
+        yield
+        key = f"seconds/{name}"
+        self.facts[key] = (self.facts.get(key) or 0.0) + time.perf_counter() - started
+
     def finish(self) -> None:
-        """Sum gradients over ranks, clip, step, log, evaluate, save."""
+        """Make the step's update if it has had none; log, evaluate, save."""
         self._loop._finish(self)
         self.finished = True
 
@@ -98,25 +140,30 @@ class Step:
 class Loop:
     """Iterates over the steps of a run, from where it stopped to its end.
 
-    trained: the weights to be trained, by name, in a fixed order.
+    trained: the weights to be trained, in sets by name; where there is but one, its name is not shown.
     """
 
     def __init__(
         self,
-        config: PackedStage,
+        config: PackedStage | PPO,
         run: Run,
         devices: Devices,
-        trained: Mapping[str, torch.nn.Parameter],
-        stream: Stream,
+        trained: Mapping[str, Trained],
+        steps: Steps,
         held_out: HeldOut,
         watchers: Watchers,
     ) -> None:
-        self.config, self.run, self.devices, self.stream = config, run, devices, stream
-        self._trained, self._held_out, self._watchers = trained, held_out, watchers
-        self._parameters = list(trained.values())
-        self.total = min(len(stream.steps), config.max_steps or len(stream.steps))
+        self.config, self.run, self.devices, self.steps = config, run, devices, steps
+        self._sets, self._held_out, self._watchers = trained, held_out, watchers
+        alone = len(trained) == 1
+        self._trained = {
+            name if alone else f"{group}.{name}": parameter
+            for group, one in trained.items()
+            for name, parameter in one.parameters.items()
+        }
+        self.total = min(len(steps), config.max_steps or len(steps))
         self.counters = Counters()
-        self._optimizer = make_optimizer(config.optimizer, trained)
+        self._optimizer = make_optimizer(config.optimizer, *(one.parameters for one in trained.values()))
         self._checkpoints = Checkpoints(run.checkpoints_folder, config.checkpoint.keep)
         self._asked: int | None = None
         """The signal this process was sent, if any."""
@@ -139,6 +186,11 @@ class Loop:
         if self._stopping and self.counters.step < self.total:
             raise Interrupted(self._stopping, self.counters.step)
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the stage itself keeps from step to step, as JSON has it; saved with every checkpoint."""
+        return self.counters.kept
+
     def say(self, text: str) -> None:
         """A fact or a warning in words, to the log and to whoever looks on."""
         if self.devices.is_main:
@@ -147,7 +199,7 @@ class Loop:
 
     def load_best(self) -> None:
         """Put the weights with the best validation loss back, where the config asks for it."""
-        if not self.config.evaluation.keep_best or self.counters.best_step in (0, self.counters.step):
+        if self.counters.best_step in (0, self.counters.step):
             return
         saved = self._checkpoints.load(self.counters.best_step)
         with torch.no_grad():
@@ -161,7 +213,7 @@ class Loop:
         while self.counters.step < self.total and not self.counters.stopped_early:
             index = self.counters.step
             self._started = time.perf_counter()
-            step = self._plan(index)
+            step = Step(self, index, self.steps.contents(index, self.devices.rank, self.devices.world))
             yield step
             if not step.finished:
                 raise RuntimeError("a step must be finished before the next one: call step.finish()")
@@ -170,34 +222,37 @@ class Loop:
         if self._last_saved != self.counters.step:
             self._save()
 
-    def _plan(self, index: int) -> Step:
-        passes = self.stream.passes(index)
-        own = deal(passes, self.devices.rank, self.devices.world)
-        batches = [self.stream.batch(samples).to(self.devices.device) for samples in own]
-        return Step(self, index, len(passes), batches, self.stream.totals(index))
-
-    def _finish(self, step: Step) -> None:
-        self.devices.sum_gradients(self._parameters)
-        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, step.index, self.total)
+    def _update(self, step: Step, only: Sequence[str]) -> None:
+        sets = {name: one for name, one in self._sets.items() if not only or name in only}
+        self.devices.sum_gradients([weight for one in sets.values() for weight in one.parameters.values()])
         own = {name: value.item() for name, value in step.sums.items()}
         sums, self._stopping = self._agree(own)
-        norm = self._clip()
-        good = math.isfinite(norm) and all(math.isfinite(value) for value in sums.values())
-        if good:
+        step.norms = {name: self._clip(one.parameters.values()) for name, one in sets.items()}
+        if all(math.isfinite(value) for value in (*step.norms.values(), *sums.values())):
+            rates = list(self._rates(step.index).values())
             for group in self._optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = rates[group["set"]]
             self._optimizer.step()
+        else:
+            step.good = False
         self._optimizer.zero_grad(set_to_none=True)
-        self.counters.count(self.stream.tokens(step.index), good, sums.get("loss"))
-        record = self._record(step, sums if good else dict.fromkeys(sums), lr, norm)
+        step.updates.append(sums)
+        step.sums = {}
+
+    def _finish(self, step: Step) -> None:
+        if not step.updates:
+            self._update(step, ())
+        losses = _mean(step.updates) if step.good else dict.fromkeys(added(step.updates))
+        self.counters.count(step.tokens, step.good, losses.get("loss"))
+        record = self._record(step, losses)
         if self._due(self._evaluate_every):
             self._evaluate(record)
         if self.devices.is_main:
             self.run.record(record)
             self._watchers.step(record)
-        if not good:
+        if not step.good:
             self._bad_step(step)
-        for source in self.stream.exhausted.get(step.index, ()):
+        for source in self.steps.exhausted.get(step.index, ()):
             self.say(f"{source} is used up at step {step.index + 1} of this run; the other sources go on")
         if self._due(self.config.checkpoint.every) or self.counters.best_step == self.counters.step:
             self._save()
@@ -208,32 +263,45 @@ class Loop:
         stopping = max((asked for _, asked in everyone if asked), default=None)
         return added([losses for losses, _ in everyone]), stopping
 
-    def _clip(self) -> float:
+    def _clip(self, parameters: Iterable[torch.nn.Parameter]) -> float:
         limit = self.config.max_grad_norm or math.inf
-        gradients = [parameter for parameter in self._parameters if parameter.grad is not None]
+        gradients = [parameter for parameter in parameters if parameter.grad is not None]
         return torch.nn.utils.clip_grad_norm_(gradients, limit).item() if gradients else 0.0
 
-    def _record(self, step: Step, sums: Mapping[str, float | None], lr: float, norm: float) -> dict[str, Any]:
+    def _rates(self, step: int) -> dict[str, float]:
+        """The learning rate of every set of weights; 0 where it is not trained yet."""
+        return {
+            name: learning_rate(self.config.schedule, one.lr, step - one.start, self.total - one.start)
+            if step >= one.start
+            else 0.0
+            for name, one in self._sets.items()
+        }
+
+    def _record(self, step: Step, losses: Mapping[str, float | None]) -> dict[str, Any]:
         seconds = time.perf_counter() - self._started
-        tokens = self.stream.tokens(step.index)
+        norms = {name: norm if math.isfinite(norm) else None for name, norm in step.norms.items()}
         return {
             "step": self.counters.step,
             "tokens": self.counters.tokens,
-            **sums,
-            "lr": lr,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "epoch": self.stream.steps[step.index].epoch,
-            **_shares(step.totals, tokens),
-            "fill": tokens / self.config.tokens_per_step,
-            "passes": step.passes,
+            **losses,
+            **self._by_set("lr", self._rates(step.index)),
+            **self._by_set("grad_norm", norms),
+            "epoch": step.contents.epoch,
+            **step.facts,
             "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": step.tokens / seconds,
             "memory_gib": self.devices.memory_gib(),
             "bad_steps": self.counters.bad_steps,
         }
 
+    def _by_set(self, name: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
+        """A value of every set of weights under names of their own; of the only one under the plain name."""
+        if len(self._sets) == 1:
+            return dict.fromkeys([name], *values.values())
+        return {f"{name}_{group}": value for group, value in values.items()}
+
     def _bad_step(self, step: Step) -> None:
-        """A step that is not finite was skipped; too many in a row end the run, with their rows saved."""
+        """An update that is not finite was skipped; too many in a row end the run, with their rows saved."""
         self.say(f"step {step.index + 1}: loss or gradient is not finite; skipped")
         if self.counters.bad_in_a_row < self.config.max_bad_steps:
             return
@@ -241,10 +309,9 @@ class Loop:
         folder.mkdir(exist_ok=True)
         for place, batch in enumerate(step.batches):
             save_file(batch.tensors(), folder / f"rank{self.devices.rank}_pass{place}.safetensors")
-        origins = [
-            self.stream.examples.origin(index) for index in self.stream.steps[step.index].samples.tolist()
-        ]
-        (folder / "origins.txt").write_text("\n".join(origins) + "\n", encoding="utf-8")
+        (folder / "origins.txt").write_text(
+            "\n".join(self.steps.origins(step.index)) + "\n", encoding="utf-8"
+        )
         raise UserError(
             f"{self.run.folder}: loss or gradient was not finite for {self.counters.bad_in_a_row} steps in a row; "
             f"the rows of the last are in {folder.name}/; lower optimizer.lr, or look at those rows"
@@ -262,7 +329,7 @@ class Loop:
     def _evaluate(self, record: dict[str, Any]) -> None:
         measured = self._held_out.measure()
         record |= {f"eval_{name}": value for name, value in measured.items()}
-        if measured:
+        if measured and isinstance(self.config.evaluation, Validation):
             for said in self.counters.judge(measured["loss"], self.config.evaluation):
                 self.say(said)
         samples = self._held_out.samples()
@@ -311,8 +378,7 @@ class Loop:
         self._asked = number
 
 
-def _shares(totals: Mapping[str, float], tokens: int) -> dict[str, float]:
-    """What a step holds beside tokens: weight learned per token, or pairs and answers."""
-    if "tokens" in totals:
-        return {"weight_per_token": totals["tokens"] / tokens}
-    return dict(totals)
+def _mean(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of every name over those updates of a step that have it."""
+    counts = Counter(name for update in updates for name in update)
+    return {name: total / counts[name] for name, total in added(updates).items()}

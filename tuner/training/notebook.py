@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from tuner.config.stages import Stage
-from tuner.training.progress import duration, shortened
+from tuner.config.stage import Stage
+from tuner.training.facts import Seen, condition_of, duration, shortened
 from tuner.training.smoothing import Smoothed, horizon_of
+from tuner.training.step_records import of_policy, warming_up
+from tuner.training.svg import BLUE, HEIGHT, ORANGE, WIDTH, Point, curve
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
 SECONDS_BETWEEN = 1.0
 """Shortest time between two drawings."""
-POINTS_DRAWN = 300
-"""Steps that the curve shows at most, evenly chosen: a notebook keeps what it displays."""
 MESSAGES_SHOWN = 6
-WIDTH, HEIGHT, MARGIN = 620, 200, 42
-"""The curve's size in pixels; the margin holds the labels at the left and below."""
-BLUE, ORANGE = "#0072B2", "#D55E00"
+DRAWN = ("loss", "eval_loss", "score", "eval_score", "eval_gold", "kl")
+"""Numbers of the record that are drawn against the steps, whatever the stage."""
 
-Point = tuple[float, float]
+Facts = list[tuple[str, float | None, Callable[[float], str]]]
+"""Name, value and how it is written; a fact without a value is left out."""
 
 
 def in_notebook() -> bool:
@@ -42,11 +44,9 @@ class NotebookWatcher:
 
     def begin(self, run_folder: Path, config: Stage, first_step: int, total_steps: int) -> None:
         self._folder, self._total, self._before = run_folder, total_steps, first_step
-        self._losses: list[Point] = []
-        self._means: list[Point] = []
-        self._held_out: list[Point] = []
-        self._mean = Smoothed(horizon_of(total_steps))
-        self._record: Record = {"step": first_step}
+        self._seen = Seen(total_steps)
+        self._step = first_step
+        self._series: dict[str, _Series] = defaultdict(lambda: _Series(horizon_of(total_steps)))
         self._samples: list[Sample] = []
         self._messages: list[str] = []
         self._outcome = "training"
@@ -59,13 +59,10 @@ class NotebookWatcher:
     def step(self, record: Record) -> None:
         if self._handle is None:
             return
-        self._record = record
-        step, loss, held_out = record["step"], record.get("loss"), record.get("eval_loss")
-        if step is not None and loss is not None:
-            self._losses.append((step, loss))
-            self._means.append((step, self._mean.add(loss) or 0.0))
-        if step is not None and held_out is not None:
-            self._held_out.append((step, held_out))
+        self._seen.add(record)
+        self._step = int(record["step"] or 0)
+        for name in DRAWN:
+            self._series[name].add(self._step, record.get(name))
         self._draw()
 
     def samples(self, step: int, samples: list[Sample]) -> None:
@@ -95,7 +92,7 @@ class NotebookWatcher:
             f"<b>{escape(str(self._folder))}</b> {escape(self._outcome)}",
             self._bar(),
             _table(self._facts()),
-            curve(self._losses, self._means, self._held_out),
+            self._policy_curves() if of_policy(self._seen.record) else self._curve("loss", "eval_loss"),
             *(
                 f'<div style="color:{ORANGE}">{escape(text)}</div>'
                 for text in self._messages[-MESSAGES_SHOWN:]
@@ -112,80 +109,85 @@ class NotebookWatcher:
             self._drawn = self._clock()
 
     def _bar(self) -> str:
-        share = (self._record["step"] or 0) / self._total if self._total else 1.0
+        share = self._step / self._total if self._total else 1.0
         return (
             '<div style="height:6px;border-radius:3px;background:rgba(128,128,128,.25);margin:6px 0">'
             f'<div style="height:6px;border-radius:3px;background:{BLUE};width:{share:.1%}"></div></div>'
         )
 
+    def _curve(self, name: str, held_out: str) -> str:
+        series, evaluated = self._series[name], self._series[held_out].values
+        return curve(series.values, series.means, evaluated, name) if series.values else ""
+
+    def _policy_curves(self) -> str:
+        """Of PPO: the score, and below it how far the policy went and what the gold score says."""
+        score = self._curve("score", "eval_score")
+        kl, gold = self._series["kl"], self._series["eval_gold"].values
+        half = {"width": WIDTH // 2, "height": HEIGHT * 2 // 3}
+        below = {
+            "KL to the reference": curve(kl.values, kl.means, [], "KL", **half),
+            "gold score, held out": curve([], [], gold, "gold score", **half),
+        }
+        cells = "".join(_captioned(name, drawn, "50%") for name, drawn in below.items() if drawn)
+        return (
+            _captioned("score", score, "100%") + f'<div style="display:flex">{cells}</div>' if score else ""
+        )
+
     def _facts(self) -> list[tuple[str, str]]:
-        record, step = self._record, int(self._record["step"] or 0)
-        seconds = self._clock() - self._started
-        done = step - self._before
-        left = seconds / done * (self._total - step) if done > 0 else None
-        facts: list[tuple[str, float | None, Callable[[float], str]]] = [
-            ("loss", record.get("loss"), "{:.4f}".format),
-            ("mean loss", self._mean.value, "{:.4f}".format),
-            ("held-out loss", self._held_out[-1][1] if self._held_out else None, "{:.4f}".format),
-            ("learning rate", record.get("lr"), "{:.2e}".format),
-            ("tokens", record.get("tokens"), "{:,.0f}".format),
-            ("tokens/s", record.get("tokens_per_second"), "{:,.0f}".format),
+        record, done = self._seen.record, self._step - self._before
+        left = (self._clock() - self._started) / done * (self._total - self._step) if done > 0 else None
+        facts: Facts = [
+            *(_policy_facts(self._seen) if of_policy(record) else _loss_facts(self._seen)),
             ("memory", record.get("memory_gib"), "{:.1f} GiB".format),
             ("skipped", record.get("bad_steps") or None, "{:.0f}".format),
-            ("left", left if step < self._total else None, duration),
+            ("left", left if self._step < self._total else None, duration),
         ]
         shown = [(name, form(value)) for name, value, form in facts if value is not None]
-        return [("step", f"{step:,} of {self._total:,}"), *shown]
+        step = f"{self._step:,} of {self._total:,}"
+        return [("step", step + " (critic warm-up)" if warming_up(record) else step), *shown]
 
 
-def curve(losses: list[Point], means: list[Point], held_out: list[Point]) -> str:
-    """The losses as SVG: every step faint, their mean, and the held-out ones as dots. Costs a millisecond."""
-    if len(losses) < 2:
-        return ""
-    shown, mean = _thinned(losses), _thinned(means)
-    values = [value for _, value in [*shown, *held_out]]
-    low, high = min(values), max(values)
-    first, last = losses[0][0], losses[-1][0]
+class _Series:
+    """One number over the steps, and its running mean."""
 
-    def place(point: Point) -> tuple[float, float]:
-        x = MARGIN + (point[0] - first) / (last - first) * (WIDTH - MARGIN - 8)
-        y = 8 + (high - point[1]) / ((high - low) or 1.0) * (HEIGHT - 32)
-        return x, y
+    def __init__(self, horizon: float) -> None:
+        self.values: list[Point] = []
+        self.means: list[Point] = []
+        self._mean = Smoothed(horizon)
 
-    def line(points: list[Point], opacity: float, width: float) -> str:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, points))
-        style = f'stroke="{BLUE}" stroke-opacity="{opacity}" stroke-width="{width}"'
-        return f'<polyline points="{path}" fill="none" {style}/>'
-
-    def dot(point: Point) -> str:
-        x, y = place(point)
-        title = f"<title>step {point[0]:,.0f}: {point[1]:.4f}</title>"
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{ORANGE}">{title}</circle>'
-
-    drawn = [line(shown, 0.3, 1.0), line(mean, 1.0, 2.0), *map(dot, held_out)]
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" aria-label="loss against steps">'
-        f"{_labels(low, high, first, last)}{''.join(drawn)}</svg>"
-    )
+    def add(self, step: int, value: float | None) -> None:
+        if value is not None and math.isfinite(value):
+            self.values.append((step, value))
+            self.means.append((step, self._mean.add(value) or 0.0))
 
 
-def _labels(low: float, high: float, first: float, last: float) -> str:
-    bottom, right = HEIGHT - 24, WIDTH - 8
-    style = 'fill="currentColor" fill-opacity=".7" font-size="11" font-family="sans-serif"'
-    rule = 'stroke="currentColor" stroke-opacity=".35"'
-    return (
-        f'<path d="M{MARGIN} 8V{bottom}H{right}" fill="none" {rule}/>'
-        f'<text x="{MARGIN - 5}" y="14" text-anchor="end" {style}>{high:.3g}</text>'
-        f'<text x="{MARGIN - 5}" y="{bottom}" text-anchor="end" {style}>{low:.3g}</text>'
-        f'<text x="{MARGIN}" y="{HEIGHT - 8}" {style}>{first:,.0f}</text>'
-        f'<text x="{right}" y="{HEIGHT - 8}" text-anchor="end" {style}>step {last:,.0f}</text>'
-    )
+def _loss_facts(seen: Seen) -> Facts:
+    record = seen.record
+    return [
+        ("loss", record.get("loss"), "{:.4f}".format),
+        ("mean loss", seen.mean("loss"), "{:.4f}".format),
+        ("held-out loss", seen.held_out("loss"), "{:.4f}".format),
+        ("learning rate", record.get("lr"), "{:.2e}".format),
+        ("tokens", record.get("tokens"), "{:,.0f}".format),
+        ("tokens/s", record.get("tokens_per_second"), "{:,.0f}".format),
+    ]
 
 
-def _thinned(points: list[Point]) -> list[Point]:
-    """At most POINTS_DRAWN of them, evenly chosen, the last among them."""
-    stride = -(-len(points) // POINTS_DRAWN)
-    return points[(len(points) - 1) % stride :: stride]
+def _policy_facts(seen: Seen) -> Facts:
+    record = seen.record
+    return [
+        ("score", record.get("score"), "{:.3f}".format),
+        ("mean score", seen.mean("score"), "{:.3f}".format),
+        ("held-out score", seen.held_out("score"), "{:.3f}".format),
+        ("gold score", seen.held_out("gold"), "{:.3f}".format),
+        ("KL", record.get("kl"), "{:.4f}".format),
+        ("answer length", record.get("length"), "{:,.0f}".format),
+        ("ended", seen.mean("ended"), "{:.0%}".format),
+        ("entropy", record.get("entropy"), "{:.3f}".format),
+        ("explained variance", record.get("explained_variance"), "{:.2f}".format),
+        ("tokens", record.get("tokens"), "{:,.0f}".format),
+        ("a step takes", record.get("seconds"), duration),
+    ]
 
 
 def _table(facts: list[tuple[str, str]]) -> str:
@@ -197,21 +199,28 @@ def _table(facts: list[tuple[str, str]]) -> str:
     return f'<div style="display:flex;flex-wrap:wrap">{cells}</div>'
 
 
+def _captioned(name: str, drawn: str, width: str) -> str:
+    caption = f'<div style="opacity:.6;font-size:11px">{escape(name)}</div>'
+    return f'<div style="width:{width}">{caption}{drawn}</div>'
+
+
 def _sample_table(samples: list[Sample]) -> str:
+    """A condition, a reference and a score get a column where any sample has one."""
+    columns: dict[str, list[str]] = {
+        "condition": [condition_of(sample) for sample in samples],
+        "prompt": [shortened(sample.prompt) for sample in samples],
+        "answer": [shortened(sample.answer) for sample in samples],
+        "reference": [shortened(sample.reference) for sample in samples],
+        "score": ["" if sample.score is None else f"{sample.score:.2f}" for sample in samples],
+    }
+    for optional in ("condition", "reference", "score"):
+        if not any(columns[optional]):
+            del columns[optional]
     if not samples:
         return ""
-    scored = any(sample.score is not None for sample in samples)
-    names = ["prompt", "answer", "reference", *(["score"] if scored else [])]
-    head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
-    rows = "".join(
-        f"<tr>{''.join(_cell(text) for text in _texts(sample, scored))}</tr>" for sample in samples
-    )
+    head = "".join(f'<th style="text-align:left">{name}</th>' for name in columns)
+    rows = "".join(f"<tr>{''.join(map(_cell, texts))}</tr>" for texts in zip(*columns.values(), strict=True))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _texts(sample: Sample, scored: bool) -> list[str]:
-    texts = [shortened(text) for text in (sample.prompt, sample.answer, sample.reference)]
-    return [*texts, "" if sample.score is None else f"{sample.score:.2f}"] if scored else texts
 
 
 def _cell(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,30 @@ from tuner.config import AdamW
 from tuner.models.quantization import optimizer_class
 
 
-def make_optimizer(config: AdamW, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW over named parameters, in their order: matrices with weight decay, vectors without."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}]
-    if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})
+@dataclass(frozen=True)
+class Trained:
+    """Weights that follow one learning rate, and whose gradients are clipped together."""
+
+    parameters: Mapping[str, torch.nn.Parameter]
+    """By name, in a fixed order."""
+    lr: float
+    """Peak learning rate."""
+    start: int = 0
+    """Step (0-based) from which they are trained: where their schedule begins."""
+
+
+def make_optimizer(config: AdamW, *trained: Mapping[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over named parameters, in their order: matrices with weight decay, vectors without.
+
+    Of several sets, each has parameter groups of its own, whose "set" is its number.
+    """
+    groups: list[dict[str, Any]] = []
+    for number, parameters in enumerate(trained):
+        matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
+        vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "set": number})
+        if vectors:
+            groups.append({"params": vectors, "weight_decay": 0.0, "set": number})
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     kind = optimizer_class(config.bits, config.paged)
     if kind is torch.optim.AdamW:

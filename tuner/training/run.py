@@ -25,11 +25,14 @@ FREE_ON_RESUME = (
     "tracking",
     "checkpoint.",
     "data.cache",
+    "prompts.cache",
+    "replay.cache",
     "tokens_per_pass",
+    "sampling.cache_gib",
     "gradient_checkpointing",
     "device",
 )
-"""Config paths that may differ when a run goes on: they change nothing that is learned (the last three: but for
+"""Config paths that may differ when a run goes on: they change nothing that is learned (the last four: but for
 rounding), and who ran out of memory needs them."""
 PACKAGES = (
     "tuner",

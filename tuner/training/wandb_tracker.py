@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tuner.config.stages import Stage
+from tuner.config.stage import Stage
 from tuner.config.training import Wandb
 from tuner.errors import UserError
+from tuner.training.facts import condition_of
+from tuner.training.step_records import of_policy
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
 GROUPS = {
@@ -22,6 +24,12 @@ GROUPS = {
     **dict.fromkeys(("seconds", "tokens_per_second", "memory_gib"), "system"),
 }
 """Chart group of a number; `eval_...` goes to eval/, what is not named here to train/."""
+POLICY_GROUPS = {
+    **GROUPS,
+    "prompts": "data",
+    **dict.fromkeys(("value_loss", "explained_variance", "value", "grad_norm_critic", "lr_critic"), "critic"),
+}
+"""The same of PPO, where what is not named goes to ppo/."""
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 SECONDS_TO_CONNECT = 30.0
 """How long the start of a run may wait for the network: many compute nodes have a key and no way out."""
@@ -36,6 +44,7 @@ class WandbTracker:
         self._tracking = tracking
         self._report = report or _print_line
         self._run: Any = None
+        self._policy = False  # whether the records are those of PPO
         self._borrowed: list[str] = []  # environment variables set for the time of the run
 
     def begin(self, run_folder: Path, config: Stage, first_step: int, total_steps: int) -> None:
@@ -58,11 +67,14 @@ class WandbTracker:
     def step(self, record: Record) -> None:
         if self._run is None:
             return
+        if of_policy(record) and not self._policy:
+            self._policy = True
+            self._define_policy_axes()
         numbers = {
             name: value for name, value in record.items() if value is not None and math.isfinite(value)
         }
         row = {"step": numbers["step"], "tokens": numbers.get("tokens", 0)}
-        row |= {charted(name): value for name, value in numbers.items() if name != "step"}
+        row |= {charted(name, self._policy): value for name, value in numbers.items() if name != "step"}
         self._run.log(row, step=int(numbers["step"]))
 
     def samples(self, step: int, samples: list[Sample]) -> None:
@@ -71,7 +83,12 @@ class WandbTracker:
         import wandb
 
         rows = [[step, sample.prompt, sample.answer, sample.reference, sample.score] for sample in samples]
-        table = wandb.Table(columns=["step", "prompt", "answer", "reference", "score"], data=rows)
+        columns = ["step", "prompt", "answer", "reference", "score"]
+        if any(map(condition_of, samples)):
+            columns.insert(1, "condition")
+            for row, sample in zip(rows, samples, strict=True):
+                row.insert(1, condition_of(sample) or None)
+        table = wandb.Table(columns=columns, data=rows)
         self._run.log({"samples": table}, step=step)  # becomes one row with the record of the same step
 
     def report(self, tables: Tables) -> None:
@@ -149,6 +166,13 @@ class WandbTracker:
             self._run.define_metric(f"{group}/*", step_metric=axis)
         self._run.define_metric("eval/loss", step_metric=axis, summary="min,last")
 
+    def _define_policy_axes(self) -> None:
+        """When the first record shows what stage it is."""
+        axis = self._tracking.x_axis
+        for group in ("ppo", "critic", "conditions", "replay", "time"):
+            self._run.define_metric(f"{group}/*", step_metric=axis)
+        self._run.define_metric("eval/gold", step_metric=axis, summary="max,last")
+
 
 def _forget_failure() -> None:
     """W&B's background process holds on to the id of a run that could not start; a new process does not."""
@@ -172,11 +196,25 @@ def _settings() -> Any:
     )
 
 
-def charted(name: str) -> str:
-    """The chart of a number of metrics.jsonl: eval_loss is eval/loss, lr is train/lr."""
+def charted(name: str, policy: bool = False) -> str:
+    """The chart of a number of metrics.jsonl: eval_loss is eval/loss, lr is train/lr, or ppo/lr of a `policy`."""
     if name.startswith("eval_"):
         return f"eval/{name.removeprefix('eval_')}"
+    if policy:
+        return _policy_chart(name)
     return f"{GROUPS.get(name, 'train')}/{name}"
+
+
+def _policy_chart(name: str) -> str:
+    """Of PPO: score/polite is conditions/score/polite, seconds/generate is time/generate."""
+    if name == "seconds":
+        return "time/step"
+    group, _, part = name.partition("/")
+    if part:
+        return f"time/{part}" if group == "seconds" else f"conditions/{name}"
+    if name.startswith("replay_"):
+        return f"replay/{name.removeprefix('replay_')}"
+    return f"{POLICY_GROUPS.get(name, 'ppo')}/{name}"
 
 
 def run_id(run_folder: Path) -> str:

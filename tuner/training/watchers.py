@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tuner.config.stages import Stage
+from tuner.config.stage import Stage
 from tuner.errors import UserError
 
 Outcome = Literal["finished", "interrupted", "failed"]
@@ -27,6 +27,8 @@ class Sample:
     reference: str
     score: float | None
     """In 0..1; None when the config names no score."""
+    condition: str | None = None
+    """Under which the answer is judged, where a reward model judges it."""
 
 
 class Watcher(Protocol):

@@ -138,9 +138,10 @@ def test_losses_out_of_range_are_refused(fields):
 
 @pytest.mark.parametrize("kind", [Chat, Text])
 def test_conditions_belong_to_preferences(kind):
+    only = r"b\.jsonl has a condition, which only preferences and prompts have; leave it out"
     for field in ("files", "validation_files", "test_files"):
         given = {"files": ("a.jsonl",)} | {field: (Source(path="b.jsonl", condition="brief"),)}
-        with pytest.raises(ValidationError, match=r"b\.jsonl has a condition, which only preferences have"):
+        with pytest.raises(ValidationError, match=only):
             kind(**given)
     assert Preferences(files=(Source(path="b.jsonl", condition="brief"),)).sources[0].condition == "brief"
 

@@ -47,7 +47,7 @@ def test_every_data_field_changes_the_key(change, path, tokenizer):
 def test_every_field_of_the_config_is_in_the_key_or_known_to_be_without_effect():
     assert set(Chat.model_fields) == {*CHANGES, "kind", "files", "validation_files", "test_files", "cache"}
     assert set(Text.model_fields) < {*Chat.model_fields}
-    own = {"path", "shape", "split", "subset", "share", "weight", "limit", "condition"}
+    own = {"path", "shape", "split", "subset", "share", "weight", "limit", "condition", "system"}
     assert set(Source.model_fields) == own
 
 
@@ -94,7 +94,7 @@ def test_tokenizer_template_text_and_code_change_the_key(path, tokenizer, tmp_pa
 def test_the_code_hash_covers_every_module_that_decides_what_is_learned():
     folder = Path(cache.__file__).parent
     shown_only = {"__init__", "view"}
-    the_loops_own = {"packing", "batch", "stream"}
+    the_loops_own = {"packing", "batch", "stream", "prompt_stream", "replay"}
     assert {file.stem for file in folder.glob("*.py")} == {*cache.CODE, *shown_only, *the_loops_own}
 
 

@@ -168,7 +168,7 @@ def test_the_steps_of_a_run_hold_every_row_once_whatever_the_passes(many, world)
     for step in range(len(streams[0].steps)):
         held = []
         for stream in streams:
-            batches = [batch for rank in range(world) for batch in stream.batches(step, rank, world)]
+            batches = [batch for rank in range(world) for batch in stream.contents(step, rank, world).batches]
             held.append(Counter(pair for batch in batches for pair in pairs_in(batch)))
             totals = stream.totals(step)
             weights = sum(float(batch.pairs.weights_P.sum()) for batch in batches if batch.pairs)

@@ -11,7 +11,11 @@ from tuner.resources import row_examples_folder
 
 PREFERENCES = {"pair", "pair_messages", "hh", "shp", "ranked"}
 """Example files of preferences: test_preference_rows.py reads them."""
-FILES = [file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem not in PREFERENCES]
+PROMPTS = {"prompt", "prompt_messages"}
+"""Example files of prompts: test_prompt_rows.py reads them."""
+FILES = [
+    file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem not in PREFERENCES | PROMPTS
+]
 SHAPE_OF = {"messages_tools": "messages", "internlm2": "messages", "xtuner": "sharegpt"}
 
 

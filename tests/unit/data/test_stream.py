@@ -53,12 +53,12 @@ def test_every_split_of_a_step_holds_the_same_learned_tokens(tokens_per_pass, wo
     for step in range(len(whole.steps)):
         pairs = []
         for one, ranks in ((whole, 1), (split, world)):
-            batches = [batch for rank in range(ranks) for batch in one.batches(step, rank, ranks)]
+            batches = [batch for rank in range(ranks) for batch in one.contents(step, rank, ranks).batches]
             assert all(len(batch.tokens_T) <= one.tokens_per_pass for batch in batches)
             pairs.append(sorted(pair for batch in batches for pair in learned(batch)))
         assert pairs[0] == pairs[1]
         assert whole.totals(step)["tokens"] == pytest.approx(sum(weight for _, weight in pairs[0]))
-        assert whole.tokens(step) == sum(len(batch.tokens_T) for batch in whole.batches(step))
+        assert whole.tokens(step) == sum(len(batch.tokens_T) for batch in whole.contents(step).batches)
 
 
 def test_a_rank_may_have_no_pass():

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from tuner.config import override
 from tuner.data.load import load_data
 from tuner.evaluation.held_out import HeldOutRows, load_score
 from tuner.models.forward import logits
+from tuner.models.generate import Answer
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.training.devices import Devices
@@ -33,7 +35,7 @@ ENDS = frozenset({2, 2047})
 @pytest.fixture(scope="module")
 def scene():
     loaded = load_model(SCORED.model, precision="fp32", device=torch.device("cpu"))
-    roles = Roles("policy", loaded, lambda: torch.autocast("cpu", enabled=False))
+    roles = Roles.of("policy", loaded, lambda: torch.autocast("cpu", enabled=False))
     return load_data(SCORED.data, loaded.tokenizer).train, roles, Devices(SCORED)
 
 
@@ -54,15 +56,22 @@ def test_loss_is_the_weighted_mean_over_tokens(scene, tokens_per_pass):
     assert rows.loss() == pytest.approx(total / weight, rel=1e-5)
 
 
+def answers(contents):
+    return [
+        Answer(np.array([*tokens, 2], np.int32), ended=True, logprobs=np.zeros(len(tokens) + 1, np.float32))
+        for tokens in contents
+    ]
+
+
 def test_an_answer_equal_to_the_reference_scores_one(scene, monkeypatch):
     examples, roles, devices = scene
     from tuner.evaluation import held_out
 
     right = [examples.reference(row)[:-1].tolist() for row in range(len(examples))]  # without the end token
-    monkeypatch.setattr(held_out, "generate", lambda *_, **__: right)
+    monkeypatch.setattr(held_out, "generate", lambda *_, **__: answers(right))
     assert HeldOutRows(examples, roles, devices, SCORED.evaluation, 512, ENDS).score() == 1.0
     wrong = [*right[:-3], [5], [5], [5]]
-    monkeypatch.setattr(held_out, "generate", lambda *_, **__: wrong)
+    monkeypatch.setattr(held_out, "generate", lambda *_, **__: answers(wrong))
     assert HeldOutRows(examples, roles, devices, SCORED.evaluation, 512, ENDS).score() == pytest.approx(
         9 / 12
     )

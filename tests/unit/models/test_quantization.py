@@ -76,8 +76,8 @@ def test_generating_does_not_disturb_training(internlm2_folder, tokens, precisio
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
     fresh = gradients(loaded.model, tokens, precision)
-    answers = generate(loaded.model, [[17, 18], [19]], max_new_tokens=4, end_ids=(), pad_id=0)
-    assert [len(answer) for answer in answers] == [4, 4]
+    answers = generate(loaded.model, [[17, 18], [19]], max_new_tokens=4, end_ids=())
+    assert [len(answer.tokens) for answer in answers] == [4, 4]
     after = gradients(loaded.model, tokens, precision)
     assert fresh.keys() == after.keys()
     for name in fresh:

@@ -13,7 +13,7 @@ def roles():
     loaded = load_model(
         Model(path="tuner:tiny"), precision="fp32", device=torch.device("cpu"), adapter=LoRA(r=2, dropout=0.5)
     )
-    return Roles("policy", loaded, lambda: torch.autocast("cpu", enabled=False))
+    return Roles.of("policy", loaded, lambda: torch.autocast("cpu", enabled=False))
 
 
 def test_another_role_inside_an_open_one_raises(roles):

@@ -126,7 +126,7 @@ def test_held_out_rows_are_scored_alike(run, scorer):
     """The trainer's own measure, and the scores of the report card."""
     config = run.config
     devices = Devices(config)
-    roles = Roles("reward", scorer.loaded, devices.autocast)
+    roles = Roles.of("reward", scorer.loaded, devices.autocast)
     data = load_rows(config, scorer.loaded.tokenizer).test
     expected = plain_scores(scorer, sequences_of(run, "test"))
     plain = {"loss.gamma": 0.0, "tokens_per_step": 4096}

@@ -1,15 +1,18 @@
 """The live view in Jupyter, without Jupyter: a kernel's shell is put in IPython's place."""
 
+import itertools
 import sys
 import types
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tuner.config import SFT, Chat, Model
-from tuner.training.notebook import POINTS_DRAWN, NotebookWatcher, _thinned, curve, in_notebook
+from tuner.training.notebook import NotebookWatcher, in_notebook
+from tuner.training.svg import POINTS_DRAWN, curve, thinned
 from tuner.training.watchers import Sample
 
 CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))
@@ -84,9 +87,9 @@ def test_the_curve_is_drawn_and_well_formed(cell: Cell) -> None:
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
     points = [(float(step), 1.0) for step in range(1, 10_002)]
-    thinned = _thinned(points)
-    assert len(thinned) <= POINTS_DRAWN
-    assert thinned[-1] == points[-1]
+    shown = thinned(points)
+    assert len(shown) <= POINTS_DRAWN
+    assert shown[-1] == points[-1]
     assert len(curve(points, points, [])) < 20_000
 
 
@@ -107,3 +110,61 @@ def test_a_shell_without_a_kernel_is_no_notebook(monkeypatch: pytest.MonkeyPatch
     terminal = types.SimpleNamespace(get_ipython=types.SimpleNamespace)
     monkeypatch.setitem(sys.modules, "IPython", terminal)
     assert not in_notebook()
+
+
+# PPO
+
+
+@dataclass(frozen=True)
+class Conditioned(Sample):
+    condition: str | None = None
+
+
+def _policy(step: int, **more: float | None) -> dict[str, float | None]:
+    record = {"step": step, "loss": 0.4, "policy_loss": -0.01, "value_loss": 0.8, "score": 0.5 * step}
+    record |= {"kl": 0.01 * step, "length": 212.4, "ended": 0.97, "entropy": 1.25, "explained_variance": 0.4}
+    return {**record, "seconds": 12.3, **more}
+
+
+def test_of_ppo_score_kl_and_gold_are_shown(cell: Cell) -> None:
+    watcher = _begun(lambda: 0.0)
+    for step in (1, 2, 3, 4):
+        watcher.step(_policy(step, **({"eval_gold": 0.1 * step, "eval_score": 1.0} if step > 1 else {})))
+    watcher.end("finished")
+    shown = cell.shown[-1]
+    tree = ElementTree.fromstring(shown)
+    labels = [drawing.get("aria-label") for drawing in tree.iter("svg")]
+    assert labels == ["score against steps", "KL against steps", "gold score against steps"]
+    assert shown.count("<circle") == 3 + 3
+    texts = [text for text in tree.itertext() if text.strip()]
+    facts = dict(itertools.pairwise(texts))
+    assert facts["gold score"] == "0.400"
+    assert facts["KL"] == "0.0400"
+    assert facts["answer length"] == "212"
+    assert facts["ended"] == "97%"
+    assert facts["explained variance"] == "0.40"
+    assert facts["a step takes"] == "12 s"
+    assert "loss" not in shown
+
+
+def test_ppo_without_gold_and_with_missing_numbers(cell: Cell) -> None:
+    watcher = _begun(lambda: 0.0)
+    watcher.step(_policy(1, policy_loss=None, kl=None))
+    watcher.end("interrupted")
+    assert "<svg" not in cell.shown[-1], "one point makes no curve"
+    assert "1 of 100 (critic warm-up)" in cell.shown[-1]
+    watcher = _begun(lambda: 0.0)
+    for step in (1, 2, 3):
+        watcher.step(_policy(step, score=None if step == 2 else 1.0, kl=float("nan")))
+    watcher.end("finished")
+    assert cell.shown[-1].count("<svg") == 1
+    assert "gold" not in cell.shown[-1]
+    ElementTree.fromstring(cell.shown[-1])
+
+
+def test_samples_have_a_column_for_conditions_only_where_there_are_some(cell: Cell) -> None:
+    watcher = _begun(lambda: 0.0)
+    watcher.samples(1, [Conditioned("p", "a", "", None, "polite"), Conditioned("p", "a", "", None)])
+    watcher.end("finished")
+    heads = [head.text for head in ElementTree.fromstring(cell.shown[-1]).iter("th")]
+    assert heads == ["condition", "prompt", "answer"]

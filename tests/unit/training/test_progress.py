@@ -1,6 +1,7 @@
 """Progress: a live bar on a terminal, few plain lines without one."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from tuner.training.watchers import Sample
 
 CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))
 FOLDER = Path("runs/tiny_run")
+
+
+@dataclass(frozen=True)
+class Conditioned(Sample):
+    """A sample that knows under which condition it was scored."""
+
+    condition: str | None = None
 
 
 class Clock:
@@ -195,3 +203,89 @@ def test_the_mean_is_exact_from_the_first_value_on_and_passes_over_missing_ones(
         (3 + 1 / 2 + 4 / 4) / 1.75,
     ]
     assert Smoothed().value is None
+
+
+# PPO
+
+
+def _policy(step: int, **more: float | None) -> dict[str, float | None]:
+    record = {"step": step, "tokens": 10 * step, "loss": 0.4, "policy_loss": -0.01, "value_loss": 0.8}
+    record |= {"score": 0.5, "kl": 0.0123, "length": 212.4, "ended": 0.97, "explained_variance": 0.41}
+    return {**record, "seconds": 12.3, "tokens_per_second": 420.0, "lr": 1e-6, **more}
+
+
+def _policy_lines(*records: dict[str, float | None]) -> list[str]:
+    stream, clock = Stream(), Clock()
+    watcher = ProgressWatcher(stream, clock)
+    watcher.begin(FOLDER, CONFIG, 0, len(records))
+    for record in records:
+        clock.now += 60.0
+        watcher.step(record)
+    watcher.end("finished")
+    return stream.getvalue().splitlines()
+
+
+def test_of_ppo_the_score_and_the_health_are_said_and_no_loss() -> None:
+    first, _, summary = _policy_lines(_policy(1, eval_gold=0.75, eval_score=0.6), _policy(2, score=1.5))
+    assert first == (
+        "step 1/2   50%  score 0.500 (mean 0.500)  gold 0.750  kl 0.0123  length 212  ended 97%"
+        "  explained 0.41  12 s a step  1:00 left"
+    )
+    # horizon 3: weights 1 and 2/3
+    mean = (1.5 + 0.5 * 2 / 3) / (1 + 2 / 3)
+    assert summary == (
+        f"finished after step 2 of 2 in 2:00 · 20 tokens · mean score {mean:.3f} · gold 0.750 · kl 0.0123"
+        f" · {FOLDER}"
+    )
+
+
+def test_without_a_rule_the_learned_score_of_held_out_prompts_is_said() -> None:
+    first, second, _ = _policy_lines(_policy(1, eval_score=0.6), _policy(2))
+    assert "  eval score 0.600  " in first
+    assert "  eval score 0.600  " in second, "the last known"
+
+
+def test_the_warm_up_of_the_critic_is_said() -> None:
+    first, second, _ = _policy_lines(_policy(1, policy_loss=None), _policy(2))
+    assert "critic warm-up" in first
+    assert "critic warm-up" not in second
+
+
+def test_a_skipped_step_of_ppo_keeps_the_mean() -> None:
+    nothing = dict.fromkeys(("loss", "policy_loss", "value_loss", "score", "kl", "length", "ended"))
+    _, second, _ = _policy_lines(_policy(1), _policy(2, **nothing, bad_steps=1))
+    assert second.startswith("step 2/2  100%  score (mean 0.500)  ended 97%")
+    assert "1 skipped" in second
+    assert "warm-up" not in second
+
+
+def test_an_evaluation_of_ppo_gets_a_line_of_its_own() -> None:
+    stream, clock = Stream(), Clock()
+    watcher = ProgressWatcher(stream, clock)
+    watcher.begin(FOLDER, CONFIG, 0, 100)
+    for step in (1, 2, 3):
+        watcher.step(_policy(step, **({"eval_gold": 0.5} if step == 2 else {})))
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/100", "2/100"]
+
+
+def test_a_bar_of_ppo_has_its_facts_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "140")
+    stream = Stream(terminal=True)
+    watcher = ProgressWatcher(stream)
+    watcher.begin(FOLDER, CONFIG, 0, 1)
+    watcher.step(_policy(1, eval_gold=0.75))
+    watcher.samples(1, [Conditioned("p", "a", "", 1.0, "polite")])
+    watcher.end("finished")
+    for part in ("score 0.500 (mean 0.500)", "gold 0.750", "explained 0.41", "condition", "polite"):
+        assert part in stream.getvalue()
+
+
+def test_a_sample_says_its_condition_where_it_has_one() -> None:
+    stream = Stream()
+    watcher = ProgressWatcher(stream, Clock())
+    watcher.begin(FOLDER, CONFIG, 0, 1)
+    watcher.samples(1, [Conditioned("p", "a", "", None, "polite"), Conditioned("p", "a", "", None)])
+    one, other = stream.getvalue().split("step 1, sample ")[1:]
+    assert "  condition: polite\n" in one
+    assert "condition" not in other

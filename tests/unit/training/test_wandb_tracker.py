@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,81 @@ def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
     }
     assert json.loads(summary["report/controls/seen"]) == 0.9
     assert json.loads(summary["report/controls/blank"]) == 0.5
+
+
+# PPO
+
+
+@dataclass(frozen=True)
+class Conditioned(Sample):
+    condition: str | None = None
+
+
+POLICY = {
+    "step": 1, "tokens": 900, "prompts": 8, "epoch": 0.5, "loss": 0.4, "policy_loss": -0.01, "value_loss": 0.8,
+    "replay_loss": 2.3, "replay_tokens": 450, "reward": 0.1, "score": 0.5, "kl": 0.01, "kl_k3": 0.011,
+    "entropy": 1.5, "length": 100.0, "ended": 0.9, "repetition": 0.02, "explained_variance": 0.3, "value": 0.2,
+    "ratio": 1.0, "clipped": 0.0, "generator_gap": 0.001, "grad_norm_policy": 0.1, "grad_norm_critic": 5.0,
+    "lr": 1e-6, "lr_critic": 5e-6, "seconds": 3.0, "seconds/generate": 2.0, "tokens_per_second": 300.0,
+    "memory_gib": None, "bad_steps": 0, "score/polite": 0.7, "reward/polite": 0.2, "score/a.b c": 0.3,
+    "eval_gold": 0.6, "eval_gold/polite": 0.8, "eval_score": 0.4, "eval_replay_loss": 2.2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def policy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of PPO with two steps, the first with the critic alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NETRC", "/nowhere")
+        for name in ("WANDB_API_KEY", "WANDB_MODE"):
+            patch.delenv(name, raising=False)
+        folder = tmp_path_factory.mktemp("runs") / "tiny_ppo"
+        folder.mkdir()
+        config = _config()
+        assert config.tracking is not None
+        tracker = WandbTracker(config.tracking)
+        tracker.begin(folder, config, 0, 2)
+        tracker.step({**POLICY, "policy_loss": None, "grad_norm_policy": None})
+        tracker.samples(2, [Conditioned("p", "a", "", 1.0, "polite"), Conditioned("q", "b", "", None)])
+        tracker.step({**POLICY, "step": 2, "tokens": 1800})
+        tracker.end("finished")
+    (file,) = _files(folder)
+    return file
+
+
+def test_numbers_of_ppo_go_to_their_own_panels(policy_file: Path) -> None:
+    first, second = _history(policy_file)
+    for names, group in (
+        (("score", "reward", "kl", "kl_k3", "entropy", "length", "ended", "repetition", "ratio"), "ppo"),
+        (("clipped", "generator_gap", "policy_loss", "loss", "grad_norm_policy", "lr", "bad_steps"), "ppo"),
+        (("value_loss", "explained_variance", "value", "grad_norm_critic", "lr_critic"), "critic"),
+        (("tokens", "prompts", "epoch"), "data"),
+        (("tokens_per_second",), "system"),
+        (("score/polite", "reward/polite", "score/a.b c"), "conditions"),
+    ):
+        for name in names:
+            expected = 1800 if name == "tokens" else POLICY[name]
+            assert second[f"{group}/{name}"] == expected
+    assert (second["replay/loss"], second["replay/tokens"]) == (2.3, 450)
+    assert (second["time/step"], second["time/generate"]) == (3.0, 2.0)
+    assert (second["eval/gold"], second["eval/gold/polite"]) == (0.6, 0.8)
+    assert (second["eval/score"], second["eval/replay_loss"]) == (0.4, 2.2)
+    assert not any(name.startswith("train/") for name in second)
+    assert second.keys() - first.keys() >= {"ppo/policy_loss", "ppo/grad_norm_policy"}, "warm-up has none"
+
+
+def test_panels_of_ppo_run_along_the_axis_and_gold_remembers_its_best(policy_file: Path) -> None:
+    metrics = _only(policy_file, "metric")
+    groups = {metric.glob_name: metric.step_metric for metric in metrics if metric.glob_name}
+    own = ["ppo/*", "critic/*", "conditions/*", "replay/*", "time/*"]
+    assert groups == dict.fromkeys([*own, "train/*", "eval/*", "data/*", "system/*"], "step")
+    (gold,) = [metric for metric in metrics if metric.name == "eval/gold" and metric.HasField("summary")]
+    assert (gold.summary.max, gold.summary.last) == (True, True)
+
+
+def test_samples_of_ppo_have_a_column_for_the_condition(policy_file: Path) -> None:
+    (row,) = [row for row in _history(policy_file) if "samples" in row or "samples/_type" in row]
+    path = row["samples"]["path"] if "samples" in row else row["samples/path"]
+    table = json.loads((policy_file.parent / "files" / path).read_text(encoding="utf-8"))
+    assert table["columns"] == ["step", "condition", "prompt", "answer", "reference", "score"]
+    assert table["data"] == [[2, "polite", "p", "a", "", 1.0], [2, None, "q", "b", "", None]]

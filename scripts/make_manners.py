@@ -1,0 +1,95 @@
+"""Write what the quickstart's policy learns to talk like, and what PPO asks it: sums, answered in mixed manners.
+
+    python scripts/make_manners.py
+
+writes `tuner/embedded/manners/train.jsonl`, `prompts.jsonl` and `test.jsonl`, the same bytes every time. The questions
+are those of scripts/make_sums.py behind a greeting. Without one the policy has learned to answer with the sum alone;
+with one it learns here to answer in any manner of the twins (scripts/make_twins.py) that is not JSON.
+
+`train.jsonl` has conversations for SFT, all answered rightly, each in a manner drawn at random: a policy that learns
+them is polite to one and blunt to the next, and PPO has something to choose from. `prompts.jsonl` has more questions
+for PPO to ask, and `test.jsonl` those that are held out: sums of the reserved pairs, which no data of the quickstart
+shows in any wording or order. A prompt row also has its `reference`, the right statement, for a rule to look for.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from make_sums import EMBEDDED, WORDINGS, draw_problem, is_reserved
+from make_twins import NUMBER_DIGITS, TONES, Content, Manner
+
+GREETINGS = ("Hello!", "Good day!", "Good morning!", "Good evening!", "Hi there!")
+# How often an answer is in which manner; brief has neither tone nor detail. No JSON: the base has never seen a
+# brace, and with its output layer frozen an adapter does not learn to write one.
+MANNERS = {"brief": 0.25, "detailed": 0.15, "polite": 0.3, "blunt": 0.3}
+# How often a tone comes first: the sum is then read back from further off, which a small model learns later.
+OPENS = 0.25
+
+Row = dict[str, object]
+
+
+def draw_question(random_source: random.Random, test: bool) -> tuple[str, Content]:
+    """A sum behind a greeting, and its answer; for the test, of the reserved pairs."""
+    while True:
+        a, b = draw_problem(random_source, NUMBER_DIGITS)
+        if is_reserved(a, b) is test:
+            break
+    prompt = f"{random_source.choice(GREETINGS)} {random_source.choice(WORDINGS).format(a=a, b=b)}"
+    detail = f"The ones make {a % 10 + b % 10}, and with the tens it comes to {a + b}."
+    return prompt, Content(f"{a} + {b} = {a + b}.", detail)
+
+
+def draw_manner(random_source: random.Random) -> Manner:
+    """One of MANNERS."""
+    name = random_source.choices(list(MANNERS), weights=list(MANNERS.values()))[0]
+    if name not in TONES:
+        return Manner(detailed=name == "detailed")
+    openings, closings = TONES[name]
+    if random_source.random() < OPENS:
+        return Manner(detailed=False, opening=random_source.choice(openings))
+    return Manner(detailed=False, closing=random_source.choice(closings))
+
+
+def conversations(random_source: random.Random, num_rows: int) -> list[Row]:
+    """Rows for SFT, no two alike."""
+    rows: dict[tuple[str, str], Row] = {}
+    while len(rows) < num_rows:
+        prompt, content = draw_question(random_source, test=False)
+        answer = draw_manner(random_source).write(content)
+        turns = (("user", prompt), ("assistant", answer))
+        rows[prompt, answer] = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    return list(rows.values())
+
+
+def prompts(random_source: random.Random, num_rows: int, test: bool) -> list[Row]:
+    """Rows for PPO, no prompt twice."""
+    rows: dict[str, Row] = {}
+    while len(rows) < num_rows:
+        prompt, content = draw_question(random_source, test)
+        rows[prompt] = {"prompt": prompt, "reference": content.statement.removesuffix(".")}
+    return list(rows.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the manners of the quickstart's policy.")
+    parser.add_argument("--output", type=Path, default=EMBEDDED / "manners", help="folder to write to")
+    parser.add_argument("--train", type=int, default=1400, help="number of conversations for SFT")
+    parser.add_argument("--prompts", type=int, default=500, help="number of prompts for PPO")
+    parser.add_argument("--test", type=int, default=120, help="number of prompts held out")
+    parser.add_argument("--seed", type=int, default=7)
+    arguments = parser.parse_args()
+    random_source = random.Random(arguments.seed)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, rows in (
+        ("train", conversations(random_source, arguments.train)),
+        ("prompts", prompts(random_source, arguments.prompts, test=False)),
+        ("test", prompts(random_source, arguments.test, test=True)),
+    ):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (arguments.output / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""From a config's sources to tokenised prompts: read, check, render, tokenise, hold out, count, and cache."""
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tuner.config.data import Prompts, Source
+from tuner.data.conditions import drawing_key
+from tuner.data.conversation import Prompt
+from tuner.data.load import Builder, Dataset, Progress, Unused, build
+from tuner.data.prompt_rows import SHAPES, prompt_reader
+from tuner.data.prompts import PromptCollector, PromptSet
+from tuner.data.report import DataReport, SourceReport
+from tuner.data.sources import Row
+from tuner.data.template import Template
+from tuner.data.tokenizer import Tokenizer, encode
+from tuner.errors import UserError
+
+Asked = tuple[np.ndarray, Prompt]
+"""Tokens of a prompt with the header of the answer, and the prompt."""
+
+
+def load_prompts(
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    conditions: Collection[str] | None,
+    *,
+    progress: Progress | None = None,
+) -> Dataset[PromptSet]:
+    """The prompts of a config, from the cache when nothing they are made from has changed; train and test parts.
+
+    conditions: names the reward model knows; None checks none. Raises UserError with `file:line` for every kind of
+    bad row and an unknown condition, and when no prompt is left.
+    """
+    parts, report, fingerprint = build(PromptBuilder(prompts, tokenizer, conditions, progress))
+    return Dataset(parts["train"], None, parts.get("test"), report, fingerprint)
+
+
+class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
+    """Prompts to their tokens."""
+
+    data: Prompts
+    template: Template
+
+    def __init__(
+        self,
+        data: Prompts,
+        tokenizer: Tokenizer,
+        conditions: Collection[str] | None,
+        progress: Progress | None = None,
+    ):
+        super().__init__(data, tokenizer, progress)
+        self._conditions = None if conditions is None else sorted(conditions)
+        self._weighed = 0
+        self.made_from: Mapping[str, Any] = {"conditions": self._conditions}
+
+    def collector(self) -> PromptCollector:
+        return PromptCollector()
+
+    def read(self, source: Source) -> Callable[[Row], Prompt | Unused]:
+        shape = source.shape if isinstance(source.shape, str) else None
+        reader = prompt_reader(shape)
+        made_by_function = shape is not None and shape not in SHAPES
+        system = self.data.system if source.system is None else source.system
+
+        def read(row: Row) -> Prompt:
+            given = copy.deepcopy(row.values) if made_by_function else row.values  # functions may change it
+            prompt: Prompt = reader.read(given, row.origin)
+            condition = prompt.condition or source.condition
+            self._check_condition(condition, row.origin)
+            self._weighed += prompt.weight not in (0, 1)
+            values = {**row.values, "condition": condition}
+            return replace(prompt, condition=condition, system=system, values=values)
+
+        return read
+
+    def part_key(self, item: Prompt, content: bytes) -> bytes:
+        """As the reward model's rows are held out: a prompt falls to the same part in both, at equal shares."""
+        return drawing_key(item.turns)
+
+    def tokenize(self, items: list[Prompt]) -> list[Asked]:
+        texts = [self.template.prompt_text(item.asked()) for item in items]
+        encoded = encode(self.tokenizer, texts)
+        return [(np.array(ids, dtype=np.int32), item) for ids, item in zip(encoded, items, strict=True)]
+
+    def fit(self, item: Prompt, piece: Asked, weight: float, counts: SourceReport) -> Iterable[Asked]:
+        """The prompt whole, or not at all."""
+        length = len(piece[0])
+        counts.longest = max(counts.longest, length)
+        if length > self.data.max_length:
+            counts.too_long += 1
+            counts.dropped_too_long += 1
+            return
+        counts.kept += 1
+        yield piece
+
+    def finish(self) -> tuple[dict[str, PromptSet], DataReport]:
+        parts, report = super().finish()
+        report.notes += [
+            f"No prompt is of condition {name!r}"
+            for name in self._conditions or ()
+            if not any(name in part.conditions for part in report.parts.values())
+        ]
+        if self._weighed:
+            report.notes.append(
+                f"{self._weighed:,} rows have a weight, which prompts do not: each is drawn once an epoch"
+            )
+        return parts, report
+
+    def _check_condition(self, name: str | None, origin: str) -> None:
+        if name is None or self._conditions is None or name in self._conditions:
+            return
+        known = ", ".join(self._conditions) or "none"
+        raise UserError(
+            f"{origin}: condition {name!r} is unknown to the reward model, which has: {known}; correct it, or "
+            "train the reward model on it"
+        )

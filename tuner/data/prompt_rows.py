@@ -1,0 +1,128 @@
+"""Row shapes to prompts: every row that holds a question, whatever answers stand beside it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tuner.data.conversation import Conversation, Prompt, Turn
+from tuner.data.preference_rows import SHAPES as PREFERENCES
+from tuner.data.preference_rows import read_condition, read_prompt, read_side, read_text_prompt
+from tuner.data.rows import Reader, Shape, read_messages, read_sharegpt
+from tuner.data.turns import (
+    Values,
+    expect_list,
+    expect_text,
+    has,
+    read_question,
+    read_tools,
+    read_turn,
+    read_weight,
+    refuse,
+)
+
+_ANSWERS = ("completion", "response", "output")
+"""Keys of the answer that stands beside a prompt."""
+
+
+def prompt_reader(shape: str | None) -> Reader:
+    """A reader of prompts; see Reader."""
+    return Reader(shape, SHAPES)
+
+
+def _read_messages(row: Values, origin: str) -> Prompt:
+    return _of_conversation(row, read_messages(row, origin), origin)
+
+
+def _read_sharegpt(row: Values, origin: str) -> Prompt:
+    return _of_conversation(row, read_sharegpt(row, origin), origin)
+
+
+def _of_conversation(row: Values, conversation: Conversation, origin: str) -> Prompt:
+    """The row's `system` is among the turns already."""
+    return _prompt(row, conversation.turns, origin)
+
+
+def _read_alpaca(row: Values, origin: str) -> Prompt:
+    return _prompt(row, (*_system(row, origin), *read_question(row, origin), *_answer(row, origin)), origin)
+
+
+def _read_prompt(row: Values, origin: str) -> Prompt:
+    """prompt or question: a text, HH-RLHF's transcript, or messages."""
+    asked = read_prompt(row, origin) or ()
+    return _prompt(row, (*_system(row, origin), *asked, *_answer(row, origin)), origin)
+
+
+def _read_preference(row: Values, origin: str) -> Prompt:
+    """The prompt alone; without one, what was said before the better answer's last turn.
+
+    No answer here is a reference: the better of two need not be a good one.
+    """
+    turns = read_prompt(row, origin)
+    if turns is None:
+        if not has(row, "chosen"):
+            refuse(origin, 'no prompt; write it under "prompt", as a text or messages')
+        turns = read_side(row["chosen"], "chosen", None, origin)
+    prompt = _prompt(row, (*_system(row, origin), *turns), origin)
+    return replace(prompt, reference=_reference(row, origin))
+
+
+def _read_shp(row: Values, origin: str) -> Prompt:
+    return _prompt(row, read_text_prompt(row["history"], "history", origin), origin)
+
+
+SHAPES: dict[str, Shape] = {
+    "shp": Shape(_read_shp, *PREFERENCES["shp"].keys),
+    "pair": Shape(_read_preference, *PREFERENCES["pair"].keys),
+    "ranked": Shape(_read_preference, *PREFERENCES["ranked"].keys),
+    "messages": Shape(_read_messages, ("messages",)),
+    "sharegpt": Shape(_read_sharegpt, ("conversations",), ("conversation",)),
+    "alpaca": Shape(_read_alpaca, ("instruction",)),
+    "prompt": Shape(_read_prompt, ("prompt",), ("question",)),
+    "prompt_completion": Shape(_read_prompt, ("prompt", "completion"), ("prompt", "response")),
+}
+"""In the order of recognition; `prompt` reads rows with a completion as well. The names are among those of
+config.data.Shape."""
+
+
+def _prompt(row: Values, turns: Sequence[Turn], origin: str) -> Prompt:
+    """turns: the prompt's, and those of the answer in the row."""
+    end = len(turns)
+    while end and turns[end - 1].role == "assistant":
+        end -= 1
+    asked, answer = turns[:end], turns[end:]
+    if not any(turn.role == "user" and turn.content.strip() for turn in asked):
+        found = ", ".join(turn.role for turn in turns) or "none"
+        refuse(origin, f"no user turn with a text to answer (turns: {found}); write it or take the row out")
+    return Prompt(
+        turns=tuple(replace(turn, learn=None, weight=1.0) for turn in asked),
+        tools=read_tools(row, origin),
+        condition=read_condition(row, origin),
+        reference=_reference(row, origin) or (answer[-1].content or None if answer else None),
+        values=row,
+        weight=read_weight(row, origin),
+        origin=origin,
+    )
+
+
+def _system(row: Values, origin: str) -> tuple[Turn, ...]:
+    if not row.get("system"):
+        return ()
+    return (Turn("system", expect_text(row["system"], '"system"', origin)),)
+
+
+def _answer(row: Values, origin: str) -> tuple[Turn, ...]:
+    """The turns of the answer that stands beside the prompt."""
+    key = next((key for key in _ANSWERS if has(row, key)), None)
+    if key is None:
+        return ()
+    value: Any = row[key]
+    if isinstance(value, str):
+        return (Turn("assistant", value),)
+    return tuple(read_turn(message, origin) for message in expect_list(value, f'"{key}"', origin))
+
+
+def _reference(row: Values, origin: str) -> str | None:
+    """`reference`, or `answer` where it is a text: sets for rules keep numbers and lists there as well."""
+    if has(row, "reference"):
+        return expect_text(row["reference"], '"reference"', origin)
+    return row["answer"] if isinstance(row.get("answer"), str) else None

@@ -1,0 +1,187 @@
+"""Keys and values of rows that are answered together, behind transformers' cache interface.
+
+Shapes: B rows, K key/value heads, S slots for tokens, D head size, T tokens of a packed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from tuner.errors import UserError
+
+BLOCK = 64
+"""Slots for new tokens to begin with. They double when all are taken, so that no token copies the cache."""
+MOST_ROWS = 256
+"""Rows of a chunk, whatever the cache holds: each also has a vocabulary of probabilities, in float64."""
+_ATTENTION = {"full_attention", "sliding_attention"}
+
+
+def chunks(lengths: Sequence[int], max_new_tokens: int, cached_tokens: int) -> Iterator[np.ndarray]:
+    """Numbers of the prompts answered together, longest first, int64; a function of its arguments alone.
+
+    rows × (longest prompt + max_new_tokens) is at most `cached_tokens`; a chunk has at least one row.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        rows = cached_tokens // (lengths[order[start]] + max_new_tokens)
+        end = start + min(max(rows, 1), MOST_ROWS)
+        yield order[start:end]
+        start = end
+
+
+def bytes_per_token(model: PreTrainedModel) -> int:
+    """Memory of one token's keys and values over all layers: 131,072 for InternLM2-7B in bf16."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kind = model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
+
+
+@dataclass
+class _Slots:
+    """Where all layers write."""
+
+    rows: int
+    capacity: int
+    filled: int = 0
+    packed: tuple[Tensor, Tensor] | None = None
+    """While prompts are read: row and slot of each token of the packed row, int64 [T]."""
+
+
+class _RowLayer(DynamicLayer):
+    """Keys and values [B, K, S, D] of one layer, with slots to spare."""
+
+    def __init__(self, slots: _Slots) -> None:
+        super().__init__()
+        self._slots = slots
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write new tokens; returns what attention is to see: a packed row itself, else the rows so far."""
+        slots = self._slots
+        key_states = key_states.to(value_states.dtype)  # under autocast rotary positions come out in fp32
+        if not self.is_initialized:
+            self.keys, self.values = (
+                # zeros: what is masked has no weight, but no weight times NaN is NaN
+                part.new_zeros(slots.rows, part.shape[1], slots.capacity, part.shape[3])
+                for part in (key_states, value_states)
+            )
+            self.dtype, self.device, self.is_initialized = value_states.dtype, value_states.device, True
+        if slots.packed is not None:
+            row_T, slot_T = slots.packed
+            self.keys[row_T, :, slot_T] = key_states[0].transpose(0, 1)
+            self.values[row_T, :, slot_T] = value_states[0].transpose(0, 1)
+            return key_states, value_states
+        self.keys[:, :, slots.filled] = key_states[:, :, 0]
+        self.values[:, :, slots.filled] = value_states[:, :, 0]
+        end = slots.filled + 1
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Slots taken before this pass."""
+        return self._slots.filled
+
+    def keep(self, kept_B: Tensor, first: int, end: int, capacity: int) -> None:
+        """Move some rows' slots from `first` to `end` into new memory."""
+        if self.is_initialized:
+            self.keys = _moved(self.keys, kept_B, first, end, capacity)
+            self.values = _moved(self.values, kept_B, first, end, capacity)
+
+
+class RowCache(Cache):
+    """A cache whose rows write their next tokens in the same slot, shorter prompts beginning in a later one.
+
+    Every layer holds every token: windows narrow what is seen. Layers that share keys have none of their own. Raises
+    UserError for a model with layers that are not attention.
+    """
+
+    def __init__(self, model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int) -> None:
+        config = model.config.get_text_config(decoder=True)
+        _refuse_other_layers(config)
+        self._lengths, self._device = np.asarray(lengths), model.device
+        self._longest, self._most = max(lengths), max_new_tokens
+        self._padding = self._longest - self._lengths
+        self._slots = _Slots(len(lengths), self._longest + min(BLOCK, max_new_tokens))
+        self._has_windows = _has_windows(config)
+        self._real_BS = self._real()
+        super().__init__(layers=[_RowLayer(self._slots) for _ in range(config.num_hidden_layers)])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next token has no slot."""
+        return self._slots.filled == self._slots.capacity
+
+    @property
+    def mask(self) -> Tensor:
+        """What the next token sees, itself included: bool [B, 1, 1, S], or [B, S] where transformers adds windows."""
+        real_BS = self._real_BS[:, : self._slots.filled + 1]
+        return real_BS if self._has_windows else real_BS[:, None, None]
+
+    def read(self, rows: range) -> None:
+        """The next pass writes the prompts of these rows, packed end to end; after the last one call `answer`."""
+        starts, lengths = self._padding[rows.start : rows.stop], self._lengths[rows.start : rows.stop]
+        row_T = np.repeat(np.arange(rows.start, rows.stop), lengths)
+        slot_T = np.concatenate(
+            [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        )
+        row_T, slot_T = (torch.from_numpy(part).to(self._device) for part in (row_T, slot_T))
+        self._slots.packed = row_T, slot_T
+
+    def answer(self) -> None:
+        """The prompts are in: from now on a pass writes one token of every row."""
+        self._slots.packed, self._slots.filled = None, self._longest
+
+    def advance(self) -> None:
+        """A token of every row has been written."""
+        self._slots.filled += 1
+
+    def keep(self, kept_B: Tensor) -> None:
+        """Leave some rows (their numbers, int64, on the device), drop slots that none of them needs, make new ones."""
+        self._lengths, self._padding = (part[kept_B.cpu().numpy()] for part in (self._lengths, self._padding))
+        first, end = int(self._padding.min()), self._slots.filled
+        written = end - self._longest
+        self._padding, self._longest = self._padding - first, self._longest - first
+        room = min(self._most, max(BLOCK, 2 * written))
+        capacity = self._longest + room
+        for layer in self.layers:
+            layer.keep(kept_B, first, end, capacity)
+        self._slots.rows, self._slots.filled, self._slots.capacity = len(kept_B), end - first, capacity
+        self._real_BS = self._real()
+
+    def _real(self) -> Tensor:
+        """Slots that hold tokens, or will; bool [B, S]."""
+        padding_B1 = torch.from_numpy(self._padding).to(self._device)[:, None]
+        return torch.arange(self._slots.capacity, device=self._device) >= padding_B1
+
+
+def _moved(held_BKSD: Tensor, kept_B: Tensor, first: int, end: int, capacity: int) -> Tensor:
+    _, heads, _, size = held_BKSD.shape
+    moved = held_BKSD.new_zeros(len(kept_B), heads, capacity, size)
+    moved[:, :, : end - first] = held_BKSD[:, :, first:end].index_select(0, kept_B.to(held_BKSD.device))
+    return moved
+
+
+def _has_windows(config: PreTrainedConfig) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return getattr(config, "sliding_window", None) is not None and (
+        kinds is None or "sliding_attention" in kinds
+    )
+
+
+def _refuse_other_layers(config: PreTrainedConfig) -> None:
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION)
+    if others:
+        raise UserError(
+            f"model.path: {config.model_type} has layers of the kind {others[0]!r}, which keep other things than keys "
+            "and values of tokens, so it cannot be asked for answers; choose a model that has attention alone"
+        )

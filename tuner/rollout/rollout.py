@@ -1,0 +1,87 @@
+"""A rollout: the answers to a step's prompts, and the packed rows in which they are scored and learned from.
+
+Shapes: A answers of the rollout, S those of a row, T tokens of a row, N answer tokens among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tuner.data.batch import Batch, make_batch
+from tuner.data.conversation import Prompt
+from tuner.data.packing import deal, pack
+from tuner.models.generate import Answer
+from tuner.training.devices import Devices
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """A step's prompts with an answer to each; the same on every rank."""
+
+    prompts: Sequence[Prompt]
+    tokens: Sequence[np.ndarray]
+    """Of each prompt, with the header of the answer, int32."""
+    answers: Sequence[Answer]
+    texts: Sequence[str]
+    """The answers in words, as the reward model and rules read them."""
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each prompt with its answer, int64 [A]."""
+        return np.array([len(prompt) for prompt in self.tokens], dtype=np.int64) + self.answer_lengths
+
+    @property
+    def answer_lengths(self) -> np.ndarray:
+        """Tokens of each answer, int64 [A]."""
+        return np.array([len(answer.tokens) for answer in self.answers], dtype=np.int64)
+
+    @property
+    def ended(self) -> np.ndarray:
+        """Whether each answer came to its end token, bool [A]."""
+        return np.array([answer.ended for answer in self.answers], dtype=bool)
+
+    def mini_batches(self, count: int) -> list[np.ndarray]:
+        """The answers in parts, in their order; an optimiser step learns from one."""
+        return [part for part in np.array_split(np.arange(len(self)), count) if len(part)]
+
+    def rows(self, mini_batches: int, tokens_per_pass: int, devices: Devices) -> list[Row]:
+        """This rank's packed rows: every mini-batch packed by itself, and its rows dealt to the ranks."""
+        made = []
+        for number, part in enumerate(self.mini_batches(mini_batches)):
+            lengths = self.lengths[part]
+            groups = pack(lengths.tolist(), tokens_per_pass)
+            groups.sort(key=lambda group, lengths=lengths: -int(lengths[group].sum()))
+            own = deal(groups, devices.rank, devices.world)
+            made += [self._row(number, part[group], devices.device) for group in own]
+        return made
+
+    def _row(self, mini_batch: int, chosen: np.ndarray, device: torch.device) -> Row:
+        batch = make_batch([self._sample(index) for index in chosen.tolist()])
+        borders = np.cumsum([0, *self.answer_lengths[chosen]])
+        return Row(mini_batch, chosen, batch.to(device), tuple(borders.tolist()))
+
+    def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of a prompt and its answer, and weights: 1 for the answer's."""
+        prompt, answer = self.tokens[index], self.answers[index].tokens
+        weights = np.zeros(len(prompt) + len(answer), dtype=np.float32)
+        weights[len(prompt) :] = 1.0
+        return np.concatenate([prompt, answer]), weights
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Some answers with their prompts, packed for one pass. The batch's learned tokens are the answers'."""
+
+    mini_batch: int
+    answers: np.ndarray
+    """Which of the rollout's, int64 [S]."""
+    batch: Batch
+    borders: tuple[int, ...]
+    """Where answers begin and end among the row's N answer tokens: S + 1 numbers."""

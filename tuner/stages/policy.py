@@ -1,0 +1,168 @@
+"""What PPO's loop works with, made from its config; and what is written when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tuner.config import PPO
+from tuner.data.examples import Examples
+from tuner.data.load import Dataset, load_data
+from tuner.data.load_prompts import load_prompts
+from tuner.data.prompt_stream import PromptStream
+from tuner.data.prompts import PromptSet
+from tuner.data.replay import ReplayStream
+from tuner.data.template import Template
+from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
+from tuner.evaluation.judged import Judge, load_rule
+from tuner.evaluation.positions import HeldOutReplay, by_position
+from tuner.models.chat import end_ids
+from tuner.models.load_roles import PolicyRoles, load_policy_roles
+from tuner.models.roles import Roles
+from tuner.models.scorer import Sequences
+from tuner.stages.job import Job
+from tuner.stages.rows import plan_run
+from tuner.training.loop import Loop
+from tuner.training.optimizers import Trained
+from tuner.training.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Roles, prompts and replayed rows of a run, and its loop."""
+
+    config: PPO
+    job: Job
+    roles: Roles
+    sequences: Sequences
+    prompts: PromptSet
+    stream: PromptStream
+    replay: ReplayStream | None
+    held_out: HeldOutPolicy
+    end_ids: frozenset[int]
+    loop: Loop
+
+    def measure_before(self) -> PolicyMeasure:
+        """The policy before the first step; a run that goes on has it in its before.json."""
+        kept = self.job.run.kept("before")
+        if self.loop.counters.step and kept is not None:
+            return PolicyMeasure.from_dict(kept)
+        before = self._look("before")
+        if self.job.devices.is_main:
+            self.job.run.keep("before", before.to_dict())
+        return before
+
+    def draw_replay(self, tokens: int) -> list[int]:
+        """The rows that fall due beside a rollout of so many tokens."""
+        if self.replay is None:
+            return []
+        rows, self.loop.kept["replay"] = self.replay.draw(self.loop.kept.get("replay", {}), tokens)
+        return rows
+
+    def finish(self, before: PolicyMeasure) -> None:
+        """Measure what was trained, and write it."""
+        after = self._look("after")
+        last = (self.job.run.metrics or [{}])[-1] if self.job.devices.is_main else {}
+        self.job.finish(
+            self.config.prompts.template,
+            self.roles,
+            {**results(before, after), "kl": last.get("kl")},
+        )
+
+    def _look(self, when: str) -> PolicyMeasure:
+        found = self.held_out.look()
+        self.loop.say(f"{when} training: {found}")
+        return found
+
+
+def prepare(config: PPO, job: Job) -> Prepared:
+    """Load what a config names. Raises UserError where it does not fit together."""
+    loaded = load_policy_roles(config, job.devices.device, job.devices.autocast)
+    roles = loaded.roles
+    if job.devices.is_main:
+        for name in ("policy", "reward"):
+            base = roles[name].loaded.base
+            job.run.check_same("base" if name == "policy" else name, base.fingerprint, path=base.path)
+        job.run.log(loaded.told)
+    torch.manual_seed(config.seed + job.devices.rank)
+    prompts, replay = _load_rows(config, job, loaded)
+    stream = plan_run(config, prompts.train)
+    ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
+    held_out = _held_out(config, job, loaded, prompts.test, None if replay is None else replay.test, ends)
+    trained = {
+        "policy": Trained(roles.trained("policy"), config.optimizer.lr, config.critic_warmup),
+        "critic": Trained(roles.trained("critic"), config.critic_lr),
+    }
+    loop = Loop(config, job.run, job.devices, trained, stream, held_out, job.watchers)
+    return Prepared(
+        config=config,
+        job=job,
+        roles=roles,
+        sequences=loaded.sequences,
+        prompts=prompts.train,
+        stream=stream,
+        replay=None if replay is None else _replay_stream(config, replay.train),
+        held_out=held_out,
+        end_ids=ends,
+        loop=loop,
+    )
+
+
+def results(before: PolicyMeasure, after: PolicyMeasure) -> dict[str, Any]:
+    """What results.json holds of two looks: gold and score in all and by condition, and the replay set's loss."""
+    found: dict[str, Any] = {"conditions": {}}
+    for name, value in after.means.items():
+        kind, _, condition = name.partition("/")
+        place = found["conditions"].setdefault(condition, {}) if condition else found
+        place[kind] = {"before": before.means[name], "after": value}
+    if after.ranges:
+        found["replay"] = {"before": before.replay_loss, "after": after.replay_loss}
+        found["positions"] = by_position(before.ranges, after.ranges)
+    return found
+
+
+def _load_rows(
+    config: PPO, job: Job, loaded: PolicyRoles
+) -> tuple[Dataset[PromptSet], Dataset[Examples] | None]:
+    """Prompts and replayed rows, tokenised once for all ranks; refuses to go on with other rows than before."""
+    tokenizer = loaded.roles.tokenizer
+    bar = progress_bar("Reading rows", None) if job.devices.is_main else nullcontext(lambda count: None)
+    with job.devices.main_first(), bar:
+        prompts = load_prompts(config.prompts, tokenizer, loaded.record.conditions)
+        replay = None if config.replay is None else load_data(config.replay.data, tokenizer)
+    if job.devices.is_main:
+        parts: Sequence[Any] = [prompts] if replay is None else [prompts, replay]
+        together = "-".join(part.fingerprint for part in parts)
+        job.run.check_same("data", together, report=[part.report.to_dict() for part in parts])
+        for part in parts:
+            job.run.log(str(part.report))
+    return prompts, replay
+
+
+def _replay_stream(config: PPO, rows: Examples) -> ReplayStream:
+    assert config.replay is not None
+    return ReplayStream(rows, config.replay.sources, config.replay.ratio, config.tokens_per_pass, config.seed)
+
+
+def _held_out(
+    config: PPO,
+    job: Job,
+    loaded: PolicyRoles,
+    prompts: PromptSet | None,
+    replay: Examples | None,
+    ends: frozenset[int],
+) -> HeldOutPolicy:
+    rule, limit = load_rule(config.evaluation.rule), config.evaluation.rows  # type: ignore[arg-type]
+    prompts, replay = (part if part is None else _first(part, limit) for part in (prompts, replay))
+    judge = None if prompts is None else Judge(prompts, config, loaded.sequences, job.devices, rule)
+    rows = HeldOutReplay(replay, loaded.roles, job.devices, config.tokens_per_pass)
+    return HeldOutPolicy(judge, rows, loaded.roles, ends, config.evaluation.samples)
+
+
+def _first(rows: Any, limit: int | None) -> Any:
+    return rows if limit is None else rows.take(np.arange(min(limit, len(rows))))
