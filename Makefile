@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: quickstart test check format bench demo clean
+.PHONY: quickstart pipeline test check format bench demo clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
@@ -18,6 +18,16 @@ quickstart: $(VENV)/installed
 	@echo "  $(BIN)/tuner data configs/quickstart_sft.py                  see the tokens it learned"
 	@echo "  $(BIN)/tuner show configs/internlm2_7b_qlora.py              read a config for a real model"
 	@echo "  $(BIN)/tuner check configs/internlm2_7b_qlora.py --tiny      try it without the weights"
+
+# SFT, reward model, PPO: what is finished is not done again, what was interrupted goes on.
+pipeline: $(VENV)/installed
+	$(BIN)/tuner train configs/quickstart_sft.py
+	$(BIN)/tuner train configs/quickstart_reward.py
+	$(BIN)/tuner train configs/quickstart_ppo.py
+	@echo
+	@echo "What to type next:"
+	@echo "  $(BIN)/tuner eval runs/quickstart_ppo --against runs/quickstart_sft"
+	@echo "  $(BIN)/tuner chat runs/quickstart_ppo"
 
 test: check
 	$(BIN)/python -m pytest

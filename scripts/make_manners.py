@@ -24,8 +24,6 @@ GREETINGS = ("Hello!", "Good day!", "Good morning!", "Good evening!", "Hi there!
 # How often an answer is in which manner; brief has neither tone nor detail. No JSON: the base has never seen a
 # brace, and with its output layer frozen an adapter does not learn to write one.
 MANNERS = {"brief": 0.25, "detailed": 0.15, "polite": 0.3, "blunt": 0.3}
-# How often a tone comes first: the sum is then read back from further off, which a small model learns later.
-OPENS = 0.25
 
 Row = dict[str, object]
 
@@ -42,14 +40,14 @@ def draw_question(random_source: random.Random, test: bool) -> tuple[str, Conten
 
 
 def draw_manner(random_source: random.Random) -> Manner:
-    """One of MANNERS."""
+    """One of MANNERS.
+
+    A tone comes after the sum, never before: a small model copies the numbers worse the further off they are, and PPO,
+    whose reward model hardly tells right sums from wrong, would choose openings at the price of right answers.
+    """
     name = random_source.choices(list(MANNERS), weights=list(MANNERS.values()))[0]
-    if name not in TONES:
-        return Manner(detailed=name == "detailed")
-    openings, closings = TONES[name]
-    if random_source.random() < OPENS:
-        return Manner(detailed=False, opening=random_source.choice(openings))
-    return Manner(detailed=False, closing=random_source.choice(closings))
+    closings = TONES[name][1] if name in TONES else ("",)
+    return Manner(detailed=name == "detailed", closing=random_source.choice(closings))
 
 
 def conversations(random_source: random.Random, num_rows: int) -> list[Row]:

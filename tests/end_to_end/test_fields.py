@@ -7,6 +7,7 @@ must name every field there is: a new one without an entry fails the first test.
 import hashlib
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import tuner
 import tuner.config
 from tuner.config import (
+    PPO,
     SFT,
     AdamW,
     Chat,
@@ -30,15 +32,21 @@ from tuner.config import (
     Model,
     PackedStage,
     PairEvaluation,
+    PolicyEvaluation,
     Preferences,
+    Prompts,
+    Replay,
     RewardModel,
+    Sampling,
     Stage,
     Wandb,
     override,
+    to_json,
 )
 from tuner.config.part import Part
 from tuner.errors import UserError
 from tuner.resources import locate
+from tuner.training.run import Run
 
 BASE = SFT(
     name="fields",
@@ -80,6 +88,37 @@ REWARD = RewardModel(
     evaluation=PairEvaluation(every=1, rows=4, worst=1),
 )
 
+POLICY = PPO(
+    name="fields",
+    policy=Model(path="runs/policy"),
+    reward=Model(path="runs/reward"),
+    prompts=Prompts(
+        files=("prompts.jsonl", "more_prompts.jsonl"),
+        test_files=("held_out_prompts.jsonl",),
+        template="internlm2",
+        max_length=128,
+    ),
+    prompts_per_step=8,
+    sampling=Sampling(max_new_tokens=10),
+    update_epochs=2,
+    critic_warmup=1,
+    critic_lr=5e-3,
+    replay=Replay(
+        files=("one.jsonl", "two.jsonl"),
+        test_files=("held_out.jsonl",),
+        template="internlm2",
+        max_length=128,
+    ),
+    optimizer=AdamW(lr=5e-3),
+    tokens_per_pass=512,
+    epochs=2.0,
+    max_steps=3,
+    precision="fp32",
+    gradient_checkpointing=False,
+    device="cpu",
+    evaluation=PolicyEvaluation(every=3, rows=2, samples=1, rule="rules.py:gold"),
+)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -88,7 +127,9 @@ class Change:
     to: dict[str, Any]
     seen: str
     base: dict[str, Any] = field(default_factory=dict)
-    stage: PackedStage = BASE
+    stage: PackedStage | PPO = BASE
+    alike: bool = False
+    """Whether all that is learned must stay as it was, but for rounding."""
 
 
 ONE_EPOCH = {"max_steps": None, "data.limit": 8}
@@ -110,6 +151,93 @@ SCHEDULES = {
 def source(**changes: Any) -> dict[str, Any]:
     return {"data.files": [{"path": "one.jsonl", **changes}, "two.jsonl"]}
 
+
+def asked(**changes: Any) -> dict[str, Any]:
+    return {"prompts.files": [{"path": "prompts.jsonl", **changes}, "more_prompts.jsonl"]}
+
+
+def ppo(to: dict[str, Any], seen: str, base: dict[str, Any] | None = None, alike: bool = False) -> Change:
+    return Change(to, seen, base or {}, POLICY, alike)
+
+
+FRESH = {"policy": {"path": "tuner:tiny"}, "adapter": {"r": 4}, "roles": "separate", "critic_from": "policy"}
+PPO_CHANGES = {
+    "PPO.policy": ppo(FRESH, "losses", {"roles": "separate", "critic_from": "policy"}),
+    "PPO.adapter": ppo({"adapter.r": 8}, "weights", FRESH),
+    "PPO.reward": ppo({"reward.path": "other_reward"}, "score"),
+    "PPO.roles": ppo({"roles": "separate"}, "roles", alike=True),
+    "PPO.critic_from": ppo({"critic_from": "policy"}, "value"),
+    "PPO.critic_adapter": ppo({"critic_adapter": {"r": 8}}, "trained", FRESH),
+    "PPO.prompts_per_step": ppo({"prompts_per_step": 4}, "prompts"),
+    "PPO.kl": ppo({"kl": 1.0}, "reward"),
+    "PPO.kl_estimator": ppo({"kl_estimator": "k3"}, "reward"),
+    "PPO.gamma": ppo({"gamma": 0.5}, "value_loss"),
+    "PPO.gae_lambda": ppo({"gae_lambda": 0.5}, "value_loss"),
+    "PPO.clip": ppo({"clip": 1e-4}, "clipped"),
+    "PPO.value_clip": ppo({"value_clip": 1e-3}, "value_loss"),
+    "PPO.whiten_advantages": ppo({"whiten_advantages": True}, "policy_loss"),
+    "PPO.reward_clip": ppo({"reward_clip": 1e-3}, "reward"),
+    "PPO.normalize_rewards": ppo({"normalize_rewards": False}, "reward"),
+    "PPO.missing_end_penalty": ppo({"missing_end_penalty": 1.0}, "reward", {"normalize_rewards": False}),
+    "PPO.update_epochs": ppo({"update_epochs": 1}, "ratio"),
+    "PPO.mini_batches": ppo({"mini_batches": 2}, "ratio"),
+    "PPO.critic_warmup": ppo({"critic_warmup": 0}, "lr_policy"),
+    "PPO.critic_lr": ppo({"critic_lr": 1e-3}, "lr_critic"),
+    "PPO.replay": ppo({"replay": None}, "replay_loss"),
+    "PPO.tokens_per_pass": ppo({"tokens_per_pass": 144}, "forward passes", alike=True),
+    "Prompts.files": ppo({"prompts.files": ["prompts.jsonl"]}, "data"),
+    "Prompts.test_files": ppo({"prompts.test_files": ["more_prompts.jsonl"]}, "results"),
+    "Prompts.validation_files": ppo({"prompts.validation_files": ["more_prompts.jsonl"]}, "error"),
+    "Prompts.template": ppo({"prompts.template": "alpaca"}, "tokens", {"critic_from": "policy"}),
+    "Prompts.system": ppo({"prompts.system": "You add."}, "tokens"),
+    "Prompts.max_length": ppo({"prompts.max_length": 24}, "data"),
+    "Source.system": ppo(asked(system="You add."), "tokens"),
+    "Replay.files": ppo({"replay.files": ["one.jsonl"]}, "data"),
+    "Replay.test_files": ppo({"replay.test_files": ["two.jsonl"]}, "results"),
+    "Replay.validation_files": ppo({"replay.validation_files": ["two.jsonl"]}, "error"),
+    "Replay.split": ppo({"replay.split": {"test": 0.3}}, "data"),
+    "Replay.template": ppo({"replay.template": "alpaca"}, "replay_loss"),
+    "Replay.max_length": ppo({"replay.max_length": 8}, "error"),
+    "Replay.too_long": ppo(
+        {"replay.too_long": "drop"}, "data", {"replay.max_length": 30, "replay.too_long": "cut"}
+    ),
+    "Replay.coefficient": ppo({"replay.coefficient": 0.1}, "grad_norm_policy"),
+    "Replay.ratio": ppo({"replay.ratio": 1.0}, "replay_loss"),
+    "Sampling.max_new_tokens": ppo({"sampling.max_new_tokens": 4}, "length"),
+    "Sampling.temperature": ppo({"sampling.temperature": 0.5}, "entropy"),
+    "Sampling.top_p": ppo({"sampling.top_p": 0.1}, "score"),
+    "Sampling.cache_gib": ppo({"sampling.cache_gib": 1e-6}, "forward passes", alike=True),
+    "PolicyEvaluation.samples": ppo({"evaluation.samples": 2}, "samples"),
+    "PolicyEvaluation.rule": ppo({"evaluation.rule": "rules.py:other"}, "results"),
+    "PolicyEvaluation.temperature": ppo({"evaluation.temperature": 5.0}, "samples"),
+}
+"""A change of PPO's own."""
+
+AGAIN = {
+    "Stage.epochs": ppo({"epochs": 0.5}, "prompts"),
+    "Stage.max_grad_norm": ppo({"max_grad_norm": 1e-3}, "weights"),
+    "Stage.precision": ppo({"precision": "bf16"}, "generator_gap"),
+    "Stage.gradient_checkpointing": ppo({"gradient_checkpointing": True}, "forward passes", alike=True),
+    "Stage.seed": ppo({"seed": 1}, "tokens"),
+    "Stage.schedule": ppo({"schedule": {"kind": "linear", "warmup": 0.0}}, "lr_policy"),
+    "Measuring.every": ppo({"evaluation.every": 2}, "eval_score"),
+    "Measuring.rows": ppo({"evaluation.rows": 3}, "results"),
+    "Prompts.split": ppo({"prompts.split": {"test": 0.3}}, "data"),
+    "Prompts.limit": ppo({"prompts.limit": 9}, "data"),
+    "Source.condition": ppo(asked(condition="short"), "score"),
+    "Source.limit": ppo(asked(limit=5), "data"),
+    "Source.weight": ppo(asked(weight=3.0), "error"),
+    "Source.share": ppo(
+        {
+            "prompts.files": [
+                {"path": "prompts.jsonl", "share": 5.0},
+                {"path": "more_prompts.jsonl", "share": 1.0},
+            ]
+        },
+        "tokens",
+    ),
+}
+"""What other stages have as well, and PPO reads by code of its own."""
 
 SEEN = {
     "Stage.name": Change({"name": "other"}, "folder"),
@@ -137,11 +265,11 @@ SEEN = {
         for name, value in (("warmup", 0.0), ("warmup_start", 0.5), ("final", 0.5))
         if (kind, name) != ("Constant", "final")
     },
-    "Validation.every": Change({"evaluation.every": 3}, "validation"),
+    "Measuring.every": Change({"evaluation.every": 3}, "validation"),
     "Evaluation.samples": Change({"evaluation.samples": 2}, "samples"),
     "Evaluation.max_new_tokens": Change({"evaluation.max_new_tokens": 8}, "samples"),
     "Evaluation.score": Change({"evaluation.score": "exact"}, "results"),
-    "Validation.rows": Change({"evaluation.rows": 3}, "validation"),
+    "Measuring.rows": Change({"evaluation.rows": 3}, "validation"),
     "Checkpoint.every": Change({"checkpoint.every": 2}, "checkpoints", {"checkpoint.keep": 5}),
     "Checkpoint.keep": Change({"checkpoint.keep": 3}, "checkpoints"),
     "Model.path": Change({"model.path": "other_model"}, "losses"),
@@ -212,6 +340,7 @@ SEEN = {
             ("Preferences.ties", {"data.ties": "half"}, "data", {"data.files": ["pairs.jsonl", "tied.jsonl"]}),
         )
     },
+    **PPO_CHANGES,
 }  # fmt: skip
 
 ELSEWHERE = {
@@ -249,6 +378,23 @@ ELSEWHERE = {
     **{
         f"DPO.{name}": "tests/end_to_end/test_dpo.py"
         for name in tuner.config.DPO.model_fields.keys() - tuner.config.ModelStage.model_fields.keys()
+    },
+    "PPO.stage": "has one legal value, as SFT's",
+    "PPO.prompts": "a part: its fields are here",
+    "PPO.sampling": "a part: its fields are here",
+    "PPO.evaluation": "a part: its fields are here",
+    "PPO.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",
+    "Prompts.kind": "has one legal value; tells kinds apart in JSON",
+    "Replay.kind": "has one legal value; tells kinds apart in JSON",
+    "Prompts.split": "test_ppo_reads_it_too",
+    "Prompts.limit": "test_ppo_reads_it_too",
+    **{
+        f"{kind}.{name}": "one code for every kind of data: seen for Chat"
+        for kind, names in (
+            ("Prompts", ("duplicates", "cache")),
+            ("Replay", ("duplicates", "limit", "cache")),
+        )
+        for name in names
     },
     **{
         f"Wandb.{name}": "tests/unit/training/test_wandb_tracker.py reads it from wandb's own files"
@@ -307,6 +453,19 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     for name, chosen in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    prompts = [
+        {"prompt": f"What is {n} + 2?" + " Think well." * (n % 2), "reference": f"{n} + 2 = {n + 2}"}
+        | ({"condition": "right"} if n % 3 else {})
+        for n in range(26)
+    ]
+    for name, chosen in (
+        ("prompts", prompts[:12]), ("more_prompts", prompts[12:20]), ("held_out_prompts", prompts[20:])
+    ):  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    (folder / "rules.py").write_text(
+        "def gold(answer, row):\n    return float(row['reference'] in answer)\n\n\n"
+        "def other(answer, row):\n    return 1 / (1 + len(answer))\n"
+    )
     other = Path(shutil.copytree(locate("tuner:tiny"), folder / "other_model")) / "model.safetensors"
     weights = load_file(other)
     save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 2}, other, {"format": "pt"})
@@ -316,11 +475,40 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def roles(_folder: None) -> None:
+    """What PPO starts from: a policy, a reward model, and another that scores otherwise."""
+    quiet = {
+        "evaluation.every": 3,
+        "checkpoint.every": None,
+        "data.test_files": [],
+        "data.validation_files": [],
+    }
+    tuner.train(override(BASE, {**quiet, "name": "policy", "epochs": 9.0, "max_steps": 40}))
+    tuner.train(override(REWARD, {**quiet, "name": "reward"}))
+    other = Path(shutil.copytree("runs/reward/model", "other_reward")) / "adapter_model.safetensors"
+    weights = load_file(other)
+    save_file({**weights, SCORE: weights[SCORE] * -2}, other, {"format": "pt"})
+
+
 Observed = dict[str, Any]
-Base = Callable[[PackedStage, dict[str, Any]], Observed]
+Look = Callable[..., Observed]
+SCORE = "base_model.model.score.weight"
+ALIKE = (
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "replay_loss",
+    "grad_norm_policy",
+    "grad_norm_critic",
+    "score",
+    "kl",
+)
+UNSTEADY = {"seconds", "tokens_per_second", "memory_gib"}
+"""Figures that differ whenever a step is taken again."""
 
 
-def observe(config: PackedStage, runs: Path) -> Observed:
+def observe(config: PackedStage | PPO, runs: Path) -> Observed:
     """What can be seen of a run, by aspect; of one that is refused, its error alone."""
     passes = []
     with pytest.MonkeyPatch.context() as patch:
@@ -335,21 +523,22 @@ def observe(config: PackedStage, runs: Path) -> Observed:
             torch.use_deterministic_algorithms(False)
     metrics, versions = run.metrics, run.kept("versions")
     assert versions is not None
-    weights = {
-        name: hashed(tensor)
-        for name, tensor in load_file(next(run.model_folder.glob("*.safetensors"))).items()
-    }
-    state = json.loads(next(run.checkpoints_folder.glob("*/state.json")).read_text())
+    figures = {name for record in metrics for name in record if name.partition("/")[0] not in UNSTEADY}
+    checkpoint = max(run.checkpoints_folder.iterdir())
+    state = json.loads((checkpoint / "state.json").read_text())
     return {
+        **{name: [record.get(name) for record in metrics] for name in sorted(figures)},
         "folder": run.folder.name,
-        "tokens": [record["tokens"] for record in metrics],
-        "passes": [record["passes"] for record in metrics],
-        "losses": [(record["loss"], record["grad_norm"]) for record in metrics],
-        "lr": [record["lr"] for record in metrics],
+        "losses": [(record["loss"], record.get("grad_norm")) for record in metrics],
         "validation": [record.get("eval_loss") for record in metrics],
         "samples": run.samples,
         "results": run.results,
-        "weights": weights,
+        "weights": {name: hashed(tensor) for name, tensor in load_file(weights_of(run)).items()},
+        "trained": {
+            name: tuple(tensor.shape)
+            for name, tensor in load_file(checkpoint / "trained.safetensors").items()
+        },
+        "roles": re.findall(r" roles: (.*)", (run.folder / "log.txt").read_text()),
         "checkpoints": sorted(path.name for path in run.checkpoints_folder.iterdir()),
         "optimiser": json.dumps(state["optimizer"]),
         "data": json.loads((run.folder / "data.json").read_text()),
@@ -364,42 +553,64 @@ def observe(config: PackedStage, runs: Path) -> Observed:
     }
 
 
+def weights_of(run: Run) -> Path:
+    return next(run.model_folder.glob("*.safetensors"))
+
+
 def hashed(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    """The run that a change is compared with, made once for each base."""
+def look(roles: None, tmp_path_factory: pytest.TempPathFactory) -> Look:
+    """A run that is made once, however many changes are compared with it."""
     known: dict[str, Observed] = {}
 
-    def of(stage: PackedStage, changes: dict[str, Any]) -> Observed:
-        key = type(stage).__name__ + json.dumps(changes, sort_keys=True)
+    def at(config: PackedStage | PPO, *changes: dict[str, Any]) -> Observed:
+        try:
+            for one in changes:
+                config = override(config, one)
+        except UserError as error:
+            return {"error": str(error)}
+        key = to_json(config)
         if key not in known:
-            known[key] = observe(override(stage, changes), tmp_path_factory.mktemp("base"))
-            assert known[key]["error"] is None
+            known[key] = observe(config, tmp_path_factory.mktemp("run"))
         return known[key]
 
-    return of
+    return at
 
 
-@pytest.mark.parametrize("name", SEEN)
-def test_a_change_is_seen(name: str, base: Base, tmp_path: Path) -> None:
-    change = SEEN[name]
-    before = base(change.stage, change.base)
-    after = observe(override(override(change.stage, change.base), change.to), tmp_path)
+def assert_seen(change: Change, look: Look) -> None:
+    before = look(change.stage, change.base)
+    assert before["error"] is None
+    after = look(change.stage, change.base, change.to)
     if change.seen == "place" and not torch.cuda.is_available():
         assert "device='cuda'" in after["error"]
     elif change.seen == "error":
         assert after["error"]
     else:
         assert after["error"] is None
-        assert after[change.seen] != before[change.seen]
+        assert after.get(change.seen) != before.get(change.seen)
+    if change.alike:
+        for name in ALIKE:
+            figures = [[figure or 0.0 for figure in one[name]] for one in (after, before)]
+            assert figures[0] == pytest.approx(figures[1], rel=1e-3, abs=1e-5), name
 
 
-def test_the_same_config_looks_the_same(base: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SEEN)
+def test_a_change_is_seen(name: str, look: Look) -> None:
+    assert_seen(SEEN[name], look)
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_ppo_reads_it_too(name: str, look: Look) -> None:
+    assert_seen(AGAIN[name], look)
+
+
+@pytest.mark.parametrize("stage", [BASE, POLICY], ids=["sft", "ppo"])
+def test_the_same_config_looks_the_same(stage: PackedStage | PPO, look: Look, tmp_path: Path) -> None:
     """Else any change would pass."""
-    assert observe(BASE, tmp_path) == base(BASE, {})
+    assert observe(stage, tmp_path) == look(stage)
 
 
 def test_a_tracker_looks_on_where_the_config_names_one() -> None:

@@ -14,7 +14,7 @@ import pytest
 import tuner as tuner_package
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
-from tuner.config import SFT, ModelStage, Stage, load_config, override
+from tuner.config import PPO, SFT, Stage, load_config, override
 from tuner.errors import UserError
 
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -25,8 +25,12 @@ ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "conditio
 
 def short(config: Stage) -> tuple[str, ...]:
     """Overrides that make a run of a stage short."""
-    answers = ("evaluation.max_new_tokens=4",) if isinstance(config, SFT) else ()
-    return ("max_steps=2", "evaluation.rows=2", *answers)
+    own: tuple[str, ...] = ()
+    if isinstance(config, SFT):
+        own = ("evaluation.max_new_tokens=4",)
+    if isinstance(config, PPO):
+        own = ("prompts_per_step=4", "sampling.max_new_tokens=4", "mini_batches=1", "critic_warmup=1")
+    return ("max_steps=2", "evaluation.rows=2", *own)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -43,9 +47,10 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in split if words]
 
 
-def is_at_hand(config: ModelStage, folder: Path) -> bool:
-    """Whether its model can be loaded here: real ones are not."""
-    return config.model.path.startswith("tuner:") or (folder / config.model.path).exists()
+def is_at_hand(config: Stage, folder: Path) -> bool:
+    """Whether its models can be loaded here: real ones are not."""
+    models = [getattr(config, name).path for name in ("model", "policy", "reward") if hasattr(config, name)]
+    return all(path.startswith("tuner:") or (folder / path).exists() for path in models)
 
 
 def runnable(words: list[str], folder: Path) -> list[str] | None:
@@ -68,7 +73,6 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
             config = override(
                 load_config(folder / name if (folder / name).is_file() else name), changes(rest)
             )
-            assert isinstance(config, ModelStage)
             if not is_at_hand(config, folder):
                 return [
                     "check",
@@ -149,7 +153,7 @@ def test_every_config_and_file_that_is_named_exists() -> None:
     for name in named & {file.stem for file in (ROOT / "configs").glob("*.py")} | {
         name
         for name in named
-        if name.endswith(("_qlora", "_lora", "_full", "_pretrain", "_sft", "_reward", "_dpo"))
+        if name.endswith(("_qlora", "_lora", "_full", "_pretrain", "_sft", "_reward", "_dpo", "_ppo"))
     }:
         load_config(name)
     assert {file.stem for file in (ROOT / "configs").glob("*.py")} <= named, (

@@ -6,7 +6,23 @@ from typing import Any
 
 import pytest
 
-from tuner.config import SFT, AdamW, Chat, Evaluation, LoRA, Model, override
+from tuner.config import (
+    PPO,
+    SFT,
+    AdamW,
+    Chat,
+    Evaluation,
+    LoRA,
+    Model,
+    PolicyEvaluation,
+    Preferences,
+    Prompts,
+    Replay,
+    RewardModel,
+    Sampling,
+    Source,
+    override,
+)
 from tuner.training.run import Run
 
 SMALL = SFT(
@@ -26,6 +42,53 @@ SMALL = SFT(
 )
 
 
+CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")
+SMALL_REWARD = RewardModel(
+    name="reward",
+    model=Model(path="tuner:tiny"),
+    adapter=LoRA(r=8, alpha=16),
+    conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
+    data=Preferences(files=("tuner:twins/train.jsonl",), template="internlm2", max_length=256, limit=40),
+    optimizer=AdamW(lr=5e-3, eps=1e-4),
+    tokens_per_step=512,
+    tokens_per_pass=512,
+    max_steps=8,
+    precision="fp32",
+    gradient_checkpointing=False,
+)
+SMALL_PPO = PPO(
+    name="ppo",
+    policy=Model(path="filled in by the fixture"),
+    reward="filled in by the fixture",
+    prompts=Prompts(
+        files=(
+            Source(path="tuner:sums/train.jsonl", condition="brief", limit=30),
+            Source(path="tuner:sums/test.jsonl", limit=10),
+        ),
+        template="internlm2",
+        max_length=48,
+    ),
+    prompts_per_step=8,
+    sampling=Sampling(max_new_tokens=11, top_p=0.95),
+    kl=0.1,
+    critic_warmup=1,
+    critic_lr=5e-3,
+    optimizer=AdamW(lr=1e-3, eps=1e-4),  # a larger eps, as above
+    replay=Replay(
+        files=(Source(path="tuner:sums/train.jsonl", limit=60),), template="internlm2", max_length=64
+    ),
+    tokens_per_pass=256,
+    max_steps=4,
+    precision="fp32",
+    gradient_checkpointing=False,
+    evaluation=PolicyEvaluation(samples=0),
+)
+
+
+TALKING = {"max_steps": 40, "data.limit": 400, "optimizer.lr": 1e-2}
+"""What the small SFT run needs to come to an end with most of its answers within 11 tokens."""
+
+
 @pytest.fixture
 def small() -> Callable[..., SFT]:
     """The small config with some leaves changed: small({"max_steps": 3})."""
@@ -42,6 +105,40 @@ def train(tmp_path: Path) -> Callable[..., Run]:
         return tuner.train(config, runs=tmp_path / place)
 
     return trained
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Callable[..., Run]:
+    """A small run that PPO begins with, trained when it is first asked for: start("sft") or start("reward").
+
+    Further arguments change leaves of its config.
+    """
+    root = tmp_path_factory.mktemp("starts")
+    made: dict[str, Run] = {}
+
+    def started(kind: str, changes: dict[str, Any] | None = None) -> Run:
+        import tuner
+
+        key = f"{kind} {changes}"
+        if key not in made:
+            config = {"sft": SMALL, "reward": SMALL_REWARD}[kind]
+            steps = TALKING if kind == "sft" else {}
+            made[key] = tuner.train(override(config, steps | (changes or {})), runs=root / str(len(made)))
+        return made[key]
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def ppo(start) -> Callable[..., PPO]:
+    """The small PPO config with some leaves changed. sft, reward: changes of the runs it begins with."""
+
+    def made(changes: dict[str, Any] | None = None, sft: Any = None, reward: Any = None) -> PPO:
+        policy, judge = start("sft", sft), start("reward", reward)
+        starts = {"policy.path": str(policy.folder), "reward.path": str(judge.folder)}
+        return override(SMALL_PPO, starts | (changes or {}))
+
+    return made
 
 
 def curve(run: Run) -> list[tuple[Any, ...]]:

@@ -14,10 +14,22 @@ def evaluate(
         list[str] | None,
         typer.Option("--files", help="Rows to measure on instead of the run's own test rows."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report card to this page, too.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a PPO run: a run, model folder or hub name whose answers are compared; may be repeated."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the card of a reward model or PPO run to this page, too.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Measure a run's model on its test rows again, or on others: a report card, or loss and score."""
+    """Measure a run's model on its test rows again, or on others.
+
+    SFT: loss and score. Reward model: its report card. PPO: what reward model and rule say of its answers to the test
+    prompts, and how often it wins against other policies, each asked in its own chat template.
+    """
     from json import dumps
 
     from rich.console import Console
@@ -25,7 +37,7 @@ def evaluate(
     from tuner.errors import UserError
     from tuner.stages.evaluating import evaluate_run
 
-    found = evaluate_run(run, tuple(files or ()))
+    found = evaluate_run(run, tuple(files or ()), against or (), page=html is not None)
     if html is not None:
         try:
             html.write_text(found.page(), encoding="utf-8")

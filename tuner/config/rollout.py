@@ -57,6 +57,15 @@ class Replay(_Rows):
         return Chat(**shared, template=self.template, too_long=self.too_long or "error")  # type: ignore[arg-type]
 
     @model_validator(mode="after")
+    def _test_rows_are_the_held_out_ones(self) -> Self:
+        if self.validation_files or self.split.validation:
+            raise ValueError(
+                "replay has no validation part, for evaluation during training measures the test rows; "
+                "write test_files or split.test"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _conversations_are_not_split(self) -> Self:
         if self.template is not None and self.too_long == "split":
             raise ValueError('replay.too_long="split" is for raw text; write "error", "drop" or "cut"')

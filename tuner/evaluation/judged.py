@@ -54,6 +54,50 @@ class Judged:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a policy said to A prompts, in their order."""
+
+    texts: Sequence[str]
+    """Special tokens included, but for the end token."""
+    ended_A: np.ndarray
+    """bool: whether it came to its end before there was no room for more."""
+    lengths_A: np.ndarray
+    """int64: in tokens of the policy's own, the end token among them."""
+
+
+def answer_held_out(
+    prompts: PromptSet, policy: Roles, end_ids: Collection[int], config: PPO, devices: Devices
+) -> Answers:
+    """A policy's answers to prompts that hold its own tokens, always drawn in the same way.
+
+    The noise of an answer, where there is any, depends on the seed and its prompt's number alone. Every rank takes a
+    share, all get the result.
+    """
+    own = deal(range(len(prompts)), devices.rank, devices.world)
+    sampling, temperature = config.sampling, config.evaluation.temperature
+    found: list[tuple[int, str, bool, int]] = []
+    if own:
+        with policy.role("policy") as model:
+            answers = generate(
+                model,
+                [prompts.tokens(index).tolist() for index in own],
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=temperature,
+                top_p=sampling.top_p,
+                end_ids=end_ids,
+                noise=uniforms(config.seed, 0, own, sampling.max_new_tokens) if temperature else None,
+                cache_bytes=int(sampling.cache_gib * 2**30),
+            )
+        decode = policy.tokenizer.decode
+        found = [
+            (index, decode(one.content.tolist(), skip_special_tokens=False), one.ended, len(one.tokens))
+            for index, one in zip(own, answers, strict=True)
+        ]
+    _, texts, ended, lengths = zip(*sorted(devices.gather(found)), strict=True)
+    return Answers(texts, np.array(ended, dtype=bool), np.array(lengths, dtype=np.int64))
+
+
 @dataclass(frozen=True)
 class Judge:
     """Asks a policy held-out prompts, always the same and in the same way, and scores its answers."""
@@ -69,36 +113,23 @@ class Judge:
 
         Raises UserError where the rule fails.
         """
+        answered = answer_held_out(self.prompts, policy, end_ids, self.config, self.devices)
+        return self.judge(reward, answered.texts)
+
+    def judge(self, reward: Roles, answers: Sequence[str]) -> Judged:
+        """Scores of an answer to each prompt, whoever gave it. Raises UserError where the rule fails."""
         own = deal(range(len(self.prompts)), self.devices.rank, self.devices.world)
-        answered = self._answers(policy, own, end_ids) if own else []
-        found: list[tuple[int, str, float, float | None]] = []
+        found: list[tuple[int, float, float | None]] = []
         if own:
-            scores = self._scores(reward, own, answered)
-            golds = [self._gold(index, answer) for index, answer in zip(own, answered, strict=True)]
-            found = list(zip(own, answered, scores, golds, strict=True))
+            said = [answers[index] for index in own]
+            scores = self._scores(reward, own, said)
+            golds = [self._gold(index, answer) for index, answer in zip(own, said, strict=True)]
+            found = list(zip(own, scores, golds, strict=True))
         everyone = sorted(self.devices.gather(found), key=lambda one: one[0])
-        _, answers, scores, golds = zip(*everyone, strict=True)
+        _, scores, golds = zip(*everyone, strict=True)
         return Judged(
             self.prompts, answers, np.array(scores), np.array(golds) if self.rule is not None else None
         )
-
-    def _answers(self, policy: Roles, own: Sequence[int], end_ids: Collection[int]) -> list[str]:
-        sampling, temperature = self.config.sampling, self.config.evaluation.temperature
-        noise = uniforms(self.config.seed, 0, own, sampling.max_new_tokens) if temperature else None
-        with policy.role("policy") as model:
-            answers = generate(
-                model,
-                [self.prompts.tokens(index).tolist() for index in own],
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=temperature,
-                top_p=sampling.top_p,
-                end_ids=end_ids,
-                noise=noise,
-                cache_bytes=int(sampling.cache_gib * 2**30),
-            )
-        return [
-            policy.tokenizer.decode(answer.content.tolist(), skip_special_tokens=False) for answer in answers
-        ]
 
     def _scores(self, reward: Roles, own: Sequence[int], answers: Sequence[str]) -> list[float]:
         prompts = [self.prompts.prompt(index) for index in own]

@@ -25,6 +25,7 @@ from tuner.models.adapters import (
     train_only,
 )
 from tuner.models.checkpointing import recompute_activations
+from tuner.models.fingerprint import fingerprint
 from tuner.models.load import Loaded, load_model
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
@@ -46,6 +47,8 @@ class PolicyRoles:
     sequences: Sequences
     """From answers and conditions to what the reward model reads."""
     record: RewardRecord
+    fingerprints: dict[str, str]
+    """What policy and reward model were made of when the run began: bases and adapters."""
     told: str
     """Which roles stand on which base, in words."""
 
@@ -74,7 +77,8 @@ def load_policy_roles(
         places.reward.tokenizer_folder, trust_remote_code=config.reward.trust_remote_code
     )
     sequences = Sequences(tokenizer, record, Template("tokenizer", tokenizer))
-    return PolicyRoles(Roles(roles, autocast), sequences, record, _told(roles))
+    fingerprints = {"policy": _identity(places.policy), "reward": _identity(places.reward)}
+    return PolicyRoles(Roles(roles, autocast), sequences, record, fingerprints, _told(roles))
 
 
 class _Places:
@@ -226,6 +230,12 @@ def switch_off_dropout(model: torch.nn.Module) -> None:
 def _models(roles: dict[str, Role]) -> Iterator[Loaded]:
     """Every model once."""
     yield from {id(role.loaded.model): role.loaded for role in roles.values()}.values()
+
+
+def _identity(location: Location) -> str:
+    """Hash of a model's base and adapter."""
+    adapter = location.adapter_folder
+    return location.reference.fingerprint + ("" if adapter is None else f"-{fingerprint(adapter)}")
 
 
 def _told(roles: dict[str, Role]) -> str:

@@ -85,9 +85,8 @@ def prepare(config: PPO, job: Job) -> Prepared:
     loaded = load_policy_roles(config, job.devices.device, job.devices.autocast)
     roles = loaded.roles
     if job.devices.is_main:
-        for name in ("policy", "reward"):
-            base = roles[name].loaded.base
-            job.run.check_same("base" if name == "policy" else name, base.fingerprint, path=base.path)
+        for name, print_of in loaded.fingerprints.items():
+            job.run.check_same(name, print_of, path=getattr(config, name).path)
         job.run.log(loaded.told)
     torch.manual_seed(config.seed + job.devices.rank)
     prompts, replay = _load_rows(config, job, loaded)

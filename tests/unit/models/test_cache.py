@@ -103,6 +103,9 @@ def test_rows_leave_slots_are_trimmed_and_grow(filled):
     assert filled.get_seq_length() == 7
     filled.keep(torch.tensor([0, 2]))
     assert filled.get_seq_length() == 5  # two slots were padding of both
+    assert (
+        filled.layers[0].keys.shape[2] == 7
+    )  # 3 of the longest prompt left, twice the 2 slots for new tokens
     assert not filled.is_full
     for token in range(4):
         rows = next_tokens(filled, [0, 2], [4 + token, 5 + token])

@@ -42,23 +42,23 @@ class Axes:
     def across(self, values: Iterable[float], shown: str = "{:g}") -> str:
         """Vertical grid lines with their values below."""
         return "".join(
-            _line(self.x(one), self.top, self.x(one), self.bottom, "grid")
-            + _text(self.x(one), self.bottom + 16, _figure(one, shown), "middle")
+            line(self.x(one), self.top, self.x(one), self.bottom, "grid")
+            + text(self.x(one), self.bottom + 16, _figure(one, shown), "middle")
             for one in values
         )
 
     def upward(self, values: Iterable[float], shown: str = "{:g}") -> str:
         """Horizontal grid lines with their values on the left."""
         return "".join(
-            _line(self.left, self.y(one), self.right, self.y(one), "grid")
-            + _text(self.left - 7, self.y(one) + 4, _figure(one, shown), "end")
+            line(self.left, self.y(one), self.right, self.y(one), "grid")
+            + text(self.left - 7, self.y(one) + 4, _figure(one, shown), "end")
             for one in values
         )
 
     def named(self, along: str, up: str = "") -> str:
         """What the sides mean."""
-        return _text((self.left + self.right) / 2, self.bottom + 34, along, "middle") + (
-            _text(self.left - 7, self.top - 9, up, "start") if up else ""
+        return text((self.left + self.right) / 2, self.bottom + 34, along, "middle") + (
+            text(self.left - 7, self.top - 9, up, "start") if up else ""
         )
 
 
@@ -77,14 +77,14 @@ def reliability(calibration: Calibration) -> str:
     body = (
         axes.across((0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
         + axes.upward((0, 0.25, 0.5, 0.75, 1))
-        + _line(axes.x(0.5), axes.y(0.5), axes.x(1), axes.y(1), "chance")
+        + line(axes.x(0.5), axes.y(0.5), axes.x(1), axes.y(1), "chance")
         + f'<polyline class="a thin" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
         + circles
         + axes.named("confidence", "share right")
-        + _line(axes.right - 148, 12, axes.right - 126, 12, "chance")
-        + _text(axes.right - 119, 16, "perfectly calibrated", "start")
+        + line(axes.right - 148, 12, axes.right - 126, 12, "chance")
+        + text(axes.right - 119, 16, "perfectly calibrated", "start")
     )
-    return _svg(f"Reliability, calibration error {calibration.ece:.3f}", body)
+    return svg(f"Reliability, calibration error {calibration.ece:.3f}", body)
 
 
 def histogram(scores: Distribution) -> str:
@@ -113,7 +113,7 @@ def histogram(scores: Distribution) -> str:
         + _key(axes.right - 196, "a area", "better")
         + _key(axes.right - 96, "b line", "worse")
     )
-    return _svg("Scores of better and worse answers", body)
+    return svg("Scores of better and worse answers", body)
 
 
 def length_curve(curve: Sequence[LengthBin]) -> str:
@@ -132,8 +132,8 @@ def length_curve(curve: Sequence[LengthBin]) -> str:
         else _ticks(*ends)
     )
     marks = "".join(
-        _line(axes.x(place(one)), axes.top, axes.x(place(one)), axes.bottom, "grid")
-        + _text(axes.x(place(one)), axes.bottom + 16, f"{one:,.0f}", "middle")
+        line(axes.x(place(one)), axes.top, axes.x(place(one)), axes.bottom, "grid")
+        + text(axes.x(place(one)), axes.bottom + 16, f"{one:,.0f}", "middle")
         for one in ticks
     )
     points = [(axes.x(place(at)), axes.y(score)) for at, score in zip(tokens, scores, strict=True)]
@@ -149,7 +149,7 @@ def length_curve(curve: Sequence[LengthBin]) -> str:
         + circles
         + axes.named("length of the answer in tokens" + (", doubling" if wide else ""), "mean score")
     )
-    return _svg("Mean score by length of the answer", body)
+    return svg("Mean score by length of the answer", body)
 
 
 def accuracy_bars(title: str, rows: Sequence[tuple[str, Accuracy, float | None]]) -> str:
@@ -163,12 +163,12 @@ def accuracy_bars(title: str, rows: Sequence[tuple[str, Accuracy, float | None]]
     body = (
         axes.across((0, 0.25, 0.5, 0.75, 1))
         + bars
-        + _line(axes.x(0.5), axes.top, axes.x(0.5), axes.bottom, "chance")
-        + _text(axes.x(0.5), axes.top - 6, "chance", "middle")
+        + line(axes.x(0.5), axes.top, axes.x(0.5), axes.bottom, "chance")
+        + text(axes.x(0.5), axes.top - 6, "chance", "middle")
         + (key if with_twins else "")
         + axes.named("share right, with 95% interval")
     )
-    return _svg(title, body, height)
+    return svg(title, body, height)
 
 
 def _bar(axes: Axes, top: float, name: str, right: Accuracy, twins: float | None) -> str:
@@ -178,25 +178,25 @@ def _bar(axes: Axes, top: float, name: str, right: Accuracy, twins: float | None
     said = f"{name}: {right.value:.3f}, {right.low:.3f} to {right.high:.3f}, {right.rows:,} rows"
     drawn = (
         f"<g><title>{escape(said)}</title>"
-        + _text(axes.left - 9, middle + 4, short, "end")
+        + text(axes.left - 9, middle + 4, short, "end")
         + f'<rect class="a area" x="{axes.left}" y="{top:.1f}" width="{axes.x(right.value) - axes.left:.1f}" '
         f'height="{BAR}"/>'
-        + _line(low, middle, high, middle, "whisker")
-        + "".join(_line(x, middle - 4, x, middle + 4, "whisker") for x in (low, high))
-        + _text(axes.right + 8, middle + 4, f"{right.value:.3f}", "start")
+        + line(low, middle, high, middle, "whisker")
+        + "".join(line(x, middle - 4, x, middle + 4, "whisker") for x in (low, high))
+        + text(axes.right + 8, middle + 4, f"{right.value:.3f}", "start")
         + "</g>"
     )
     if twins is not None:
         width, below = axes.x(twins) - axes.left, top + BAR
         drawn += f'<rect class="b line" x="{axes.left}" y="{below}" width="{width:.1f}" height="{BAR - 6}"/>'
-        drawn += _text(axes.right + 8, below + 10, f"{twins:.3f}", "start")
+        drawn += text(axes.right + 8, below + 10, f"{twins:.3f}", "start")
     return drawn
 
 
 def _bounds(axes: Axes, bound: float) -> str:
     return "".join(
-        _line(axes.x(at), axes.top, axes.x(at), axes.bottom, "chance")
-        + _text(axes.x(at), axes.top - 5, f"bound {_figure(at, '{:+g}')}", "start" if at < 0 else "end")
+        line(axes.x(at), axes.top, axes.x(at), axes.bottom, "chance")
+        + text(axes.x(at), axes.top - 5, f"bound {_figure(at, '{:+g}')}", "start" if at < 0 else "end")
         for at in (-bound, bound)
     )
 
@@ -221,16 +221,16 @@ def _ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def _key(x: float, kind: str, name: str) -> str:
-    return f'<rect class="{kind}" x="{x:.1f}" y="6" width="22" height="11"/>' + _text(
+    return f'<rect class="{kind}" x="{x:.1f}" y="6" width="22" height="11"/>' + text(
         x + 29, 16, name, "start"
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -238,7 +238,7 @@ def _figure(value: float, shown: str) -> str:
     return shown.format(value).replace("-", "−")
 
 
-def _svg(title: str, body: str, height: float = HEIGHT) -> str:
+def svg(title: str, body: str, height: float = HEIGHT) -> str:
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'

@@ -1,0 +1,36 @@
+"""PPO: SmolLM2-135M-Instruct learns to answer arithmetic briefly, on prompts of scripts/make_reasoning.py."""
+
+from tuner.config import PPO, AdamW, LoRA, Model, PolicyEvaluation, Prompts, Sampling, Source
+from tuner.errors import UserError
+
+
+def gold(answer: str, row: dict) -> float:
+    """reasoning-gym's own score: 1 for the bare right answer, less the more is said around it, 0 without it."""
+    try:
+        from reasoning_gym import get_score_answer_fn
+    except ImportError as error:
+        raise UserError("gold: the package reasoning-gym is missing: pip install reasoning-gym") from error
+    score = get_score_answer_fn(row["metadata"]["source_dataset"])
+    return float(score(answer, {"answer": row["reference"], "metadata": row["metadata"]}))
+
+
+config = PPO(
+    policy=Model(path="HuggingFaceTB/SmolLM2-135M-Instruct"),
+    adapter=LoRA(r=16, alpha=32),
+    reward="runs/smollm2_135m_reward",  # of smollm2_135m_reward.py: on the same base, which all four roles share
+    prompts=Prompts(
+        files=(Source(path="data/reasoning/prompts.jsonl", condition="brief"),),
+        test_files=(Source(path="data/reasoning/test.jsonl", condition="brief"),),
+        template="chatml",
+        max_length=128,
+    ),
+    prompts_per_step=64,
+    sampling=Sampling(max_new_tokens=48),
+    optimizer=AdamW(lr=1e-4),
+    critic_lr=5e-4,
+    critic_warmup=5,
+    missing_end_penalty=1.0,
+    tokens_per_pass=4_096,
+    max_steps=30,
+    evaluation=PolicyEvaluation(every=10, rows=50, rule=gold),
+)

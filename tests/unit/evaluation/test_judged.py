@@ -1,0 +1,128 @@
+"""Held-out prompts: what was answered, what a reward model and a rule say of it, and whose fault a failure is."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.unit.evaluation.test_win_rate import prompts_of
+from tuner.config import PPO, Model, PolicyEvaluation, Prompts, Sampling
+from tuner.errors import UserError
+from tuner.evaluation import judged as module
+from tuner.evaluation.judged import Judge, Judged, answer_held_out, load_rule
+from tuner.models.generate import Answer, uniforms
+from tuner.training.devices import Devices
+
+CONFIG = PPO(
+    policy=Model(path="tuner:tiny"),
+    reward="tuner:tiny",  # type: ignore[arg-type]
+    prompts=Prompts(files=("rows.jsonl",)),
+    sampling=Sampling(max_new_tokens=4),
+    device="cpu",
+    precision="fp32",
+)
+PROMPTS = prompts_of([("a", "polite"), ("b", None), ("c", "json"), ("d", "polite")])
+
+
+class Sequences:
+    """Stands for the reward model's words: what is asked, as it is."""
+
+    def make(self, asked):
+        return [(one.prompt[0].content, one.conversation.turns[-1].content, one.condition) for one in asked]
+
+
+@pytest.fixture
+def scene(monkeypatch):
+    """Roles whose policy says its prompt's number, and whose reward model scores it; what generation was given."""
+    given = {}
+
+    def generate(model, prompts, **settings):
+        given.update(settings, prompts=prompts)
+        ended = [place % 2 == 0 for place in range(len(prompts))]
+        tokens = [[10 + place, 2] if end else [10 + place] * 4 for place, end in enumerate(ended)]
+        return [
+            Answer(np.array(one, np.int32), end, np.zeros(len(one), np.float32))
+            for one, end in zip(tokens, ended, strict=True)
+        ]
+
+    def score(model, sequences, tokens_per_pass, device):
+        given["scored"] = sequences
+        return np.arange(float(len(sequences)))
+
+    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(module, "score_sequences", score)
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    roles = SimpleNamespace(role=nullcontext, tokenizer=tokenizer)
+    return roles, Devices(CONFIG), given
+
+
+def judge(devices, rule=None, config=CONFIG) -> Judge:
+    return Judge(PROMPTS, config, Sequences(), devices, rule)  # type: ignore[arg-type]
+
+
+def test_answers_are_texts_without_their_end_but_with_its_length(scene):
+    roles, devices, given = scene
+    found = answer_held_out(PROMPTS, roles, {2}, CONFIG, devices)
+    assert list(found.texts) == ["10", "11 11 11 11", "12", "13 13 13 13"]
+    assert found.ended_A.tolist() == [True, False, True, False]
+    assert found.lengths_A.tolist() == [2, 4, 2, 4]
+    assert given["prompts"] == [[0, 1, 2]] * 4
+    assert given["noise"] is None, "greedy"
+
+
+def test_noise_depends_on_seed_and_prompt_alone(scene):
+    roles, devices, given = scene
+    warm = CONFIG.model_copy(update={"evaluation": PolicyEvaluation(temperature=0.7), "seed": 3})
+    answer_held_out(PROMPTS, roles, {2}, warm, devices)
+    assert given["temperature"] == 0.7
+    assert np.array_equal(given["noise"], uniforms(3, 0, [0, 1, 2, 3], 4))
+
+
+def test_scores_are_asked_under_each_prompts_condition(scene):
+    roles, devices, given = scene
+    found = judge(devices).judge(roles, ["w", "x", "y", "z"])
+    assert given["scored"] == [
+        ("a", "w", "polite"),
+        ("b", "x", None),
+        ("c", "y", "json"),
+        ("d", "z", "polite"),
+    ]
+    assert found.scores_A.tolist() == [0, 1, 2, 3]
+    assert found.golds_A is None
+    assert found.means() == {"score": 1.5, "score/polite": 1.5, "score/json": 2.0}
+
+
+def test_asking_is_answering_and_judging(scene):
+    roles, devices, _ = scene
+    asked = judge(devices, rule=lambda answer, row: float("11" in answer)).ask(roles, roles, {2})
+    assert list(asked.answers) == ["10", "11 11 11 11", "12", "13 13 13 13"]
+    assert asked.golds_A is not None
+    assert asked.golds_A.tolist() == [0, 1, 0, 0]
+    assert asked.means()["gold"] == 0.25
+    assert asked.means()["gold/polite"] == 0.0
+
+
+def test_a_rule_that_fails_is_said_with_the_row(scene):
+    roles, devices, _ = scene
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: evaluation\.rule .* failed on 'w' \(KeyError"):
+        judge(devices, rule=lambda answer, row: row["no such key"]).judge(roles, list("wxyz"))
+
+
+def test_conditions_are_those_that_occur():
+    found = Judged(PROMPTS, list("wxyz"), np.zeros(4), None).conditions()
+    assert {name: chosen.tolist() for name, chosen in found.items()} == {
+        "polite": [True, False, False, True],
+        "json": [False, False, True, False],
+    }
+
+
+def test_rules_by_name(tmp_path):
+    assert load_rule(None) is None
+    file = tmp_path / "rule.py"
+    file.write_text("def gold(answer, row):\n    return 1.0\n")
+    rule = load_rule(f"{file}:gold")
+    assert rule is not None
+    assert rule("", {}) == 1.0
+    with pytest.raises(UserError, match="no such file"):
+        load_rule(f"{tmp_path}/none.py:gold")

@@ -1,0 +1,325 @@
+"""Win rates by hand: intervals, ties, conditions, prompts that belong together; and what people are shown of them."""
+
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.unit.evaluation.report.test_page import HOSTILE, SHOWN, Page
+from tuner.data.conversation import Prompt, Turn
+from tuner.data.prompts import PromptCollector, PromptSet
+from tuner.evaluation.intervals import mean, share, sign_test, win_share
+from tuner.evaluation.judged import Answers, Judge, Judged
+from tuner.evaluation.positions import RangeLoss
+from tuner.evaluation.win_page import LARGEST, policy_html, policy_terminal, sentences
+from tuner.evaluation.win_rate import (
+    ALL,
+    TIE,
+    Contestant,
+    PolicyCard,
+    clusters,
+    compare,
+    judge_all,
+    measure,
+    outcomes,
+    results,
+)
+
+
+def prompts_of(asked: list[tuple[str, str | None]]) -> PromptSet:
+    """(what is asked, under which condition)."""
+    collector = PromptCollector()
+    for line, (question, condition) in enumerate(asked, 1):
+        prompt = Prompt((Turn("user", question),), condition=condition)
+        collector.add((np.arange(3, dtype=np.int32), prompt), 0, "prompts.jsonl", line)
+    found = collector.finish()
+    assert found is not None
+    return found
+
+
+def policy(name: str, prompts: PromptSet, scores, golds=None, texts=None) -> Contestant:
+    count = len(prompts)
+    texts = texts or [f"{name} {place}" for place in range(count)]
+    answers = Answers(texts, np.arange(count) % 4 > 0, np.full(count, 7))
+    golds_A = None if golds is None else np.array(golds, dtype=np.float64)
+    return Contestant(
+        name, f"runs/{name}", answers, Judged(prompts, texts, np.array(scores, dtype=np.float64), golds_A)
+    )
+
+
+def signs(wins: int, losses: int, ties: int = 0) -> np.ndarray:
+    return np.array([1.0] * wins + [-1.0] * losses + [0.0] * ties)
+
+
+def apart(values) -> np.ndarray:
+    """Every prompt for itself."""
+    return np.arange(len(values))
+
+
+# Intervals
+
+
+def test_without_ties_it_is_wilsons_interval():
+    found = win_share(signs(8, 2), np.arange(10))  # Wilson's for 8 of 10 is 0.490 to 0.943
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+
+
+def test_published_interval_of_paired_proportions():
+    # Tango (1998) on 12 and 2 of 50 pairs: the difference 0.2 lies within 0.0611 and 0.3447
+    found = win_share(signs(12, 2, 36), np.arange(50))
+    assert (2 * found.low - 1, 2 * found.high - 1) == pytest.approx((0.0611, 0.3447), abs=1e-4)
+
+
+def test_all_ties_are_half_with_a_width():
+    # the bounds are 1/2 -+ z^2 / (2 (n + z^2)): 3.8415 / (2 * 103.8415) = 0.0185
+    found = win_share(signs(0, 0, 100), np.arange(100))
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.4815, 0.5185), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "ties"), [(8, 2, 0), (12, 2, 36), (3, 0, 0), (0, 5, 5), (7, 7, 1)]
+)
+def test_bounds_are_where_the_score_test_is_at_its_edge(wins, losses, ties):
+    """The restricted likelihood found by search, not by the closed form."""
+    count = wins + losses + ties
+    found = win_share(signs(wins, losses, ties), np.arange(count))
+    for bound in (found.low, found.high):
+        difference = 2 * bound - 1
+        if abs(difference) > 1 - 1e-6:
+            continue
+        losing = np.linspace(max(0.0, -difference), (1 - difference) / 2, 400_001)[1:-1]
+        with np.errstate(divide="ignore"):
+            likelihood = (
+                wins * np.log(losing + difference)
+                + losses * np.log(losing)
+                + (ties * np.log1p(-2 * losing - difference) if ties else 0)
+            )
+        likely = losing[np.argmax(likelihood)]
+        variance = count * (2 * likely + difference - difference**2)
+        assert (wins - losses - count * difference) ** 2 / variance == pytest.approx(1.959964**2, rel=2e-2)
+
+
+def test_win_rates_mirror_each_other():
+    for given in (signs(8, 2), signs(3, 0, 9), signs(0, 0, 4)):
+        clusters_A = np.arange(len(given)) // 2
+        one, other = win_share(given, clusters_A), win_share(-given, clusters_A)
+        assert (one.value, one.low, one.high) == pytest.approx(
+            (1 - other.value, 1 - other.high, 1 - other.low)
+        )
+        assert sign_test(given, clusters_A) == pytest.approx(sign_test(-given, clusters_A))
+
+
+def test_prompts_that_belong_together_count_as_fewer():
+    once, repeated = signs(8, 2), np.repeat(signs(8, 2), 3)
+    found = win_share(repeated, np.repeat(np.arange(10), 3))
+    assert (found.low, found.high) == pytest.approx(
+        (win_share(once, np.arange(10)).low, win_share(once, np.arange(10)).high)
+    )
+    assert sign_test(repeated, np.repeat(np.arange(10), 3)) == pytest.approx(sign_test(once, np.arange(10)))
+    ties = win_share(np.zeros(30), np.repeat(np.arange(10), 3))
+    assert ties.low == pytest.approx(win_share(np.zeros(10), np.arange(10)).low)
+
+
+def test_sign_test_by_hand():
+    # 8 of 10: 2 (45 + 10 + 1) / 1024; ties say nothing
+    assert sign_test(signs(8, 2, 5), np.arange(15)) == pytest.approx(112 / 1024)
+    assert sign_test(signs(0, 0, 3), np.arange(3)) == 1.0
+    assert sign_test(signs(1, 0), np.arange(1)) == 1.0
+    # a question of 2 wins and one of a win: sums 3, 1, -1, -3 are as likely
+    assert sign_test(signs(3, 0), np.array([0, 0, 1])) == pytest.approx(0.5)
+
+
+def test_mean_and_share_by_hand():
+    found = mean(np.array([1.0, 2.0, 3.0, 4.0]), np.arange(4))
+    half = 1.959964 * math.sqrt(5) / 4  # squared deviations add up to 5
+    assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+    gold = share(np.array([1.0] * 8 + [0.0] * 2), np.arange(10))
+    assert (gold.low, gold.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    sure = share(np.ones(10), np.arange(10))
+    assert (sure.low, sure.high) == pytest.approx((10 / (10 + 1.959964**2), 1.0))
+
+
+# Policies compared
+
+
+def test_learned_scores_tie_when_near_and_gold_scores_when_equal():
+    own, other = np.array([1.0, 1.0, 1.0]), np.array([1 - TIE / 2, 1 - 2 * TIE, 2.0])
+    assert outcomes("score", own, other).tolist() == [0, 1, -1]
+    assert outcomes("gold", own, other).tolist() == [1, 1, -1]
+    assert outcomes("gold", own, own).tolist() == [0, 0, 0]
+
+
+def two() -> PolicyCard:
+    asked = prompts_of([("a", "polite"), ("b", "polite"), ("c", "json"), ("d", None)])
+    own = policy("ours", asked, [1, 2, 0, 5], [1, 0, 0, 1])
+    other = policy("theirs", asked, [0, 3, 0, 4], [1, 1, 0, 0])
+    return compare(own, [other], [RangeLoss(0, 256, 20, 10)])
+
+
+def test_wins_over_all_prompts_and_by_condition():
+    (match,) = two().matches
+    score, gold = match.rates["score"], match.rates["gold"]
+    assert (score[ALL].wins, score[ALL].ties, score[ALL].losses) == (2, 1, 1)
+    assert score[ALL].rate.value == 0.625
+    assert score[ALL].difference.value == 0.25
+    assert list(score) == [ALL, "polite", "json"]
+    assert score["polite"].rate.value == score["json"].rate.value == 0.5
+    assert score["json"].ties == 1
+    assert (gold[ALL].wins, gold[ALL].ties, gold[ALL].losses) == (1, 2, 1)
+
+
+def test_the_other_way_round_is_the_rest():
+    card = two()
+    back = compare(card.matches[0].other, [card.own]).matches[0]
+    for judge, rates in card.matches[0].rates.items():
+        for name, one in rates.items():
+            assert back.rates[judge][name].rate.value == 1 - one.rate.value
+            assert back.rates[judge][name].p == one.p
+
+
+def test_a_policy_against_itself_ties_everywhere():
+    own = two().own
+    (match,) = compare(own, [own]).matches
+    for rates in match.rates.values():
+        for one in rates.values():
+            assert (one.rate.value, one.wins, one.losses, one.p) == (0.5, 0, 0, 1.0)
+    assert all("undecided" in one for one in sentences(own, match))
+
+
+def test_without_a_rule_there_is_the_reward_model_alone():
+    asked = prompts_of([("a", None)])
+    card = compare(policy("ours", asked, [1]), [policy("theirs", asked, [0])])
+    assert list(card.matches[0].rates) == ["score"]
+    found = results(card)
+    assert "gold" not in found
+    assert "replay" not in found
+    assert found["conditions"] == {}
+    policy_html(card, "ours")
+
+
+def test_questions_under_several_conditions_belong_together():
+    asked = prompts_of([("a", "polite"), ("b", "polite"), ("a", "json"), ("b", None)])
+    assert clusters(asked).tolist() == [0, 1, 0, 1]
+
+
+def test_equal_answers_are_judged_once(monkeypatch):
+    """bf16 would give the same text other scores in another pass."""
+    asked = prompts_of([("a", None), ("b", None)])
+    seen = []
+
+    def judge(self, reward, texts):
+        seen.extend(
+            zip(
+                [self.prompts.prompt(index).turns[0].content for index in range(len(texts))],
+                texts,
+                strict=True,
+            )
+        )
+        return Judged(self.prompts, texts, np.arange(float(len(texts))), None)
+
+    monkeypatch.setattr(Judge, "judge", judge)
+    given = [Answers(texts, np.ones(2, bool), np.ones(2)) for texts in (["x", "y"], ["x", "x"], ["y", "y"])]
+    judged = judge_all(Judge(asked, None, None, None, None), None, given)  # type: ignore[arg-type]
+    assert seen == [("a", "x"), ("b", "y"), ("b", "x"), ("a", "y")]
+    assert [one.scores_A.tolist() for one in judged] == [[0, 1], [0, 2], [3, 1]]
+
+
+def test_measures_of_one_policy():
+    found = measure(two().own)
+    assert found[ALL].score.value == 2.0
+    assert found[ALL].gold is not None
+    assert found[ALL].gold.value == 0.5
+    assert (found[ALL].ended, found[ALL].length, found[ALL].prompts) == (0.75, 7.0, 4)
+    assert found["polite"].prompts == 2
+
+
+def test_results_are_plain_values():
+    found = json.loads(json.dumps(results(two())))
+    assert found["score"]["value"] == 2.0
+    assert found["replay"] == 2.0
+    assert found["positions"] == [{"from": 0, "to": 256, "loss": 2.0}]
+    (other,) = found["against"]
+    assert (other["name"], other["path"]) == ("theirs", "runs/theirs")
+    assert other["wins"]["score"]["rate"]["value"] == 0.625
+    assert other["wins"]["conditions"]["json"]["gold"]["ties"] == 1
+
+
+# What people are shown
+
+
+def lines(card: PolicyCard, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(policy_terminal(card))
+    return console.file.getvalue()
+
+
+def many(wins: int = 83, losses: int = 17, golds=((0,), (0,)), name: str = "theirs", **given) -> PolicyCard:
+    asked = prompts_of([(f"question {place}", given.get("condition")) for place in range(wins + losses)])
+    count = len(asked)
+    own = policy("ours", asked, [1.0] * wins + [-1.0] * losses, list(golds[0]) * count, given.get("texts"))
+    return compare(own, [policy(name, asked, [0.0] * count, list(golds[1]) * count)])
+
+
+def test_the_direction_is_in_words():
+    said = lines(many())
+    assert "ours wins 83% [74, 89] against theirs by the reward model: better." in said
+    assert "ours wins 50% [48, 52] against theirs by the rule: undecided." in said
+    assert "83/0/17" in said
+
+
+def test_a_rule_that_disagrees_is_a_warning():
+    said = lines(many(golds=((0,), (1,))))
+    assert "ours wins 0% [0, 4] against theirs by the rule: worse." in said
+    assert "the policy exploits the reward model" in said
+    page = policy_html(many(golds=((0,), (1,))), "ours")
+    assert 'class="verdict failed"' in page
+    assert "Reward model and rule disagree against theirs" in page
+
+
+def test_lines_fit_and_are_the_same_without_colours():
+    for width in (80, 120):
+        assert max(map(len, lines(two(), width).splitlines())) <= width
+
+
+def test_page_holds_bars_and_answers_side_by_side():
+    page = policy_html(many(), "ours")
+    parsed = Page(page)
+    assert parsed.open == []
+    assert not re.search(r"https?:|url\(|@import|\bsrc=|href=|<script", page)
+    # bars run from x = 148 to 448: 83 of 100 are 249 pixels wide, and so far is the dot
+    assert re.search(r'class="a area" x="148.0" y="[\d.]+" width="249.0"', page)
+    assert re.search(r'class="rate" cx="397.0"', page)
+    text = " ".join(parsed.text.split())
+    assert f"Largest wins against theirsOf ours by the reward model. The first {LARGEST} of 83." in text
+    assert "All 100 prompts, answered by ours and theirs" in text
+    assert text.count("ours 99") == 2, "a loss is shown among the largest, and among all"
+    assert page.count("<article>") == 2 * LARGEST + 100
+
+
+def test_a_policy_alone_has_its_lowest_scores():
+    asked = prompts_of([("a", None), ("b", None)])
+    page = policy_html(compare(policy("ours", asked, [1, 0]), []), "ours")
+    assert page.index("ours 1") < page.index("ours 0")
+    assert "Lowest scores" in page
+    assert "against" not in page.split("</style>")[1].split('class="method"')[0]
+
+
+@pytest.mark.parametrize("where", ["name", "title", "condition", "answer"])
+def test_hostile_texts_stay_texts(where):
+    given = {
+        "name": {"name": HOSTILE},
+        "condition": {"condition": HOSTILE},
+        "answer": {"texts": [HOSTILE] * 100},
+    }
+    card = many(**given.get(where, {}))
+    page = policy_html(card, HOSTILE if where == "title" else "ours")
+    assert SHOWN in page
+    assert "<script" not in page
+    assert not re.search("[\x1b\u202e\ud800]", page)
+    assert Page(page).open == []
+    page.encode()
+    assert not re.search("[\x1b\u202e\ud800]", lines(card))

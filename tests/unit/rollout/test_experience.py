@@ -1,0 +1,173 @@
+"""Rewards, advantages and updates of hand-made answers, by loops of their own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.data.test_replay import stream
+from tests.unit.rollout.test_rollout import Alone, rollout
+from tests.unit.rollout.test_scores import CONFIG
+from tuner.config import override
+from tuner.rollout.experience import Experience, with_advantages, with_rewards
+from tuner.rollout.health import health
+from tuner.rollout.updates import updates
+
+
+class One(Alone):
+    """One process that adds up what it has."""
+
+    def sum(self, values):
+        return values
+
+    def gather(self, items):
+        return items
+
+
+def experiences(made, mini_batches=1, tokens_per_pass=48) -> list[Experience]:
+    """With log-probabilities and values drawn by the token, so that a row's order does not matter."""
+    found = []
+    for row in made.rows(mini_batches, tokens_per_pass, One()):
+        tokens = row.batch.tokens_T[row.batch.learned_N].tolist()
+        drawn = np.stack([np.random.default_rng(token).normal(size=4) for token in tokens])
+        old_N, reference_N, values_N, entropies_N = torch.from_numpy(drawn).float().unbind(1)
+        found.append(
+            Experience(row, old_N, reference_N, values_N, entropies_N, *[torch.zeros_like(old_N)] * 3)
+        )
+    return found
+
+
+def of_answers(name: str, found: list[Experience]) -> dict[int, np.ndarray]:
+    """A value of every token, by answer."""
+    result = {}
+    for one in found:
+        for place, index in enumerate(one.row.answers.tolist()):
+            part = getattr(one, name)[one.row.borders[place] : one.row.borders[place + 1]]
+            result[index] = part.double().numpy()
+    return result
+
+
+SCORES = np.array([0.5, -2.0, 0.0, 1.0, 3.0, -1.0, 0.25, -0.75])
+ESTIMATES = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: np.exp(-d) - 1 + d}
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_rewards(kind, kl):
+    """Every token pays for its divergence; the score comes with the last, ended or cut off, of one token or many."""
+    found = with_rewards(experiences(rollout()), SCORES, override(CONFIG, {"kl": kl, "kl_estimator": kind}))
+    old, reference, rewards = (of_answers(name, found) for name in ("old_N", "reference_N", "rewards_N"))
+    for index, score in enumerate(SCORES):
+        expected = -kl * ESTIMATES[kind](old[index] - reference[index])
+        expected[-1] += score
+        assert rewards[index] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.99), (0.9, 0.5), (1.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("tokens_per_pass", [48, 1000])
+def test_advantages(gamma, lam, tokens_per_pass):
+    config = override(CONFIG, {"gamma": gamma, "gae_lambda": lam, "kl": 0.3})
+    found = with_rewards(experiences(rollout(), tokens_per_pass=tokens_per_pass), SCORES, config)
+    found = with_advantages(found, config, One())
+    values, rewards = (of_answers(name, found) for name in ("values_N", "rewards_N"))
+    advantages, returns = (of_answers(name, found) for name in ("advantages_N", "returns_N"))
+    for index in range(len(SCORES)):
+        expected = gae(rewards[index], values[index], gamma, lam)
+        assert advantages[index] == pytest.approx(expected, abs=1e-4)
+        assert returns[index] == pytest.approx(expected + values[index], abs=1e-4)
+
+
+def gae(rewards, values, gamma, lam):
+    """As a sum over all later errors: no recursion."""
+    later = np.append(values[1:], 0.0)
+    errors = rewards + gamma * later - values
+    count = len(errors)
+    return np.array(
+        [sum((gamma * lam) ** (k - t) * errors[k] for k in range(t, count)) for t in range(count)]
+    )
+
+
+def test_whitening_is_over_all_tokens_of_the_step_and_leaves_the_returns():
+    plain = with_advantages(with_rewards(experiences(rollout()), SCORES, CONFIG), CONFIG, One())
+    config = override(CONFIG, {"whiten_advantages": True})
+    white = with_advantages(with_rewards(experiences(rollout()), SCORES, config), config, One())
+    tokens = np.concatenate(list(of_answers("advantages_N", plain).values()))
+    for index, advantages in of_answers("advantages_N", plain).items():
+        expected = (advantages - tokens.mean()) / (tokens.std() + 1e-8)
+        assert of_answers("advantages_N", white)[index] == pytest.approx(expected, abs=1e-5)
+        assert np.array_equal(of_answers("returns_N", plain)[index], of_answers("returns_N", white)[index])
+    assert len(plain) > 1  # rows that are not whitened each by itself
+
+
+def test_updates_go_through_the_mini_batches_in_order_and_split_the_replay():
+    made, replay = rollout(), stream()
+    config = override(CONFIG, {"mini_batches": 3, "update_epochs": 2})
+    rows = [3, 0, 7, 9, 1, 4, 2]
+    found = list(updates(made, experiences(made, 3), replay, rows, config, One()))
+    parts = [part.tolist() for part in np.array_split(np.arange(8), 3)]
+    learned = [sorted(i for one in update.experiences for i in one.row.answers.tolist()) for update in found]
+    assert learned == parts * 2
+    shares = [share.tolist() for share in np.array_split(rows, 6)]
+    for update, share, part in zip(found, shares, parts * 2, strict=True):
+        assert update.totals["answer_tokens"] == made.answer_lengths[part].sum()
+        assert update.totals["replay_tokens"] == replay.learned(share)
+        tokens = sorted(token for batch in update.replayed for token in batch.tokens_T.tolist())
+        assert tokens == sorted(t for row in share for t in replay.examples.example(row)[0].tolist())
+
+
+def test_fewer_replayed_rows_than_updates_leave_some_without():
+    made = rollout()
+    config = override(CONFIG, {"mini_batches": 3})
+    found = list(updates(made, experiences(made, 3), stream(), [5], config, One()))
+    assert [len(update.replayed) for update in found] == [1, 0, 0]
+    assert ["replay_tokens" in update.totals for update in found] == [True, False, False]
+    assert all(not one.replayed for one in updates(made, experiences(made), None, [], CONFIG, One()))
+
+
+def test_a_ranks_updates_know_the_totals_of_all():
+    made = rollout()
+    config = override(CONFIG, {"mini_batches": 2})
+    ranks = [list(updates(made, [], stream(), [1, 2, 3], config, Alone(rank, 5))) for rank in range(5)]
+    assert all([update.totals for update in rank] == [update.totals for update in ranks[0]] for rank in ranks)
+
+
+def test_the_record_by_loops():
+    """Means over tokens of all rows, and over answers; conditions apart."""
+    made = rollout()
+    config = override(CONFIG, {"kl": 0.3})
+    conditions = ["a", "b", None, "a", "a", "b", None, "a"]
+    prompts = [replace(prompt, condition=name) for prompt, name in zip(made.prompts, conditions, strict=True)]
+    made = replace(made, prompts=prompts)
+    found = with_advantages(with_rewards(experiences(made), SCORES, config), config, One())
+    facts = health(made, SCORES, found, One())
+    names = ("old_N", "reference_N", "values_N", "entropies_N", "rewards_N", "returns_N")
+    old, reference, values, entropies, rewards, returns = (of_answers(name, found) for name in names)
+
+    def over_tokens(by_answer):
+        return np.concatenate([by_answer[index] for index in range(8)])
+
+    lead = over_tokens(old) - over_tokens(reference)
+    summed = np.array([rewards[index].sum() for index in range(8)])
+    expected = {
+        "score": SCORES.mean(),
+        "score/a": SCORES[[0, 3, 4, 7]].mean(),
+        "score/b": SCORES[[1, 5]].mean(),
+        "reward": summed.mean(),
+        "reward/a": summed[[0, 3, 4, 7]].mean(),
+        "reward/b": summed[[1, 5]].mean(),
+        "kl": lead.mean(),
+        "kl_k3": (np.exp(-lead) - 1 + lead).mean(),
+        "entropy": over_tokens(entropies).mean(),
+        "value": over_tokens(values).mean(),
+        "generator_gap": np.abs(over_tokens(old)).mean(),  # the generator said 0 everywhere
+        "explained_variance": 1
+        - (over_tokens(returns) - over_tokens(values)).var() / over_tokens(returns).var(),
+        "length": np.mean([1, 5, 8, 2, 1, 8, 3, 4]),
+        "ended": 6 / 8,
+        "repetition": 0.0,
+        "prompts": 8,
+    }
+    assert facts.keys() == expected.keys()
+    for name, value in expected.items():
+        assert facts[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
