@@ -1,10 +1,11 @@
 """The demonstrations in full, with their tables: `make demo`, or `python scripts/demo.py [--write]`.
 
-    python scripts/demo.py [sft] [reward] [smollm2 --model FOLDER] [--write]
+    python scripts/demo.py [sft] [reward] [ppo] [smollm2 --model FOLDER] [--write]
 
 Trains the quickstarts with three seeds and prints what they teach, on problems and wordings they never saw; without
-names both. `smollm2` is the reward demonstration on a real small model, with one seed, that scripts/fetch_smollm2.py
-has put in FOLDER. With --write the tables go to docs/, and the pictures of the first runs.
+names all three. `ppo` trains the whole pipeline, and asks the same prompts under two conditions. `smollm2` is the reward
+demonstration on a real small model, with one seed, that scripts/fetch_smollm2.py has put in FOLDER. With --write the
+tables go to docs/, and the pictures of the first runs.
 """
 
 import argparse
@@ -14,13 +15,14 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tuner
 from tuner.config import load_config, override
+from tuner.stages.evaluating import evaluate_run
 from tuner.training.run import Run, versions
 
 SEEDS = (0, 1, 2)
@@ -126,6 +128,96 @@ def twins_table(trained: Sequence[Trained]) -> list[str]:
     return lines
 
 
+def show_pipeline(command: str, write: bool) -> None:
+    """SFT, reward model, and PPO under two conditions, with every seed; DPO from the same SFT run beside them."""
+    golds: list[str] = []
+    figures: list[str] = []
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows, row = _pipeline(seed, Path(folder), write and seed == SEEDS[0])
+            golds += rows
+            figures.append(row)
+    lines = [*PIPELINE_HEAD, *golds, *FIGURES_HEAD, *figures, "", measured(command), ""]
+    print("\n".join(lines))
+    if write:
+        (DOCS / "quickstart_ppo_seeds.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+PIPELINE_HEAD = [
+    "# What the PPO quickstart teaches",
+    "",
+    "SFT, a reward model and PPO with three seeds, each with its own of all three. The policies answer 120 held-out",
+    "sums behind a greeting; gold is the share of answers with the right sum in the manner asked for, by the rule in",
+    "`configs/quickstart_ppo.py`, over answers sampled at temperature 1. PPO ran twice from the same SFT run, on the",
+    "same prompts, under `polite` and under `blunt`; DPO learned the pairs of `polite` from the same SFT run.",
+    "",
+    "| seed | gold under | SFT | PPO under `polite` | PPO under `blunt` | DPO |",
+    "| --- | --- | --- | --- | --- | --- |",
+]
+FIGURES_HEAD = [
+    "",
+    "PPO under `polite`: how often it wins, ties half, by the rule and by the reward model; the loss on held-out rows",
+    "of the replay set in nats per learned token; how far it went from the SFT policy; and what the pipeline took.",
+    "",
+    "| seed | against SFT: rule, reward model | against DPO: rule, reward model | replay loss before, after, rise "
+    "| KL, nats per token | CPU seconds: SFT, reward model, PPO |",
+    "| --- | --- | --- | --- | --- | --- |",
+]
+
+
+def _pipeline(seed: int, runs: Path, write: bool) -> tuple[list[str], str]:
+    """Rows of the two tables: everything trained with one seed."""
+    seconds: list[float] = []
+
+    def trained(name: str, changes: dict[str, Any]) -> Run:
+        start = time.process_time()
+        run = tuner.train(override(load_config(f"configs/{name}.py"), {"seed": seed, **changes}), runs=runs)
+        seconds.append(time.process_time() - start)
+        return run
+
+    sft = trained("quickstart_sft", {}).folder
+    reward = trained("quickstart_reward", {}).folder
+    models = {"policy.path": str(sft), "reward.path": str(reward)}
+    ppo = trained("quickstart_ppo", models)
+    blunt = trained("quickstart_ppo", {**models, "name": "blunt", **_under("blunt")})
+    dpo = trained("quickstart_dpo", {"model.path": str(sft), "adapter": None})
+    if write:
+        shutil.copy(ppo.folder / "curves.png", DOCS / "quickstart_ppo.png")
+    shown = [run.name for run in (sft, ppo.folder, blunt.folder, dpo.folder)]
+    found = evaluate_run(ppo.folder, against=[str(runs / name) for name in shown if name != ppo.folder.name])
+    opposite = evaluate_run(blunt.folder, against=[str(runs / name) for name in shown if name != "blunt"])
+    golds = []
+    for condition, results in (("polite", found.results), ("blunt", opposite.results)):
+        everyone = {one["name"]: one["gold"]["value"] for one in (results, *results["against"])}
+        told = " | ".join(f"{everyone[name]:.3f}" for name in shown)
+        golds.append(f"| {seed} | `{condition}` | {told} |")
+    results = ppo.results
+    assert results is not None
+    before, after = results["replay"]["before"], results["replay"]["after"]
+    return golds, (
+        f"| {seed} | {_wins(found.results, sft.name)} | {_wins(found.results, dpo.folder.name)} "
+        f"| {before:.4f}, {after:.4f}, {after / before - 1:+.1%} | {results['kl']:.3f} "
+        f"| {', '.join(f'{one:.0f}' for one in seconds[:3])} |"
+    )
+
+
+def _under(condition: str) -> dict[str, Any]:
+    """Changes to quickstart_ppo that ask its prompts under another condition."""
+    prompts = load_config("configs/quickstart_ppo.py").prompts  # type: ignore[attr-defined]
+    return {
+        f"prompts.{name}": [
+            source.model_copy(update={"condition": condition}) for source in getattr(prompts, name)
+        ]
+        for name in ("files", "test_files")
+    }
+
+
+def _wins(results: Mapping[str, Any], name: str) -> str:
+    """How often the policy wins against another, by the rule and by the reward model."""
+    wins = next(one["wins"] for one in results["against"] if one["name"] == name)
+    return ", ".join(f"{wins[judge]['rate']['value']:.0%}" for judge in ("gold", "score"))
+
+
 def measured(command: str) -> str:
     """On what, and how."""
     used = versions()
@@ -158,11 +250,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("demos", nargs="*", choices=DEMOS, default=[])
+    parser.add_argument("demos", nargs="*", choices=[*DEMOS, "ppo"], default=[])
     parser.add_argument("--model", help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--write", action="store_true", help="keep the tables and pictures in docs/")
     asked = parser.parse_args()
-    for name in asked.demos or ("sft", "reward"):
+    for name in asked.demos or ("sft", "reward", "ppo"):
+        if name == "ppo":
+            show_pipeline("python scripts/demo.py ppo --write", asked.write)
+            continue
         changes = {"model.path": asked.model} if name == "smollm2" and asked.model else {}
         folder = " --model FOLDER" if changes else ""
         DEMOS[name].show(changes, f"python scripts/demo.py {name}{folder} --write", asked.write)

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -593,6 +594,300 @@ def test_a_model_without_a_template_cannot_chat(tuner: Tuner, model: Path) -> No
     settings.pop("chat_template", None)
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     assert_one_sentence(tuner("chat", "model", "-m", "hi"), "no chat template")
+
+
+# PPO
+
+POLICY_CONFIG = """
+from tuner.config import PPO, Model, PolicyEvaluation, Prompts, Sampling, Source
+
+config = PPO(
+    policy=Model(path="runs/talks"),
+    reward="runs/scores",
+    prompts=Prompts(
+        files=("prompts.jsonl",), test_files=("prompts.jsonl",), template="internlm2", max_length=64
+    ),
+    prompts_per_step=4,
+    sampling=Sampling(max_new_tokens=4),
+    critic_warmup=1,
+    tokens_per_pass=256,
+    max_steps=2,
+    precision="fp32",
+    gradient_checkpointing=False,
+    evaluation=PolicyEvaluation(rows=2, samples=0),
+)
+"""
+
+SCORES_CONFIG = """
+from tuner.config import AdamW, LoRA, Model, Preferences, RewardModel
+
+config = RewardModel(
+    model=Model(path="tuner:tiny"),
+    adapter=LoRA(r=4),
+    conditions={"right": "True sums win.", "short": "Short answers win."},
+    data=Preferences(files=("pairs.jsonl",), template="internlm2", max_length=96),
+    optimizer=AdamW(lr=1e-3),
+    tokens_per_step=512,
+    tokens_per_pass=512,
+    max_steps=1,
+    precision="fp32",
+    gradient_checkpointing=False,
+)
+"""
+
+RULES = """
+import math
+
+def good(answer, row): return 0.5
+def one(answer): return 0.5
+def broken(answer, row): return 1 / 0
+def none(answer, row): return None
+def word(answer, row): return "high"
+def nan(answer, row): return math.nan
+def high(answer, row): return 2
+def keyed(answer, row): return row["gold"]
+number = 3
+"""
+
+ASKED = [{"prompt": f"What is {number} + 2?", "condition": "right"} for number in range(12)]
+
+
+def write(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the runs that PPO starts from, which are trained once."""
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def ppo(tuner: Tuner, folder: Path, trained: Path) -> Path:
+    """A working directory with a good PPO config, and all that it names."""
+    if not (trained / "runs").is_dir():
+        (trained / "talks.py").write_text(CONFIG)
+        (trained / "scores.py").write_text(SCORES_CONFIG)
+        (trained / "rows.jsonl").write_text(ROWS)
+        pair = {"prompt": "What is 1 + 2?", "chosen": "3", "rejected": "4", "condition": "right"}
+        write(trained / "pairs.jsonl", [pair, pair | {"condition": "short"}] * 4)
+        for name in ("talks", "scores"):
+            done = tuner("train", f"{name}.py", cwd=trained)
+            assert done.code == 0, done.err
+    shutil.copytree(trained / "runs", folder / "runs")
+    (folder / "mine.py").write_text(POLICY_CONFIG)
+    (folder / "rules.py").write_text(RULES)
+    write(folder / "prompts.jsonl", ASKED)
+    return folder
+
+
+def assert_no_run_is_left(folder: Path) -> None:
+    assert sorted(path.name for path in folder.glob("runs/*")) == ["scores", "talks"]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("policy.path=runs/nowhere", ("runs/nowhere: no such model folder", "train the run it belongs to")),
+        ("reward.path=runs/nowhere", ("runs/nowhere: no such model folder", "train the run it belongs to")),
+        ("reward=runs/nowhere", ("runs/nowhere: no such model folder", "train the run it belongs to")),
+        ("reward.path=runs/talks", ("runs/talks", "no reward model", "train one from it first")),
+        ("policy.path=runs/scores", ("runs/scores", "a reward model", "language model is needed", "name")),
+        ("policy.path=tuner:tiny", ('roles="shared"', "has none", 'adapter=LoRA(), or write roles="separate"')),
+        ('critic_adapter={"r": 8}', ("critic_adapter", "reward model's own", "leave critic_adapter out")),
+        ("prompts.template=alpaca", ("runs/scores: the chat templates", "differ", 'critic_from="policy"')),
+        ("prompts.template=chat", ("template 'chat'", "no such template", "one of alpaca")),
+        ("prompts.max_length=3", ("no row is left", "12 too long")),
+        ("epochs=0.01", ("0.01 epochs of 12 prompts", "give more of either")),
+        ('prompts.files=["none.jsonl"]', ("none.jsonl", "no such file")),
+        (
+            'prompts.files=[{"path": "rows.jsonl", "condition": "kind"}]',
+            ("rows.jsonl:1", "condition 'kind' is unknown", "right, short", "correct it"),
+        ),
+        ('replay={"files": ["prompts.jsonl"], "max_length": 64}', ("prompts.jsonl:1", "shape is unknown")),
+        ('replay={"files": ["rows.jsonl"], "max_length": 64}', ("rows.jsonl:1", "a conversation", "raw text")),
+        ("evaluation.rule=rules.py:absent", ("rules.py: has no function 'absent'", "evaluation.rule")),
+        ("evaluation.rule=rules.py:number", ("rules.py: has no function 'number'", "evaluation.rule")),
+        ("evaluation.rule=absent.py:good", ("evaluation.rule 'absent.py:good'", "no such file", "write")),
+    ],
+)  # fmt: skip
+def test_a_ppo_config_that_does_not_fit_together(
+    tuner: Tuner, ppo: Path, change: str, parts: tuple[str, ...]
+) -> None:
+    assert_one_sentence(tuner("train", "mine.py", change), *parts)
+    assert_no_run_is_left(ppo)
+    assert_one_sentence(tuner("check", "mine.py", change), *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("tokens_per_pass=67", ("prompts.max_length (64)", "max_new_tokens (4)", "(67)", "raise the last to 68")),
+        ('replay={"files": ["rows.jsonl"], "max_length": 300}', ("replay.max_length (300)", "(256)", "lower")),
+        ('adapter={"r": 4, "dropout": 0.1}', ("adapter.dropout", "write 0")),
+        ('critic_adapter={"r": 4, "dropout": 0.1}', ("critic_adapter.dropout", "write 0")),
+        ("mini_batches=5", ("mini_batches (5)", "prompts_per_step (4)", "change one")),
+        ("policy.quantization=nf4", ("policy.quantization='nf4'", "add adapter=LoRA()")),
+        ("sampling.temperature=0", ("sampling.temperature", "greater than 0")),
+        ("sampling.top_p=1.5", ("sampling.top_p", "less than or equal to 1")),
+        ("evaluation.rule=exact", ("evaluation.rule", "'exact' is no function", "file.py:name")),
+        ("prompts.split.validation=0.1", ("no validation part", "split.test")),
+        (
+            'replay={"files": ["rows.jsonl"], "max_length": 64, "split": {"validation": 0.1}}',
+            ("no validation part", "split.test"),
+        ),
+        ("data.limit=3", ("no 'data'",)),
+        ("model.path=x", ("no 'model'",)),
+    ],
+)  # fmt: skip
+def test_a_ppo_override_that_is_refused(
+    tuner: Tuner, folder: Path, change: str, parts: tuple[str, ...]
+) -> None:
+    (folder / "mine.py").write_text(POLICY_CONFIG)
+    assert_one_sentence(tuner("train", "mine.py", change), *parts)
+    assert_nothing_is_left(folder)
+
+
+def test_a_rule_without_prompts_to_measure(tuner: Tuner, folder: Path) -> None:
+    (folder / "mine.py").write_text(POLICY_CONFIG)
+    done = tuner("train", "mine.py", "prompts.test_files=[]", "evaluation.rule=rules.py:good")
+    assert_one_sentence(done, "evaluation.rule needs test prompts", "add prompts.test_files")
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        (
+            [*ASKED, {"prompt": "x", "condition": "kind"}],
+            (":13", "condition 'kind' is unknown", "right, short", "correct it"),
+        ),
+        ([*ASKED, {"text": "raw"}], (":13", 'it needs "prompt"', "it has text")),
+        ([*ASKED, {"prompt": ""}], (":13", "no user turn", "take the row out")),
+        (
+            [*ASKED, {"prompt": [{"role": "system", "content": "x"}]}],
+            (":13", "no user turn", "take the row out"),
+        ),
+        ([{"text": "raw"}], (":1", "shape is unknown", "text", "prompt")),
+        ([], ("the file is empty", "put rows in it")),
+    ],
+)
+def test_bad_prompts(tuner: Tuner, ppo: Path, rows: list[dict[str, object]], parts: tuple[str, ...]) -> None:
+    write(ppo / "bad.jsonl", rows)
+    for verb in ("train", "check", "data"):
+        assert_one_sentence(tuner(verb, "mine.py", 'prompts.files=["bad.jsonl"]'), "bad.jsonl", *parts)
+    assert_no_run_is_left(ppo)
+
+
+@pytest.mark.parametrize(
+    ("rule", "parts"),
+    [
+        ("one", ("failed on", "TypeError", "correct it")),
+        ("broken", ("failed on", "ZeroDivisionError", "correct it")),
+        ("none", ("failed on", "TypeError", "correct it")),
+        ("word", ("failed on", "could not convert", "correct it")),
+        ("keyed", ("failed on", "KeyError: 'gold'", "correct it")),
+        ("nan", ("says nan of", "from 0 to 1", "correct it")),
+        ("high", ("says 2.0 of", "from 0 to 1", "correct it")),
+    ],
+)
+def test_a_rule_that_gives_no_score(tuner: Tuner, ppo: Path, rule: str, parts: tuple[str, ...]) -> None:
+    done = tuner("train", "mine.py", f"evaluation.rule=rules.py:{rule}")
+    assert_last_sentence(done, "prompts.jsonl:1", f"evaluation.rule 'rules.py:{rule}'", *parts)
+    assert_no_run_is_left(ppo)
+
+
+def test_a_reward_model_with_another_vocabulary(tuner: Tuner, ppo: Path) -> None:
+    file = ppo / "runs/scores/model/tokenizer.json"
+    values = json.loads(file.read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary["le"], vocabulary["ch"] = vocabulary["ch"], vocabulary["le"]
+    file.write_text(json.dumps(values))
+    for verb in ("train", "check"):
+        done = tuner(verb, "mine.py")
+        assert_one_sentence(done, "runs/scores: the tokenizers", "differ", 'write critic_from="policy"')
+    assert_no_run_is_left(ppo)
+    assert tuner("train", "mine.py", "critic_from=policy").code == 0
+
+
+EACH_STEP = ("train", "mine.py", "checkpoint.every=1", "checkpoint.keep=9")
+
+
+@pytest.fixture
+def stopped(tuner: Tuner, ppo: Path) -> Path:
+    """The folder of a PPO run that was killed after its first step."""
+    done = tuner(*EACH_STEP)
+    assert done.code == 0, done.err
+    run = ppo / "runs/mine"
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints/step_000002")
+    return run
+
+
+def test_what_may_change_when_a_ppo_run_goes_on(tuner: Tuner, stopped: Path) -> None:
+    done = tuner(*EACH_STEP, "kl=0.5", "sampling.max_new_tokens=5")
+    assert_one_sentence(
+        done,
+        "runs/mine was begun with another config",
+        "sampling.max_new_tokens was 4 and is now 5",
+        "kl was 0.01 and is now 0.5",
+        "put it back to go on",
+    )
+    done = tuner(*EACH_STEP, "tokens_per_pass=128", "sampling.cache_gib=0.1", "gradient_checkpointing=true")
+    assert done.code == 0, done.err
+    assert "resumed after step 1 of 2" in done.err
+
+
+@pytest.mark.parametrize(("run", "what"), [("talks", "policy"), ("scores", "reward")])
+def test_a_run_that_ppo_started_from_was_trained_again(
+    tuner: Tuner, stopped: Path, run: str, what: str
+) -> None:
+    """Its base is the same, and its adapter is another."""
+    file = stopped.parent / run / "model/adapter_model.safetensors"
+    before = file.read_bytes()
+    weights = load_file(file)
+    name = max(weights)
+    save_file({**weights, name: weights[name] + 1}, file, {"format": "pt"})
+    done = tuner(*EACH_STEP)
+    assert_last_sentence(done, "runs/mine", f"the {what} changed since this run began", "put the old back")
+    was, now = re.findall(r"(?:was|is) (\w{12})[,)]", done.err.splitlines()[-1])
+    assert was != now
+    file.write_bytes(before)
+    assert tuner(*EACH_STEP).code == 0
+
+
+def test_verbs_on_a_ppo_run(tuner: Tuner, ppo: Path) -> None:
+    """A policy that PPO has trained is a policy, and no reward model."""
+    assert tuner("train", "mine.py", "evaluation.rule=rules.py:good").code == 0
+    said = tuner("chat", "runs/mine", "-m", "What is 1 + 2?", "--max-new-tokens", 4)
+    assert said.code == 0
+    assert said.out.strip()
+    assert_one_sentence(tuner("score", "runs/mine", "rows.jsonl"), "runs/mine", "no reward model")
+    for verb in ("merge", "export"):
+        done = tuner(verb, "runs/mine", verb)
+        assert (done.code, done.err) == (0, "")
+        assert "same likeliest token" in done.out
+    assert tuner("chat", "merge", "-m", "What is 1 + 2?", "--max-new-tokens", 4).code == 0
+    again = ("train", "mine.py", "name=again")
+    assert_one_sentence(tuner(*again, "reward.path=runs/mine"), "runs/mine", "no reward model")
+    assert tuner(*again, "policy.path=runs/mine").code == 0, "it is a policy to go on from"
+
+
+def test_verbs_on_a_ppo_config(tuner: Tuner, ppo: Path) -> None:
+    shown = tuner("show", "mine.py")
+    assert (shown.code, shown.err) == (0, "")
+    assert "prompts_per_step" in shown.out
+    checked = tuner("check", "mine.py")
+    assert (checked.code, checked.err) == (0, "")
+    assert "12 prompts (12 right)" in checked.out
+    assert checked.out.splitlines()[-1] == "ready to train"
+    looked = tuner("data", "mine.py")
+    assert (looked.code, looked.err) == (0, "")
+    assert "<|im_start|>assistant" in looked.out
+    assert json.loads(tuner("data", "mine.py", "--json").out)["parts"]["train"]["samples"] == 12
+    assert tuner("data", "mine.py", "--html", "page.html").code == 0
+    assert "prompts.jsonl:" in (ppo / "page.html").read_text()
+    assert_no_run_is_left(ppo)
 
 
 # A real process, with its imports: nothing that a library says on the way comes between

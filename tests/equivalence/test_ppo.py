@@ -164,14 +164,14 @@ def assert_close(one: Run, other: Run) -> None:
     for own, their in zip(one.metrics, other.metrics, strict=True):
         assert {name: own.get(name) for name in EXACT} == {name: their.get(name) for name in EXACT}
         assert {name for name in CLOSE if name in own} == {name for name in CLOSE if name in their}
-        rel, absolute = (1e-4, 2e-6) if own["step"] == 1 else (1e-2, 2e-4)
-        for name in CLOSE:
-            if name in own:
-                assert own[name] == pytest.approx(their[name], rel=rel, abs=absolute), (own["step"], name)
-    for _, own, their in [(0, state(one, len(one.metrics))[1], state(other, len(other.metrics))[1])]:
-        assert own.keys() == their.keys()
-        for name, tensor in own.items():
-            assert (tensor - their[name]).norm() <= 2e-3 * tensor.norm() + 1e-4, name
+        rel, absolute = (1e-4, 2e-6) if own["step"] == 1 else (2e-3, 1e-4)
+        for name in (name for name in CLOSE if name in own):
+            here, there = (math.nan if one[name] is None else one[name] for one in (own, their))
+            assert here == pytest.approx(there, rel=rel, abs=absolute, nan_ok=True), (own["step"], name)
+    own_trained, their_trained = (state(run, len(run.metrics))[1] for run in (one, other))
+    assert own_trained.keys() == their_trained.keys()
+    for name, tensor in own_trained.items():
+        assert (tensor - their_trained[name]).norm() <= 2e-3 * tensor.norm() + 1e-4, name
 
 
 # Killed
@@ -983,7 +983,7 @@ def test_the_run_folder(ppo, tmp_path, watched):
     chat = open_chat(str(run.folder))
     sample = run.samples[-1]
     question = run_prompts(run)[0]
-    assert "".join(chat.answer((Turn("user", question),), max_new_tokens=8)) == run.samples[-2]["answer"]
+    assert "".join(chat.answer((Turn("user", question),), max_new_tokens=11)) == run.samples[-2]["answer"]
     assert question in run.samples[-2]["prompt"]
     assert sample["condition"] == "polite"
 

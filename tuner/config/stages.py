@@ -321,6 +321,14 @@ class PPO(Stage):
         return self
 
     @model_validator(mode="after")
+    def _a_rule_needs_answers(self) -> Self:
+        if self.evaluation.rule is not None and not (self.prompts.split.test or self.prompts.test_files):
+            raise ValueError(
+                "evaluation.rule needs test prompts: add prompts.test_files or prompts.split=Split(test=0.02)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_mini_batch_has_prompts(self) -> Self:
         if self.mini_batches > self.prompts_per_step:
             raise ValueError(

@@ -133,11 +133,7 @@ class Judge:
 
     def _scores(self, reward: Roles, own: Sequence[int], answers: Sequence[str]) -> list[float]:
         prompts = [self.prompts.prompt(index) for index in own]
-        asked = [
-            Asked(prompt.answered(answer), prompt.condition, prompt.turns)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        made = self.sequences.make(asked)
+        made = self.sequences.make(list(map(Asked.of, prompts, answers)))
         with reward.role("reward") as model:
             return score_sequences(model, made, self.config.tokens_per_pass, self.devices.device).tolist()
 
@@ -145,13 +141,20 @@ class Judge:
         if self.rule is None:
             return None
         prompt = self.prompts.prompt(index)
+        name = self.config.evaluation.rule
         try:
-            return float(self.rule(answer, prompt.values))
+            gold = float(self.rule(answer, prompt.values))
         except Exception as error:
             raise UserError(
-                f"{prompt.origin}: evaluation.rule {self.config.evaluation.rule!r} failed on {answer!r:.80} "
+                f"{prompt.origin}: evaluation.rule {name!r} failed on {answer!r:.80} "
                 f"({type(error).__name__}: {error}); correct it"
             ) from error
+        if not 0 <= gold <= 1:  # nor is NaN
+            raise UserError(
+                f"{prompt.origin}: evaluation.rule {name!r} says {gold} of {answer!r:.80}, and a gold score is from "
+                "0 to 1; correct it"
+            )
+        return gold
 
 
 def load_rule(name: str | None) -> Rule | None:

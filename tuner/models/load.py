@@ -85,7 +85,7 @@ def load_model(
     """
     location = locate(model, precision)
     if head == "language":
-        _refuse_reward_model(location, model.path)
+        refuse_reward_model(location, model.path)
     if train:
         _check_precision(location, precision)
     reference = replace(location.reference, precision=precision)
@@ -123,7 +123,8 @@ def _check_precision(location: Location, precision: Precision) -> None:
         )
 
 
-def _refuse_reward_model(location: Location, path: str) -> None:
+def refuse_reward_model(location: Location, path: str) -> None:
+    """UserError for a model that ends in a scalar head where one is to talk."""
     if location.has_score:
         raise UserError(
             f"{path}: this is a reward model, and a language model is needed; name that, or its run"

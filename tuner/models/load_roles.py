@@ -26,7 +26,7 @@ from tuner.models.adapters import (
 )
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.fingerprint import fingerprint
-from tuner.models.load import Loaded, load_model
+from tuner.models.load import Loaded, load_model, refuse_reward_model
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
 from tuner.models.reward import RewardRecord, read_reward_record
@@ -89,6 +89,7 @@ class _Places:
         self.policy = locate(config.policy, config.precision)
         self.reward = locate(config.reward, config.precision)
         check_language(config, self.policy, self.reward)
+        check_critic_adapter(config, self.policy, self.reward)
 
     def load(
         self, model: Model, *, head: Any = "language", train: bool = True, adapter: LoRA | None = None
@@ -105,7 +106,9 @@ class _Places:
 
 
 def check_language(config: PPO, policy: Location, reward: Location) -> None:
-    """A critic made from a reward model must read what the policy reads; UserError where it does not."""
+    """Policy and reward model must be what they are called, and a critic made from the reward model must read what
+    the policy reads; UserError where it is otherwise."""
+    refuse_reward_model(policy, config.policy.path)
     if not reward.has_score:
         raise UserError(
             f"{config.reward.path}: this is no reward model: it has no scalar head; train one from it first"
@@ -124,6 +127,24 @@ def check_language(config: PPO, policy: Location, reward: Location) -> None:
         f"{config.reward.path}: the {what} of policy and reward model differ, so the critic cannot start from "
         'the reward model; write critic_from="policy" (answers are scored through their text)'
     )
+
+
+def check_critic_adapter(config: PPO, policy: Location, reward: Location) -> None:
+    """UserError where a shared critic goes on with an adapter that is there, and critic_adapter is another."""
+    asked = config.critic_adapter
+    if asked is None or config.roles == "separate":  # there the adapter is loaded as any that is gone on with
+        return
+    if config.critic_from == "policy":
+        start, had = "policy", config.adapter or policy.lora
+    elif reward.adapter_folder is not None:
+        start, had = "reward model", reward.lora
+    else:
+        return
+    if had is None or asked.model_copy(update={"dropout": had.dropout}) != had:
+        raise UserError(
+            f'critic_adapter: with roles="shared" this critic starts as a copy of the {start}\'s own adapter, which is '
+            "another; leave critic_adapter out"
+        )
 
 
 def _spoken(template: Template) -> str:
@@ -233,9 +254,9 @@ def _models(roles: dict[str, Role]) -> Iterator[Loaded]:
 
 
 def _identity(location: Location) -> str:
-    """Hash of a model's base and adapter."""
-    adapter = location.adapter_folder
-    return location.reference.fingerprint + ("" if adapter is None else f"-{fingerprint(adapter)}")
+    """Hash of a model's adapter and base."""
+    adapter, base = location.adapter_folder, location.reference.fingerprint
+    return base if adapter is None else f"{fingerprint(adapter)}-{base}"
 
 
 def _told(roles: dict[str, Role]) -> str:

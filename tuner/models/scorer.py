@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tuner.config import Model
 from tuner.data.batch import make_batch, pack_all
 from tuner.data.conditions import Conditions, Wordings, drawing_key
-from tuner.data.conversation import Conversation, Turn
+from tuner.data.conversation import Conversation, Prompt, Turn
 from tuner.data.load_preferences import SequenceMaker
 from tuner.data.rows import Reader
 from tuner.data.template import Template
@@ -59,6 +59,11 @@ class Asked:
     condition: str | None
     prompt: Sequence[Turn]
     """The turns that are answered: by these the wording of the condition is drawn, for every answer the same."""
+
+    @classmethod
+    def of(cls, prompt: Prompt, answer: str) -> Asked:
+        """A prompt with an answer to it, under the prompt's condition."""
+        return cls(prompt.answered(answer), prompt.condition, prompt.turns)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,7 @@ def score_answers(
     Answers go through their text, whatever the two models' tokenizers: it is what `tuner score` says of them.
     """
     own = deal(range(len(rollout)), devices.rank, devices.world)
-    asked = [
-        Asked(prompt.answered(rollout.texts[place]), prompt.condition, prompt.turns)
-        for place, prompt in ((place, rollout.prompts[place]) for place in own)
-    ]
+    asked = [Asked.of(rollout.prompts[place], rollout.texts[place]) for place in own]
     scored: list[tuple[int, float]] = []
     if own:
         made = sequences.make(asked)

@@ -36,7 +36,7 @@ from tuner.evaluation.judged import load_rule
 from tuner.models.adapters import add_adapter
 from tuner.models.freeze import freeze
 from tuner.models.load import load_model_config, load_tokenizer
-from tuner.models.load_roles import check_language, is_on_one_base, without_adapter
+from tuner.models.load_roles import check_critic_adapter, check_language, is_on_one_base, without_adapter
 from tuner.models.locate import locate
 from tuner.models.memory import Weights, peak_bytes
 from tuner.models.rope import describe_rope
@@ -168,6 +168,7 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
     one_base = stands_in or is_on_one_base(policy, reward)
     if not stands_in:
         check_language(config, policy, reward)
+        check_critic_adapter(config, policy, reward)
     adapter = config.adapter or policy.lora
     if config.roles == "shared" and adapter is None and policy.adapter_folder is None:
         raise UserError(without_adapter(config))

@@ -25,8 +25,7 @@ from tuner.evaluation.win_rate import Contestant, PolicyCard, compare, judge_all
 from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.locate import Location, locate
-from tuner.models.reward import FILE as REWARD_RECORD
-from tuner.models.reward import read_reward_record
+from tuner.models.reward import known_conditions, read_reward_record
 from tuner.models.roles import Roles
 from tuner.models.scorer import Sequences
 from tuner.models.tokenizer import read_tokenizer
@@ -45,7 +44,7 @@ def compare_policies(folder: Path, config: PPO, model: Path, against: Sequence[s
     devices = Devices(config)
     rule = _load_rule(folder, config)
     reward = _locate_reward(config)
-    prompts, talk = _test_prompts(folder, config, model, _conditions(reward))
+    prompts, talk = _test_prompts(folder, config, model, known_conditions(_folder(reward)))
     others = list(dict.fromkeys(against))
     names = _names(folder, others)
     trained = Model(path=str(model), trust_remote_code=config.policy.trust_remote_code)
@@ -112,14 +111,6 @@ def _locate_reward(config: PPO) -> Location:
     if not location.has_score:
         raise UserError(f"{config.reward.path}: this is no reward model any more; restore it, or train again")
     return location
-
-
-def _conditions(reward: Location) -> Collection[str]:
-    """Names of the conditions a reward model knows: one that tuner did not write knows none."""
-    folder = _folder(reward)
-    if not (folder / REWARD_RECORD).is_file():
-        return ()
-    return read_reward_record(None, folder).conditions  # type: ignore[arg-type]  # the file says it all
 
 
 def _folder(location: Location) -> Path:

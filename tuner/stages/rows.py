@@ -144,12 +144,16 @@ def training_texts(run: str, count: int = 64) -> list[str]:
     if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{run}: not a run folder, so it has no rows to compare on: add --text FILE")
     config = Run(folder).config
-    if functions_of(config):
+    if functions_of(config.prompts if isinstance(config, PPO) else config.data):  # a rule is not run here
         raise UserError(
             f"{run}: its config names code, which merging will not run: add --text FILE to compare on"
         )
     tokenizer = load_tokenizer(model_of(config))
     data = load_rows(config, tokenizer)
-    examples = data.train.sequences if isinstance(data.train, Comparisons) else data.train
+    examples = data.train
+    if isinstance(examples, Comparisons):
+        examples = examples.sequences
+    elif isinstance(examples, PromptSet):
+        examples = examples.examples()
     samples = (examples.example(index)[0].tolist() for index in range(min(count, len(examples))))
     return [tokenizer.decode(tokens) for tokens in samples]  # type: ignore[misc]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuner.config import Stage, differences, from_json, to_json
+from tuner.config.part import Part
 from tuner.errors import UserError
 from tuner.training.curves import draw_curves
 from tuner.training.watchers import Sample
@@ -281,8 +282,8 @@ def open_run(folder: Path | str) -> Run:
     return run
 
 
-def functions_of(config: Stage) -> list[str]:
-    """The "file.py:name" references of a config."""
+def functions_of(config: Part) -> list[str]:
+    """The "file.py:name" references of a config, or of a part of it."""
     found: list[str] = []
 
     def visit(value: Any) -> None:
