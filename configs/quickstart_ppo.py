@@ -33,7 +33,7 @@ config = PPO(
     ),
     prompts_per_step=64,
     sampling=Sampling(max_new_tokens=40),
-    kl=0.02,
+    kl=0.05,
     optimizer=AdamW(lr=3e-4),
     critic_lr=1e-3,
     critic_warmup=5,
@@ -47,5 +47,5 @@ config = PPO(
     tokens_per_pass=4_096,
     epochs=8,
     gradient_checkpointing=False,
-    evaluation=PolicyEvaluation(every=20, rule=gold, temperature=1.0),
+    evaluation=PolicyEvaluation(every=10, rule=gold, temperature=1.0),
 )

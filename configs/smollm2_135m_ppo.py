@@ -3,6 +3,8 @@
 from tuner.config import PPO, AdamW, LoRA, Model, PolicyEvaluation, Prompts, Sampling, Source
 from tuner.errors import UserError
 
+SYSTEM = "Answer with the number alone."  # what the policy is told; the reward model is told to prefer the brief
+
 
 def gold(answer: str, row: dict) -> float:
     """reasoning-gym's own score: 1 for the bare right answer, less the more is said around it, 0 without it."""
@@ -19,8 +21,8 @@ config = PPO(
     adapter=LoRA(r=16, alpha=32),
     reward="runs/smollm2_135m_reward",  # of smollm2_135m_reward.py: on the same base, which all four roles share
     prompts=Prompts(
-        files=(Source(path="data/reasoning/prompts.jsonl", condition="brief"),),
-        test_files=(Source(path="data/reasoning/test.jsonl", condition="brief"),),
+        files=(Source(path="data/reasoning/prompts.jsonl", condition="brief", system=SYSTEM),),
+        test_files=(Source(path="data/reasoning/test.jsonl", condition="brief", system=SYSTEM),),
         template="chatml",
         max_length=128,
     ),

@@ -3,9 +3,9 @@
     python scripts/demo.py [sft] [reward] [ppo] [smollm2 --model FOLDER] [--write]
 
 Trains the quickstarts with three seeds and prints what they teach, on problems and wordings they never saw; without
-names all three. `ppo` trains the whole pipeline, and asks the same prompts under two conditions. `smollm2` is the reward
-demonstration on a real small model, with one seed, that scripts/fetch_smollm2.py has put in FOLDER. With --write the
-tables go to docs/, and the pictures of the first runs.
+names all three. `ppo` trains the whole pipeline, and asks the same prompts under two conditions. `smollm2` is the
+reward demonstration on a real small model, with one seed, that scripts/fetch_smollm2.py has put in FOLDER. With
+--write the tables go to docs/, and the pictures of the first runs.
 """
 
 import argparse

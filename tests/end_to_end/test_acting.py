@@ -1,16 +1,35 @@
-"""What a run does by itself when something happens on the way: a bad step, a source used up, a better loss."""
+"""What a run does by itself when something happens on the way: a bad step, a source used up, a better loss.
+
+And that PPO holds its own where a config is odd and allowed.
+"""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tuner
-from tuner.config import SFT, AdamW, Chat, Checkpoint, Evaluation, LoRA, Model, Source, override
+from tuner.config import (
+    PPO,
+    SFT,
+    AdamW,
+    Chat,
+    Checkpoint,
+    Evaluation,
+    LoRA,
+    Model,
+    Preferences,
+    Prompts,
+    RewardModel,
+    Sampling,
+    Source,
+    override,
+)
 from tuner.errors import UserError
 from tuner.evaluation.held_out import HeldOutRows
 from tuner.resources import locate
@@ -237,3 +256,197 @@ def test_learning_by_heart_is_said_once(train: Callable[..., Run], monkeypatch: 
 
     monkeypatch.setattr(stage, "token_loss", falling)
     assert log(train(VALIDATED)).count("validation loss rises while training loss falls") == 1
+
+
+# PPO: what is odd and allowed, and updates that are not finite
+
+POLICY = PPO(
+    name="small",
+    policy=Model(path="runs/talks"),
+    reward=Model(path="runs/scores"),
+    prompts=Prompts(files=("prompts.jsonl",), template="internlm2", max_length=64),
+    prompts_per_step=8,
+    sampling=Sampling(max_new_tokens=8),
+    critic_warmup=1,
+    critic_lr=1e-3,
+    optimizer=AdamW(lr=1e-3),
+    tokens_per_pass=512,
+    epochs=9.0,
+    max_steps=3,
+    precision="fp32",
+    gradient_checkpointing=False,
+    checkpoint=Checkpoint(every=1, keep=1),
+)
+SCORES = RewardModel(
+    name="scores",
+    model=SMALL.model,
+    adapter=SMALL.adapter,
+    conditions={"right": "True sums win.", "short": "Short answers win."},
+    data=Preferences(files=("pairs.jsonl",), template="internlm2", max_length=96),
+    optimizer=SMALL.optimizer,
+    tokens_per_step=512,
+    tokens_per_pass=512,
+    max_steps=2,
+    precision="fp32",
+    gradient_checkpointing=False,
+)
+ASKED = [
+    {"prompt": f"What is {number} + 2?", "condition": ("right", "short")[number % 2]} for number in range(12)
+]
+
+
+def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def said(*turns: tuple[str, str]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], "condition": "right"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with prompts, and the runs of a policy and of reward models."""
+    folder = tmp_path_factory.mktemp("ppo")
+    pair = {"prompt": "What is 1 + 2?", "chosen": "1 + 2 = 3", "rejected": "4", "condition": "right"}
+    write(folder / "pairs.jsonl", [pair, pair | {"condition": "short", "chosen": "3"}] * 4)
+    write(folder / "prompts.jsonl", ASKED)
+    write(folder / "one.jsonl", ASKED[:1])
+    looked_up = ("user", "What is 3 + 4?"), ("assistant", "Let me look."), ("environment", "7")
+    write(folder / "results.jsonl", [said(*looked_up), said(*looked_up[:1], ("system", "Be quick."))] * 4)
+    told = ("system", "You add."), ("user", "What is 3 + 4?"), ("system", "Be quick.")
+    twice = *told, ("assistant", "7"), ("system", "Again."), ("user", "And 4 + 5?")
+    write(folder / "systems.jsonl", [said(*twice), said(told[0], *told)] * 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tuner.train(override(SMALL, {"name": "talks", "checkpoint.every": None}))
+        tuner.train(SCORES)
+    for name in ("talks", "scores"):
+        settings = Path(shutil.copytree(folder / "runs" / name / "model", folder / f"{name}_unpadded"))
+        settings /= "tokenizer_config.json"
+        values = json.loads(settings.read_text())
+        assert values.pop("pad_token")
+        settings.write_text(json.dumps(values))
+    file = Path(shutil.copytree(folder / "runs/scores/model", folder / "indifferent"))
+    file /= "adapter_model.safetensors"
+    head = "base_model.model.score.weight"
+    weights = load_file(file)
+    save_file({**weights, head: torch.zeros_like(weights[head])}, file, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def answer(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Train PPO with some changes; the figures of every step must be numbers."""
+    monkeypatch.chdir(place)
+
+    def run(changes: dict[str, Any]) -> Run:
+        done = tuner.train(override(POLICY, changes), runs=tmp_path / "runs")
+        for line in (done.folder / "metrics.jsonl").read_text().splitlines():
+            json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+        weights = load_file(done.model_folder / "adapter_model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+        return done
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompts"),
+    [
+        ({"epochs": 1.0, "prompts_per_step": 64, "mini_batches": 20, "critic_warmup": 0}, [12]),
+        ({"epochs": 0.5, "prompts_per_step": 4}, [4]),
+        ({"prompts.files": ["one.jsonl"], "prompts_per_step": 4}, [4, 4]),
+        ({"prompts.files": ["one.jsonl"], "prompts_per_step": 1, "whiten_advantages": True}, [1, 1, 1]),
+        ({"sampling.max_new_tokens": 1, "whiten_advantages": True}, [8, 8, 8]),
+        ({"sampling.top_p": 1e-9}, [8, 8, 8]),
+        ({"sampling.temperature": 0.1}, [8, 8, 8]),
+        ({"sampling.temperature": 5.0, "sampling.top_p": 1.0}, [8, 8, 8]),
+        ({"reward.path": "indifferent", "whiten_advantages": True}, [8, 8, 8]),
+        ({"policy.path": "talks_unpadded", "reward.path": "scores_unpadded"}, [8, 8, 8]),
+        ({"prompts.files": ["results.jsonl"], "prompts.max_length": 128}, [8, 8, 8]),
+        ({"prompts.files": ["systems.jsonl"], "prompts.max_length": 128, "prompts.system": "Or."}, [8, 8, 8]),
+        ({"replay": {"files": ["tuner:sums/train.jsonl"], "template": "internlm2", "max_length": 64, "limit": 1}},
+         [8, 8, 8]),
+    ],
+)  # fmt: skip
+def test_what_is_odd_and_allowed_in_ppo(
+    answer: Callable[..., Run], changes: dict[str, Any], prompts: list[int]
+) -> None:
+    run = answer(changes)
+    assert [record["prompts"] for record in run.metrics] == prompts
+    assert run.metrics[-1]["bad_steps"] == 0
+    limit = changes.get("sampling.max_new_tokens", POLICY.sampling.max_new_tokens)
+    assert all(1 <= record["length"] <= limit for record in run.metrics)
+    if changes.get("reward.path") == "indifferent":
+        assert run.metrics[0]["reward"] == run.metrics[0]["score"] == 0.0
+
+
+def test_a_warm_up_as_long_as_the_run_leaves_the_policy_alone(answer: Callable[..., Run]) -> None:
+    run = answer({"critic_warmup": 3})
+    folders = (run.model_folder, Path("runs/talks/model"))
+    trained, started = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert all(torch.equal(tensor, started[name]) for name, tensor in trained.items())
+    assert all(record["kl"] == 0.0 and record["lr_policy"] == 0.0 for record in run.metrics)
+    assert not any("policy_loss" in record for record in run.metrics)
+
+
+def spoil_values(monkeypatch: pytest.MonkeyPatch, passes: set[int]) -> None:
+    """Make the critic's loss of some passes, counted from 1, not finite."""
+    import tuner.stages.ppo as stage
+
+    value_loss, count = stage.value_loss, 0
+
+    def spoiled(*given: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return value_loss(*given) * (float("nan") if count in passes else 1.0)
+
+    monkeypatch.setattr(stage, "value_loss", spoiled)
+
+
+@pytest.mark.parametrize("allowed", [2, 3])
+def test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run(
+    answer: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: int
+) -> None:
+    """A bad loss of the critic alone: neither critic nor policy follows it. One update a step, of one pass."""
+    changes = {"max_bad_steps": allowed, "max_steps": 4, "critic_warmup": 0}
+    with monkeypatch.context() as patch:
+        spoil_values(patch, {2, 3})
+        if allowed == 3:
+            run = answer(changes)
+            assert [record["value_loss"] is None for record in run.metrics] == [False, True, True, False]
+            assert [record["policy_loss"] is None for record in run.metrics] == [False, True, True, False]
+            assert [record["bad_steps"] for record in run.metrics] == [0, 1, 2, 2]
+            return
+        with pytest.raises(UserError, match="not finite for 2 steps in a row"):
+            answer(changes)
+    run = Run(tmp_path / "runs" / "small")
+    assert run.results is None
+    origins = (run.folder / "bad_step_000003" / "origins.txt").read_text().splitlines()
+    assert len(origins) == 8
+    assert all(origin.startswith("prompts.jsonl:") for origin in origins)
+    assert len(answer(changes).metrics) == 4, "it goes on when the cause is gone"
+
+
+def test_an_update_that_is_skipped_leaves_both_roles_alone(
+    answer: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run whose second step is bad ends where the one without a second step does."""
+    changes = {"critic_warmup": 0, "max_steps": 1}
+    plain = answer({**changes, "name": "plain"})
+    spoil_values(monkeypatch, {2})
+    spoiled = answer({**changes, "name": "spoiled", "max_steps": 2})
+    one, other = (
+        load_file(next(run.checkpoints_folder.glob("*/trained.safetensors"))) for run in (plain, spoiled)
+    )
+    assert {name.partition(".")[0] for name in one} == {"policy", "critic"}
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_source_of_prompts_that_is_used_up_is_said(answer: Callable[..., Run]) -> None:
+    write(Path("few.jsonl"), ASKED[:3])
+    shares = [{"path": path, "share": 1.0} for path in ("few.jsonl", "prompts.jsonl")]
+    run = answer({"prompts.files": shares, "epochs": 1.0, "prompts_per_step": 3, "max_steps": 5})
+    told = [line for line in log(run).splitlines() if "used up" in line]
+    assert len(told) == 1
+    assert "few.jsonl is used up at step" in told[0]

@@ -697,7 +697,7 @@ def assert_no_run_is_left(folder: Path) -> None:
         ('critic_adapter={"r": 8}', ("critic_adapter", "reward model's own", "leave critic_adapter out")),
         ("prompts.template=alpaca", ("runs/scores: the chat templates", "differ", 'critic_from="policy"')),
         ("prompts.template=chat", ("template 'chat'", "no such template", "one of alpaca")),
-        ("prompts.max_length=3", ("no row is left", "12 too long")),
+        ("prompts.max_length=3", ("no row is left", "too long", "raise max_length")),
         ("epochs=0.01", ("0.01 epochs of 12 prompts", "give more of either")),
         ('prompts.files=["none.jsonl"]', ("none.jsonl", "no such file")),
         (

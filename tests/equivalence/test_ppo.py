@@ -476,9 +476,6 @@ def test_the_first_step_of_the_policy(ppo, tmp_path, watched, kind, changes, gap
     assert not any(one.values_N.any() for one in watched.seen[0])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG: the reference of a policy without adapter is held in bf16, the policy in fp32"
-)
 def test_the_first_step_of_all_weights_in_bf16(ppo, tmp_path):
     changes = {"critic_warmup": 0, "max_steps": 1, "prompts_per_step": 4, "precision": "bf16"}
     run = tuner.train(of_kind(ppo, "all-weights", changes), runs=tmp_path)
@@ -591,7 +588,6 @@ def test_replay_keeps_to_its_ratio_over_the_run(ppo, tmp_path):
         assert 0 <= kept["owed"] < lengths[order[kept["drawn"]]]
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: replay_tokens is of the record, and is not logged")
 def test_replayed_tokens_are_logged(ppo, tmp_path):
     run = tuner.train(ppo({"max_steps": 2}), runs=tmp_path)
     assert run.metrics[1]["replay_tokens"] > 0
@@ -926,7 +922,6 @@ def test_a_score_of_zero_is_a_score(ppo, tmp_path, watched, monkeypatch):
     assert run.metrics[1]["policy_loss"] == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: one score that is no number stays in the moments for good")
 def test_one_score_that_is_no_number_spoils_one_step(ppo, tmp_path, watched, monkeypatch):
     score = stage.score_answers
 

@@ -129,7 +129,9 @@ class Builder(ABC, Generic[Item, Piece, Part]):
             part: examples for part, one in self._collectors.items() if (examples := one.finish()) is not None
         }
         if "train" in self.wanted and "train" not in parts:
-            raise UserError(f"no row is left to train on: {self.report}")
+            too_long = any(source.dropped_too_long for source in self.report.sources)
+            way_out = "raise max_length" if too_long else "give others"
+            raise UserError(f"no row is left to train on: {str(self.report).rstrip('.')}; {way_out}")
         self.report.parts = {part: PartReport.of(examples) for part, examples in parts.items()}
         notes = self.report.notes
         for part in ("validation", "test"):

@@ -41,8 +41,7 @@ class ReplayStream:
 
     def batches(self, rows: Sequence[int], rank: int, world: int) -> list[Batch]:
         """One rank's packed rows of some that were drawn."""
-        lengths = self.examples.lengths[list(rows)]
-        groups = pack(lengths.tolist(), self.tokens_per_pass)
+        groups = pack(list(map(self._length, rows)), self.tokens_per_pass)
         return [
             gather(self.examples, [rows[place] for place in group]) for group in deal(groups, rank, world)
         ]
@@ -56,7 +55,12 @@ class ReplayStream:
         return int(self._order(epoch)[place])
 
     def _length(self, row: int) -> int:
-        return int(self.examples.lengths[row])
+        offsets = self.examples.offsets  # not lengths: that is a difference over all rows
+        return int(offsets[row + 1] - offsets[row])
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        """All tokens of some rows, learned or not."""
+        return sum(map(self._length, rows))
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

@@ -4,7 +4,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
         weights = dict(model.named_parameters())
         for name, weight in weights.items():
             if belongs_to(name, target):
-                weight.copy_(weights[_renamed(name, target, source)])
+                weight.data = weights[_renamed(name, target, source)].detach().clone()
 
 
 def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
@@ -127,6 +127,7 @@ def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
         head = weights.pop(f"base_model.model.{SCORE}.weight")
         _add_beside(model, name, settings)
         _check_keys(peft, model, set(weights), file, name)
+        _hold_in_fp32(weight for key, weight in model.named_parameters() if _is_of(key, name))
         with _without_deprecations():
             peft.set_peft_model_state_dict(model, weights, adapter_name=name)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
@@ -138,10 +139,10 @@ def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
 
 
 def train_only(model: nn.Module, *adapters: str) -> None:
-    """Train the weights of these adapters and no others; who is active changes nothing of it."""
+    """Train the weights of these adapters and no others, in fp32; who is active changes nothing of it."""
     for name, weight in model.named_parameters():
-        owner = _OWNER.search(name)
-        weight.requires_grad_(owner is not None and owner[2] in adapters)
+        weight.requires_grad_(any(_is_of(name, adapter) for adapter in adapters))
+    _train_in_fp32(model)
 
 
 def activate(model: nn.Module, adapter: str | None) -> None:
@@ -205,6 +206,11 @@ def save_adapter(
 
 _OWNER = re.compile(r"\.(lora_\w+|modules_to_save)\.(\w+)(?=\.|$)")
 """In a weight's name, what kind of adapter's it is, and whose."""
+
+
+def _is_of(parameter: str, adapter: str) -> bool:
+    owner = _OWNER.search(parameter)
+    return owner is not None and owner[2] == adapter
 
 
 def _renamed(parameter: str, target: str, source: str) -> str:
@@ -288,9 +294,12 @@ def _devices(model: nn.Module) -> list[torch.device]:
 
 
 def _train_in_fp32(model: nn.Module) -> None:
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
+    _hold_in_fp32(weight for weight in model.parameters() if weight.requires_grad)
+
+
+def _hold_in_fp32(weights: Iterable[nn.Parameter]) -> None:
+    for weight in weights:
+        weight.data = weight.data.float()
 
 
 def _check_same(asked: config.LoRA, saved: config.LoRA | None, settings: Any, folder: Path) -> None:

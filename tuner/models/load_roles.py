@@ -148,9 +148,16 @@ def check_critic_adapter(config: PPO, policy: Location, reward: Location) -> Non
 
 
 def _spoken(template: Template) -> str:
-    """A conversation as a template has it: two may be written differently and say the same."""
-    roles = ("user", "assistant", "user", "assistant")
-    return template.render(Conversation(tuple(Turn(role, role) for role in roles), origin="a probe")).text
+    """Conversations as a template has them: two may be written differently and say the same."""
+    turns = tuple(Turn(role, role) for role in ("system", "user", "assistant", "user", "assistant"))
+    return "".join(_rendered(template, some) for some in (turns, turns[1:]))
+
+
+def _rendered(template: Template, turns: tuple[Turn, ...]) -> str:
+    try:
+        return template.render(Conversation(turns, origin="a probe")).text
+    except UserError:  # not every family takes a system turn
+        return ""
 
 
 def without_adapter(config: PPO) -> str:
@@ -220,7 +227,8 @@ def _separate(places: _Places) -> dict[str, Role]:
     """Four models, each as it would be loaded alone; policy and critic trained."""
     config = places.config
     policy = places.load(config.policy, adapter=config.adapter)
-    reference = places.load(config.policy, train=False)
+    reference = places.load(config.policy, adapter=config.adapter)
+    reference.model.requires_grad_(False)  # held as the policy is: rounded weights would be another's
     reward = places.load(config.reward, head="score", train=False)
     start = config.reward if config.critic_from == "reward" else config.policy
     asked = config.critic_adapter

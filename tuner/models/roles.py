@@ -36,11 +36,17 @@ class Role:
     """The role's own head, where the model's is not meant."""
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The weights of this role that are trained, by name, in the model's order."""
+        """The weights of this role that are trained, by name, in the model's order; not those of a head it has no use
+        for."""
+        unused = (
+            set()
+            if self.head is None
+            else set(unwrapped(self.loaded.model).get_output_embeddings().parameters())
+        )
         named = {
             name: parameter
             for name, parameter in self.loaded.model.named_parameters()
-            if parameter.requires_grad and belongs_to(name, self.adapter)
+            if parameter.requires_grad and belongs_to(name, self.adapter) and parameter not in unused
         }
         if self.head is not None and self.head.weight.requires_grad:
             named["score.weight"] = self.head.weight

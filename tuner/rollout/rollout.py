@@ -43,6 +43,11 @@ class Rollout:
         return np.array([len(answer.tokens) for answer in self.answers], dtype=np.int64)
 
     @property
+    def num_tokens(self) -> int:
+        """Of all prompts and answers."""
+        return int(self.lengths.sum())
+
+    @property
     def ended(self) -> np.ndarray:
         """Whether each answer came to its end token, bool [A]."""
         return np.array([answer.ended for answer in self.answers], dtype=bool)

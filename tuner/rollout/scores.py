@@ -81,5 +81,8 @@ def learned_scores(
     scores_A = scores_A - config.missing_end_penalty * ~ended_A
     if config.reward_clip is not None:
         scores_A = scores_A.clip(-config.reward_clip, config.reward_clip)
-    moments = ScoreMoments(**kept).merged(scores_A)  # type: ignore[arg-type]
+    finite_A = scores_A[
+        np.isfinite(scores_A)
+    ]  # one that is not spoils its step, and must not spoil all others
+    moments = ScoreMoments(**kept).merged(finite_A)  # type: ignore[arg-type]
     return (moments.standardised(scores_A) if config.normalize_rewards else scores_A), asdict(moments)

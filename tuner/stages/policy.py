@@ -27,7 +27,7 @@ from tuner.models.roles import Roles
 from tuner.models.scorer import Sequences
 from tuner.stages.job import Job
 from tuner.stages.rows import plan_run
-from tuner.training.loop import Loop
+from tuner.training.loop import Loop, Step
 from tuner.training.optimizers import Trained
 from tuner.training.progress import progress_bar
 
@@ -57,11 +57,12 @@ class Prepared:
             self.job.run.keep("before", before.to_dict())
         return before
 
-    def draw_replay(self, tokens: int) -> list[int]:
-        """The rows that fall due beside a rollout of so many tokens."""
+    def draw_replay(self, step: Step, tokens: int) -> list[int]:
+        """The rows that fall due beside a rollout of so many tokens, counted in the step's record."""
         if self.replay is None:
             return []
         rows, self.loop.kept["replay"] = self.replay.draw(self.loop.kept.get("replay", {}), tokens)
+        step.facts["replay_tokens"] = self.replay.tokens(rows)
         return rows
 
     def finish(self, before: PolicyMeasure) -> None:

@@ -39,14 +39,14 @@ def ppo(config: PPO, job: Job) -> None:
             seen = with_advantages(seen, config, devices)
         with step.part("updates"):
             warming_up = step.index < config.critic_warmup
-            replayed = [] if warming_up else made.draw_replay(int(rollout.lengths.sum()))
+            replayed = [] if warming_up else made.draw_replay(step, rollout.num_tokens)
             for update in updates(rollout, seen, made.replay, replayed, config, devices):
                 step.totals = update.totals
                 if not warming_up:
                     learn_policy(step, roles, update, config)
                 learn_values(step, roles, update, config)
                 step.update(*(["critic"] if warming_up else ["policy", "critic"]))
-        step.tokens = int(rollout.lengths.sum())
+        step.tokens = rollout.num_tokens
         step.facts |= health(rollout, scores_A, seen, devices)
         step.finish()
     made.finish(before)

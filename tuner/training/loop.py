@@ -6,7 +6,6 @@ import math
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -86,14 +85,15 @@ class Step:
         """What else is logged of it; the same on every rank."""
         self.sums: dict[str, torch.Tensor] = {}
         """Name -> this rank's sum since the last update, divided by its total; `loss` is what is learned from."""
-        self.updates: list[dict[str, float]] = []
-        """The sums over all ranks of every update."""
+        self.updates: list[dict[str, tuple[float, float]]] = []
+        """Of every update, by name: the sum over all ranks, divided by its total, and that total."""
         self.norms: dict[str, float] = {}
         """Gradient norms of the last update, by the set of weights."""
         self.good = True
         """Whether every loss and gradient was finite."""
         self.finished = False
         self._pending: list[torch.Tensor] = []
+        self._per: dict[str, str] = {}
 
     def add(self, loss_sum: torch.Tensor, per: str, name: str | None = None, factor: float = 1.0) -> None:
         """A summed loss of this pass, to be divided by a global total; logged under a `name` of its own, too.
@@ -102,21 +102,21 @@ class Step:
         """
         loss = loss_sum / self.totals[per]
         self._pending.append(loss * factor if factor != 1 else loss)
-        self._count("loss", self._pending[-1])
+        self._count("loss", self._pending[-1], "")
         if name is not None:
-            self._count(name, loss)
+            self._count(name, loss, per)
 
     def note(self, name: str, value_sum: torch.Tensor, per: str) -> None:
         """A sum to be divided by a global total and logged, without being learned from."""
-        self._count(name, value_sum / self.totals[per])
+        self._count(name, value_sum / self.totals[per], per)
 
     def backward(self) -> None:
         """Run the backward pass of what was added since the last."""
         pending, self._pending = self._pending, []
         sum(pending[1:], start=pending[0]).backward()
 
-    def _count(self, name: str, value: torch.Tensor) -> None:
-        value = value.detach()
+    def _count(self, name: str, value: torch.Tensor, per: str) -> None:
+        value, self._per[name] = value.detach(), per
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def update(self, *only: str) -> None:
@@ -130,6 +130,20 @@ class Step:
         yield
         key = f"seconds/{name}"
         self.facts[key] = (self.facts.get(key) or 0.0) + time.perf_counter() - started
+
+    def close_update(self, sums: Mapping[str, float]) -> None:
+        """Keep what an update came to over all ranks, and begin the next."""
+        weights = {name: self.totals.get(per, 1.0) for name, per in self._per.items()}
+        self.updates.append({name: (value, weights.get(name, 1.0)) for name, value in sums.items()})
+        self.sums = {}
+
+    def means(self) -> dict[str, float]:
+        """What the updates came to on average, each counting by its total; of a loss of several totals, alike."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for update in self.updates:
+            for name, one in update.items():
+                found.setdefault(name, []).append(one)
+        return {name: _mean(values) for name, values in found.items()}
 
     def finish(self) -> None:
         """Make the step's update if it has had none; log, evaluate, save."""
@@ -236,13 +250,12 @@ class Loop:
         else:
             step.good = False
         self._optimizer.zero_grad(set_to_none=True)
-        step.updates.append(sums)
-        step.sums = {}
+        step.close_update(sums)
 
     def _finish(self, step: Step) -> None:
         if not step.updates:
             self._update(step, ())
-        losses = _mean(step.updates) if step.good else dict.fromkeys(added(step.updates))
+        losses = step.means() if step.good else dict.fromkeys(step.means())
         self.counters.count(step.tokens, step.good, losses.get("loss"))
         record = self._record(step, losses)
         if self._due(self._evaluate_every):
@@ -378,7 +391,8 @@ class Loop:
         self._asked = number
 
 
-def _mean(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of every name over those updates of a step that have it."""
-    counts = Counter(name for update in updates for name in update)
-    return {name: total / counts[name] for name, total in added(updates).items()}
+def _mean(values: Sequence[tuple[float, float]]) -> float:
+    """Of (value, weight); one alone as it is, without a rounding."""
+    if len(values) == 1:
+        return values[0][0]
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)

@@ -227,5 +227,6 @@ def test_a_run_without_test_prompts(runs, tmp_path):
     file = tmp_path / "ppo/config.json"
     values = json.loads(file.read_text())
     values["prompts"]["test_files"] = []
+    values["evaluation"]["rule"] = None
     file.write_text(json.dumps(values))
     assert "holds out no test prompts; name some with --files" in refused(tmp_path / "ppo")
