@@ -79,6 +79,8 @@ PARTS = ("generate", "logprobs", "scores", "rewards", "advantages", "updates")
 COMPARED = {"whole step": PARTS, "generate": PARTS[:1], "logprobs": PARTS[1:2], "scores": PARTS[2:3], "updates": PARTS[5:]}
 PACKED_PARTS = ("logprobs", "scores", "updates")
 """Where rows are padded or not."""
+RANK = 64
+"""Of the adapters whose memory is compared."""
 PASS, TEXT = 4_096, 256
 """Tokens of a pass; of a row of text."""
 
@@ -162,7 +164,9 @@ def write_nano(folder: Path) -> str:
     )
     for file in folder.glob("*.safetensors"):
         file.unlink()
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight.data *= 2
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -219,9 +223,9 @@ def make_case(name: str, folder: Path) -> Case:
         evaluation=PolicyEvaluation(samples=0),
         **shape,
     )
-    first, every = 300, 110 if nano else 40
+    first, every = 300, 110 if nano else 12
     vocabulary = 8_192 if nano else 2_048
-    return Case(name, config, base, frozenset(range(first, vocabulary, every)), steps=2 if nano else 4)
+    return Case(name, config, base, frozenset(range(first, vocabulary, every)), steps=1 if nano else 2)
 
 
 # Runs
@@ -363,6 +367,85 @@ def twin_settings(case: Case, packed: bool) -> flat_ppo.Settings:
             "packed": packed,
         }
     )
+
+
+# Memory
+
+
+def held_configs(folder: Path) -> tuple[SFT, PPO]:
+    """Two runs whose passes are full of the same text: rows of exactly TEXT tokens, or answers no longer than those."""
+    long = folder / "long.jsonl"
+    long.write_text(json.dumps({"text": " ".join(words()[:40_000])}) + "\n", encoding="utf-8")
+    case = make_case("nano", folder)
+    shape = {"tokens_per_pass": 2_048, "precision": "fp32", "max_steps": 2}
+    sft = SFT(
+        name="held_sft",
+        model=Model(path=case.base),
+        adapter=LoRA(r=RANK),
+        data=Text(files=(str(long),), max_length=TEXT),
+        optimizer=AdamW(lr=1e-5),
+        tokens_per_step=4_096,
+        evaluation=Evaluation(samples=0),
+        **shape,
+    )
+    reward = RewardModel(
+        name="held_reward",
+        model=Model(path=case.base),
+        adapter=LoRA(r=RANK),
+        reward_token="<|finetune_right_pad_id|>",
+        data=Preferences(files=(str(folder / "pairs.jsonl"),), template="llama3", max_length=1_024),
+        optimizer=AdamW(lr=1e-5),
+        tokens_per_step=2_048,
+        **shape | {"max_steps": 1},
+    )
+    for start in (override(sft, {"name": "held_start", "max_steps": 1}), reward):
+        with quiet():
+            tuner.train(start, runs=folder)
+    ppo = override(
+        case.config,
+        shape
+        | {
+            "policy.path": str(folder / "held_start"),
+            "reward.path": str(folder / "held_reward"),
+            "prompts.max_length": 96,
+            "sampling.max_new_tokens": TEXT - 96,
+            "prompts_per_step": 24,
+            "mini_batches": 1,
+            "gradient_checkpointing": True,
+            "replay.files": [str(long)],
+            "replay.ratio": 1.0,
+        },
+    )
+    return sft, ppo
+
+
+def held(way: str, folder: Path) -> dict[str, float]:
+    """Most live MB of a run, and for PPO of what its roles hold beside the policy; for a process of its own."""
+    sft, ppo = held_configs(folder)
+    watched = Watched(Case("held", ppo, "", frozenset(), 0))
+    recorded = [torch.profiler.ProfilerActivity.CPU]
+    with tempfile.TemporaryDirectory() as runs, watched.watching(), quiet():
+        with torch.profiler.profile(activities=recorded, profile_memory=True) as profiler:
+            tuner.train(sft if way == "sft" else ppo, runs=runs)
+    found = {"peak": peak(profiler) / 1e6}
+    if way == "ppo":
+        found |= {name: size / 1e6 for name, size in of_roles(watched.made.roles).items()}
+    return found
+
+
+def peak(profiler: Any) -> int:
+    """Most bytes that were live at a time."""
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def of_roles(roles: Any) -> dict[str, int]:
+    """Bytes of the critic's trained weights with their gradients and Adam's two moments, and of what is frozen."""
+    model = roles.loaded.model
+    adapters = {name: sum(w.nbytes for n, w in model.named_parameters() if f".{name}." in n) for name in ("reference", "reward")}
+    critic = sum(weight.nbytes for weight in roles.trained("critic").values())
+    return {"critic": 4 * critic, "frozen": sum(adapters.values()) + roles["reward"].head.weight.nbytes}
 
 
 @contextlib.contextmanager

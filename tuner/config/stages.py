@@ -207,7 +207,7 @@ class PPO(Stage):
     stage: Literal["ppo"] = "ppo"
     """Which stage this is, in JSON."""
 
-    policy: Model
+    policy: Annotated[Model, BeforeValidator(_named)]
     """What is trained; as it is at the start it is also the reference that the policy is kept near to."""
 
     adapter: LoRA | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from tuner.models.fingerprint import fingerprint
 from tuner.models.load import Loaded, load_model, refuse_reward_model
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
+from tuner.models.reward import FILE as REWARD_RECORD
 from tuner.models.reward import RewardRecord, read_reward_record
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import Sequences
@@ -262,9 +264,15 @@ def _models(roles: dict[str, Role]) -> Iterator[Loaded]:
 
 
 def _identity(location: Location) -> str:
-    """Hash of a model's adapter and base."""
-    adapter, base = location.adapter_folder, location.reference.fingerprint
-    return base if adapter is None else f"{fingerprint(adapter)}-{base}"
+    """Hash of a model's adapter and base, of how it talks, and of how it is to be asked."""
+    folder = location.adapter_folder or location.base_folder
+    beside = hashlib.sha256()
+    for name in ("adapter_config.json", REWARD_RECORD, "chat_template.jinja", "tokenizer.json"):
+        if (folder / name).is_file():
+            beside.update((folder / name).read_bytes())
+    adapter = location.adapter_folder
+    own = [] if adapter is None else [fingerprint(adapter)]
+    return "-".join([*own, location.reference.fingerprint, beside.hexdigest()])
 
 
 def _told(roles: dict[str, Role]) -> str:

@@ -204,11 +204,18 @@ def _policy_peak(
 ) -> float:
     """Estimated peak: the policy's as in SFT, the critic's state, the frozen roles, and the cache of answers."""
     trained = replace(weights, trained=2 * weights.trained)
-    peak = peak_bytes(config, shape, trained, quantization, cache=config.sampling.cache_gib * 2**30)
     frozen = 2 if config.precision == "bf16" else 4
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    longest = config.prompts_per_step * (config.prompts.max_length + config.sampling.max_new_tokens)
+    cache = min(
+        config.sampling.cache_gib * 2**30, longest * 2 * shape.num_hidden_layers * heads * size * frozen
+    )
+    peak = peak_bytes(config, shape, trained, quantization, cache)
     base = weights.linear + weights.other
     if config.roles == "separate":
-        return peak + (2 * weights.trained + 3 * base) * frozen
+        reference = 4 if config.adapter is None else frozen  # as the policy is held
+        return peak + weights.trained * (reference + frozen) + 3 * base * frozen
     return peak + 2 * 4 * weights.trained + (0 if one_base else base * frozen)
 
 
