@@ -32,8 +32,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ from tuner.config import (
     PPO,
     SFT,
     AdamW,
-    Chat,
+    Checkpoint,
     Constant,
     Evaluation,
     LoRA,
@@ -76,46 +76,65 @@ TWIN, PADDED, MEMORY = 1.1, 2.0, 1.05
 """Limits: tuner's step over the twin's at most, the padded twin's scoring and updates over tuner's at least, memory
 above SFT's over what the other roles hold at most."""
 PARTS = ("generate", "logprobs", "scores", "rewards", "advantages", "updates")
-COMPARED = {"whole step": PARTS, "generate": PARTS[:1], "logprobs": PARTS[1:2], "scores": PARTS[2:3], "updates": PARTS[5:]}
 PACKED_PARTS = ("logprobs", "scores", "updates")
 """Where rows are padded or not."""
-RANK = 64
-"""Of the adapters whose memory is compared."""
-PASS, TEXT = 4_096, 256
-"""Tokens of a pass; of a row of text."""
+COMPARED = ("whole step", "generate", *PACKED_PARTS)
+"""Of tuner and the twin; the other parts take no time worth a figure."""
+PASS, TEXT, RANK = 4_096, 256, 16
+"""Tokens of a pass and at most of a row of text, and rank of the adapters, where time is measured."""
+HELD_PASS, HELD_RANK, HELD_STEPS = 2_048, 64, 2
+"""Where memory is: large adapters beside a pass; Adam's moments are there from the second step on."""
+HIDDEN, LAYERS, VOCABULARY = 384, 6, 8_192
+"""Of the random Llama."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What models of a kind are asked with."""
+
+    template: str
+    reward_token: str
+    ends: frozenset[int]
+    """Tokens that end an answer, so many that answers are ragged."""
+    steps: int
+    """Steps that are counted in a round, after a first one that is not."""
+
+
+KINDS = {
+    "tiny": Kind("internlm2", "[UNUSED_TOKEN_130]", frozenset(range(300, 2_048, 12)), steps=2),
+    "nano": Kind("llama3", "<|finetune_right_pad_id|>", frozenset(range(300, VOCABULARY, 110)), steps=1),
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with its starts and prompts."""
+    """A base with what PPO starts from."""
 
     name: str
-    config: PPO
     base: str
-    ends: frozenset[int]
-    """Tokens that end an answer."""
-    steps: int
-    """Steps that are counted, after a first one that is not."""
+    config: PPO
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.name]
 
 
 @dataclass
 class Cost:
     """CPU seconds of the counted steps of a run, and what they were spent on."""
 
-    whole: float = 0.0
-    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    tokens: int = 0
-    answers: list[list[int]] = field(default_factory=list)
+    whole: float
+    parts: dict[str, float]
+    tokens: int
+    """Of the prompts and their answers."""
+    answers: list[list[int]]
+    lengths: list[list[int]]
+    """Of each step's prompts with their answers, in the rollout's order."""
 
-    def of(self, name: str) -> float:
-        """Milliseconds per token of the whole step or of a part."""
-        seconds = self.whole if name == "whole step" else sum(self.parts[part] for part in COMPARED[name])
+    def of(self, *parts: str) -> float:
+        """Milliseconds per token of the whole step, or of some parts together."""
+        seconds = self.whole if parts == ("whole step",) else sum(self.parts[part] for part in parts)
         return seconds / self.tokens * 1e3
-
-    @property
-    def packed_parts(self) -> float:
-        """Milliseconds per token of scoring and updates."""
-        return sum(self.parts[part] for part in PACKED_PARTS) / self.tokens * 1e3
 
 
 # What is trained on
@@ -132,85 +151,97 @@ def write_rows(folder: Path) -> None:
     """Prompts and pairs with a long tail of lengths, and text."""
     every, generator = words(), np.random.default_rng(0)
 
-    def text(most: int) -> str:
-        length, at = int(np.clip(generator.lognormal(2.5, 0.8), 2, most)), int(generator.integers(0, len(every) - most))
-        return " ".join(every[at : at + length])
+    def text(typical: int, most: int) -> str:
+        length = int(np.clip(generator.lognormal(np.log(typical), 0.8), 2, most))
+        start = int(generator.integers(0, len(every) - most))
+        return " ".join(every[start : start + length])
 
-    prompts = [{"prompt": text(60), "chosen": text(60), "rejected": text(60)} for _ in range(400)]
-    texts = [{"text": text(200)} for _ in range(400)]
-    for name, rows in (("pairs", prompts), ("text", texts)):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+    names = ("prompt", "chosen", "rejected")
+    rows = {
+        "pairs": [{name: text(12, 60) for name in names} for _ in range(400)],
+        "text": [{"text": text(20, 150)} for _ in range(400)],
+        "long": [{"text": " ".join(every[:40_000])}],
+    }
+    for name, of_file in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in of_file)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def write_nano(folder: Path) -> str:
-    """A random Llama, hidden 384, 6 layers, vocabulary 8,192, with a tokenizer of as many tokens."""
+def nano(folder: Path) -> str:
+    """A random Llama in a folder of that name, with a tokenizer of as many tokens as it knows."""
+    folder = folder / "nano"
+    if folder.exists():
+        return str(folder)
     tiny_model_folder("org/llama", folder)
-    old = load_tokenizer(Model(path=str(folder)))
-    tokenizer = old.train_new_from_iterator([" ".join(words())], vocab_size=8_192, show_progress=False)
-    tokenizer.chat_template = old.chat_template
+    small = load_tokenizer(Model(path=str(folder)))
+    tokenizer = small.train_new_from_iterator([" ".join(words())], vocab_size=VOCABULARY, show_progress=False)
+    tokenizer.chat_template = small.chat_template
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8_192,
-        hidden_size=384,
-        intermediate_size=1_024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=4_096,
-        initializer_range=0.1,  # wide, so that rounding seldom makes another token
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=1_024,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=4_096,
+            initializer_range=0.1,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
     )
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
-    model = LlamaForCausalLM(config)
-    model.lm_head.weight.data *= 2
+    model.lm_head.weight.data *= 2  # far from uniform, so that rounding seldom draws another token
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def make_case(name: str, folder: Path) -> Case:
-    """A case by its name; `folder` keeps what it starts from for the next time."""
-    nano = name == "nano"
-    base = str(folder / "nano") if nano else "tuner:tiny"
-    if nano and not (folder / "nano").exists():
-        write_nano(folder / "nano")
-    template, reward_token = ("llama3", "<|finetune_right_pad_id|>") if nano else ("internlm2", "[UNUSED_TOKEN_130]")
-    shape = {"precision": "fp32", "gradient_checkpointing": False, "tokens_per_pass": PASS}
-    starts = (
-        SFT(
-            name=f"{name}_sft",
-            model=Model(path=base),
-            adapter=LoRA(r=16),
-            data=Text(files=(str(folder / "text.jsonl"),), max_length=TEXT),
-            optimizer=AdamW(lr=1e-3),
-            tokens_per_step=PASS,
-            max_steps=1,
-            evaluation=Evaluation(samples=0),
-            **shape,
-        ),
-        RewardModel(
-            name=f"{name}_reward",
-            model=Model(path=base),
-            adapter=LoRA(r=16),
-            reward_token=reward_token,
-            data=Preferences(files=(str(folder / "pairs.jsonl"),), template=template, max_length=1_024),
-            optimizer=AdamW(lr=1e-3),
-            tokens_per_step=PASS,
-            max_steps=1,
-            **shape,
-        ),
+def sft(base: str, name: str, file: Path, changes: dict[str, Any]) -> SFT:
+    """A step on raw text."""
+    config = SFT(
+        name=name,
+        model=Model(path=base),
+        adapter=LoRA(r=RANK),
+        data=Text(files=(str(file),), max_length=TEXT),
+        optimizer=AdamW(lr=1e-3),
+        tokens_per_step=PASS,
+        tokens_per_pass=PASS,
+        max_steps=1,
+        precision="fp32",
+        gradient_checkpointing=False,
+        evaluation=Evaluation(samples=0),
     )
-    for start in starts:
+    return override(config, changes)
+
+
+def make_case(name: str, folder: Path, changes: dict[str, Any] | None = None) -> Case:
+    """A case by its name, its starts trained for a step; `folder` keeps them. changes: of all three configs."""
+    kind, changes = KINDS[name], changes or {}
+    base = nano(folder) if name == "nano" else "tuner:tiny"
+    rank = changes.pop("adapter.r", RANK)
+    policy = sft(base, f"{name}_sft_{rank}", folder / "text.jsonl", changes | {"adapter.r": rank})
+    reward = RewardModel(
+        name=f"{name}_reward_{rank}",
+        model=Model(path=base),
+        adapter=LoRA(r=rank),
+        reward_token=kind.reward_token,
+        data=Preferences(files=(str(folder / "pairs.jsonl"),), template=kind.template, max_length=1_024),
+        optimizer=AdamW(lr=1e-3),
+        tokens_per_step=PASS,
+        tokens_per_pass=PASS,
+        max_steps=1,
+        precision="fp32",
+        gradient_checkpointing=False,
+    )
+    for start in (policy, override(reward, changes)):
         with quiet():
             tuner.train(start, runs=folder)
     config = PPO(
         name="bench",
-        policy=Model(path=str(folder / f"{name}_sft")),
-        reward=str(folder / f"{name}_reward"),
-        prompts=Prompts(files=(str(folder / "pairs.jsonl"),), template=template, max_length=256),
+        policy=Model(path=str(folder / f"{name}_sft_{rank}")),
+        reward=str(folder / f"{name}_reward_{rank}"),
+        prompts=Prompts(files=(str(folder / "pairs.jsonl"),), template=kind.template, max_length=256),
         prompts_per_step=32,
         sampling=Sampling(max_new_tokens=256),
         mini_batches=2,
@@ -219,13 +250,13 @@ def make_case(name: str, folder: Path) -> Case:
         optimizer=AdamW(lr=1e-7),
         schedule=Constant(warmup=0),
         replay=Replay(files=(str(folder / "text.jsonl"),), max_length=TEXT),
-        checkpoint={"every": None},
+        tokens_per_pass=PASS,
+        precision="fp32",
+        gradient_checkpointing=False,
+        checkpoint=Checkpoint(every=None),
         evaluation=PolicyEvaluation(samples=0),
-        **shape,
     )
-    first, every = 300, 110 if nano else 12
-    vocabulary = 8_192 if nano else 2_048
-    return Case(name, config, base, frozenset(range(first, vocabulary, every)), steps=1 if nano else 2)
+    return Case(name, base, override(config, changes))
 
 
 # Runs
@@ -245,10 +276,10 @@ def replaced(place: Any, name: str, made: Any) -> Iterator[None]:
 class Watched:
     """What is seen of tuner's steps on their way: CPU seconds of their parts and ends, and their answers."""
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def __init__(self, end_ids: frozenset[int]) -> None:
+        self.end_ids = end_ids
         self.made: Any = None
-        self.ends: list[float] = []
+        self.finished: list[float] = []
         self.parts: list[dict[str, float]] = []
         self.rollouts: list[Any] = []
 
@@ -275,13 +306,13 @@ class Watched:
 
         def finished(step: Step) -> None:
             finish(step)
-            self.ends.append(time.process_time())
+            self.finished.append(time.process_time())
 
         with contextlib.ExitStack() as stack:
             for place, name, made in (
                 (stage, "prepare", prepared),
                 (stage, "answer_prompts", answered),
-                (preparing, "end_ids", lambda *_: self.case.ends),
+                (preparing, "end_ids", lambda *_: self.end_ids),
                 (Step, "part", part),
                 (Step, "finish", finished),
             ):
@@ -291,20 +322,21 @@ class Watched:
     @property
     def cost(self) -> Cost:
         """Of all steps but the first."""
-        counted = range(1, len(self.ends))
+        counted = range(1, len(self.finished))
         rollouts = [self.rollouts[step] for step in counted]
         return Cost(
-            whole=self.ends[-1] - self.ends[0],
+            whole=self.finished[-1] - self.finished[0],
             parts={name: sum(self.parts[step][name] for step in counted) for name in PARTS},
             tokens=sum(int(rollout.lengths.sum()) for rollout in rollouts),
             answers=[answer.tokens.tolist() for rollout in rollouts for answer in rollout.answers],
+            lengths=[rollout.lengths.tolist() for rollout in rollouts],
         )
 
 
 def run_tuner(case: Case) -> Watched:
     """A whole run, folder and all."""
-    watched = Watched(case)
-    config = override(case.config, {"max_steps": case.steps + 1})
+    watched = Watched(case.kind.ends)
+    config = override(case.config, {"max_steps": case.kind.steps + 1})
     with tempfile.TemporaryDirectory() as runs, watched.watching(), quiet():
         tuner.train(config, runs=runs)
     return watched
@@ -322,7 +354,7 @@ def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
     def score(numbers: list[int], answers: list[list[int]]) -> list[list[int]]:
         asked = []
         for number, answer in zip(numbers, answers, strict=True):
-            said = answer[:-1] if answer[-1] in case.ends else answer
+            said = answer[:-1] if answer[-1] in case.kind.ends else answer
             prompt = made.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
             asked.append(Asked(prompt.answered(text), prompt.condition, prompt.turns))
@@ -343,6 +375,13 @@ def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
         parts=spent,
         tokens=sum(step["tokens"] for step in steps),
         answers=list(itertools.chain.from_iterable(step["answers"] for step in steps)),
+        lengths=[
+            [
+                len(prompts[number]) + len(answer)
+                for number, answer in zip(step["prompts"], step["answers"], strict=True)
+            ]
+            for step in steps
+        ],
     )
 
 
@@ -360,8 +399,8 @@ def twin_settings(case: Case, packed: bool) -> flat_ppo.Settings:
             "base": locate(case.base),
             "policy": str(Path(config.policy.path, "model")),
             "reward": str(Path(config.reward.path, "model")),
-            "steps": case.steps + 1,
-            "end_ids": tuple(case.ends),
+            "steps": case.kind.steps + 1,
+            "end_ids": tuple(case.kind.ends),
             "replay_coefficient": config.replay.coefficient,
             "replay_ratio": config.replay.ratio,
             "packed": packed,
@@ -373,60 +412,30 @@ def twin_settings(case: Case, packed: bool) -> flat_ppo.Settings:
 
 
 def held_configs(folder: Path) -> tuple[SFT, PPO]:
-    """Two runs whose passes are full of the same text: rows of exactly TEXT tokens, or answers no longer than those."""
+    """Two runs whose passes are full of the same text: rows of exactly TEXT tokens, and answers that fill no more."""
+    shape = {"tokens_per_pass": HELD_PASS, "gradient_checkpointing": True, "adapter.r": HELD_RANK}
+    case = make_case("nano", folder, dict(shape))
     long = folder / "long.jsonl"
-    long.write_text(json.dumps({"text": " ".join(words()[:40_000])}) + "\n", encoding="utf-8")
-    case = make_case("nano", folder)
-    shape = {"tokens_per_pass": 2_048, "precision": "fp32", "max_steps": 2}
-    sft = SFT(
-        name="held_sft",
-        model=Model(path=case.base),
-        adapter=LoRA(r=RANK),
-        data=Text(files=(str(long),), max_length=TEXT),
-        optimizer=AdamW(lr=1e-5),
-        tokens_per_step=4_096,
-        evaluation=Evaluation(samples=0),
-        **shape,
-    )
-    reward = RewardModel(
-        name="held_reward",
-        model=Model(path=case.base),
-        adapter=LoRA(r=RANK),
-        reward_token="<|finetune_right_pad_id|>",
-        data=Preferences(files=(str(folder / "pairs.jsonl"),), template="llama3", max_length=1_024),
-        optimizer=AdamW(lr=1e-5),
-        tokens_per_step=2_048,
-        **shape | {"max_steps": 1},
-    )
-    for start in (override(sft, {"name": "held_start", "max_steps": 1}), reward):
-        with quiet():
-            tuner.train(start, runs=folder)
-    ppo = override(
-        case.config,
-        shape
-        | {
-            "policy.path": str(folder / "held_start"),
-            "reward.path": str(folder / "held_reward"),
-            "prompts.max_length": 96,
-            "sampling.max_new_tokens": TEXT - 96,
-            "prompts_per_step": 24,
-            "mini_batches": 1,
-            "gradient_checkpointing": True,
-            "replay.files": [str(long)],
-            "replay.ratio": 1.0,
-        },
-    )
-    return sft, ppo
+    alone = sft(case.base, "held_sft", long, shape | {"max_steps": HELD_STEPS})
+    changes = {
+        "max_steps": HELD_STEPS,
+        "prompts.max_length": 96,
+        "sampling.max_new_tokens": TEXT - 96,
+        "prompts_per_step": 24,
+        "mini_batches": 1,
+        "replay.files": [str(long)],
+        "replay.ratio": 1.0,
+    }
+    return alone, override(case.config, changes)
 
 
 def held(way: str, folder: Path) -> dict[str, float]:
     """Most live MB of a run, and for PPO of what its roles hold beside the policy; for a process of its own."""
-    sft, ppo = held_configs(folder)
-    watched = Watched(Case("held", ppo, "", frozenset(), 0))
-    recorded = [torch.profiler.ProfilerActivity.CPU]
-    with tempfile.TemporaryDirectory() as runs, watched.watching(), quiet():
-        with torch.profiler.profile(activities=recorded, profile_memory=True) as profiler:
-            tuner.train(sft if way == "sft" else ppo, runs=runs)
+    alone, together = held_configs(folder)
+    watched = Watched(frozenset())
+    recording = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with tempfile.TemporaryDirectory() as runs, watched.watching(), quiet(), recording as profiler:
+        tuner.train(alone if way == "sft" else together, runs=runs)
     found = {"peak": peak(profiler) / 1e6}
     if way == "ppo":
         found |= {name: size / 1e6 for name, size in of_roles(watched.made.roles).items()}
@@ -443,7 +452,10 @@ def peak(profiler: Any) -> int:
 def of_roles(roles: Any) -> dict[str, int]:
     """Bytes of the critic's trained weights with their gradients and Adam's two moments, and of what is frozen."""
     model = roles.loaded.model
-    adapters = {name: sum(w.nbytes for n, w in model.named_parameters() if f".{name}." in n) for name in ("reference", "reward")}
+    adapters = {
+        name: sum(w.nbytes for n, w in model.named_parameters() if f".{name}." in n)
+        for name in ("reference", "reward")
+    }
     critic = sum(weight.nbytes for weight in roles.trained("critic").values())
     return {"critic": 4 * critic, "frozen": sum(adapters.values()) + roles["reward"].head.weight.nbytes}
 
@@ -453,3 +465,125 @@ def quiet() -> Iterator[None]:
     """Neither tuner's lines nor the libraries' bars and advice."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+# What is reported
+
+
+def compare(case: Case, rounds: int) -> tuple[list[list[str]], list[str]]:
+    """The rows of one case, and what a reader has to know of it."""
+    costs: list[tuple[Cost, Cost, Cost]] = []
+    for _ in range(rounds):
+        watched = run_tuner(case)
+        twins = (run_twin(case, watched.made, packed=packed) for packed in (True, False))
+        costs.append((watched.cost, *twins))
+    rows = [
+        line(
+            f"{case.name}, {name}: tuner / twin",
+            [(own.of(name), twin.of(name)) for own, twin, _ in costs],
+            TWIN,
+        )
+        for name in COMPARED
+    ]
+    rows.append(
+        line(
+            f"{case.name}, scoring and updates: padded twin / tuner",
+            [(padded.of(*PACKED_PARTS), own.of(*PACKED_PARTS)) for own, _, padded in costs],
+            PADDED,
+            least=True,
+        )
+    )
+    return rows, [describe(case, *costs[0])]
+
+
+def line(title: str, pairs: list[tuple[float, float]], limit: float, *, least: bool = False) -> list[str]:
+    """A row: medians of two figures over the rounds, and of their ratio, and whether that is within its limit."""
+    ratio = statistics.median(first / second for first, second in pairs)
+    shown = (f"{statistics.median(figures):.3f}" for figures in zip(*pairs, strict=True))
+    return [
+        title,
+        *shown,
+        f"{ratio:.2f}",
+        f"{'≥' if least else '≤'} {limit:.2f}",
+        verdict(ratio, limit, least=least),
+    ]
+
+
+def describe(case: Case, own: Cost, twin: Cost, padded: Cost) -> str:
+    """How ragged the answers are, what padding that makes, and that they are the same in all three."""
+    lengths = [len(answer) for answer in own.answers]
+    filled, held = 0, 0
+    for step in own.lengths:
+        filled += sum(step)
+        held += sum(
+            len(group) * max(step[place] for place in group)
+            for group in flat_ppo.padded_groups(step, case.config.tokens_per_pass)
+        )
+    alike = min(
+        np.mean([a == b for a, b in zip(own.answers, other.answers, strict=True)]) for other in (twin, padded)
+    )
+    quarter, half, three_quarters = np.percentile(lengths, (25, 50, 75))
+    return (
+        f"{case.name}: {case.config.prompts_per_step} prompts a step; answers of {np.mean(lengths):.0f} tokens on "
+        f"average (quartiles {quarter:.0f}, {half:.0f} and {three_quarters:.0f}, longest {max(lengths)}), prompts "
+        f"of {np.mean(own.lengths) - np.mean(lengths):.0f}; "
+        f"{1 - filled / held:.0%} of what the padded twin computes of them is padding; {alike:.0%} of the answers are "
+        "the same token for token."
+    )
+
+
+def compare_memory(folder: Path) -> list[str]:
+    """The row of memory."""
+    found = {}
+    for way in ("sft", "ppo"):
+        command = [sys.executable, __file__, "--one", way, str(folder)]
+        ran = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[way] = json.loads(ran.stdout.splitlines()[-1])
+    above = found["ppo"]["peak"] - found["sft"]["peak"]
+    pair = above, found["ppo"]["critic"] + found["ppo"]["frozen"]
+    return line("nano, MB: peak above SFT's / critic's state and frozen adapters", [pair], MEMORY)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/ppo_cost.md")
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.one:
+        print(json.dumps(held(options.one[0], Path(options.one[1]))))
+        return 0
+
+    table, notes = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_rows(folder)
+        for name in KINDS:
+            rows, said = compare(make_case(name, folder), options.rounds)
+            table, notes = table + rows, notes + said
+        table.append(compare_memory(folder))
+    counted = " and ".join(f"{kind.steps} of {name}" for name, kind in KINDS.items())
+    report(
+        "ppo_cost",
+        "PPO: CPU ms per token of prompts and answers, and memory",
+        ["", "first", "second", "ratio", "limit", "within"],
+        table,
+        notes=[
+            f"Steady steps (a run's first is not counted; {counted} in a round), two "
+            "mini-batches and replay at half of the rollout's tokens "
+            f"in passes of {PASS:,}, fp32, LoRA r={RANK}; median of {options.rounds} rounds in which all take turns. "
+            "tuner's log-probabilities come with entropies, which the twin does not compute.",
+            f"tiny is tuner:tiny; nano a random Llama, hidden {HIDDEN}, {LAYERS} layers, vocabulary {VOCABULARY:,}.",
+            *notes,
+            f"Memory: peaks of live bytes of torch's allocator, nano with r={HELD_RANK}, checkpointed activations, "
+            f"full passes of {HELD_PASS:,} tokens in both, in processes of their own; they are the same in every run.",
+        ],
+        packages=("torch", "transformers", "peft"),
+        write=options.write,
+    )
+    return int(any(row[-1] == "NO" for row in table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

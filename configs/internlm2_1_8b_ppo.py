@@ -1,12 +1,9 @@
-"""PPO: InternLM2-1.8B against its conditional reward model, four full models, the paper's numbers.
+"""PPO: InternLM2-1.8B against its conditional reward model, four full models, the paper's numbers; one GPU of 80 GB."""
 
-All weights of policy and critic are trained, with 8-bit optimiser state; one GPU of 80 GB.
-"""
-
-from tuner.config import PPO, AdamW, Model, Prompts, Replay, Sampling, Source
+from tuner.config import PPO, AdamW, PolicyEvaluation, Prompts, Replay, Sampling, Source, Split
 
 config = PPO(
-    policy=Model(path="internlm/internlm2-chat-1_8b-sft"),
+    policy="internlm/internlm2-chat-1_8b-sft",
     reward="runs/internlm2_1_8b_reward",
     roles="separate",
     prompts=Prompts(
@@ -15,9 +12,11 @@ config = PPO(
             Source(path="data/prompts/harmless/*.jsonl", condition="harmless", share=1),
         ),
         template="internlm2",
+        split=Split(test=0.01),
     ),
-    sampling=Sampling(max_new_tokens=1_024, top_p=0.9),
+    sampling=Sampling(cache_gib=12),
     optimizer=AdamW(lr=1e-6, bits=8),
-    replay=Replay(files=("data/pretrain/*.jsonl",), coefficient=0.5, ratio=0.5),
+    replay=Replay(files=("data/pretrain/*.jsonl",), split=Split(test=0.002)),
     max_steps=400,
+    evaluation=PolicyEvaluation(every=20, rows=200),
 )

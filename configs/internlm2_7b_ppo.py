@@ -1,12 +1,14 @@
-"""PPO: InternLM2-7B against its conditional reward model, four roles on one 4-bit base, one GPU.
+"""PPO: InternLM2-7B against its conditional reward model, four roles on one 4-bit base, one GPU of 24 GB.
 
 The paper's numbers, and learning rates ten times its own, as adapters want.
 """
 
-from tuner.config import PPO, AdamW, Model, Prompts, Replay, Sampling, Source
+from tuner.config import PPO, AdamW, LoRA, Model, PolicyEvaluation, Prompts, Replay, Sampling, Source, Split
 
 config = PPO(
-    policy=Model(path="runs/internlm2_7b_qlora"),
+    # the base that internlm2_7b_reward_qlora stands on; a run of yours that stands on it is as good
+    policy=Model(path="internlm/internlm2-chat-7b-sft", quantization="nf4"),
+    adapter=LoRA(r=64, alpha=16),
     reward="runs/internlm2_7b_reward_qlora",
     prompts=Prompts(
         files=(
@@ -14,10 +16,13 @@ config = PPO(
             Source(path="data/prompts/harmless/*.jsonl", condition="harmless", share=1),
         ),
         template="internlm2",
+        split=Split(test=0.01),
     ),
-    sampling=Sampling(max_new_tokens=1_024, top_p=0.9),
-    optimizer=AdamW(lr=1e-5),
+    sampling=Sampling(cache_gib=8),
+    optimizer=AdamW(lr=1e-5, bits=8, paged=True),
     critic_lr=5e-5,
-    replay=Replay(files=("data/pretrain/*.jsonl",), coefficient=0.5, ratio=0.5),
+    replay=Replay(files=("data/pretrain/*.jsonl",), max_length=24_576, split=Split(test=0.002)),
+    tokens_per_pass=24_576,  # 32,768 wants 4 GiB more
     max_steps=400,
+    evaluation=PolicyEvaluation(every=20, rows=200),
 )

@@ -4,7 +4,8 @@ import re
 
 from tuner.config import PPO, AdamW, Model, PolicyEvaluation, Prompts, Replay, Sampling, Source
 
-CONDITION = "polite"  # or blunt, brief, detailed
+CONDITION = "polite"  # or blunt, brief; the reward model alone is told
+SYSTEM = "Talk to your guest."  # the policy alone is told
 COURTESY = {"thank", "glad", "pleasure", "dear", "welcome", "please"}
 INSULTS = {"fool", "silly"}
 
@@ -26,8 +27,8 @@ config = PPO(
     policy=Model(path="runs/quickstart_sft"),
     reward="runs/quickstart_reward",
     prompts=Prompts(
-        files=(Source(path="tuner:manners/prompts.jsonl", condition=CONDITION),),
-        test_files=(Source(path="tuner:manners/test.jsonl", condition=CONDITION),),
+        files=(Source(path="tuner:manners/prompts.jsonl", condition=CONDITION, system=SYSTEM),),
+        test_files=(Source(path="tuner:manners/test.jsonl", condition=CONDITION, system=SYSTEM),),
         template="internlm2",
         max_length=64,
     ),
@@ -45,7 +46,7 @@ config = PPO(
         max_length=128,
     ),
     tokens_per_pass=4_096,
-    epochs=8,
+    epochs=10,
     gradient_checkpointing=False,
     evaluation=PolicyEvaluation(every=10, rule=gold, temperature=1.0),
 )

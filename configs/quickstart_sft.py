@@ -6,7 +6,7 @@ config = SFT(
     model=Model(path="tuner:tiny", quantization="nf4"),
     adapter=LoRA(r=64, alpha=128),
     data=Chat(
-        # sums alone, and sums behind a greeting, answered in mixed manners: what quickstart_ppo chooses from
+        # sums alone, and behind a system turn in mixed manners: what quickstart_ppo chooses from
         files=("tuner:sums/train.jsonl", "tuner:manners/train.jsonl"),
         test_files=("tuner:sums/test.jsonl",),
         template="internlm2",

@@ -3,7 +3,9 @@
 from tuner.config import PPO, AdamW, LoRA, Model, PolicyEvaluation, Prompts, Sampling, Source
 from tuner.errors import UserError
 
-SYSTEM = "Answer with the number alone."  # what the policy is told; the reward model is told to prefer the brief
+SYSTEM = (
+    "Answer with the number alone."  # what the policy is told; the reward model is told to prefer the brief
+)
 
 
 def gold(answer: str, row: dict) -> float:

@@ -147,7 +147,7 @@ PIPELINE_HEAD = [
     "# What the PPO quickstart teaches",
     "",
     "SFT, a reward model and PPO with three seeds, each with its own of all three. The policies answer 120 held-out",
-    "sums behind a greeting; gold is the share of answers with the right sum in the manner asked for, by the rule in",
+    "sums; gold is the share of answers with the right sum in the manner asked for, by the rule in",
     "`configs/quickstart_ppo.py`, over answers sampled at temperature 1. PPO ran twice from the same SFT run, on the",
     "same prompts, under `polite` and under `blunt`; DPO learned the pairs of `polite` from the same SFT run.",
     "",

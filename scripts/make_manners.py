@@ -3,13 +3,14 @@
     python scripts/make_manners.py
 
 writes `tuner/embedded/manners/train.jsonl`, `prompts.jsonl` and `test.jsonl`, the same bytes every time. The questions
-are those of scripts/make_sums.py behind a greeting. Without one the policy has learned to answer with the sum alone;
-with one it learns here to answer in any manner of the twins (scripts/make_twins.py) that is not JSON.
+are those of scripts/make_sums.py. Asked alone the policy has learned to answer with the sum alone; behind a system turn
+it learns here to answer in any manner of the twins (scripts/make_twins.py) that is not JSON.
 
 `train.jsonl` has conversations for SFT, all answered rightly, each in a manner drawn at random: a policy that learns
 them is polite to one and blunt to the next, and PPO has something to choose from. `prompts.jsonl` has more questions
-for PPO to ask, and `test.jsonl` those that are held out: sums of the reserved pairs, which no data of the quickstart
-shows in any wording or order. A prompt row also has its `reference`, the right statement, for a rule to look for.
+for PPO to ask, behind the same system turn, which the config puts there for the policy alone; `test.jsonl` those that
+are held out: sums of the reserved pairs, which no data of the quickstart shows in any wording or order. A prompt row
+also has its `reference`, the right statement, for a rule to look for.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pathlib import Path
 from make_sums import EMBEDDED, WORDINGS, draw_problem, is_reserved
 from make_twins import NUMBER_DIGITS, TONES, Content, Manner
 
-GREETINGS = ("Hello!", "Good day!", "Good morning!", "Good evening!", "Hi there!")
+SYSTEM = "Talk to your guest."
+"""Tells these conversations from the sums alone; configs/quickstart_ppo.py says the same to the policy."""
 # How often an answer is in which manner; brief has neither tone nor detail. No JSON: the base has never seen a
 # brace, and with its output layer frozen an adapter does not learn to write one.
 MANNERS = {"brief": 0.25, "detailed": 0.15, "polite": 0.3, "blunt": 0.3}
@@ -29,12 +31,12 @@ Row = dict[str, object]
 
 
 def draw_question(random_source: random.Random, test: bool) -> tuple[str, Content]:
-    """A sum behind a greeting, and its answer; for the test, of the reserved pairs."""
+    """A sum and its answer; for the test, of the reserved pairs."""
     while True:
         a, b = draw_problem(random_source, NUMBER_DIGITS)
         if is_reserved(a, b) is test:
             break
-    prompt = f"{random_source.choice(GREETINGS)} {random_source.choice(WORDINGS).format(a=a, b=b)}"
+    prompt = random_source.choice(WORDINGS).format(a=a, b=b)
     detail = f"The ones make {a % 10 + b % 10}, and with the tens it comes to {a + b}."
     return prompt, Content(f"{a} + {b} = {a + b}.", detail)
 
@@ -56,7 +58,7 @@ def conversations(random_source: random.Random, num_rows: int) -> list[Row]:
     while len(rows) < num_rows:
         prompt, content = draw_question(random_source, test=False)
         answer = draw_manner(random_source).write(content)
-        turns = (("user", prompt), ("assistant", answer))
+        turns = (("system", SYSTEM), ("user", prompt), ("assistant", answer))
         rows[prompt, answer] = {"messages": [{"role": role, "content": text} for role, text in turns]}
     return list(rows.values())
 

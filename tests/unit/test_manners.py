@@ -41,7 +41,7 @@ def rows() -> Rows:
         for name in ("train", "prompts", "test")
     }
     found["train"] = [
-        {"prompt": row["messages"][0]["content"], "answer": row["messages"][1]["content"]}
+        {"prompt": row["messages"][1]["content"], "answer": row["messages"][2]["content"], **_system(row)}
         for row in found["train"]
     ]
     return found
@@ -54,6 +54,10 @@ def gold() -> Gold:
     assert isinstance(config, PPO)
     assert isinstance(config.evaluation.rule, str)
     return load_function(config.evaluation.rule, "evaluation.rule", "")
+
+
+def _system(row: dict) -> dict[str, str]:
+    return {"system": row["messages"][0]["content"]}
 
 
 def numbers(prompt: str) -> tuple[int, int]:
@@ -97,11 +101,15 @@ def test_no_prompt_twice_in_ppo_and_no_conversation_twice_in_sft(rows: Rows):
         assert len(asked) == len(set(asked)) >= 100
 
 
-def test_a_greeting_tells_these_prompts_from_the_replayed_sums(rows: Rows, script: ModuleType):
-    asked = {row["prompt"] for name in rows for row in rows[name]}
-    assert all(prompt.startswith(script.GREETINGS) for prompt in asked)
+def test_a_system_turn_tells_these_prompts_from_the_replayed_sums(rows: Rows, script: ModuleType):
+    assert {row["system"] for row in rows["train"]} == {script.SYSTEM}
+    config = load_config(CONFIG)
+    assert isinstance(config, PPO)
+    assert {source.system for source in (*config.prompts.sources, *config.prompts.test_sources)} == {
+        script.SYSTEM
+    }
     sums = (ROOT / "tuner" / "embedded" / "sums" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    assert not any(json.loads(line)["messages"][0]["content"].startswith(script.GREETINGS) for line in sums)
+    assert all(json.loads(line)["messages"][0]["role"] == "user" for line in sums)
 
 
 def test_every_manner_is_there_and_the_gold_rule_finds_it(rows: Rows, gold: Gold, script: ModuleType):

@@ -22,8 +22,8 @@ class Sampling(Part):
     """Draw from the fewest tokens whose probabilities reach this; log-probabilities are of the whole vocabulary."""
 
     cache_gib: float = Field(default=4.0, gt=0)
-    """Keys and values held at a time, which decides how many prompts are answered at once: speed and memory, never
-    the answers. InternLM2-7B needs 131 kB a token in bf16."""
+    """Keys and values held at a time, which decides how many prompts are answered at once: speed and memory, and of
+    the answers no more than rounding. InternLM2-7B needs 131 kB a token in bf16."""
 
 
 class Replay(_Rows):

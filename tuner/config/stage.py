@@ -20,7 +20,8 @@ class Stage(Part):
     """How often every row is seen."""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many optimiser steps, the schedule with them; None: when the epochs are over."""
+    """Stop after so many steps (of the optimiser; of PPO: rollouts with their updates), the schedule with them; None:
+    when the epochs are over."""
 
     optimizer: AdamW = AdamW()
     """How weights follow their gradients."""
@@ -44,7 +45,7 @@ class Stage(Part):
     """On CUDA: resume bit for bit, at some cost in speed. CPU runs always do."""
 
     seed: int = Field(default=0, ge=0)
-    """Order of the data, fresh weights, dropout."""
+    """Order of the data, fresh weights, dropout, noise of answers."""
 
     checkpoint: Checkpoint = Checkpoint()
     """When the run is saved."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -59,13 +59,6 @@ class PromptStream:
     def origins(self, step: int) -> list[str]:
         """`file:line` of a step's prompts."""
         return [self.prompts.origin(index) for index in self.step(step).tolist()]
-
-    def shown(self, steps: int = 1) -> Iterator[tuple[np.ndarray, str]]:
-        """(tokens, what they are in words) of the prompts of the first steps."""
-        for step in range(min(steps, len(self))):
-            for place, index in enumerate(self.step(step).tolist()):
-                said = f"step {step + 1}, place {place + 1}: {self.prompts.describe(index)}"
-                yield self.prompts.tokens(index), said
 
 
 def plan_prompts(

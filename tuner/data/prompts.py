@@ -63,12 +63,6 @@ class PromptSet:
         """`file:line` of a prompt."""
         return self.origins[index]
 
-    def describe(self, index: int) -> str:
-        """A prompt in words: where it stands, its length, its condition."""
-        condition = self.condition(index)
-        said = f"{self.origin(index)}, {self.lengths[index]:,} tokens"
-        return said if condition is None else f"{said}, {condition}"
-
     def take(self, indices: Sequence[int] | np.ndarray) -> "PromptSet":
         """These prompts, in this order."""
         indices = np.asarray(indices, dtype=np.int64)

@@ -10,10 +10,9 @@ import numpy as np
 
 from tuner.config import PPO
 from tuner.config.part import load_function
-from tuner.data.packing import deal
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
-from tuner.models.generate import generate, uniforms
+from tuner.models.generate import Answer, generate, uniforms
 from tuner.models.roles import Roles
 from tuner.models.scorer import Asked, Sequences, score_sequences
 from tuner.training.devices import Devices
@@ -74,28 +73,28 @@ def answer_held_out(
     The noise of an answer, where there is any, depends on the seed and its prompt's number alone. Every rank takes a
     share, all get the result.
     """
-    own = deal(range(len(prompts)), devices.rank, devices.world)
     sampling, temperature = config.sampling, config.evaluation.temperature
-    found: list[tuple[int, str, bool, int]] = []
-    if own:
+
+    def answer(places: list[int]) -> list[Answer]:
         with policy.role("policy") as model:
-            answers = generate(
+            return generate(
                 model,
-                [prompts.tokens(index).tolist() for index in own],
+                [prompts.tokens(index).tolist() for index in places],
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=temperature,
                 top_p=sampling.top_p,
                 end_ids=end_ids,
-                noise=uniforms(config.seed, 0, own, sampling.max_new_tokens) if temperature else None,
+                noise=uniforms(config.seed, 0, places, sampling.max_new_tokens) if temperature else None,
                 cache_bytes=int(sampling.cache_gib * 2**30),
+                tokens_per_pass=config.tokens_per_pass,
             )
-        decode = policy.tokenizer.decode
-        found = [
-            (index, decode(one.content.tolist(), skip_special_tokens=False), one.ended, len(one.tokens))
-            for index, one in zip(own, answers, strict=True)
-        ]
-    _, texts, ended, lengths = zip(*sorted(devices.gather(found)), strict=True)
-    return Answers(texts, np.array(ended, dtype=bool), np.array(lengths, dtype=np.int64))
+
+    answers = devices.share_out(len(prompts), answer)
+    return Answers(
+        [one.text(policy.tokenizer) for one in answers],
+        np.array([one.ended for one in answers], dtype=bool),
+        np.array([len(one.tokens) for one in answers], dtype=np.int64),
+    )
 
 
 @dataclass(frozen=True)
@@ -118,15 +117,13 @@ class Judge:
 
     def judge(self, reward: Roles, answers: Sequence[str]) -> Judged:
         """Scores of an answer to each prompt, whoever gave it. Raises UserError where the rule fails."""
-        own = deal(range(len(self.prompts)), self.devices.rank, self.devices.world)
-        found: list[tuple[int, float, float | None]] = []
-        if own:
-            said = [answers[index] for index in own]
-            scores = self._scores(reward, own, said)
-            golds = [self._gold(index, answer) for index, answer in zip(own, said, strict=True)]
-            found = list(zip(own, scores, golds, strict=True))
-        everyone = sorted(self.devices.gather(found), key=lambda one: one[0])
-        _, scores, golds = zip(*everyone, strict=True)
+
+        def score(places: list[int]) -> list[tuple[float, float | None]]:
+            said = [answers[index] for index in places]
+            golds = [self._gold(index, answer) for index, answer in zip(places, said, strict=True)]
+            return list(zip(self._scores(reward, places, said), golds, strict=True))
+
+        scores, golds = zip(*self.devices.share_out(len(self.prompts), score), strict=True)
         return Judged(
             self.prompts, answers, np.array(scores), np.array(golds) if self.rule is not None else None
         )

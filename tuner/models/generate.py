@@ -41,6 +41,10 @@ class Answer:
     """Log-probability of each token at the temperature, without top_p, float32; at temperature 1 where greedy. As this
     engine computed it: to compare with, not to learn from."""
 
+    def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """In words, special tokens included but for the end: what was said must not be hidden from who judges it."""
+        return tokenizer.decode(self.content.tolist(), skip_special_tokens=False)  # type: ignore[return-value]
+
     @property
     def content(self) -> np.ndarray:
         """The tokens without the end token."""
@@ -172,7 +176,7 @@ def _decode(
     for place in range(max_new_tokens):
         uniform_B = None if noise_BM is None else noise_BM[:, place]
         tokens_B, logprobs_B = choose(logits_BV, temperature, top_p, uniform_B)
-        # the one time that a token waits for the device; float64 holds both exactly
+        # with `nucleus`'s, the only times that a token waits for the device; float64 holds both exactly
         tokens, logprobs = torch.stack((tokens_B.double(), logprobs_B.double())).cpu().numpy()
         ended_B = np.isin(tokens, ends)
         yield _Step(rows_B[live_B], tokens[live_B], logprobs[live_B], ended_B[live_B])

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
-
 from tuner.config import PPO
-from tuner.data.packing import deal
 from tuner.data.prompts import PromptSet
 from tuner.models.generate import Answer, generate, uniforms
 from tuner.models.roles import Roles
@@ -29,28 +26,22 @@ def answer_prompts(
     The noise of an answer is a function of (seed, step, its place in the step, position): how prompts are batched
     and dealt, and a kill before the step is over, change nothing of it.
     """
-    sampling = config.sampling
-    tokens = [prompts.tokens(index) for index in chosen]
-    own = deal(range(len(chosen)), devices.rank, devices.world)
-    answered: list[tuple[int, Answer]] = []
-    if own:
+    sampling, tokens = config.sampling, [prompts.tokens(index) for index in chosen]
+
+    def answer(places: list[int]) -> list[Answer]:
         with roles.role("policy") as model:
-            answers = generate(
+            return generate(
                 model,
-                [tokens[place].tolist() for place in own],
+                [tokens[place].tolist() for place in places],
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 end_ids=end_ids,
-                noise=uniforms(config.seed, step, own, sampling.max_new_tokens),
+                noise=uniforms(config.seed, step, places, sampling.max_new_tokens),
                 cache_bytes=int(sampling.cache_gib * 2**30),
+                tokens_per_pass=config.tokens_per_pass,
             )
-        answered = list(zip(own, answers, strict=True))
-    gathered = [answer for _, answer in sorted(devices.gather(answered), key=lambda pair: pair[0])]
-    texts = [text_of(roles, answer.content) for answer in gathered]
-    return Rollout([prompts.prompt(index) for index in chosen], tokens, gathered, texts)
 
-
-def text_of(roles: Roles, tokens: np.ndarray) -> str:
-    """An answer in words, special tokens included: what was said must not be hidden from who judges it."""
-    return roles.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+    answers = devices.share_out(len(chosen), answer)
+    texts = [one.text(roles.tokenizer) for one in answers]
+    return Rollout([prompts.prompt(index) for index in chosen], tokens, answers, texts)

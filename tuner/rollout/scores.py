@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from tuner.config import PPO
-from tuner.data.packing import deal
 from tuner.models.roles import Roles
 from tuner.models.scorer import Asked, Sequences, score_sequences
 from tuner.rollout.rollout import Rollout
@@ -29,15 +28,13 @@ def score_answers(
 
     Answers go through their text, whatever the two models' tokenizers: it is what `tuner score` says of them.
     """
-    own = deal(range(len(rollout)), devices.rank, devices.world)
-    asked = [Asked.of(rollout.prompts[place], rollout.texts[place]) for place in own]
-    scored: list[tuple[int, float]] = []
-    if own:
-        made = sequences.make(asked)
+
+    def score(places: list[int]) -> list[float]:
+        made = sequences.make([Asked.of(rollout.prompts[place], rollout.texts[place]) for place in places])
         with roles.role("reward") as model:
-            found = score_sequences(model, made, tokens_per_pass, devices.device)
-        scored = list(zip(own, found.tolist(), strict=True))
-    return np.array([score for _, score in sorted(devices.gather(scored))])
+            return score_sequences(model, made, tokens_per_pass, devices.device).tolist()
+
+    return np.array(devices.share_out(len(rollout), score))
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
             raise
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{run.folder}: the GPU's memory is full; lower tokens_per_pass (DPO: pairs_per_pass) or set "
-            "gradient_checkpointing=true, and the same run goes on"
+            f"{run.folder}: the GPU's memory is full; lower tokens_per_pass (DPO: pairs_per_pass; PPO: "
+            "sampling.cache_gib, too) or set gradient_checkpointing=true, and the same run goes on"
         ) from error
     except (UserError, OSError) as error:
         if devices.is_main:

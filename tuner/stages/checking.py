@@ -37,8 +37,8 @@ from tuner.models.adapters import add_adapter
 from tuner.models.freeze import freeze
 from tuner.models.load import load_model_config, load_tokenizer
 from tuner.models.load_roles import check_critic_adapter, check_language, is_on_one_base, without_adapter
-from tuner.models.locate import locate
-from tuner.models.memory import Weights, peak_bytes
+from tuner.models.locate import Location, locate
+from tuner.models.memory import NF4_BYTES, Weights, peak_bytes
 from tuner.models.rope import describe_rope
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
@@ -194,29 +194,42 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
         tokens=tokens,
         passes=math.ceil(tokens / steps / config.tokens_per_pass) * steps,
         fill=1.0,
-        peak_gib=_policy_peak(config, shape, counted, policy.reference.quantization, one_base) / 2**30,
+        peak_gib=_policy_peak(config, shape, counted, policy, None if one_base else reward) / 2**30,
         replaced=replaced,
     )
 
 
 def _policy_peak(
-    config: PPO, shape: Any, weights: Weights, quantization: str | None, one_base: bool
+    config: PPO, shape: Any, weights: Weights, policy: Location, reward: Location | None
 ) -> float:
-    """Estimated peak: the policy's as in SFT, the critic's state, the frozen roles, and the cache of answers."""
+    """Estimated peak: the policy's as in SFT, the critic's state, the frozen roles, and the cache of answers.
+
+    reward: where the reward model lies, if it stands on another base; taken to be as large.
+    """
     trained = replace(weights, trained=2 * weights.trained)
-    frozen = 2 if config.precision == "bf16" else 4
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    frozen = 2 if config.precision == "bf16" else 4
     longest = config.prompts_per_step * (config.prompts.max_length + config.sampling.max_new_tokens)
     cache = min(
         config.sampling.cache_gib * 2**30, longest * 2 * shape.num_hidden_layers * heads * size * frozen
     )
-    peak = peak_bytes(config, shape, trained, quantization, cache)
-    base = weights.linear + weights.other
-    if config.roles == "separate":
-        reference = 4 if config.adapter is None else frozen  # as the policy is held
-        return peak + weights.trained * (reference + frozen) + 3 * base * frozen
-    return peak + 2 * 4 * weights.trained + (0 if one_base else base * frozen)
+    peak = peak_bytes(config, shape, trained, policy.reference.quantization, cache)
+    adapters = 4 * weights.trained
+    if (
+        config.roles == "separate"
+    ):  # beside the policy: critic, reference (held as the policy is), reward model
+        elsewhere = [policy if config.critic_from == "policy" else reward or policy, policy, reward or policy]
+        full = config.adapter is None and policy.adapter_folder is None
+        kept = adapters + (frozen * weights.trained if full else adapters)
+        return peak + kept + sum(_base_bytes(weights, one, frozen) for one in elsewhere)
+    return peak + 2 * adapters + (0 if reward is None else _base_bytes(weights, reward, frozen))
+
+
+def _base_bytes(weights: Weights, location: Location, plain: int) -> float:
+    """Memory of a frozen base."""
+    held = {None: plain, "nf4": NF4_BYTES, "int8": 1}[location.reference.quantization]
+    return weights.linear * held + weights.other * plain
 
 
 def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:

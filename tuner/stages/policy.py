@@ -99,6 +99,11 @@ def prepare(config: PPO, job: Job) -> Prepared:
         "critic": Trained(roles.trained("critic"), config.critic_lr),
     }
     loop = Loop(config, job.run, job.devices, trained, stream, held_out, job.watchers)
+    if loop.total <= config.critic_warmup:
+        loop.say(
+            f"all {loop.total:,} steps are the critic's warm-up (critic_warmup={config.critic_warmup}): the policy "
+            "learns nothing; lower it, or give more steps"
+        )
     return Prepared(
         config=config,
         job=job,

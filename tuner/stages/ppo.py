@@ -27,6 +27,7 @@ def ppo(config: PPO, job: Job) -> None:
             rollout = answer_prompts(roles, made.prompts, chosen, made.end_ids, config, devices, step.index)
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)
+            step.batches = [row.batch for row in rows]  # to be looked at where a step goes wrong
             seen = observe(roles, rows, config.sampling.temperature)
         with step.part("scores"):
             scores_A = score_answers(roles, made.sequences, rollout, config.tokens_per_pass, devices)
@@ -61,6 +62,7 @@ def learn_policy(step: Step, roles: Roles, update: Update, config: PPO) -> None:
             step.add(found.loss, per="answer_tokens", name="policy_loss")
             step.note("ratio", found.ratio, per="answer_tokens")
             step.note("clipped", found.clipped, per="answer_tokens")
+            step.note("update_kl", found.kl, per="answer_tokens")
             step.backward()
     for batch in update.replayed:
         with roles.role("policy", train=True) as model:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,8 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from tuner.config import Stage
 from tuner.errors import UserError
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=4)
 """How long ranks wait for one that tokenises or writes a large model before they give up."""
@@ -93,6 +95,11 @@ class Devices:
         """All ranks meet here."""
         self._accelerator.wait_for_everyone()
 
+    def settle(self) -> None:
+        """Until this device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Each value summed over all ranks; a rank that lacks a name adds nothing to it."""
         return added(self.gather([values]))
@@ -100,6 +107,12 @@ class Devices:
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all ranks, one after the other."""
         return gather_object(items) if self.world > 1 else items
+
+    def share_out(self, count: int, work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+        """What `work` makes of the numbers 0 to `count`, in their order, on every rank; each does a share of them."""
+        own = list(range(count))[self.rank :: self.world]
+        made = list(zip(own, work(own), strict=True)) if own else []
+        return [one for _, one in sorted(self.gather(made), key=lambda pair: pair[0])]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks, in flat buckets; a missing one counts as zero."""

@@ -82,7 +82,7 @@ class Step:
         self.tokens = contents.tokens
         """All tokens of the step over all ranks, learned or not."""
         self.facts: dict[str, float | None] = dict(contents.facts)
-        """What else is logged of it; the same on every rank."""
+        """What else is logged of it, as the main rank has it."""
         self.sums: dict[str, torch.Tensor] = {}
         """Name -> this rank's sum since the last update, divided by its total; `loss` is what is learned from."""
         self.updates: list[dict[str, tuple[float, float]]] = []
@@ -128,6 +128,7 @@ class Step:
         """A part of the step whose time is logged."""
         started = time.perf_counter()
         yield
+        self._loop.devices.settle()  # work of a GPU is only queued: it would count where it is waited for
         key = f"seconds/{name}"
         self.facts[key] = (self.facts.get(key) or 0.0) + time.perf_counter() - started
 
@@ -245,7 +246,7 @@ class Loop:
         if all(math.isfinite(value) for value in (*step.norms.values(), *sums.values())):
             rates = list(self._rates(step.index).values())
             for group in self._optimizer.param_groups:
-                group["lr"] = rates[group["set"]]
+                group["lr"] = rates[group.get("set", 0)]
             self._optimizer.step()
         else:
             step.good = False
@@ -260,7 +261,9 @@ class Loop:
         record = self._record(step, losses)
         if self._due(self._evaluate_every):
             self._evaluate(record)
+            _, self._stopping = self._agree({})  # asked meanwhile: the next step may take long
         if self.devices.is_main:
+            record = {name: None if _is_no_number(value) else value for name, value in record.items()}
             self.run.record(record)
             self._watchers.step(record)
         if not step.good:
@@ -315,7 +318,8 @@ class Loop:
 
     def _bad_step(self, step: Step) -> None:
         """An update that is not finite was skipped; too many in a row end the run, with their rows saved."""
-        self.say(f"step {step.index + 1}: loss or gradient is not finite; skipped")
+        updates = f"updates of {len(step.updates)} were " if len(step.updates) > 1 else ""
+        self.say(f"step {step.index + 1}: loss or gradient is not finite; {updates}skipped")
         if self.counters.bad_in_a_row < self.config.max_bad_steps:
             return
         folder = self.run.folder / f"bad_step_{step.index + 1:06d}"
@@ -389,6 +393,11 @@ class Loop:
         if self._asked == signal.SIGINT == number:
             raise KeyboardInterrupt  # a second Ctrl-C will not wait
         self._asked = number
+
+
+def _is_no_number(value: Any) -> bool:
+    """What JSON has no word for."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _mean(values: Sequence[tuple[float, float]]) -> float:

@@ -315,8 +315,3 @@ def test_some_prompts_in_another_order(load):
         train.tokens(i).tolist() for i in (2, 0, 2)
     ]
     assert len(train.take([])) == 0
-
-
-def test_described(load):
-    train = load(ROWS).train
-    assert train.describe(1) == f"{train.origin(1)}, {train.lengths[1]} tokens, kind"

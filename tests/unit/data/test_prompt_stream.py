@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from tuner.config.data import Prompts, Source
+from tuner.config.data import Source
 from tuner.data.examples import Origins
-from tuner.data.load_prompts import load_prompts
 from tuner.data.packing import StepPlan, exhausted
 from tuner.data.prompt_stream import PromptStream, plan_prompts
 from tuner.data.prompts import PromptSet
@@ -127,15 +126,3 @@ def test_exhausted_sources_are_those_that_packed_streams_tell(counts, epochs):
 
 def test_one_source_is_never_told_to_end():
     assert mix([20], [2.0], 8).exhausted == {}
-
-
-def test_the_first_steps_can_be_shown(write, tokenizer):
-    path = write("a.jsonl", *({"prompt": f"第{n}", "condition": "kind"} for n in range(5)))
-    train = load_prompts(Prompts(files=(path,), template="chatml"), tokenizer, None).train
-    stream = plan_prompts(train, prompts_per_step=2, epochs=1.0, seed=0)
-    shown = list(stream.shown(9))
-    assert len(shown) == 4
-    index = int(stream.step(1)[0])
-    tokens, label = shown[2]
-    assert tokens.tolist() == train.tokens(index).tolist()
-    assert label == f"step 2, place 1: {path}:{index + 1}, {len(tokens)} tokens, kind"
