@@ -120,7 +120,10 @@ EARLY, LATE = {"rel": 2e-4, "abs": 5e-6}, {"rel": 2e-3, "abs": 3e-4}
 CASES = {"everything": {}, "otherwise": OTHERWISE}
 """What the config of each case changes."""
 PER_ANSWER = ("answers", "logprobs", "reference_logprobs", "values", "rewards", "advantages", "returns")
-MEASURES = ("score", "reward", "kl", "kl_k3", "entropy", "length", "ended", "value", "explained_variance")
+MEASURES = (
+    *("score", "reward", "kl", "kl_k3", "entropy", "length", "ended", "value", "explained_variance"),
+    "replay_tokens",
+)
 """What the record says of a step beside its updates, under the twin's names."""
 
 
@@ -157,7 +160,8 @@ class Product:
 
     def update(self, step: Step) -> None:
         norms = {f"grad_norm_{name}": norm for name, norm in step.norms.items()}
-        self.steps[-1]["updates"].append({**step.updates[-1], **norms})
+        values = {name: value for name, (value, _) in step.updates[-1].items()}
+        self.steps[-1]["updates"].append({**values, **norms})
 
 
 @pytest.fixture
@@ -201,7 +205,9 @@ def starts(tmp_path_factory):
     return {"policy": tuner.train(SFT_RUN, runs=runs), "reward": tuner.train(REWARD_RUN, runs=runs)}
 
 
-def run_twin(config: PPO, product: Product, starts: Any) -> tuple[list[dict[str, Any]], flat_ppo.Roles]:
+def run_twin(
+    config: PPO, product: Product, starts: Any, replay: Any
+) -> tuple[list[dict[str, Any]], flat_ppo.Roles]:
     """The twin's steps, and its roles as they are after the last, from what the product was given."""
     made = product.made
     same = {
@@ -238,7 +244,7 @@ def run_twin(config: PPO, product: Product, starts: Any) -> tuple[list[dict[str,
         return [tokens.tolist() for tokens in made.sequences.make(asked)]
 
     roles = flat_ppo.load_roles(settings)
-    return flat_ppo.train(settings, prompts, score, replay_rows(made), roles), roles
+    return flat_ppo.train(settings, prompts, score, replay, roles), roles
 
 
 def replay_rows(made: Any) -> list[tuple[list[int], list[int]]] | None:
@@ -255,14 +261,15 @@ def test_the_product_is_the_twin(case, product, starts, tmp_path):
     folders = {f"{name}.path": str(run.folder) for name, run in starts.items()}
     config = override(EVERYTHING, folders | CASES[case])
     run = tuner.train(config, runs=tmp_path)
-    twin, roles = run_twin(config, product, starts)
+    replay = replay_rows(product.made)
+    twin, roles = run_twin(config, product, starts, replay)
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == len(product.steps) == len(twin) == config.max_steps
     for record, own, their in zip(records, product.steps, twin, strict=True):
         near = EARLY if their["step"] <= config.critic_warmup else LATE
         assert_same_step(own, their, near)
         assert_same_updates(own["updates"], their, config, near)
-        assert_same_record(record, own, their, near)
+        assert_same_record(record, own, their, config, replay, near)
     assert_same_weights(run, product, roles)
     assert_something_happened(records, twin, config)
 
@@ -295,20 +302,36 @@ def assert_same_updates(own, their, config, near):
             assert [expected.pop(name) for name in learned_not] == [0] * 4
         if not len(share):
             assert expected.pop("replay_loss") == 0
-        assert one == pytest.approx(expected, **near), (their["step"], number)
+        own_alone = one.keys() - expected.keys()
+        assert own_alone <= {"update_kl"}  # of which the twin knows nothing
+        assert {name: one[name] for name in expected} == pytest.approx(expected, **near), (
+            their["step"],
+            number,
+        )
 
 
-def assert_same_record(record, own, their, near):
-    """The line in metrics.jsonl: means over the updates that have a measure; of norms the last update's."""
-    updates = own["updates"]
+def assert_same_record(record, own, their, config, replay, near):
+    """The line in metrics.jsonl: means over the updates that have a measure, by their tokens; the last norms."""
+    parts = np.array_split(np.arange(len(their["answers"])), config.mini_batches) * config.update_epochs
+    shares = np.array_split(their["replay_rows"], len(parts))
+    answered = [sum(len(their["answers"][place]) for place in part) for part in parts]
+    replayed = [sum(sum(replay[row][1][1:]) for row in share) for share in shares]
+    weights = {"loss": [1] * len(parts), "replay_loss": replayed}
     for name in ("loss", "policy_loss", "value_loss", "replay_loss", "ratio", "clipped"):
-        found = [update[name] for update in updates if name in update]
-        assert (name in record) == bool(found), name
-        assert not found or record[name] == pytest.approx(np.mean(found))
+        having = [
+            (one[name], weight)
+            for one, weight in zip(own["updates"], weights.get(name, answered), strict=True)
+            if name in one
+        ]
+        assert (name in record) == bool(having), name
+        if having:
+            values, of_values = zip(*having, strict=True)
+            assert record[name] == pytest.approx(np.average(values, weights=of_values)), name
     for name in ("grad_norm_policy", "grad_norm_critic"):
-        assert record.get(name) == updates[-1].get(name), name
+        assert record.get(name) == own["updates"][-1].get(name), name
     for name in MEASURES:
-        assert record[name] == pytest.approx(their[name], **near), (their["step"], name)
+        if name in record or name != "replay_tokens":
+            assert record[name] == pytest.approx(their[name], **near), (their["step"], name)
 
 
 def assert_same_weights(run, product, roles):

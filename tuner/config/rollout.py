@@ -76,7 +76,7 @@ class PolicyEvaluation(Measuring):
     """What is measured on held-out prompts: the learned score, and a gold score by rule."""
 
     samples: int = Field(default=3, ge=0)
-    """Held-out prompts whose answers are shown at each measurement."""
+    """Held-out prompts whose answers are shown at each measurement, and answers of every step in rollouts.jsonl."""
 
     rule: Function | None = None
     """Gold score of an answer, which the policy never learns from: a function (answer, row) -> float in 0..1. The row

@@ -175,16 +175,10 @@ def _measured(one: Contestant, chosen_A: np.ndarray, clusters_A: np.ndarray) -> 
     return Measured(
         prompts=int(chosen_A.sum()),
         score=mean(one.judged.scores_A[chosen_A], clusters_A),
-        gold=None if golds_A is None else _gold(golds_A[chosen_A], clusters_A),
+        gold=None if golds_A is None else share(golds_A[chosen_A], clusters_A),
         ended=float(one.answers.ended_A[chosen_A].mean()),
         length=float(one.answers.lengths_A[chosen_A].mean()),
     )
-
-
-def _gold(golds_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
-    """A rule is to say 0..1; of one that says more the interval is that of any mean."""
-    within = golds_A.min() >= 0 and golds_A.max() <= 1
-    return (share if within else mean)(golds_A, clusters_A)
 
 
 def results(card: PolicyCard) -> dict[str, Any]:

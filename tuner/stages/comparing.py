@@ -201,13 +201,12 @@ def _judge(
 
 def _check_numbers(config: PPO, judged: Sequence[Judged]) -> None:
     for one in judged:
-        for values_A, who in ((one.scores_A, config.reward.path), (one.golds_A, config.evaluation.rule)):
-            if values_A is not None and not np.isfinite(values_A).all():
-                place = int(np.flatnonzero(~np.isfinite(values_A))[0])
-                raise UserError(
-                    f"{one.prompts.origin(place)}: {who} gives {values_A[place]} for an answer, which is no score; "
-                    "correct it, or train the reward model again"
-                )
+        if not np.isfinite(one.scores_A).all():
+            place = int(np.flatnonzero(~np.isfinite(one.scores_A))[0])
+            raise UserError(
+                f"{one.prompts.origin(place)}: {config.reward.path} gives {one.scores_A[place]} for an answer, which "
+                "is no score; train the reward model again"
+            )
 
 
 def _free() -> None:

@@ -25,9 +25,10 @@ from tuner.models.chat import end_ids
 from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles
 from tuner.models.scorer import Sequences
+from tuner.rollout.rollout import Rollout
 from tuner.stages.job import Job
 from tuner.stages.rows import plan_run
-from tuner.training.loop import Loop, Step
+from tuner.training.loop import Loop, Step, finite
 from tuner.training.optimizers import Trained
 from tuner.training.progress import progress_bar
 
@@ -64,6 +65,23 @@ class Prepared:
         rows, self.loop.kept["replay"] = self.replay.draw(self.loop.kept.get("replay", {}), tokens)
         step.facts["replay_tokens"] = self.replay.tokens(rows)
         return rows
+
+    def keep_answers(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
+        """The first answers of a rollout, to be read: a file shows them step by step."""
+        if not self.job.devices.is_main:
+            return
+        shown = range(min(self.config.evaluation.samples, len(rollout)))
+        answers = [
+            {
+                "prompt": rollout.prompts[place].turns[-1].content,
+                "answer": rollout.texts[place],
+                "condition": rollout.prompts[place].condition,
+                "score": finite(float(scores_A[place])),
+                "ended": rollout.answers[place].ended,
+            }
+            for place in shown
+        ]
+        self.job.run.record_answers(step.index + 1, answers)
 
     def finish(self, before: PolicyMeasure) -> None:
         """Measure what was trained, and write it."""

@@ -48,6 +48,7 @@ def ppo(config: PPO, job: Job) -> None:
                 learn_values(step, roles, update, config)
                 step.update(*(["critic"] if warming_up else ["policy", "critic"]))
         step.tokens = rollout.num_tokens
+        made.keep_answers(step, rollout, scores_A)
         step.facts |= health(rollout, scores_A, seen, devices)
         step.finish()
     made.finish(before)

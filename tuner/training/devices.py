@@ -1,6 +1,7 @@
 """The accelerate door: where a run computes, in what precision, and how its processes add up.
 
-There is no DDP wrapper. Each rank runs its own passes, perhaps none, and gradients are summed once a step.
+There is no DDP wrapper. Each rank runs its own passes, perhaps none, and gradients are summed once an
+update.
 """
 
 from __future__ import annotations

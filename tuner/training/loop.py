@@ -263,7 +263,7 @@ class Loop:
             self._evaluate(record)
             _, self._stopping = self._agree({})  # asked meanwhile: the next step may take long
         if self.devices.is_main:
-            record = {name: None if _is_no_number(value) else value for name, value in record.items()}
+            record = {name: finite(value) for name, value in record.items()}
             self.run.record(record)
             self._watchers.step(record)
         if not step.good:
@@ -295,13 +295,12 @@ class Loop:
 
     def _record(self, step: Step, losses: Mapping[str, float | None]) -> dict[str, Any]:
         seconds = time.perf_counter() - self._started
-        norms = {name: norm if math.isfinite(norm) else None for name, norm in step.norms.items()}
         return {
             "step": self.counters.step,
             "tokens": self.counters.tokens,
             **losses,
             **self._by_set("lr", self._rates(step.index)),
-            **self._by_set("grad_norm", norms),
+            **self._by_set("grad_norm", step.norms),
             "epoch": step.contents.epoch,
             **step.facts,
             "seconds": seconds,
@@ -395,9 +394,9 @@ class Loop:
         self._asked = number
 
 
-def _is_no_number(value: Any) -> bool:
-    """What JSON has no word for."""
-    return isinstance(value, float) and not math.isfinite(value)
+def finite(value: Any) -> Any:
+    """The value; None for a number that JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(values: Sequence[tuple[float, float]]) -> float:

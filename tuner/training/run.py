@@ -161,7 +161,7 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget the records after `step`, so that going on repeats none."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl"):
             if (self.folder / name).is_file():
                 kept = [_line(record) for record in self._records(name) if record["step"] <= step]
                 self._write(name, "".join(kept))
@@ -173,6 +173,11 @@ class Run:
     def record_samples(self, step: int, samples: Sequence[Sample]) -> None:
         for sample in samples:
             self._append("samples.jsonl", _line({"step": step, **asdict(sample)}))
+
+    def record_answers(self, step: int, answers: Sequence[dict[str, Any]]) -> None:
+        """Some of a rollout's answers, in rollouts.jsonl."""
+        for answer in answers:
+            self._append("rollouts.jsonl", _line({"step": step, **answer}))
 
     def log(self, text: str) -> None:
         """A line in log.txt, with the time."""
