@@ -91,7 +91,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         entropies_N = torch.empty_like(logprobs_N) if entropy else None
         slopes_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         slopes_CV = None
-        for rows, chunk in _chunks(hidden_ND, matrix_VD, bias_V, temperature):
+        for rows, chunk in _chunks(hidden_ND, matrix_VD, bias_V, temperature, keep_logits=entropy):
             logprobs_C1, normaliser_C1 = chunk.logprobs(targets_N[rows, None])
             logprobs_N[rows] = logprobs_C1[:, 0]
             if entropies_N is not None:
@@ -150,6 +150,7 @@ def _slopes_again(ctx: Any) -> Iterator[tuple[slice, torch.Tensor]]:
         return
     matrix_VD = weight_VD.to(hidden_ND.dtype)
     for rows, chunk in _chunks(hidden_ND, matrix_VD, bias_V, ctx.temperature):
+        chunk.normalise()
         yield rows, chunk.slopes(targets_N[rows, None], logprobs_N[rows, None])
 
 
@@ -160,17 +161,25 @@ class _Chunk:
     logits_CV: torch.Tensor
     """Over the temperature, in fp32, or as they were multiplied out where nothing is done to them."""
     probabilities_CV: torch.Tensor
-    """In fp32."""
+    """In fp32, once normalised; perhaps in the memory of the logits, which are then no more."""
     products_CV: torch.Tensor
     """Memory in the products' dtype; perhaps that of the logits."""
 
     def logprobs(self, targets_C1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of the targets, and log of the sum of the exponentials of all logits, [C, 1] each."""
         largest_C1 = self.logits_CV.amax(-1, keepdim=True).float()
+        own_C1 = self.logits_CV.gather(-1, targets_C1).float()
+        self.normalise()
         # What logsumexp would spend two more passes on; at least 1 / V, so its logarithm has all digits.
         rest_C1 = -self.probabilities_CV.amax(-1, keepdim=True).log()
-        own_C1 = self.logits_CV.gather(-1, targets_C1).float()
         return own_C1 - largest_C1 - rest_C1, largest_C1 + rest_C1
+
+    def normalise(self) -> None:
+        """Make the probabilities: the same ones wherever they are written, or a ratio of two passes would not be 1.
+
+        softmax reads a row to its end before it writes it, so that it may write into what it reads.
+        """
+        torch.softmax(self.logits_CV, -1, dtype=torch.float32, out=self.probabilities_CV)
 
     def entropies(self, normalisers_C1: torch.Tensor) -> torch.Tensor:
         """Entropies, [C]; where logits are in fp32, this is the end of them."""
@@ -185,12 +194,19 @@ class _Chunk:
 
 
 def _chunks(
-    hidden_ND: torch.Tensor, matrix_VD: torch.Tensor, bias_V: torch.Tensor | None, temperature: float
+    hidden_ND: torch.Tensor,
+    matrix_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    temperature: float,
+    *,
+    keep_logits: bool = False,
 ) -> Iterator[tuple[slice, _Chunk]]:
+    """keep_logits: beside the probabilities, for entropies; else those in fp32 become the probabilities."""
     vocabulary = len(matrix_VD)
     size = max(1, min(chunk_size(vocabulary), len(hidden_ND)))
     products_CV = hidden_ND.new_empty(size, vocabulary)
-    probabilities_CV = torch.empty_like(products_CV, dtype=torch.float32)
+    apart = keep_logits or products_CV.dtype != torch.float32
+    probabilities_CV = torch.empty_like(products_CV, dtype=torch.float32) if apart else products_CV
     for start in range(0, len(hidden_ND), size):
         rows = slice(start, min(start + size, len(hidden_ND)))
         products_CV, probabilities_CV = (
@@ -203,5 +219,4 @@ def _chunks(
             logits_CV += bias_V
         if temperature != 1:
             logits_CV /= temperature
-        torch.softmax(logits_CV, -1, dtype=torch.float32, out=probabilities_CV)
         yield rows, _Chunk(logits_CV, probabilities_CV, products_CV)
