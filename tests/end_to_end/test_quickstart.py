@@ -125,7 +125,7 @@ def test_results_are_those_measured_before_and_after(run: Path) -> None:
 def test_the_log_has_times_and_the_same_words(run: Path) -> None:
     lines = (run / "log.txt").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
-    assert any("2,200 rows read from 2 sources" in line for line in lines)
+    assert any("3,600 rows read from 3 sources" in line for line in lines)
     assert any("before training: score" in line for line in lines)
 
 
@@ -259,7 +259,7 @@ def test_data_in_the_terminal(tuner: Tuner) -> None:
     assert (done.code, done.err) == (0, "")
     assert "\x1b" not in done.out, "no colour codes without a terminal"
     assert "⟦" in done.out, "learned parts are marked without colours too"
-    assert re.search(r"samples +2,000\b", done.out)
+    assert re.search(r"samples +3,400\b", done.out)
     assert re.search(r"train\.jsonl:\d+", done.out)
 
 
