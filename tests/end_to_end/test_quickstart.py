@@ -95,7 +95,7 @@ def test_the_folder_is_complete(run: Path) -> None:
     assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
     data = json.loads((run / "data.json").read_text())
     assert data["fingerprint"]
-    assert data["report"]["parts"]["train"]["samples"] == 2_000
+    assert data["report"]["parts"]["train"]["samples"] == 3_400
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_000008"]
     assert not list(run.rglob(".writing-*"))
@@ -320,7 +320,7 @@ def test_data_that_would_teach_wrongly_is_exit_code_1(tuner: Tuner, tmp_path: Pa
     command = ("data", CONFIG, "data.template=endless.jinja", "data.limit=3")
     done = tuner(*command)
     assert done.code == 1
-    assert "error: 3 samples have a learned part without an end token" in done.out.replace("\n", " ")
+    assert "error: 6 samples have a learned part without an end token" in done.out.replace("\n", " ")
     assert "train.jsonl:1" in done.out
     found = tuner(*command, "--json")
     assert found.code == 1

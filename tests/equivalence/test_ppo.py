@@ -550,7 +550,9 @@ def test_in_the_warm_up_the_critic_alone_moves(ppo, tmp_path):
     assert states[2][0]["counters"]["kept"]["replay"]["drawn"] > 0
     for record in run.metrics[:2]:
         assert record["lr_policy"] == 0.0
-        assert record["loss"] == record["value_loss"]
+        assert record["loss"] == pytest.approx(
+            record["value_loss"], rel=0.05
+        )  # a mean by updates, and by tokens
         assert not {"policy_loss", "replay_loss", "ratio", "grad_norm_policy"} & record.keys()
     config = run.config
     assert run.metrics[2]["lr_policy"] == config.optimizer.lr  # where its schedule begins
@@ -836,7 +838,7 @@ def test_later_epochs_learn_from_what_was_seen_before(ppo, tmp_path, watched, cl
     )
     seen = watched.seen[0]
     assert len(watched.policy) == len(watched.values) == 6
-    policy_losses, value_losses, ratios, clipped = [], [], [], []
+    policy_losses, value_losses, ratios, clipped, sizes = [], [], [], [], []
     for number, (policy, value) in enumerate(zip(watched.policy, watched.values, strict=True)):
         one = seen[number % 2]
         _, logprobs_N, old_N, advantages_N, bound = policy
@@ -847,6 +849,7 @@ def test_later_epochs_learn_from_what_was_seen_before(ppo, tmp_path, watched, cl
         policy_losses.append(-np.minimum(plain, held).mean())
         ratios.append(ratio.mean())
         clipped.append((held < plain).mean())
+        sizes.append(len(ratio))
         _, values_N, returns_N, before_N, value_bound = value
         assert value_bound == clip
         assert torch.equal(before_N, one.values_N)
@@ -860,10 +863,13 @@ def test_later_epochs_learn_from_what_was_seen_before(ppo, tmp_path, watched, cl
             logprobs_N, old_N
         )  # the first update alone begins where answers were drawn
     record = run.metrics[0]
-    assert record["policy_loss"] == pytest.approx(np.mean(policy_losses), rel=1e-4)
-    assert record["value_loss"] == pytest.approx(np.mean(value_losses), rel=1e-4)
-    assert record["ratio"] == pytest.approx(np.mean(ratios), rel=1e-4)
-    assert record["clipped"] == pytest.approx(np.mean(clipped), rel=1e-4)
+    for name, values in (
+        ("policy_loss", policy_losses),
+        ("value_loss", value_losses),
+        ("ratio", ratios),
+        ("clipped", clipped),
+    ):
+        assert record[name] == pytest.approx(np.average(values, weights=sizes), rel=1e-4)
     assert record["clipped"] > 0
     assert record["ratio"] != 1
 
