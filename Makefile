@@ -30,7 +30,7 @@ pipeline: $(VENV)/installed
 	@echo "  $(BIN)/tuner chat runs/quickstart_ppo"
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
