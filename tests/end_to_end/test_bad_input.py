@@ -915,6 +915,6 @@ def test_an_unreachable_hub(folder: Path, change: str, parts: tuple[str, ...]) -
     }
     command = [sys.executable, "-m", "tuner", "train", "mine.py", change]
     environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=25)
     assert_one_sentence(Done(done.returncode, done.stdout, done.stderr, 0.0), *parts)
     assert_nothing_is_left(folder)

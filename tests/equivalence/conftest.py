@@ -1,11 +1,15 @@
 """A small run on the embedded model, and ways to compare two of them."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tuner.config import (
     PPO,
     SFT,
@@ -21,7 +25,9 @@ from tuner.config import (
     RewardModel,
     Sampling,
     Source,
+    Stage,
     override,
+    to_json,
 )
 from tuner.training.run import Run
 
@@ -154,3 +160,32 @@ def weights(run: Run) -> dict[str, Any]:
     for file in sorted(run.model_folder.glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
+
+
+TRAIN = """
+import sys, tuner
+from pathlib import Path
+from tuner.config import from_json
+for name in sys.argv[2:]:
+    config = from_json(Path(sys.argv[1], f"{name}.json").read_text())
+    tuner.train(config, runs=Path(sys.argv[1], "two", name))
+"""
+"""What each of two processes does: train the configs that are named, below the folder `two`."""
+
+
+def in_two_processes(
+    folder: Path, cases: Mapping[str, Stage], script: str = TRAIN, env: Mapping[str, str] | None = None
+) -> None:
+    """Train configs, by name, in two gloo processes in one launch, which costs what importing costs."""
+    for name, config in cases.items():
+        (folder / f"{name}.json").write_text(to_json(config))
+    (folder / "two.py").write_text(script)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    plain = ["--mixed_precision=no", "--dynamo_backend=no"]
+    done = subprocess.run(
+        [sys.executable, *launch, *plain, str(folder / "two.py"), str(folder), *cases],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {}),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

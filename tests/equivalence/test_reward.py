@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import tuner
-from tests.conftest import ROOT
-from tests.equivalence.conftest import SMALL, curve, weights
+from tests.equivalence.conftest import SMALL, curve, in_two_processes, weights
 from tests.equivalence.test_resume import Killed, kill_at
 from tests.equivalence.test_same_result import assert_close
-from tuner.config import AdamW, FocalRanking, LoRA, Model, Preferences, RewardModel, override, to_json
+from tuner.config import AdamW, FocalRanking, LoRA, Model, Preferences, RewardModel, override
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.models.merge import merge
@@ -127,26 +123,7 @@ def test_two_processes_equal_one(reward, train, tmp_path):
         "full": reward(small | FULL),
         "idle": reward(small | {"tokens_per_step": 256}),
     }
-    for name, config in cases.items():
-        (tmp_path / f"{name}.json").write_text(to_json(config))
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys, tuner\n"
-        "from pathlib import Path\n"
-        "from tuner.config import from_json\n"
-        "for name in sys.argv[2:]:\n"
-        "    config = from_json(Path(sys.argv[1], f'{name}.json').read_text())\n"
-        "    tuner.train(config, runs=Path(sys.argv[1], 'two', name))\n"
-    )
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    plain = ["--mixed_precision=no", "--dynamo_backend=no"]
-    done = subprocess.run(
-        [sys.executable, *launch, *plain, str(script), str(tmp_path), *cases],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TUNER_CACHE": str(tmp_path / "cache")},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(tmp_path, cases, env={"TUNER_CACHE": str(tmp_path / "cache")})
     for name, config in cases.items():
         one, two = train(config, f"one/{name}"), Run(tmp_path / "two" / name / "small")
         assert two.kept("versions")["processes"] == 2

@@ -1,15 +1,9 @@
 """Runs that must follow the same trajectory: how a step is split changes memory and speed, never the result."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.conftest import ROOT
-from tests.equivalence.conftest import curve, weights
-from tuner.config import to_json
+from tests.equivalence.conftest import curve, in_two_processes, weights
 
 FULL = {"adapter": None, "optimizer.lr": 1e-3}
 NF4 = {"model.quantization": "nf4"}
@@ -60,26 +54,7 @@ def test_two_processes_equal_one(small, train, tmp_path):
         "qlora": small(NF4 | {"tokens_per_pass": 128}),
         "idle": small({"tokens_per_step": 64, "tokens_per_pass": 64}),
     }
-    for name, config in cases.items():
-        (tmp_path / f"{name}.json").write_text(to_json(config))
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys, tuner\n"
-        "from pathlib import Path\n"
-        "from tuner.config import from_json\n"
-        "for name in sys.argv[2:]:\n"
-        "    config = from_json(Path(sys.argv[1], f'{name}.json').read_text())\n"
-        "    tuner.train(config, runs=Path(sys.argv[1], 'two', name))\n"
-    )
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    plain = ["--mixed_precision=no", "--dynamo_backend=no"]
-    done = subprocess.run(
-        [sys.executable, *launch, *plain, str(script), str(tmp_path), *cases],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(tmp_path, cases)
     from tuner.training.run import Run
 
     for name, config in cases.items():

@@ -232,13 +232,13 @@ def run_twin(
     if config.replay is not None:
         changes = {"replay_coefficient": config.replay.coefficient, "replay_ratio": config.replay.ratio}
         settings = replace(settings, **changes)
-    prompts = [made.prompts.tokens(number).tolist() for number in range(len(made.prompts))]
+    prompts = [made.stream.prompts.tokens(number).tolist() for number in range(len(made.stream.prompts))]
 
     def score(numbers: list[int], answers: list[list[int]]) -> list[list[int]]:
         asked = []
         for number, answer in zip(numbers, answers, strict=True):
             said = answer[:-1] if answer[-1] in made.end_ids else answer
-            prompt = made.prompts.prompt(number)
+            prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
             asked.append(Asked(prompt.answered(text), prompt.condition, prompt.turns))
         return [tokens.tolist() for tokens in made.sequences.make(asked)]
@@ -316,7 +316,7 @@ def assert_same_record(record, own, their, config, replay, near):
     shares = np.array_split(their["replay_rows"], len(parts))
     answered = [sum(len(their["answers"][place]) for place in part) for part in parts]
     replayed = [sum(sum(replay[row][1][1:]) for row in share) for share in shares]
-    weights = {"loss": [1] * len(parts), "replay_loss": replayed}
+    weights = {"replay_loss": replayed}
     for name in ("loss", "policy_loss", "value_loss", "replay_loss", "ratio", "clipped"):
         having = [
             (one[name], weight)

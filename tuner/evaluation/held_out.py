@@ -76,10 +76,9 @@ class HeldOutRows:
         examples = self._examples
         if examples is None or not rows:
             return []
-        own = deal(rows, self._devices.rank, self._devices.world)
-        answered: list[tuple[int, Sample]] = []
-        if own:
-            prompts = [examples.prompt(row).tolist() for row in own]
+
+        def answer(places: list[int]) -> list[Sample]:
+            prompts = [examples.prompt(rows[place]).tolist() for place in places]
             with self._roles.role("policy") as model:
                 answers = generate(
                     model,
@@ -87,10 +86,12 @@ class HeldOutRows:
                     max_new_tokens=self._config.max_new_tokens,
                     end_ids=self._end_ids,
                 )
-            for row, prompt, answer in zip(own, prompts, answers, strict=True):
-                answered.append((row, self._sample(row, prompt, answer.content.tolist())))
-        gathered = sorted(self._devices.gather(answered), key=lambda pair: pair[0])
-        return [sample for _, sample in gathered]
+            return [
+                self._sample(rows[place], prompt, answer.content.tolist())
+                for place, prompt, answer in zip(places, prompts, answers, strict=True)
+            ]
+
+        return self._devices.share_out(len(rows), answer)
 
     def _sample(self, row: int, prompt: list[int], answer: list[int]) -> Sample:
         assert self._examples is not None

@@ -12,9 +12,9 @@ from tuner.config import PPO
 from tuner.config.part import load_function
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
-from tuner.models.generate import Answer, generate, uniforms
 from tuner.models.roles import Roles
-from tuner.models.scorer import Asked, Sequences, score_sequences
+from tuner.models.scorer import Sequences
+from tuner.training.answering import answer_all, score_all
 from tuner.training.devices import Devices
 
 Rule = Callable[[str, Mapping[str, Any]], float]
@@ -70,26 +70,11 @@ def answer_held_out(
 ) -> Answers:
     """A policy's answers to prompts that hold its own tokens, always drawn in the same way.
 
-    The noise of an answer, where there is any, depends on the seed and its prompt's number alone. Every rank takes a
-    share, all get the result.
+    The noise of an answer, where there is any, depends on the seed and its prompt's number alone.
     """
-    sampling, temperature = config.sampling, config.evaluation.temperature
-
-    def answer(places: list[int]) -> list[Answer]:
-        with policy.role("policy") as model:
-            return generate(
-                model,
-                [prompts.tokens(index).tolist() for index in places],
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=temperature,
-                top_p=sampling.top_p,
-                end_ids=end_ids,
-                noise=uniforms(config.seed, 0, places, sampling.max_new_tokens) if temperature else None,
-                cache_bytes=int(sampling.cache_gib * 2**30),
-                tokens_per_pass=config.tokens_per_pass,
-            )
-
-    answers = devices.share_out(len(prompts), answer)
+    tokens = [prompts.tokens(index) for index in range(len(prompts))]
+    temperature = config.evaluation.temperature
+    answers = answer_all(policy, tokens, end_ids, config, devices, step=0, temperature=temperature)
     return Answers(
         [one.text(policy.tokenizer) for one in answers],
         np.array([one.ended for one in answers], dtype=bool),
@@ -117,26 +102,20 @@ class Judge:
 
     def judge(self, reward: Roles, answers: Sequence[str]) -> Judged:
         """Scores of an answer to each prompt, whoever gave it. Raises UserError where the rule fails."""
-
-        def score(places: list[int]) -> list[tuple[float, float | None]]:
-            said = [answers[index] for index in places]
-            golds = [self._gold(index, answer) for index, answer in zip(places, said, strict=True)]
-            return list(zip(self._scores(reward, places, said), golds, strict=True))
-
-        scores, golds = zip(*self.devices.share_out(len(self.prompts), score), strict=True)
-        return Judged(
-            self.prompts, answers, np.array(scores), np.array(golds) if self.rule is not None else None
+        prompts = [self.prompts.prompt(index) for index in range(len(self.prompts))]
+        scores_A = score_all(
+            reward, self.sequences, prompts, answers, self.config.tokens_per_pass, self.devices
         )
+        return Judged(self.prompts, answers, scores_A, None if self.rule is None else self._golds(answers))
 
-    def _scores(self, reward: Roles, own: Sequence[int], answers: Sequence[str]) -> list[float]:
-        prompts = [self.prompts.prompt(index) for index in own]
-        made = self.sequences.make(list(map(Asked.of, prompts, answers)))
-        with reward.role("reward") as model:
-            return score_sequences(model, made, self.config.tokens_per_pass, self.devices.device).tolist()
+    def _golds(self, answers: Sequence[str]) -> np.ndarray:
+        def gold(places: list[int]) -> list[float]:
+            return [self._gold(place, answers[place]) for place in places]
 
-    def _gold(self, index: int, answer: str) -> float | None:
-        if self.rule is None:
-            return None
+        return np.array(self.devices.share_out(len(answers), gold))
+
+    def _gold(self, index: int, answer: str) -> float:
+        assert self.rule is not None
         prompt = self.prompts.prompt(index)
         name = self.config.evaluation.rule
         try:

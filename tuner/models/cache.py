@@ -40,12 +40,17 @@ def chunks(lengths: Sequence[int], max_new_tokens: int, cached_tokens: int) -> I
 
 def bytes_per_token(model: PreTrainedModel) -> int:
     """Memory of one token's keys and values over all layers: 131,072 for InternLM2-7B in bf16."""
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kind = model.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
-    return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
+    return numbers_per_token(model.config) * dtype.itemsize
+
+
+def numbers_per_token(shape: PreTrainedConfig) -> int:
+    """Keys and values of one token over all layers."""
+    config = shape.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size
 
 
 @dataclass
@@ -145,9 +150,10 @@ class RowCache(Cache):
         """A token of every row has been written."""
         self._slots.filled += 1
 
-    def keep(self, kept_B: Tensor) -> None:
-        """Leave some rows (their numbers, int64, on the device), drop slots that none of them needs, make new ones."""
-        self._lengths, self._padding = (part[kept_B.cpu().numpy()] for part in (self._lengths, self._padding))
+    def keep(self, rows: np.ndarray) -> Tensor:
+        """Leave some rows (int64), drop slots that none of them needs, make new ones; their numbers on the device."""
+        kept_B = torch.from_numpy(rows).to(self._device)
+        self._lengths, self._padding = (part[rows] for part in (self._lengths, self._padding))
         first, end = int(self._padding.min()), self._slots.filled
         written = end - self._longest
         self._padding, self._longest = self._padding - first, self._longest - first
@@ -157,6 +163,7 @@ class RowCache(Cache):
             layer.keep(kept_B, first, end, capacity)
         self._slots.rows, self._slots.filled, self._slots.capacity = len(kept_B), end - first, capacity
         self._real_BS = self._real()
+        return kept_B
 
     def _real(self) -> Tensor:
         """Slots that hold tokens, or will; bool [B, S]."""

@@ -184,8 +184,7 @@ def _decode(
         if place + 1 == max_new_tokens or not live_B.any():
             return
         if cache.is_full or 2 * live_B.sum() <= len(live_B):
-            kept = torch.from_numpy(np.flatnonzero(live_B)).to(device)
-            cache.keep(kept)
+            kept = cache.keep(np.flatnonzero(live_B))
             rows_B, live_B = rows_B[live_B], live_B[live_B]
             tokens_B, positions_B1 = tokens_B[kept], positions_B1[kept]
             noise_BM = None if noise_BM is None else noise_BM[kept]

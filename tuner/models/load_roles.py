@@ -31,7 +31,7 @@ from tuner.models.load import Loaded, load_model, refuse_reward_model
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
 from tuner.models.reward import FILE as REWARD_RECORD
-from tuner.models.reward import RewardRecord, read_reward_record
+from tuner.models.reward import read_reward_record
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import Sequences
 from tuner.models.tokenizer import read_tokenizer
@@ -48,7 +48,6 @@ class PolicyRoles:
     """`policy`, `reference`, `critic` and `reward`."""
     sequences: Sequences
     """From answers and conditions to what the reward model reads."""
-    record: RewardRecord
     fingerprints: dict[str, str]
     """What policy and reward model were made of when the run began: bases and adapters."""
     told: str
@@ -80,7 +79,7 @@ def load_policy_roles(
     )
     sequences = Sequences(tokenizer, record, Template("tokenizer", tokenizer))
     fingerprints = {"policy": _identity(places.policy), "reward": _identity(places.reward)}
-    return PolicyRoles(Roles(roles, autocast), sequences, record, fingerprints, _told(roles))
+    return PolicyRoles(Roles(roles, autocast), sequences, fingerprints, _told(roles))
 
 
 class _Places:

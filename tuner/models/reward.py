@@ -71,18 +71,13 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
         )  # InternLM2's reward models have one
         token = None if number is None else loaded.tokenizer.convert_ids_to_tokens(number)
         return RewardRecord(reward_token=token)  # type: ignore[arg-type]
-    try:
-        return _record(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: not the record of a reward model ({error}); restore it or train again"
-        ) from error
+    return _read(file)
 
 
 def known_conditions(folder: Path) -> list[str]:
     """Names of the conditions that a saved reward model knows; none of one made elsewhere."""
     file = Path(folder, FILE)
-    return list(json.loads(file.read_text(encoding="utf-8")).get("conditions", {})) if file.is_file() else []
+    return list(_read(file).conditions) if file.is_file() else []
 
 
 def tell_others(loaded: Loaded, reward_token: str | None) -> None:
@@ -101,6 +96,15 @@ def tell_others(loaded: Loaded, reward_token: str | None) -> None:
     if free:
         settings.pad_token_id = free[0]
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
+
+
+def _read(file: Path) -> RewardRecord:
+    try:
+        return _record(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: not the record of a reward model ({error}); restore it or train again"
+        ) from error
 
 
 def _record(values: dict[str, Any]) -> RewardRecord:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 
 from tuner.config import PPO
 from tuner.data.prompts import PromptSet
-from tuner.models.generate import Answer, generate, uniforms
 from tuner.models.roles import Roles
 from tuner.rollout.rollout import Rollout
+from tuner.training.answering import answer_all
 from tuner.training.devices import Devices
 
 
@@ -21,27 +21,10 @@ def answer_prompts(
     devices: Devices,
     step: int,
 ) -> Rollout:
-    """Answers to the chosen prompts, the same on every rank, each rank having generated its share.
-
-    The noise of an answer is a function of (seed, step, its place in the step, position): how prompts are batched
-    and dealt, and a kill before the step is over, change nothing of it.
-    """
-    sampling, tokens = config.sampling, [prompts.tokens(index) for index in chosen]
-
-    def answer(places: list[int]) -> list[Answer]:
-        with roles.role("policy") as model:
-            return generate(
-                model,
-                [tokens[place].tolist() for place in places],
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                end_ids=end_ids,
-                noise=uniforms(config.seed, step, places, sampling.max_new_tokens),
-                cache_bytes=int(sampling.cache_gib * 2**30),
-                tokens_per_pass=config.tokens_per_pass,
-            )
-
-    answers = devices.share_out(len(chosen), answer)
+    """Answers to the chosen prompts, the same on every rank."""
+    tokens = [prompts.tokens(index) for index in chosen]
+    answers = answer_all(
+        roles, tokens, end_ids, config, devices, step=step, temperature=config.sampling.temperature
+    )
     texts = [one.text(roles.tokenizer) for one in answers]
     return Rollout([prompts.prompt(index) for index in chosen], tokens, answers, texts)

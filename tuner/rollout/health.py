@@ -66,15 +66,15 @@ def _sums(rollout: Rollout, one: Experience) -> dict[str, float]:
         "residuals": residuals_N,
         "residuals_squares": residuals_N.double().square(),
     }
-    sums = {name: value_N.double().sum().item() for name, value_N in of_tokens.items()}
-    return {"tokens": float(len(one.old_N)), **sums}
+    sums = torch.stack([value_N.double().sum() for value_N in of_tokens.values()]).tolist()  # one wait
+    return {"tokens": float(len(one.old_N)), **dict(zip(of_tokens, sums, strict=True))}
 
 
 def _rewards(count: int, experiences: Sequence[Experience], devices: Devices) -> np.ndarray:
     """Summed rewards of each answer, float64 [A]."""
     own = []
     for one in experiences:
-        cumulated = np.concatenate([[0.0], one.rewards_N.double().cumsum(0).cpu().numpy()])
+        cumulated = np.concatenate([[0.0], one.rewards_N.double().cpu().numpy().cumsum()])
         own += zip(one.row.answers.tolist(), np.diff(cumulated[list(one.row.borders)]).tolist(), strict=True)
     rewards_A = np.zeros(count)
     for answer, reward in devices.gather(own):

@@ -13,8 +13,9 @@ import numpy as np
 
 from tuner.config import PPO
 from tuner.models.roles import Roles
-from tuner.models.scorer import Asked, Sequences, score_sequences
+from tuner.models.scorer import Sequences
 from tuner.rollout.rollout import Rollout
+from tuner.training.answering import score_all
 from tuner.training.devices import Devices
 
 EPSILON = 1e-8
@@ -24,17 +25,8 @@ EPSILON = 1e-8
 def score_answers(
     roles: Roles, sequences: Sequences, rollout: Rollout, tokens_per_pass: int, devices: Devices
 ) -> np.ndarray:
-    """The reward model's score of every answer under its prompt's condition, float64 [A]; the same on every rank.
-
-    Answers go through their text, whatever the two models' tokenizers: it is what `tuner score` says of them.
-    """
-
-    def score(places: list[int]) -> list[float]:
-        made = sequences.make([Asked.of(rollout.prompts[place], rollout.texts[place]) for place in places])
-        with roles.role("reward") as model:
-            return score_sequences(model, made, tokens_per_pass, devices.device).tolist()
-
-    return np.array(devices.share_out(len(rollout), score))
+    """The reward model's score of every answer, float64 [A]; the same on every rank."""
+    return score_all(roles, sequences, rollout.prompts, rollout.texts, tokens_per_pass, devices)
 
 
 @dataclass(frozen=True)
@@ -78,8 +70,6 @@ def learned_scores(
     scores_A = scores_A - config.missing_end_penalty * ~ended_A
     if config.reward_clip is not None:
         scores_A = scores_A.clip(-config.reward_clip, config.reward_clip)
-    finite_A = scores_A[
-        np.isfinite(scores_A)
-    ]  # one that is not spoils its step, and must not spoil all others
+    finite_A = scores_A[np.isfinite(scores_A)]  # another spoils its own step, and must not spoil all others
     moments = ScoreMoments(**kept).merged(finite_A)  # type: ignore[arg-type]
     return (moments.standardised(scores_A) if config.normalize_rewards else scores_A), asdict(moments)

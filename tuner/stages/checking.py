@@ -34,6 +34,7 @@ from tuner.errors import UserError
 from tuner.evaluation.held_out import load_score
 from tuner.evaluation.judged import load_rule
 from tuner.models.adapters import add_adapter
+from tuner.models.cache import numbers_per_token
 from tuner.models.freeze import freeze
 from tuner.models.load import load_model_config, load_tokenizer
 from tuner.models.load_roles import check_critic_adapter, check_language, is_on_one_base, without_adapter
@@ -207,13 +208,9 @@ def _policy_peak(
     reward: where the reward model lies, if it stands on another base; taken to be as large.
     """
     trained = replace(weights, trained=2 * weights.trained)
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     frozen = 2 if config.precision == "bf16" else 4
     longest = config.prompts_per_step * (config.prompts.max_length + config.sampling.max_new_tokens)
-    cache = min(
-        config.sampling.cache_gib * 2**30, longest * 2 * shape.num_hidden_layers * heads * size * frozen
-    )
+    cache = min(config.sampling.cache_gib * 2**30, longest * numbers_per_token(shape) * frozen)
     peak = peak_bytes(config, shape, trained, policy.reference.quantization, cache)
     adapters = 4 * weights.trained
     if (

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ from tuner.models.reward import known_conditions, read_reward_record
 from tuner.models.roles import Roles
 from tuner.models.scorer import Sequences
 from tuner.models.tokenizer import read_tokenizer
+from tuner.stages.rows import first
 from tuner.training.devices import Devices
-from tuner.training.progress import progress_bar
+from tuner.training.progress import progress_bar, reading_bar
 from tuner.training.run import Run
 
 
@@ -94,16 +95,11 @@ def _test_prompts(
         locate(Model(path=str(model)), weights=False).tokenizer_folder,
         trust_remote_code=config.policy.trust_remote_code,
     )
-    with progress_bar("Reading rows", None):
-        prompts = load_prompts(config.prompts, tokenizer, conditions).test
+    with reading_bar() as progress:
+        prompts = load_prompts(config.prompts, tokenizer, conditions, progress=progress).test
     if prompts is None:
         raise UserError(f"{folder}: its config holds out no test prompts; name some with --files")
-    return _first(prompts, config), Template(config.prompts.template, tokenizer).source
-
-
-def _first(rows: Any, config: PPO) -> Any:
-    limit = config.evaluation.rows
-    return rows if limit is None else rows.take(np.arange(min(limit, len(rows))))
+    return first(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
 
 
 def _locate_reward(config: PPO) -> Location:
@@ -173,7 +169,7 @@ def _answer(
 
 def _replay_loss(config: PPO, policy: Roles, devices: Devices) -> list[RangeLoss]:
     rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
-    rows = None if rows is None else _first(rows, config)
+    rows = first(rows, config.evaluation.rows)
     return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).measure()
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from tuner.config import DPO
-from tuner.data.comparisons import Comparisons
 from tuner.data.load_pairs import pairs, tail_of
 from tuner.data.template import Template
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.job import Job
+from tuner.stages.rows import first
 from tuner.training.dpo_trainer import (
     Follower,
     Measured,
@@ -63,12 +61,8 @@ def _load_pairs(config: DPO, job: Job, policy: Roles) -> list[Any]:
     """Pairs to train, validate and test on, as TRL wants them; None where there are none."""
     data = job.load_data(config, policy)
     tail = tail_of(Template(config.data.template, policy.tokenizer), policy.tokenizer)
-    parts = (data.train, *(_first(part, config.evaluation.rows) for part in (data.validation, data.test)))
+    parts = (data.train, *(first(part, config.evaluation.rows) for part in (data.validation, data.test)))
     return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
-
-
-def _first(rows: Comparisons | None, limit: int | None) -> Comparisons | None:
-    return rows if rows is None or limit is None else rows.take(np.arange(min(limit, len(rows))))
 
 
 def _last_checkpoint(job: Job) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from tuner.config import SFT, Chat, ModelStage, PackedStage, RewardModel, Text
 from tuner.data.examples import Examples
-from tuner.data.load import Dataset
+from tuner.data.load import Dataset, Progress
 from tuner.data.stream import Stream
 from tuner.data.template import Template
 from tuner.evaluation.held_out import HeldOutRows
@@ -28,7 +28,7 @@ from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import HeldOut, Loop
 from tuner.training.optimizers import Trained
-from tuner.training.progress import progress_bar
+from tuner.training.progress import reading_bar
 from tuner.training.run import Run
 from tuner.training.watchers import Watchers
 
@@ -65,20 +65,22 @@ class Job:
 
     def load_data(self, config: ModelStage, roles: Roles) -> Dataset[Any]:
         """The rows of the config, tokenised once for all ranks; refuses to go on with other rows than before."""
-        bar = progress_bar("Reading rows", None) if self.devices.is_main else nullcontext(lambda count: None)
-        with self.devices.main_first(), bar as advance:
-            done = 0
-
-            def progress(rows: int) -> None:
-                nonlocal done
-                advance(rows - done)
-                done = rows
-
+        with self.reading() as progress:
             data = load_rows(config, roles.tokenizer, progress=progress)
         if self.devices.is_main:
             self.run.check_same("data", data.fingerprint, report=data.report.to_dict())
             self.run.log(str(data.report))
         return data
+
+    @contextmanager
+    def reading(self) -> Iterator[Progress]:
+        """Rows are read: the main process goes first and shows how far it is, the others find the cache."""
+        with self.devices.main_first():
+            if not self.devices.is_main:
+                yield lambda done: None
+                return
+            with reading_bar() as progress:
+                yield progress
 
     def loop(self, config: PackedStage, roles: Roles, stream: Stream, held_out: HeldOut) -> Loop:
         """The run's loop over the weights that are trained, set to where it stopped."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +26,9 @@ from tuner.models.roles import Roles
 from tuner.models.scorer import Sequences
 from tuner.rollout.rollout import Rollout
 from tuner.stages.job import Job
-from tuner.stages.rows import plan_run
+from tuner.stages.rows import first, plan_run
 from tuner.training.loop import Loop, Step, finite
 from tuner.training.optimizers import Trained
-from tuner.training.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ class Prepared:
     job: Job
     roles: Roles
     sequences: Sequences
-    prompts: PromptSet
     stream: PromptStream
     replay: ReplayStream | None
     held_out: HeldOutPolicy
@@ -108,8 +105,7 @@ def prepare(config: PPO, job: Job) -> Prepared:
             job.run.check_same(name, print_of, path=getattr(config, name).path)
         job.run.log(loaded.told)
     torch.manual_seed(config.seed + job.devices.rank)
-    prompts, replay = _load_rows(config, job, loaded)
-    stream = plan_run(config, prompts.train)
+    prompts, stream, replay = _load_rows(config, job, loaded)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     held_out = _held_out(config, job, loaded, prompts.test, None if replay is None else replay.test, ends)
     trained = {
@@ -127,7 +123,6 @@ def prepare(config: PPO, job: Job) -> Prepared:
         job=job,
         roles=roles,
         sequences=loaded.sequences,
-        prompts=prompts.train,
         stream=stream,
         replay=None if replay is None else _replay_stream(config, replay.train),
         held_out=held_out,
@@ -151,20 +146,22 @@ def results(before: PolicyMeasure, after: PolicyMeasure) -> dict[str, Any]:
 
 def _load_rows(
     config: PPO, job: Job, loaded: PolicyRoles
-) -> tuple[Dataset[PromptSet], Dataset[Examples] | None]:
-    """Prompts and replayed rows, tokenised once for all ranks; refuses to go on with other rows than before."""
+) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
+    """Prompts, the steps they make, and replayed rows, once for all ranks; refuses to go on with other rows than before."""
     tokenizer = loaded.roles.tokenizer
-    bar = progress_bar("Reading rows", None) if job.devices.is_main else nullcontext(lambda count: None)
-    with job.devices.main_first(), bar:
-        prompts = load_prompts(config.prompts, tokenizer, loaded.record.conditions)
-        replay = None if config.replay is None else load_data(config.replay.data, tokenizer)
+    conditions, replay = loaded.sequences.record.conditions, None
+    with job.reading() as progress:  # one bar, which leaves without a word where the rows do not fit together
+        prompts = load_prompts(config.prompts, tokenizer, conditions, progress=progress)
+        stream = plan_run(config, prompts.train)
+        if config.replay is not None:
+            replay = load_data(config.replay.data, tokenizer, progress=progress)
     if job.devices.is_main:
         parts: Sequence[Any] = [prompts] if replay is None else [prompts, replay]
         together = "-".join(part.fingerprint for part in parts)
         job.run.check_same("data", together, report=[part.report.to_dict() for part in parts])
         for part in parts:
             job.run.log(str(part.report))
-    return prompts, replay
+    return prompts, stream, replay
 
 
 def _replay_stream(config: PPO, rows: Examples) -> ReplayStream:
@@ -181,11 +178,7 @@ def _held_out(
     ends: frozenset[int],
 ) -> HeldOutPolicy:
     rule, limit = load_rule(config.evaluation.rule), config.evaluation.rows  # type: ignore[arg-type]
-    prompts, replay = (part if part is None else _first(part, limit) for part in (prompts, replay))
+    prompts, replay = first(prompts, limit), first(replay, limit)
     judge = None if prompts is None else Judge(prompts, config, loaded.sequences, job.devices, rule)
     rows = HeldOutReplay(replay, loaded.roles, job.devices, config.tokens_per_pass)
     return HeldOutPolicy(judge, rows, loaded.roles, ends, config.evaluation.samples)
-
-
-def _first(rows: Any, limit: int | None) -> Any:
-    return rows if limit is None else rows.take(np.arange(min(limit, len(rows))))

@@ -24,7 +24,9 @@ def ppo(config: PPO, job: Job) -> None:
     for step in loop:
         with step.part("generate"):
             chosen = made.stream.step(step.index)
-            rollout = answer_prompts(roles, made.prompts, chosen, made.end_ids, config, devices, step.index)
+            rollout = answer_prompts(
+                roles, made.stream.prompts, chosen, made.end_ids, config, devices, step.index
+            )
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)
             step.batches = [row.batch for row in rows]  # to be looked at where a step goes wrong
@@ -65,12 +67,10 @@ def learn_policy(step: Step, roles: Roles, update: Update, config: PPO) -> None:
             step.note("clipped", found.clipped, per="answer_tokens")
             step.note("update_kl", found.kl, per="answer_tokens")
             step.backward()
+    coefficient = 0.0 if config.replay is None else config.replay.coefficient
     for batch in update.replayed:
         with roles.role("policy", train=True) as model:
-            assert config.replay is not None
-            step.add(
-                token_loss(model, batch), "replay_tokens", "replay_loss", factor=config.replay.coefficient
-            )
+            step.add(token_loss(model, batch), "replay_tokens", "replay_loss", factor=coefficient)
             step.backward()
 
 

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tuner.config import DPO, PPO, SFT, Model, ModelStage, PackedStage, RewardModel, Stage
 from tuner.data import view
 from tuner.data.batch import pack_all
@@ -98,6 +100,11 @@ def plan_run(config: PPO, prompts: PromptSet) -> PromptStream:
         seed=config.seed,
         sources=config.prompts.sources,
     )
+
+
+def first(rows: Any, limit: int | None) -> Any:
+    """The first rows of a set, at most so many; None of none, and all without a limit."""
+    return rows if rows is None or limit is None else rows.take(np.arange(min(limit, len(rows))))
 
 
 @dataclass(frozen=True)

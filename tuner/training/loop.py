@@ -102,7 +102,7 @@ class Step:
         """
         loss = loss_sum / self.totals[per]
         self._pending.append(loss * factor if factor != 1 else loss)
-        self._count("loss", self._pending[-1], "")
+        self._count("loss", self._pending[-1], per)
         if name is not None:
             self._count(name, loss, per)
 
@@ -116,7 +116,8 @@ class Step:
         sum(pending[1:], start=pending[0]).backward()
 
     def _count(self, name: str, value: torch.Tensor, per: str) -> None:
-        value, self._per[name] = value.detach(), per
+        value = value.detach()
+        self._per.setdefault(name, per)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def update(self, *only: str) -> None:
@@ -139,7 +140,7 @@ class Step:
         self.sums = {}
 
     def means(self) -> dict[str, float]:
-        """What the updates came to on average, each counting by its total; of a loss of several totals, alike."""
+        """What the updates came to on average, each counting by its total; `loss` by its first."""
         found: dict[str, list[tuple[float, float]]] = {}
         for update in self.updates:
             for name, one in update.items():

@@ -112,3 +112,17 @@ def progress_bar(
         counter.stop()  # what went wrong is said by others
         raise
     counter.close()
+
+
+@contextmanager
+def reading_bar() -> Iterator[Callable[[int], None]]:
+    """A bar for rows that are read, of one set after another; call what it yields with the rows done so far."""
+    with progress_bar("Reading rows", None) as advance:
+        done = 0
+
+        def progress(rows: int) -> None:
+            nonlocal done
+            advance(rows - done if rows >= done else rows)  # a number below the last begins another set
+            done = rows
+
+        yield progress

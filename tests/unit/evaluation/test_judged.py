@@ -9,9 +9,9 @@ import pytest
 from tests.unit.evaluation.test_win_rate import prompts_of
 from tuner.config import PPO, Model, PolicyEvaluation, Prompts, Sampling
 from tuner.errors import UserError
-from tuner.evaluation import judged as module
 from tuner.evaluation.judged import Judge, Judged, answer_held_out, load_rule
 from tuner.models.generate import Answer, uniforms
+from tuner.training import answering as module
 from tuner.training.devices import Devices
 
 CONFIG = PPO(
