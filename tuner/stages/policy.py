@@ -147,7 +147,7 @@ def results(before: PolicyMeasure, after: PolicyMeasure) -> dict[str, Any]:
 def _load_rows(
     config: PPO, job: Job, loaded: PolicyRoles
 ) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
-    """Prompts, the steps they make, and replayed rows, once for all ranks; refuses to go on with other rows than before."""
+    """Prompts, the steps they make, and replayed rows; refuses to go on with other rows than before."""
     tokenizer = loaded.roles.tokenizer
     conditions, replay = loaded.sequences.record.conditions, None
     with job.reading() as progress:  # one bar, which leaves without a word where the rows do not fit together
