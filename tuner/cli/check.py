@@ -30,19 +30,19 @@ def check(
     if json:
         typer.echo(dumps(asdict(found), ensure_ascii=False))
         return
+    passes = "" if found.passes is None else f" in {found.passes:,} passes"
     lines = {
         "model": f"{found.family}, {found.parameters:,} weights, {found.trained:,} of them trained"
         if value.adapter is None  # type: ignore[attr-defined]
         else f"{found.family}, {found.parameters:,} weights, {found.trained:,} trained beside them",
         "rope": found.rope,
         "data": found.data,
-        "plan": f"{found.steps:,} steps in {found.passes:,} passes, {found.tokens:,} tokens, "
-        f"steps {found.fill:.1%} full",
+        "plan": f"{found.steps:,} steps{passes}, {found.tokens:,} tokens, steps {found.fill:.1%} full",
     }
     if memory:
         lines["memory"] = f"about {found.peak_gib:.2f} GiB at the peak of one device, estimated by counting"
     if found.replaced:
         lines["tiny"] = f"something small stood in for {', '.join(found.replaced)}"
-    for name, text in lines.items():
+    for name, text in (*lines.items(), *(("but", one) for one in found.warnings)):
         typer.echo(f"{name + ':':<8} {text}")
     typer.echo("ready to train")

@@ -45,7 +45,7 @@ def _is_main() -> bool:
 
 def _tell(run: object) -> None:
     """What came out, and what to type next."""
-    from tuner.config import RewardModel
+    from tuner.config import PPO, RewardModel
     from tuner.training.run import Run
 
     assert isinstance(run, Run)
@@ -61,5 +61,9 @@ def _tell(run: object) -> None:
         if (run.folder / "report.html").is_file():
             typer.echo(f"report:  {run.folder / 'report.html'}")
         typer.echo(f"next:    tuner eval {run.folder}, tuner score {run.folder} ROWS.jsonl")
+    elif isinstance(run.config, PPO):
+        typer.echo(
+            f"next:    tuner chat {run.folder}, tuner eval {run.folder} --against {run.config.policy.path}"
+        )
     else:
         typer.echo(f"next:    tuner chat {run.folder}")

@@ -1,8 +1,8 @@
 """From a config's sources to tokenised prompts: read, check, render, tokenise, hold out, count, and cache."""
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,19 +23,48 @@ Asked = tuple[np.ndarray, Prompt]
 """Tokens of a prompt with the header of the answer, and the prompt."""
 
 
+@dataclass(frozen=True)
+class RewardReader:
+    """What a reward model can be asked."""
+
+    conditions: tuple[str, ...]
+    """Names of those it was trained with."""
+    template: Template
+    """Its own."""
+
+    def check(self, prompt: Prompt) -> None:
+        """UserError where its score of an answer to this prompt could not be asked for."""
+        name = prompt.condition
+        if name is not None and name not in self.conditions:
+            known = ", ".join(sorted(self.conditions)) or "none"
+            raise UserError(
+                f"{prompt.origin}: condition {name!r} is unknown to the reward model, which has: {known}; correct it, "
+                "or train the reward model on it"
+            )
+        answered = prompt.answered("-")
+        try:
+            self.template.prompt_text(answered if name is None else answered.behind("-"))
+        except UserError as error:
+            raise UserError(
+                f"{error}; the reward model is to score answers to this prompt in its own template: leave the row "
+                "out, or train the reward model with a template that takes it"
+            ) from error
+
+
 def load_prompts(
     prompts: Prompts,
     tokenizer: Tokenizer,
-    conditions: Collection[str] | None,
+    reader: RewardReader | None,
     *,
     progress: Progress | None = None,
 ) -> Dataset[PromptSet]:
     """The prompts of a config, from the cache when nothing they are made from has changed; train and test parts.
 
-    conditions: names the reward model knows; None checks none. Raises UserError with `file:line` for every kind of
-    bad row and an unknown condition, and when no prompt is left.
+    reader: whom the answers' scores are asked of; None: not known yet, so that it is not checked. Raises UserError
+    with `file:line` for every kind of bad row and one the reward model cannot be asked about, and when no prompt is
+    left.
     """
-    parts, report, fingerprint = build(PromptBuilder(prompts, tokenizer, conditions, progress))
+    parts, report, fingerprint = build(PromptBuilder(prompts, tokenizer, reader, progress))
     return Dataset(parts["train"], None, parts.get("test"), report, fingerprint)
 
 
@@ -49,13 +78,16 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
         self,
         data: Prompts,
         tokenizer: Tokenizer,
-        conditions: Collection[str] | None,
+        reader: RewardReader | None,
         progress: Progress | None = None,
     ):
         super().__init__(data, tokenizer, progress)
-        self._conditions = None if conditions is None else sorted(conditions)
+        self._reader = reader
         self._weighed = 0
-        self.made_from: Mapping[str, Any] = {"conditions": self._conditions}
+        self.made_from: Mapping[str, Any] = {
+            "conditions": None if reader is None else sorted(reader.conditions),
+            "reward template": None if reader is None else reader.template.source,
+        }
 
     def collector(self) -> PromptCollector:
         return PromptCollector()
@@ -70,10 +102,12 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
             given = copy.deepcopy(row.values) if made_by_function else row.values  # functions may change it
             prompt: Prompt = reader.read(given, row.origin)
             condition = prompt.condition or source.condition
-            self._check_condition(condition, row.origin)
             self._weighed += prompt.weight not in (0, 1)
             values = {**row.values, "condition": condition}
-            return replace(prompt, condition=condition, system=system, values=values)
+            prompt = replace(prompt, condition=condition, system=system, values=values)
+            if self._reader is not None:
+                self._reader.check(prompt)
+            return prompt
 
         return read
 
@@ -99,22 +133,17 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
 
     def finish(self) -> tuple[dict[str, PromptSet], DataReport]:
         parts, report = super().finish()
-        report.notes += [
-            f"No prompt is of condition {name!r}"
-            for name in self._conditions or ()
-            if not any(name in part.conditions for part in report.parts.values())
-        ]
+        known = () if self._reader is None else self._reader.conditions
+        asked = {name for part in parts.values() for name in part.condition_names}
+        if without := sum(int((part.conditions < 0).sum()) for part in parts.values()) if known else 0:
+            report.notes.append(
+                f"{without:,} prompts have no condition, and the reward model was trained with some: what it says of "
+                "answers to them means little; name one in the row or its Source"
+            )
+        if unasked := sorted(set(known) - asked):
+            report.notes.append(f"No prompt is of condition {', '.join(map(repr, unasked))}")
         if self._weighed:
             report.notes.append(
                 f"{self._weighed:,} rows have a weight, which prompts do not: each is drawn once an epoch"
             )
         return parts, report
-
-    def _check_condition(self, name: str | None, origin: str) -> None:
-        if name is None or self._conditions is None or name in self._conditions:
-            return
-        known = ", ".join(self._conditions) or "none"
-        raise UserError(
-            f"{origin}: condition {name!r} is unknown to the reward model, which has: {known}; correct it, or "
-            "train the reward model on it"
-        )

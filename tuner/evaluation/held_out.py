@@ -11,6 +11,7 @@ from tuner.config.part import load_function
 from tuner.data.batch import make_batches
 from tuner.data.examples import Examples
 from tuner.data.packing import deal
+from tuner.data.spread import spread
 from tuner.errors import UserError
 from tuner.models.forward import token_loss
 from tuner.models.generate import generate
@@ -34,8 +35,7 @@ class HeldOutRows:
         tokens_per_pass: int,
         end_ids: frozenset[int],
     ) -> None:
-        if examples is not None and config.rows is not None and len(examples) > config.rows:
-            examples = examples.take(np.arange(config.rows))
+        examples = spread(examples, config.rows)
         self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
         self._score = load_score(config.score)
         self._end_ids = end_ids

@@ -10,6 +10,7 @@ from tuner.config import RewardModel
 from tuner.data.batch import make_batches
 from tuner.data.comparisons import Comparisons
 from tuner.data.packing import deal
+from tuner.data.spread import spread
 from tuner.models.compare import compare
 from tuner.models.forward import scores
 from tuner.models.roles import Roles
@@ -24,9 +25,7 @@ class HeldOutPairs:
     def __init__(
         self, comparisons: Comparisons | None, roles: Roles, devices: Devices, config: RewardModel
     ) -> None:
-        limit = config.evaluation.rows
-        if comparisons is not None and limit is not None and len(comparisons) > limit:
-            comparisons = comparisons.take(np.arange(limit))
+        comparisons = spread(comparisons, config.evaluation.rows)
         self._roles, self._devices, self._config = roles, devices, config
         self._batches = make_batches(comparisons, config.tokens_per_pass) if comparisons is not None else []
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class PolicyMeasure:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PolicyMeasure:
         """The reverse of `to_dict`, also after JSON."""
-        return cls(values["means"], [RangeLoss(**one) for one in values["ranges"]])
+        return cls(_numbers(values["means"]), [RangeLoss(**_numbers(one)) for one in values["ranges"]])
 
     def __str__(self) -> str:
         told = [f"{name} {value:.4f}" for name, value in self.means.items() if "/" not in name]
@@ -55,6 +56,8 @@ class HeldOutPolicy:
         self._judge, self._replay, self._roles = judge, replay, roles
         self._end_ids, self._samples = end_ids, samples
         self._judged: Judged | None = None
+        self.last: PolicyMeasure | None = None
+        """What was found last; None before the first look."""
 
     def look(self) -> PolicyMeasure:
         """Everything there is to measure."""
@@ -62,7 +65,8 @@ class HeldOutPolicy:
         if self._judge is not None:
             self._judged = self._judge.ask(self._roles, self._roles, self._end_ids)
         means = {} if self._judged is None else self._judged.means()
-        return PolicyMeasure(means, self._replay.measure())
+        self.last = PolicyMeasure(means, self._replay.measure())
+        return self.last
 
     def measure(self) -> dict[str, float]:
         """The same as numbers by name, for the loop."""
@@ -83,3 +87,8 @@ class HeldOutPolicy:
         asked = self._roles.tokenizer.decode(judged.prompts.tokens(index).tolist())
         gold = None if judged.golds_A is None else float(judged.golds_A[index])
         return Sample(asked, judged.answers[index], prompt.reference or "", gold, prompt.condition)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they were before JSON, which has no word for NaN."""
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -109,7 +109,7 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
     with torch.no_grad():
         weights = dict(model.named_parameters())
         for name, weight in weights.items():
-            if belongs_to(name, target):
+            if _is_of(name, target):
                 weight.data = weights[_renamed(name, target, source)].detach().clone()
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ from tuner.models.load import Loaded, load_model, refuse_reward_model
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
 from tuner.models.reward import FILE as REWARD_RECORD
-from tuner.models.reward import read_reward_record
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import Sequences
 from tuner.models.tokenizer import read_tokenizer
@@ -72,12 +70,7 @@ def load_policy_roles(
             recompute_activations(loaded.model)
         prove_isolation(loaded, device, autocast())
     reward = roles[REWARD].loaded
-    folder = places.reward.adapter_folder or places.reward.base_folder
-    record = read_reward_record(reward, Path(folder))
-    tokenizer = read_tokenizer(
-        places.reward.tokenizer_folder, trust_remote_code=config.reward.trust_remote_code
-    )
-    sequences = Sequences(tokenizer, record, Template("tokenizer", tokenizer))
+    sequences = Sequences.of(config.reward, places.reward, reward)
     fingerprints = {"policy": _identity(places.policy), "reward": _identity(places.reward)}
     return PolicyRoles(Roles(roles, autocast), sequences, fingerprints, _told(roles))
 
@@ -264,11 +257,10 @@ def _models(roles: dict[str, Role]) -> Iterator[Loaded]:
 
 def _identity(location: Location) -> str:
     """Hash of a model's adapter and base, of how it talks, and of how it is to be asked."""
-    folder = location.adapter_folder or location.base_folder
     beside = hashlib.sha256()
     for name in ("adapter_config.json", REWARD_RECORD, "chat_template.jinja", "tokenizer.json"):
-        if (folder / name).is_file():
-            beside.update((folder / name).read_bytes())
+        if (location.folder / name).is_file():
+            beside.update((location.folder / name).read_bytes())
     adapter = location.adapter_folder
     own = [] if adapter is None else [fingerprint(adapter)]
     return "-".join([*own, location.reference.fingerprint, beside.hexdigest()])

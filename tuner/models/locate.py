@@ -38,6 +38,11 @@ class Location:
     """Settings of the saved adapter, where tuner wrote them down."""
 
     @property
+    def folder(self) -> Path:
+        """The adapter's folder, or else the base's: what stands beside the weights is read from it."""
+        return self.adapter_folder or self.base_folder
+
+    @property
     def has_score(self) -> bool:
         """Whether it is a reward model: one that ends in a scalar head, in the base or beside the adapter."""
         if self.adapter_folder is not None:

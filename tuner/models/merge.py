@@ -149,7 +149,7 @@ def write_complete(loaded: Loaded, location: Location, output: Path, layout: Lay
     """Write a model without adapters that other tools load, with what the folder it comes from says of it."""
     record = None
     if location.has_score:
-        record = read_reward_record(loaded, location.adapter_folder or location.base_folder)
+        record = read_reward_record(loaded, location.folder)
         tell_others(loaded, record.reward_token)
     try:
         with disk_errors(output):

@@ -18,13 +18,15 @@ from tuner.data.batch import make_batch, pack_all
 from tuner.data.conditions import Conditions, Wordings, drawing_key
 from tuner.data.conversation import Conversation, Prompt, Turn
 from tuner.data.load_preferences import SequenceMaker
+from tuner.data.load_prompts import RewardReader
 from tuner.data.rows import Reader
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.forward import scores
 from tuner.models.load import Loaded, Precision, load_model
-from tuner.models.locate import locate
+from tuner.models.locate import Location, locate
 from tuner.models.reward import RewardRecord, read_reward_record
+from tuner.models.tokenizer import read_tokenizer
 
 WINDOW = 4096
 """Conversations read ahead, so that passes can be filled: what a stream holds in memory."""
@@ -74,12 +76,26 @@ class Sequences:
     record: RewardRecord
     template: Template
 
+    @classmethod
+    def of(cls, model: Model, location: Location, loaded: Loaded) -> Sequences:
+        """Those of a loaded reward model, from what stands beside its weights.
+
+        Raises UserError where its record or its chat template is missing.
+        """
+        tokenizer, template = reward_template(model, location)  # loaded ones may be the policy's
+        return cls(tokenizer, read_reward_record(loaded, location.folder), template)
+
+    @property
+    def reader(self) -> RewardReader:
+        """What can be asked."""
+        return RewardReader(tuple(self.record.conditions), self.template)
+
     def make(self, asked: Sequence[Asked]) -> list[np.ndarray]:
         """Tokens of each, int32 [t], the last of which is scored. Raises UserError on unknown conditions."""
         maker = SequenceMaker(self.tokenizer, self.record.reward_token)
         wordings = {name: Wordings(texts) for name, texts in self.record.conditions.items()}
         conditions = Conditions(wordings, self.record.seed)
-        rendered = [self.template.render(_conditioned(one, conditions)) for one in asked]
+        rendered = [self.template.render(_unlearned(_conditioned(one, conditions))) for one in asked]
         return [tokens for tokens, _ in maker.make(rendered)]
 
 
@@ -137,11 +153,27 @@ def _conditioned(asked: Asked, conditions: Conditions) -> Conversation:
     return asked.conversation if system is None else asked.conversation.behind(system)
 
 
+def _unlearned(conversation: Conversation) -> Conversation:
+    """Without learned spans: finding them takes a template time, and not every one can."""
+    return replace(conversation, turns=tuple(replace(turn, learn=False) for turn in conversation.turns))
+
+
 def prompt_of(conversation: Conversation) -> Sequence[Turn]:
     """The turns before the assistant's last answer."""
     turns = conversation.turns
     last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
     return turns[:last]
+
+
+def reward_template(model: Model, location: Location) -> tuple[PreTrainedTokenizerBase, Template]:
+    """A reward model's tokenizer and chat template, without its weights; UserError where it has none."""
+    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{model.path}: no chat template stands beside this reward model, so how it reads conversations is not "
+            "known; put the chat_template.jinja it was trained with into its folder"
+        )
+    return tokenizer, Template("tokenizer", tokenizer)
 
 
 def open_scorer(
@@ -168,8 +200,7 @@ def open_scorer(
         loaded = replace(loaded, precision=precision)
         if precision == "fp32":
             in_fp32(loaded.model)
-    folder = location.adapter_folder or location.base_folder
-    record = read_reward_record(loaded, Path(folder))
+    record = read_reward_record(loaded, location.folder)
     return Scorer(loaded, record, Template(template, loaded.tokenizer), device, tokens_per_pass)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +34,7 @@ from tuner.evaluation.held_out import load_score
 from tuner.evaluation.judged import load_rule
 from tuner.models.adapters import add_adapter
 from tuner.models.cache import numbers_per_token
+from tuner.models.fingerprint import fingerprint
 from tuner.models.freeze import freeze
 from tuner.models.load import load_model_config, load_tokenizer
 from tuner.models.load_roles import check_critic_adapter, check_language, is_on_one_base, without_adapter
@@ -43,7 +43,7 @@ from tuner.models.memory import NF4_BYTES, Weights, peak_bytes
 from tuner.models.rope import describe_rope
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
-from tuner.stages.rows import conditions_of, load_rows, packed, plan, plan_run
+from tuner.stages.rows import all_warm_up, load_rows, packed, plan, plan_run, reward_reader
 from tuner.training.pair_plan import PairPlan
 
 
@@ -65,14 +65,16 @@ class Checked:
     """Optimiser steps of the whole run."""
     tokens: int
     """Tokens of the whole run, learned or not."""
-    passes: int
-    """Forward and backward passes of the whole run, over all devices."""
+    passes: int | None
+    """Forward and backward passes of the whole run, over all devices; None of PPO, whose answers are still to come."""
     fill: float
-    """Share of tokens_per_step that a step holds, on average."""
+    """Share of tokens_per_step (pairs_per_step, prompts_per_step) that a step holds, on average."""
     peak_gib: float
     """Estimated peak memory of one device."""
     replaced: tuple[str, ...]
     """What `--tiny` put something small in place of."""
+    warnings: tuple[str, ...] = ()
+    """What would hold, and is hardly meant."""
 
 
 def check(config: Stage, *, tiny: bool = False) -> Checked:
@@ -165,8 +167,10 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
     """
     load_rule(config.evaluation.rule)  # type: ignore[arg-type]
     shape = load_model_config(config.policy)
-    policy, reward = locate(config.policy, weights=False), locate(config.reward, weights=False)
-    one_base = stands_in or is_on_one_base(policy, reward)
+    policy, reward = (
+        locate(model, config.precision, weights=False) for model in (config.policy, config.reward)
+    )
+    one_base = stands_in or is_on_one_base(_identified(policy, reward), reward)
     if not stands_in:
         check_language(config, policy, reward)
         check_critic_adapter(config, policy, reward)
@@ -179,12 +183,12 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
     model.requires_grad_(adapter is None)
     counted = Weights.of(add_adapter(model, adapter, config.seed) if adapter else model)
     tokenizer = load_tokenizer(config.policy)
-    prompts = load_prompts(config.prompts, tokenizer, None if stands_in else conditions_of(config))
+    prompts = load_prompts(config.prompts, tokenizer, None if stands_in else reward_reader(config))
     replay = None if config.replay is None else load_data(config.replay.data, tokenizer)
-    stream = plan_run(config, prompts.train)
+    stream = plan_run(config, prompts)
     steps = min(len(stream), config.max_steps or len(stream))
     asked = steps * (float(prompts.train.lengths.mean()) + config.sampling.max_new_tokens)
-    tokens = round(asked * min(config.prompts_per_step, stream.drawn))
+    answered = min(config.prompts_per_step, stream.drawn)
     return Checked(
         family=type(model).__name__,
         parameters=parameters,
@@ -192,12 +196,34 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
         rope=describe_rope(shape),
         data="; ".join(str(part.report) for part in (prompts, replay) if part is not None),
         steps=steps,
-        tokens=tokens,
-        passes=math.ceil(tokens / steps / config.tokens_per_pass) * steps,
-        fill=1.0,
+        tokens=round(asked * answered),
+        passes=None,
+        fill=answered / config.prompts_per_step,
         peak_gib=_policy_peak(config, shape, counted, policy, None if one_base else reward) / 2**30,
         replaced=replaced,
+        warnings=(*_two_bases(config, one_base), *all_warm_up(config, steps)),
     )
+
+
+def _identified(policy: Location, reward: Location) -> Location:
+    """The policy with its base's fingerprint; without its weights here, that of the reward model's, if so called."""
+    base, folder = policy.reference, policy.base_folder
+    if base.fingerprint:
+        return policy
+    if any(folder.glob("*.safetensors")):
+        found = fingerprint(folder)
+    else:
+        found = reward.reference.fingerprint if base.path == reward.reference.path else ""
+    return replace(policy, reference=replace(base, fingerprint=found))
+
+
+def _two_bases(config: PPO, one_base: bool) -> list[str]:
+    if one_base or config.roles == "separate":
+        return []
+    return [
+        "policy and reward model stand on two bases, which are both held: they differ, or in quantization, rope or "
+        "precision, or the reward model is no adapter"
+    ]
 
 
 def _policy_peak(

@@ -14,8 +14,8 @@ import torch
 
 from tuner.config import PPO, Model
 from tuner.data.load import load_data
-from tuner.data.load_prompts import load_prompts
 from tuner.data.prompts import PromptSet
+from tuner.data.spread import spread
 from tuner.data.template import Template
 from tuner.data.tokenizer import encode
 from tuner.errors import UserError
@@ -25,11 +25,10 @@ from tuner.evaluation.win_rate import Contestant, PolicyCard, compare, judge_all
 from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.locate import Location, locate
-from tuner.models.reward import known_conditions, read_reward_record
 from tuner.models.roles import Roles
 from tuner.models.scorer import Sequences
 from tuner.models.tokenizer import read_tokenizer
-from tuner.stages.rows import first
+from tuner.stages.rows import load_rows
 from tuner.training.devices import Devices
 from tuner.training.progress import progress_bar, reading_bar
 from tuner.training.run import Run
@@ -45,7 +44,7 @@ def compare_policies(folder: Path, config: PPO, model: Path, against: Sequence[s
     devices = Devices(config)
     rule = _load_rule(folder, config)
     reward = _locate_reward(config)
-    prompts, talk = _test_prompts(folder, config, model, known_conditions(_folder(reward)))
+    prompts, talk = _test_prompts(folder, config, model)
     others = list(dict.fromkeys(against))
     names = _names(folder, others)
     trained = Model(path=str(model), trust_remote_code=config.policy.trust_remote_code)
@@ -87,19 +86,17 @@ def _load_rule(folder: Path, config: PPO) -> Rule | None:
     return load_rule(named)  # type: ignore[arg-type]
 
 
-def _test_prompts(
-    folder: Path, config: PPO, model: Path, conditions: Collection[str]
-) -> tuple[PromptSet, str]:
+def _test_prompts(folder: Path, config: PPO, model: Path) -> tuple[PromptSet, str]:
     """The prompts, as many of them as the run itself measured, and the text of the chat template."""
     tokenizer = read_tokenizer(
         locate(Model(path=str(model)), weights=False).tokenizer_folder,
         trust_remote_code=config.policy.trust_remote_code,
     )
     with reading_bar() as progress:
-        prompts = load_prompts(config.prompts, tokenizer, conditions, progress=progress).test
+        prompts = load_rows(config, tokenizer, progress=progress).test
     if prompts is None:
         raise UserError(f"{folder}: its config holds out no test prompts; name some with --files")
-    return first(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
+    return spread(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
 
 
 def _locate_reward(config: PPO) -> Location:
@@ -107,10 +104,6 @@ def _locate_reward(config: PPO) -> Location:
     if not location.has_score:
         raise UserError(f"{config.reward.path}: this is no reward model any more; restore it, or train again")
     return location
-
-
-def _folder(location: Location) -> Path:
-    return location.adapter_folder or location.base_folder
 
 
 def _names(folder: Path, others: Sequence[str]) -> list[str]:
@@ -136,6 +129,7 @@ def _enter(name: str, path: str, model: Model, config: PPO, prompts: PromptSet, 
         tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or talk
         template = Template("tokenizer", tokenizer)
         texts = [template.prompt_text(prompts.prompt(index).asked()) for index in range(len(prompts))]
+        ends = end_ids(template, tokenizer)
     except UserError as error:
         raise UserError(f"{path}: cannot be asked these prompts: {error}") from error
     ids = encode(tokenizer, texts)
@@ -146,7 +140,7 @@ def _enter(name: str, path: str, model: Model, config: PPO, prompts: PromptSet, 
     )
     # adapters as they were trained, complete models all alike
     precision = config.precision if location.adapter_folder is None else location.precision
-    return _Entrant(name, path, model, precision, asked, end_ids(template, tokenizer))
+    return _Entrant(name, path, model, precision, asked, ends)
 
 
 def _answer(
@@ -169,7 +163,7 @@ def _answer(
 
 def _replay_loss(config: PPO, policy: Roles, devices: Devices) -> list[RangeLoss]:
     rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
-    rows = first(rows, config.evaluation.rows)
+    rows = spread(rows, config.evaluation.rows)
     return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).measure()
 
 
@@ -185,8 +179,7 @@ def _judge(
     loaded = load_model(
         config.reward, precision=config.precision, device=devices.device, train=False, head="score"
     )
-    record = read_reward_record(loaded, _folder(location))
-    sequences = Sequences(loaded.tokenizer, record, Template("tokenizer", loaded.tokenizer))
+    sequences = Sequences.of(config.reward, location, loaded)
     judge = Judge(prompts, config, sequences, devices, rule)
     with progress_bar("Judging answers", sum(len(one.texts) for one in answers)) as advance:
         judged = judge_all(judge, Roles.of("reward", loaded, devices.autocast), answers)

@@ -6,11 +6,11 @@ from typing import Any
 
 from tuner.config import DPO
 from tuner.data.load_pairs import pairs, tail_of
+from tuner.data.spread import spread
 from tuner.data.template import Template
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.job import Job
-from tuner.stages.rows import first
 from tuner.training.dpo_trainer import (
     Follower,
     Measured,
@@ -61,7 +61,7 @@ def _load_pairs(config: DPO, job: Job, policy: Roles) -> list[Any]:
     """Pairs to train, validate and test on, as TRL wants them; None where there are none."""
     data = job.load_data(config, policy)
     tail = tail_of(Template(config.data.template, policy.tokenizer), policy.tokenizer)
-    parts = (data.train, *(first(part, config.evaluation.rows) for part in (data.validation, data.test)))
+    parts = (data.train, *(spread(part, config.evaluation.rows) for part in (data.validation, data.test)))
     return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
 
 

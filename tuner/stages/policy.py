@@ -16,6 +16,7 @@ from tuner.data.load_prompts import load_prompts
 from tuner.data.prompt_stream import PromptStream
 from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
+from tuner.data.spread import spread
 from tuner.data.template import Template
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
 from tuner.evaluation.judged import Judge, load_rule
@@ -26,9 +27,10 @@ from tuner.models.roles import Roles
 from tuner.models.scorer import Sequences
 from tuner.rollout.rollout import Rollout
 from tuner.stages.job import Job
-from tuner.stages.rows import first, plan_run
-from tuner.training.loop import Loop, Step, finite
+from tuner.stages.rows import all_warm_up, plan_run
+from tuner.training.loop import Loop, Step
 from tuner.training.optimizers import Trained
+from tuner.training.run import finite
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Prepared:
         kept = self.job.run.kept("before")
         if self.loop.counters.step and kept is not None:
             return PolicyMeasure.from_dict(kept)
-        before = self._look("before")
+        before = self._look("before", None)
         if self.job.devices.is_main:
             self.job.run.keep("before", before.to_dict())
         return before
@@ -82,7 +84,7 @@ class Prepared:
 
     def finish(self, before: PolicyMeasure) -> None:
         """Measure what was trained, and write it."""
-        after = self._look("after")
+        after = self._look("after", self.held_out.last)  # the loop has looked at its last step
         last = (self.job.run.metrics or [{}])[-1] if self.job.devices.is_main else {}
         self.job.finish(
             self.config.prompts.template,
@@ -90,8 +92,8 @@ class Prepared:
             {**results(before, after), "kl": last.get("kl")},
         )
 
-    def _look(self, when: str) -> PolicyMeasure:
-        found = self.held_out.look()
+    def _look(self, when: str, found: PolicyMeasure | None) -> PolicyMeasure:
+        found = found or self.held_out.look()
         self.loop.say(f"{when} training: {found}")
         return found
 
@@ -103,7 +105,6 @@ def prepare(config: PPO, job: Job) -> Prepared:
     if job.devices.is_main:
         for name, print_of in loaded.fingerprints.items():
             job.run.check_same(name, print_of, path=getattr(config, name).path)
-        job.run.log(loaded.told)
     torch.manual_seed(config.seed + job.devices.rank)
     prompts, stream, replay = _load_rows(config, job, loaded)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
@@ -113,11 +114,8 @@ def prepare(config: PPO, job: Job) -> Prepared:
         "critic": Trained(roles.trained("critic"), config.critic_lr),
     }
     loop = Loop(config, job.run, job.devices, trained, stream, held_out, job.watchers)
-    if loop.total <= config.critic_warmup:
-        loop.say(
-            f"all {loop.total:,} steps are the critic's warm-up (critic_warmup={config.critic_warmup}): the policy "
-            "learns nothing; lower it, or give more steps"
-        )
+    for said in (loaded.told, *prompts.report.notes, *all_warm_up(config, loop.total)):
+        loop.say(said)
     return Prepared(
         config=config,
         job=job,
@@ -149,10 +147,10 @@ def _load_rows(
 ) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
     """Prompts, the steps they make, and replayed rows; refuses to go on with other rows than before."""
     tokenizer = loaded.roles.tokenizer
-    conditions, replay = loaded.sequences.record.conditions, None
+    reader, replay = loaded.sequences.reader, None
     with job.reading() as progress:  # one bar, which leaves without a word where the rows do not fit together
-        prompts = load_prompts(config.prompts, tokenizer, conditions, progress=progress)
-        stream = plan_run(config, prompts.train)
+        prompts = load_prompts(config.prompts, tokenizer, reader, progress=progress)
+        stream = plan_run(config, prompts)
         if config.replay is not None:
             replay = load_data(config.replay.data, tokenizer, progress=progress)
     if job.devices.is_main:
@@ -178,7 +176,7 @@ def _held_out(
     ends: frozenset[int],
 ) -> HeldOutPolicy:
     rule, limit = load_rule(config.evaluation.rule), config.evaluation.rows  # type: ignore[arg-type]
-    prompts, replay = first(prompts, limit), first(replay, limit)
+    prompts, replay = spread(prompts, limit), spread(replay, limit)
     judge = None if prompts is None else Judge(prompts, config, loaded.sequences, job.devices, rule)
     rows = HeldOutReplay(replay, loaded.roles, job.devices, config.tokens_per_pass)
     return HeldOutPolicy(judge, rows, loaded.roles, ends, config.evaluation.samples)

@@ -7,8 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tuner.config import DPO, PPO, SFT, Model, ModelStage, PackedStage, RewardModel, Stage
 from tuner.data import view
 from tuner.data.batch import pack_all
@@ -18,7 +16,7 @@ from tuner.data.examples import Examples
 from tuner.data.load import Dataset, Progress, load_data
 from tuner.data.load_pairs import load_pairs
 from tuner.data.load_preferences import load_preferences
-from tuner.data.load_prompts import load_prompts
+from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompt_stream import PromptStream, plan_prompts
 from tuner.data.prompts import PromptSet
 from tuner.data.stream import Stream, make_stream
@@ -26,6 +24,7 @@ from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
 from tuner.models.locate import locate
 from tuner.models.reward import known_conditions
+from tuner.models.scorer import reward_template
 from tuner.training.run import Run, functions_of
 
 
@@ -36,7 +35,7 @@ def load_rows(config: Stage, tokenizer: Any = None, *, progress: Progress | None
     """
     tokenizer = load_tokenizer(model_of(config)) if tokenizer is None else tokenizer
     if isinstance(config, PPO):
-        return load_prompts(config.prompts, tokenizer, conditions_of(config), progress=progress)
+        return load_prompts(config.prompts, tokenizer, reward_reader(config), progress=progress)
     config = config if isinstance(config, DPO) else packed(config)
     if isinstance(config, DPO):
         return load_pairs(config.data, tokenizer, progress=progress)
@@ -54,12 +53,13 @@ def model_of(config: Stage) -> Model:
     return config.model if isinstance(config, ModelStage) else packed(config).model
 
 
-def conditions_of(config: PPO) -> list[str] | None:
-    """The conditions a config's reward model knows; None where it is not there yet, so that they cannot be checked."""
+def reward_reader(config: PPO) -> RewardReader | None:
+    """What a config's reward model can be asked; None where it is not there yet, so that nothing can be checked."""
     if not Path(config.reward.path).is_dir():
         return None
     location = locate(config.reward, weights=False)
-    return known_conditions(location.adapter_folder or location.base_folder)
+    _, template = reward_template(config.reward, location)
+    return RewardReader(tuple(known_conditions(location.folder)), template)
 
 
 def packed(config: Stage) -> PackedStage:
@@ -91,10 +91,15 @@ def plan(config: Stage, data: Dataset[Any]) -> Stream:
     )
 
 
-def plan_run(config: PPO, prompts: PromptSet) -> PromptStream:
-    """Which prompts each step of a config answers."""
+def plan_run(config: PPO, prompts: Dataset[PromptSet]) -> PromptStream:
+    """Which prompts each step of a config answers. Raises UserError where a rule has no prompt to measure."""
+    if config.evaluation.rule is not None and prompts.test is None:
+        raise UserError(
+            f"evaluation.rule: no prompt is held out for it to measure ({prompts.report}); give prompts.test_files, or "
+            "a larger prompts.split.test, or leave the rule out"
+        )
     return plan_prompts(
-        prompts,
+        prompts.train,
         prompts_per_step=config.prompts_per_step,
         epochs=config.epochs,
         seed=config.seed,
@@ -102,9 +107,14 @@ def plan_run(config: PPO, prompts: PromptSet) -> PromptStream:
     )
 
 
-def first(rows: Any, limit: int | None) -> Any:
-    """The first rows of a set, at most so many; None of none, and all without a limit."""
-    return rows if rows is None or limit is None else rows.take(np.arange(min(limit, len(rows))))
+def all_warm_up(config: PPO, steps: int) -> list[str]:
+    """What is to be said of a run whose policy never learns: one sentence, or none."""
+    if steps > config.critic_warmup:
+        return []
+    return [
+        f"all {steps:,} steps are the critic's warm-up (critic_warmup={config.critic_warmup}): the policy "
+        "learns nothing; lower it, or give more steps"
+    ]
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ def shown_passes(
     Of prompts those of the first step, as they would be packed without their answers.
     """
     if isinstance(config, PPO):
-        chosen = plan_run(config, rows.train).step(0)
+        chosen = plan_run(config, rows).step(0)
         groups = pack_all(rows.train.lengths[chosen], config.tokens_per_pass)[:passes]
         shown = [chosen[group].tolist() for group in groups]
         return rows.train.examples(), shown, lambda index: rows.train.condition(index) or ""

@@ -22,7 +22,7 @@ from tuner.training.checkpoint import Checkpoints, generator_state, restore, sna
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices, added
 from tuner.training.optimizers import Trained, make_optimizer
-from tuner.training.run import Run
+from tuner.training.run import Run, finite
 from tuner.training.schedules import learning_rate
 from tuner.training.watchers import Sample, Watchers
 
@@ -264,7 +264,7 @@ class Loop:
             self._evaluate(record)
             _, self._stopping = self._agree({})  # asked meanwhile: the next step may take long
         if self.devices.is_main:
-            record = {name: finite(value) for name, value in record.items()}
+            record = finite(record)
             self.run.record(record)
             self._watchers.step(record)
         if not step.good:
@@ -349,6 +349,7 @@ class Loop:
         if measured and isinstance(self.config.evaluation, Validation):
             for said in self.counters.judge(measured["loss"], self.config.evaluation):
                 self.say(said)
+        self.counters.losses.clear()  # judged, or asked for by nobody
         samples = self._held_out.samples()
         if samples and self.devices.is_main:
             self.run.record_samples(self.counters.step, samples)
@@ -393,11 +394,6 @@ class Loop:
         if self._asked == signal.SIGINT == number:
             raise KeyboardInterrupt  # a second Ctrl-C will not wait
         self._asked = number
-
-
-def finite(value: Any) -> Any:
-    """The value; None for a number that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(values: Sequence[tuple[float, float]]) -> float:

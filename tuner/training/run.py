@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -185,7 +187,7 @@ class Run:
 
     def keep(self, name: str, value: dict[str, Any]) -> None:
         """A measure taken on the way, as `NAME.json`."""
-        self._write(f"{name}.json", json.dumps(value, indent=1))
+        self._write(f"{name}.json", json.dumps(finite(value), indent=1))
 
     def kept(self, name: str) -> dict[str, Any] | None:
         path = self.folder / f"{name}.json"
@@ -194,7 +196,7 @@ class Run:
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json, which says that the run is over."""
         self.draw_curves()
-        self._write("results.json", json.dumps(results, indent=1))
+        self._write("results.json", json.dumps(finite(results), indent=1))
 
     def draw_curves(self) -> Path:
         path = self.folder / "curves.png"
@@ -244,7 +246,7 @@ class Run:
     def _keep_functions(self, config: Stage) -> None:
         """Copy the files that hold the config's own functions, and refuse to go on with other code."""
         files = sorted({Path(reference.rpartition(":")[0]) for reference in functions_of(config)})
-        digests = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        digests = {file: _hash_of_code(file) for file in files if file.is_file()}
         if not digests:
             return
         together = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
@@ -274,6 +276,27 @@ class Run:
         path = self.folder / name
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         return [json.loads(line) for line in lines[:-1]]  # not splitlines: texts hold other line separators
+
+
+def _hash_of_code(file: Path) -> str:
+    """Of what a file does: comments and layout aside, and the config that may stand in it, which is compared itself."""
+    tree = ast.parse(file.read_bytes(), filename=str(file))
+    tree.body = [one for one in tree.body if not _sets_config(one)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _sets_config(statement: ast.stmt) -> bool:
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == "config" for target in targets)
+
+
+def finite(value: Any) -> Any:
+    """The value; None for a number, also within, that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from tuner.data.conditions import Conditions, Wordings
 from tuner.data.conversation import Conversation, ToolCall, Turn
 from tuner.data.load import load_data
 from tuner.data.load_preferences import load_preferences
-from tuner.data.load_prompts import load_prompts
+from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompts import PromptSet
 from tuner.data.sources import Rows
 from tuner.data.template import Template
@@ -28,7 +28,10 @@ def load(write, tokenizer):
 
     def loaded(rows, conditions=None, **fields):
         files = {"files": (write("rows.jsonl", *rows),)} | fields
-        return load_prompts(Prompts(**{"template": "internlm2", **files}), tokenizer, conditions)
+        reader = (
+            None if conditions is None else RewardReader(tuple(conditions), Template("internlm2", tokenizer))
+        )
+        return load_prompts(Prompts(**{"template": "internlm2", **files}), tokenizer, reader)
 
     return loaded
 
@@ -128,8 +131,13 @@ def test_the_report_counts_prompts_by_condition(load):
     said = str(data.report)
     assert "train: 5 prompts (3 kind, 1 brief, 1 without a condition), " in said
     assert "1 equal to an earlier one and kept, 1 switched off" in said
-    assert "No prompt is of condition 'honest'" in said
+    assert data.report.notes == [
+        "1 prompts have no condition, and the reward model was trained with some: what it says of answers to them "
+        "means little; name one in the row or its Source",
+        "No prompt is of condition 'honest'",
+    ]
     assert "learned" not in said
+    assert load(rows).report.notes == []  # of no reward model that is known
     assert len(load([rows[0], rows[0]], duplicates="drop").train) == 1
 
 
@@ -157,6 +165,23 @@ def test_the_policys_system_turn_is_the_rows_the_sources_or_the_configs(load, wr
     assert train.prompt(0).turns == (Turn("user", "Q"),)
     assert train.prompt(2).system == "源的。"
     assert train.tokens(2).tolist() == Template("internlm2", tokenizer).render_prompt(train.prompt(2).asked())
+
+
+def test_a_prompt_that_the_reward_model_cannot_be_asked_about_is_refused_at_once(write, tokenizer):
+    rows = [
+        PLAIN,
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}] * 2},
+    ]
+    tool = {"messages": [*rows[1]["messages"], {"role": "tool", "content": "3"}, *PLAIN["messages"]]}
+    alpaca, prompts = (
+        Template("alpaca", tokenizer),
+        Prompts(files=(write("rows.jsonl", PLAIN, tool),), template="chatml"),
+    )
+    assert len(load_prompts(prompts, tokenizer, None).train) == 2
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:2: template 'alpaca' cannot render .* leave the row out"
+    ):
+        load_prompts(prompts, tokenizer, RewardReader((), alpaca))
 
 
 def test_conditions_come_from_rows_and_sources_and_are_known(load, write):

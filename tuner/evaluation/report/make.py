@@ -11,6 +11,7 @@ from tuner.config import RewardModel
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import CONTROLS, Asked, Conditions
 from tuner.data.load_preferences import load_test_preferences
+from tuner.data.spread import spread_places
 from tuner.evaluation.report.card import ReportCard, make_card
 from tuner.evaluation.report.pairs import PairText, ScoredPairs
 from tuner.models.reward import Reference
@@ -35,21 +36,19 @@ def report_on(
             config.reward_token,
         )
 
-    def first(rows: Comparisons) -> Comparisons:
-        return rows.take(np.arange(min(len(rows), config.evaluation.rows or len(rows))))
-
     whole = load("seen")
     if whole is None:
         return None
     conditions = replace(conditions, partners=_partners(whole))
-    comparisons = first(whole)
+    places = spread_places(whole, config.evaluation.rows)
+    comparisons = whole.take(places)
     scores = score(comparisons)
     controls: dict[str, ScoredPairs] = {}
     for control in CONTROLS:
         if _can_ask(conditions, control):
             asked = load(control)
             assert asked is not None
-            asked = first(asked)
+            asked = asked.take(places)
             controls[control] = scored_pairs(asked, score(asked), config)
     card = make_card(
         scored_pairs(comparisons, scores, config),
