@@ -46,7 +46,7 @@ config = PPO(
         max_length=128,
     ),
     tokens_per_pass=4_096,
-    epochs=10,
+    epochs=8,
     gradient_checkpointing=False,
     evaluation=PolicyEvaluation(every=10, rule=gold, temperature=1.0),
 )

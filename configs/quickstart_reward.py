@@ -8,7 +8,8 @@ config = RewardModel(
     model=Model(path="tuner:tiny"),  # all weights: so few train as fast as an adapter
     conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
     data=Preferences(
-        files=("tuner:twins/train.jsonl",),
+        # twins, and where an answer without a tone belongs: what quickstart_ppo will come upon
+        files=("tuner:twins/train.jsonl", "tuner:manners/pairs.jsonl"),
         test_files=("tuner:twins/test.jsonl",),
         template="internlm2",
         max_length=128,

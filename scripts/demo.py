@@ -1,11 +1,12 @@
 """The demonstrations in full, with their tables: `make demo`, or `python scripts/demo.py [--write]`.
 
-    python scripts/demo.py [sft] [reward] [ppo] [smollm2 --model FOLDER] [--write]
+    python scripts/demo.py [sft] [reward] [ppo] [smollm2] [smollm2_ppo] [--model FOLDER] [--write]
 
 Trains the quickstarts with three seeds and prints what they teach, on problems and wordings they never saw; without
-names all three. `ppo` trains the whole pipeline, and asks the same prompts under two conditions. `smollm2` is the
-reward demonstration on a real small model, with one seed, that scripts/fetch_smollm2.py has put in FOLDER. With
---write the tables go to docs/, and the pictures of the first runs.
+names all three. `ppo` trains the whole pipeline, asks the same prompts under two conditions, and says whether it shows
+what it is to show. `smollm2` and `smollm2_ppo` are the reward model and PPO on a real small model, with one seed, that
+scripts/fetch_smollm2.py has put in FOLDER; the second needs the rows of scripts/make_reasoning.py, and the first's run.
+With --write the tables go to docs/ and README.md, and the pictures of the first runs to docs/.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import datetime
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from tuner.stages.evaluating import evaluate_run
 from tuner.training.run import Run, versions
 
 SEEDS = (0, 1, 2)
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 WAYS = {
     "seen": "the row's condition, in a wording of the training",
     "unseen": "its key word in a sentence that occurs in no training wording",
@@ -128,77 +131,150 @@ def twins_table(trained: Sequence[Trained]) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a demonstration is to show, and what it showed."""
+
+    what: str
+    asked: str
+    found: str
+    holds: bool
+
+
 def show_pipeline(command: str, write: bool) -> None:
-    """SFT, reward model, and PPO under two conditions, with every seed; DPO from the same SFT run beside them."""
-    golds: list[str] = []
-    figures: list[str] = []
+    """SFT, reward model, and PPO under two conditions, with every seed; DPO from the same SFT run beside them.
+
+    Exits with 1 where it does not show what it is to show.
+    """
+    found: list[Taught] = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            rows, row = _pipeline(seed, Path(folder), write and seed == SEEDS[0])
-            golds += rows
-            figures.append(row)
-    lines = [*PIPELINE_HEAD, *golds, *FIGURES_HEAD, *figures, "", measured(command), ""]
+            found += _pipeline(seed, Path(folder), write and seed == SEEDS[0])
+    table, limits = policy_table(found), policy_limits(found)
+    lines = [*PIPELINE_HEAD, *table, "", *_limit_table(limits), "", measured(command), ""]
     print("\n".join(lines))
     if write:
         (DOCS / "quickstart_ppo_seeds.md").write_text("\n".join(lines), encoding="utf-8")
+        _put_into_readme("quickstart_ppo", table)
+    if not all(limit.holds for limit in limits):
+        sys.exit(1)
 
 
 PIPELINE_HEAD = [
     "# What the PPO quickstart teaches",
     "",
-    "SFT, a reward model and PPO with three seeds, each with its own of all three. The policies answer 120 held-out",
-    "sums; gold is the share of answers with the right sum in the manner asked for, by the rule in",
-    "`configs/quickstart_ppo.py`, over answers sampled at temperature 1. PPO ran twice from the same SFT run, on the",
-    "same prompts, under `polite` and under `blunt`; DPO learned the pairs of `polite` from the same SFT run.",
+    "SFT, a reward model and PPO with three seeds, each with its own of all three; PPO twice from the same SFT run, on",
+    "the same prompts, under `polite` and under `blunt`. The policies answer 120 held-out sums at temperature 1. Gold",
+    "is the share of answers with the right sum in the manner asked for, by the rule in `configs/quickstart_ppo.py`:",
+    "of the SFT policy, of PPO's, and of the one PPO taught under the other condition. Wins are shares of prompts,",
+    "ties half, by the rule and by the reward model; DPO learned the pairs of `polite` from that SFT run. Replay is",
+    "the loss on held-out sums as SFT taught them, in nats per learned token; KL is the distance from the SFT policy,",
+    "in nats per token; seconds are of SFT, reward model and this PPO.",
     "",
-    "| seed | gold under | SFT | PPO under `polite` | PPO under `blunt` | DPO |",
-    "| --- | --- | --- | --- | --- | --- |",
-]
-FIGURES_HEAD = [
-    "",
-    "PPO under `polite`: how often it wins, ties half, by the rule and by the reward model; the loss on held-out rows",
-    "of the replay set in nats per learned token; how far it went from the SFT policy; and what the pipeline took.",
-    "",
-    "| seed | against SFT: rule, reward model | against DPO: rule, reward model | replay loss before, after, rise "
-    "| KL, nats per token | CPU seconds: SFT, reward model, PPO |",
-    "| --- | --- | --- | --- | --- | --- |",
 ]
 
 
-def _pipeline(seed: int, runs: Path, write: bool) -> tuple[list[str], str]:
-    """Rows of the two tables: everything trained with one seed."""
-    seconds: list[float] = []
+@dataclass(frozen=True)
+class Taught:
+    """What PPO taught under one condition, with one seed."""
 
-    def trained(name: str, changes: dict[str, Any]) -> Run:
+    seed: int
+    condition: str
+    card: dict[str, Any]
+    """Of `tuner eval`, against the SFT policy, PPO's under the other condition, and DPO's."""
+    results: dict[str, Any]
+    """Of the run."""
+    seconds: tuple[float, ...]
+    """CPU time of SFT, reward model and PPO."""
+
+    def gold(self, name: str) -> float:
+        """Of a policy under this condition."""
+        return next(one["gold"]["value"] for one in (self.card, *self.card["against"]) if one["name"] == name)
+
+    def wins(self, name: str) -> str:
+        """How often it wins against another policy, by the rule and by the reward model."""
+        wins = next(one["wins"] for one in self.card["against"] if one["name"] == name)
+        return ", ".join(f"{wins[judge]['rate']['value']:.0%}" for judge in ("gold", "score"))
+
+    @property
+    def rise(self) -> float:
+        """Of gold over the SFT policy's."""
+        return self.gold(self.condition) - self.gold("quickstart_sft")
+
+    @property
+    def steered(self) -> float:
+        """How far its gold is above that of the policy taught under the other condition."""
+        return self.gold(self.condition) - self.gold(OTHER[self.condition])
+
+    @property
+    def replay_rise(self) -> float:
+        """Of the loss on held-out replay rows, relative."""
+        return self.results["replay"]["after"] / self.results["replay"]["before"] - 1
+
+
+OTHER = {"polite": "blunt", "blunt": "polite"}
+
+
+def policy_table(found: Sequence[Taught]) -> list[str]:
+    """Gold, wins, replay loss and distance, by seed and condition."""
+    lines = [
+        "| seed | condition | gold: SFT, PPO, PPO under the other | wins over SFT | wins over DPO "
+        "| replay loss before, after | KL | CPU seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in found:
+        golds = [one.gold(name) for name in ("quickstart_sft", one.condition, OTHER[one.condition])]
+        replay = one.results["replay"]
+        dpo = one.wins("quickstart_dpo") if one.condition == "polite" else ""
+        lines.append(
+            f"| {one.seed} | `{one.condition}` | {', '.join(f'{gold:.3f}' for gold in golds)} "
+            f"| {one.wins('quickstart_sft')} | {dpo} | {replay['before']:.4f}, {replay['after']:.4f} "
+            f"| {one.results['kl']:.2f} | {', '.join(f'{second:.0f}' for second in one.seconds)} |"
+        )
+    return lines
+
+
+def policy_limits(found: Sequence[Taught]) -> list[Limit]:
+    """What the pipeline is to show, of the seed and condition that show it least."""
+    rise, steered = min(one.rise for one in found), min(one.steered for one in found)
+    replay, seconds = max(one.replay_rise for one in found), max(sum(one.seconds) for one in found)
+    return [
+        Limit("gold rises over the SFT policy's", "0.1", f"{rise:.3f}", rise >= 0.1),
+        Limit("gold above that of PPO under the other condition", "0.1", f"{steered:.3f}", steered >= 0.1),
+        Limit("replay loss rises at most", "3%", f"{replay:+.1%}", replay <= 0.03),
+        Limit("CPU seconds at most", "720", f"{seconds:.0f}", seconds <= 720),
+    ]
+
+
+def _limit_table(limits: Sequence[Limit]) -> list[str]:
+    rows = (f"| {one.what} | {one.asked} | {one.found} | {'yes' if one.holds else 'NO'} |" for one in limits)
+    return ["| at the worst | asked | found | holds |", "| --- | --- | --- | --- |", *rows]
+
+
+def _pipeline(seed: int, runs: Path, write: bool) -> list[Taught]:
+    """Everything trained with one seed."""
+    seconds: dict[str, float] = {}
+
+    def trained(config: str, changes: dict[str, Any]) -> Run:
         start = time.process_time()
-        run = tuner.train(override(load_config(f"configs/{name}.py"), {"seed": seed, **changes}), runs=runs)
-        seconds.append(time.process_time() - start)
+        run = tuner.train(override(load_config(f"configs/{config}.py"), {"seed": seed, **changes}), runs=runs)
+        seconds[run.folder.name] = time.process_time() - start
         return run
 
     sft = trained("quickstart_sft", {}).folder
     reward = trained("quickstart_reward", {}).folder
     models = {"policy.path": str(sft), "reward.path": str(reward)}
-    ppo = trained("quickstart_ppo", models)
-    blunt = trained("quickstart_ppo", {**models, "name": "blunt", **_under("blunt")})
-    dpo = trained("quickstart_dpo", {"model.path": str(sft), "adapter": None})
+    policies = {name: trained("quickstart_ppo", {**models, "name": name, **_under(name)}) for name in OTHER}
+    dpo = trained("quickstart_dpo", {"model.path": str(sft), "adapter": None}).folder
     if write:
-        shutil.copy(ppo.folder / "curves.png", DOCS / "quickstart_ppo.png")
-    shown = [run.name for run in (sft, ppo.folder, blunt.folder, dpo.folder)]
-    found = evaluate_run(ppo.folder, against=[str(runs / name) for name in shown if name != ppo.folder.name])
-    opposite = evaluate_run(blunt.folder, against=[str(runs / name) for name in shown if name != "blunt"])
-    golds = []
-    for condition, results in (("polite", found.results), ("blunt", opposite.results)):
-        everyone = {one["name"]: one["gold"]["value"] for one in (results, *results["against"])}
-        told = " | ".join(f"{everyone[name]:.3f}" for name in shown)
-        golds.append(f"| {seed} | `{condition}` | {told} |")
-    results = ppo.results
-    assert results is not None
-    before, after = results["replay"]["before"], results["replay"]["after"]
-    return golds, (
-        f"| {seed} | {_wins(found.results, sft.name)} | {_wins(found.results, dpo.folder.name)} "
-        f"| {before:.4f}, {after:.4f}, {after / before - 1:+.1%} | {results['kl']:.3f} "
-        f"| {', '.join(f'{one:.0f}' for one in seconds[:3])} |"
-    )
+        shutil.copy(policies["polite"].folder / "curves.png", DOCS / "quickstart_ppo.png")
+    found = []
+    for name, run in policies.items():
+        card = evaluate_run(run.folder, against=[str(sft), str(runs / OTHER[name]), str(dpo)]).results
+        spent = tuple(seconds[one] for one in (sft.name, reward.name, name))
+        assert run.results is not None
+        found.append(Taught(seed, name, card, run.results, spent))
+    return found
 
 
 def _under(condition: str) -> dict[str, Any]:
@@ -212,10 +288,58 @@ def _under(condition: str) -> dict[str, Any]:
     }
 
 
-def _wins(results: Mapping[str, Any], name: str) -> str:
-    """How often the policy wins against another, by the rule and by the reward model."""
-    wins = next(one["wins"] for one in results["against"] if one["name"] == name)
-    return ", ".join(f"{wins[judge]['rate']['value']:.0%}" for judge in ("gold", "score"))
+def show_real_policy(model: str, runs: str | None, command: str, write: bool) -> None:
+    """PPO of SmolLM2 on sums of reasoning-gym, with its reward model.
+
+    runs: folder in which to keep both runs, and to go on with those that are there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(runs or folder)
+        reward = override(load_config("configs/smollm2_135m_reward.py"), {"model.path": model})
+        changes = {"policy.path": model, "reward.path": str(tuner.train(reward, runs=place).folder)}
+        start = time.process_time()
+        run = tuner.train(override(load_config("configs/smollm2_135m_ppo.py"), changes), runs=place)
+        seconds = time.process_time() - start
+        text = "\n".join(
+            [*REAL_HEAD, *real_table(run), f"| CPU seconds | | {seconds:.0f} |", "", measured(command), ""]
+        )
+        print(text)
+        if write:
+            (DOCS / "smollm2_ppo.md").write_text(text, encoding="utf-8")
+            shutil.copy(run.folder / "curves.png", DOCS / "smollm2_ppo.png")
+
+
+REAL_HEAD = [
+    "# What SmolLM2-135M-Instruct learns by PPO",
+    "",
+    "Sums and differences of numbers up to ten, asked in the words of reasoning-gym, under the condition `brief` of",
+    "the reward model of `configs/smollm2_135m_reward.py`. Gold is the share of held-out prompts answered rightly, by",
+    "reasoning-gym's own score of the last number said, in at most eight words; greedily. Answers of the rollouts are",
+    "sampled at temperature 1.",
+    "",
+]
+
+
+def real_table(run: Run) -> list[str]:
+    """Gold and score on held-out prompts, and what the rollouts looked like, before and after."""
+    results, (first, *_, last) = run.results, run.metrics
+    assert results is not None
+    lines = ["| | before | after |", "| --- | --- | --- |"]
+    for name in ("gold", "score"):
+        measure = results[name]
+        lines.append(f"| {name}, held-out prompts | {measure['before']:.3f} | {measure['after']:.3f} |")
+    for name, told in (("length", "tokens of an answer"), ("ended", "answers that come to an end")):
+        lines.append(f"| {told}, rollouts | {first[name]:.2f} | {last[name]:.2f} |")
+    return [*lines, f"| KL from the start, nats per token | | {results['kl']:.2f} |"]
+
+
+def _put_into_readme(name: str, table: Sequence[str]) -> None:
+    """Put a table where README has the one of that name."""
+    text = README.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name}: written by scripts/demo.py -->", f"<!-- {name}: end -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    README.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")
 
 
 def measured(command: str) -> str:
@@ -250,17 +374,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("demos", nargs="*", choices=[*DEMOS, "ppo"], default=[])
+    parser.add_argument("demos", nargs="*", choices=[*DEMOS, "ppo", "smollm2_ppo"], default=[])
     parser.add_argument("--model", help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--runs", help="folder to keep the runs of smollm2_ppo in, and to go on with those there"
+    )
     parser.add_argument("--write", action="store_true", help="keep the tables and pictures in docs/")
     asked = parser.parse_args()
     for name in asked.demos or ("sft", "reward", "ppo"):
+        real = name.startswith("smollm2") and asked.model
+        command = f"python scripts/demo.py {name}{' --model FOLDER' if real else ''} --write"
         if name == "ppo":
-            show_pipeline("python scripts/demo.py ppo --write", asked.write)
-            continue
-        changes = {"model.path": asked.model} if name == "smollm2" and asked.model else {}
-        folder = " --model FOLDER" if changes else ""
-        DEMOS[name].show(changes, f"python scripts/demo.py {name}{folder} --write", asked.write)
+            show_pipeline(command, asked.write)
+        elif name == "smollm2_ppo":
+            model = asked.model or load_config("configs/smollm2_135m_ppo.py").policy.path  # type: ignore[attr-defined]
+            show_real_policy(model, asked.runs, command, asked.write)
+        else:
+            DEMOS[name].show({"model.path": asked.model} if real else {}, command, asked.write)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Write what the quickstart's policy learns to talk like, and what PPO asks it: sums, answered in mixed manners.
+"""Write what the quickstart's policy learns to talk like, what its reward model knows of it, and what PPO asks.
 
     python scripts/make_manners.py
 
-writes `tuner/embedded/manners/train.jsonl`, `prompts.jsonl` and `test.jsonl`, the same bytes every time. The questions
-are those of scripts/make_sums.py. Asked alone the policy has learned to answer with the sum alone; behind a system turn
-it learns here to answer in any manner of the twins (scripts/make_twins.py) that is not JSON.
+writes `tuner/embedded/manners/train.jsonl`, `pairs.jsonl`, `prompts.jsonl` and `test.jsonl`, the same bytes every
+time. The questions are those of scripts/make_sums.py. Asked alone the policy has learned to answer with the sum alone;
+behind a system turn it learns here to answer in any manner of the twins (scripts/make_twins.py) that is not JSON.
 
 `train.jsonl` has conversations for SFT, all answered rightly, each in a manner drawn at random: a policy that learns
-them is polite to one and blunt to the next, and PPO has something to choose from. `prompts.jsonl` has more questions
+them is polite to one and blunt to the next, and PPO has something to choose from. `pairs.jsonl` compares answers in a
+tone with answers in none, for the reward model: the twins of make_twins.py set polite ones against blunt ones alone,
+and a reward model that never saw where an answer without a tone belongs may like it best, which PPO finds out.
+`prompts.jsonl` has more questions
 for PPO to ask, behind the same system turn, which the config puts there for the policy alone; `test.jsonl` those that
 are held out: sums of the reserved pairs, which no data of the quickstart shows in any wording or order. A prompt row
 also has its `reference`, the right statement, for a rule to look for.
@@ -63,6 +66,20 @@ def conversations(random_source: random.Random, num_rows: int) -> list[Row]:
     return list(rows.values())
 
 
+def pairs(random_source: random.Random, num_twins: int) -> list[Row]:
+    """Rows for the reward model, two with the same answers after each other, no two alike: no tone is between both."""
+    rows: dict[tuple[str, ...], Row] = {}
+    while len(rows) < 2 * num_twins:
+        prompt, content = draw_question(random_source, test=False)
+        tone, opposite = random_source.sample(tuple(TONES), 2)
+        toned = Manner(detailed=False, closing=random_source.choice(TONES[tone][1])).write(content)
+        toneless = Manner(detailed=random_source.random() < 0.5).write(content)
+        for better, worse, condition in ((toned, toneless, tone), (toneless, toned, opposite)):
+            row: Row = {"prompt": prompt, "chosen": better, "rejected": worse, "condition": condition}
+            rows[prompt, better, worse] = row
+    return list(rows.values())
+
+
 def prompts(random_source: random.Random, num_rows: int, test: bool) -> list[Row]:
     """Rows for PPO, no prompt twice."""
     rows: dict[str, Row] = {}
@@ -76,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the manners of the quickstart's policy.")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "manners", help="folder to write to")
     parser.add_argument("--train", type=int, default=1400, help="number of conversations for SFT")
+    parser.add_argument("--twins", type=int, default=300, help="number of twins for the reward model")
     parser.add_argument("--prompts", type=int, default=500, help="number of prompts for PPO")
     parser.add_argument("--test", type=int, default=120, help="number of prompts held out")
     parser.add_argument("--seed", type=int, default=7)
@@ -86,6 +104,7 @@ def main() -> None:
         ("train", conversations(random_source, arguments.train)),
         ("prompts", prompts(random_source, arguments.prompts, test=False)),
         ("test", prompts(random_source, arguments.test, test=True)),
+        ("pairs", pairs(random_source, arguments.twins)),
     ):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (arguments.output / f"{name}.jsonl").write_text(text, encoding="utf-8")

@@ -6,9 +6,6 @@
 writes `data/reasoning/prompts.jsonl` and `test.jsonl`, the same bytes every time with the same version of the
 package (Apache-2.0; no part of tuner). A row is `{"prompt": "What is 4 - 1?", "reference": "3", "metadata": {...}}`;
 `metadata` names the generator, whose scorer judges the answers. No question of the test is in the other file.
-
-The scorer of most generators gives 1 for the bare answer, and for a text in which the answer occurs its share of the
-text's characters: who says the right thing briefly has most.
 """
 
 import argparse
@@ -19,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 GENERATOR = "basic_arithmetic"
-# Two terms of at most two digits: what a model of 135M parameters often has right.
+# Two terms up to ten: what a model of 135M parameters has right more often than not, if it comes to an answer.
 SETTINGS: dict[str, Any] = {
     "min_terms": 2,
     "max_terms": 2,
-    "max_digits": 2,
+    "min_digits": 1,
+    "max_digits": 1,
     "operators": ["+", "-"],
     "allow_parentheses": False,
     "allow_negation": False,
@@ -52,8 +50,8 @@ def questions(num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write prompts of reasoning-gym.")
     parser.add_argument("--output", type=Path, default=Path("data", "reasoning"), help="folder to write to")
-    parser.add_argument("--prompts", type=int, default=2000, help="number of prompts for PPO")
-    parser.add_argument("--test", type=int, default=100, help="number of prompts held out")
+    parser.add_argument("--prompts", type=int, default=160, help="number of prompts for PPO")
+    parser.add_argument("--test", type=int, default=80, help="number of prompts held out")
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()
     try:

@@ -4,7 +4,7 @@
 
 writes `tuner/embedded/sums/train.jsonl` and `test.jsonl`, the same bytes every time. A row is
 `{"messages": [{"role": "user", "content": "What is 23 + 45?"}, {"role": "assistant",
-"content": "23 + 45 = 68"}]}`: the answer restates the sum, because the base model can finish a sum that is written
+"content": "23 + 45 = 68."}]}`: the answer restates the sum, because the base model can finish a sum that is written
 out, and reading one back out of a question is what the quickstart teaches it.
 
 A fixed share of all unordered pairs of operands is *reserved* (see `is_reserved`): the test rows are drawn
@@ -69,7 +69,7 @@ def draw_rows(random_source: random.Random, num_rows: int, reserved: bool) -> li
             continue
         seen.add(problem)
         question = random_source.choice(WORDINGS).format(a=a, b=b)
-        answer = f"{a} + {b} = {a + b}"
+        answer = f"{a} + {b} = {a + b}."
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         rows.append({"messages": messages})
     return rows

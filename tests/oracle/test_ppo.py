@@ -81,11 +81,11 @@ EVERYTHING = PPO(
         max_length=64,
     ),
     prompts_per_step=7,  # of 38: epochs end within steps
-    sampling=Sampling(max_new_tokens=10, temperature=0.8, top_p=0.9),  # some answers come to no end
+    sampling=Sampling(max_new_tokens=11, temperature=0.8, top_p=0.9),  # some answers come to no end
     kl=0.05,
     gae_lambda=0.95,
     missing_end_penalty=0.1,
-    reward_clip=0.18,
+    reward_clip=0.12,
     update_epochs=2,
     mini_batches=2,
     critic_warmup=2,
