@@ -1,4 +1,4 @@
-"""PPO: InternLM2-1.8B against its conditional reward model, four full models, the paper's numbers; one GPU of 80 GB."""
+"""PPO: InternLM2-1.8B, conditional reward model, the paper's numbers; four full models, 65 GiB by counting."""
 
 from tuner.config import PPO, AdamW, PolicyEvaluation, Prompts, Replay, Sampling, Source, Split
 
@@ -17,6 +17,6 @@ config = PPO(
     sampling=Sampling(cache_gib=12),
     optimizer=AdamW(lr=1e-6, bits=8),
     replay=Replay(files=("data/pretrain/*.jsonl",), split=Split(test=0.002)),
-    max_steps=400,
+    max_steps=400,  # 204,800 prompts
     evaluation=PolicyEvaluation(every=20, rows=200),
 )

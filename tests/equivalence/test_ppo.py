@@ -27,6 +27,7 @@ from tuner.data.load import load_data
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy
 from tuner.models.scorer import Asked, open_scorer
+from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
 from tuner.rollout.scores import score_answers
 from tuner.training.loop import Interrupted, Step
@@ -124,6 +125,12 @@ def records(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+def shown(run: Run) -> list[dict[str, Any]]:
+    """Answers of the rollouts, as the run's file has them."""
+    file = run.folder / "rollouts.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
 def state(run: Run, step: int) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A checkpoint's counters with the rest of the optimiser, its trained weights, the optimiser's tensors."""
     folder = run.checkpoints_folder / f"step_{step:06d}"
@@ -134,8 +141,9 @@ def state(run: Run, step: int) -> tuple[dict[str, Any], dict[str, torch.Tensor],
 
 
 def assert_same(one: Run, other: Run) -> None:
-    """To the last bit: records, samples, results, the model, and all that the last checkpoint holds."""
+    """To the last bit: records, answers, samples, results, the model, and all that the last checkpoint holds."""
     assert records(one) == records(other)
+    assert shown(one) == shown(other)
     assert one.samples == other.samples
     assert one.results == other.results
     assert weights(one).keys() == weights(other).keys()
@@ -582,8 +590,6 @@ def test_replayed_tokens_are_logged(ppo, tmp_path):
 
 
 def replay_rows(run: Run) -> Any:
-    from tuner.models.tokenizer import read_tokenizer
-
     return load_data(run.config.replay.data, read_tokenizer(run.model_folder)).train
 
 
@@ -815,6 +821,93 @@ def plain_scores(config: PPO, rollout: Any) -> np.ndarray:
     return np.array([scorer.score_asked([row])[0] for row in rows])
 
 
+SIX = ("generate", "logprobs", "scores", "rewards", "advantages", "updates")
+
+
+def test_every_part_of_a_step_has_its_time(whole):
+    for record in whole[0].metrics:
+        times = {name: value for name, value in record.items() if name.startswith("seconds/")}
+        assert times.keys() == {f"seconds/{name}" for name in SIX}
+        assert min(times.values()) > 0
+        assert sum(times.values()) <= record["seconds"]
+
+
+def test_the_first_answers_of_every_step_are_in_a_file(whole):
+    run, answers = whole
+    read = read_tokenizer(run.model_folder).decode
+    found = shown(run)
+    steps, samples = RICH["max_steps"], RICH["evaluation.samples"]
+    assert [row["step"] for row in found] == [step for step in range(1, steps + 1) for _ in range(samples)]
+    asked = asked_in_training()
+    for place, row in enumerate(found):
+        assert list(row) == ["step", "prompt", "answer", "condition", "score", "ended"]
+        assert (row["prompt"], row["condition"]) in asked
+        tokens = answers[row["step"] - 1][place % samples]
+        assert row["answer"] == read(tokens[:-1] if row["ended"] else tokens)
+        assert math.isfinite(row["score"])
+    assert {row["condition"] for row in found} == {"brief", None}
+    assert {row["ended"] for row in found} == {True, False}
+
+
+def asked_in_training() -> list[tuple[str, str | None]]:
+    """What the small config's prompts ask, with their condition."""
+    return [
+        (json.loads(line)["messages"][0]["content"], condition)
+        for name, condition, limit in (("train", "brief", 30), ("test", None, 10))
+        for line in Path(locate(f"tuner:sums/{name}.jsonl")).read_text().splitlines()[:limit]
+    ]
+
+
+def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
+    """Score and share of ended answers, in all and by condition, from the run's own files alone."""
+    changes = {"prompts_per_step": 6, "evaluation.samples": 9, "critic_warmup": 0, "max_steps": 3}
+    run = tuner.train(ppo(changes), runs=tmp_path)
+    found = shown(run)
+    assert len(found) == 3 * 6  # all there are
+    for record in run.metrics:
+        rows = [row for row in found if row["step"] == record["step"]]
+        assert record["prompts"] == len(rows)
+        assert record["ended"] == pytest.approx(np.mean([row["ended"] for row in rows]))
+        assert record["score"] == pytest.approx(np.mean([row["score"] for row in rows]), rel=1e-5)
+        brief = [row["score"] for row in rows if row["condition"] == "brief"]
+        assert record.get("score/brief") == (pytest.approx(np.mean(brief), rel=1e-5) if brief else None)
+        assert np.ptp([row["score"] for row in rows]) > 1e-3  # else a mean says nothing
+    assert 0 < np.mean([row["ended"] for row in found]) < 1
+
+
+@torch.no_grad()
+def test_how_far_the_updates_went_by_another_route(ppo, tmp_path, watched):
+    """The second of two updates begins with the weights that a run of one update leaves behind."""
+    changes = {
+        "critic_warmup": 0,
+        "max_steps": 1,
+        "replay": None,
+        "optimizer.lr": 0.01,
+        "tokens_per_pass": 1024,
+    }
+    with torch.enable_grad():
+        one = tuner.train(ppo(changes), runs=tmp_path / "one")
+        two = tuner.train(ppo(changes | {"update_epochs": 2}), runs=tmp_path / "two")
+    assert one.metrics[0]["update_kl"] == pytest.approx(0.0, abs=1e-9)
+    policies, leads = (plain_policy(one.config.policy.path), plain_policy(one.folder)), []
+    rollout = watched.rollouts[0]
+    for prompt, answer in zip(rollout.tokens, rollout.answers, strict=True):
+        tokens = torch.tensor(np.concatenate([prompt, answer.tokens])).long()
+        old, new = (
+            model(input_ids=tokens[None]).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+            for model in policies
+        )
+        leads.append((new - old).gather(-1, tokens[len(prompt) :, None])[:, 0].numpy())
+    lead = np.concatenate(leads)
+    ratio = np.exp(lead)
+    record = two.metrics[0]
+    assert record["update_kl"] == pytest.approx((ratio - 1 - lead).mean() / 2, rel=1e-3)
+    assert record["ratio"] == pytest.approx((1 + ratio.mean()) / 2, rel=1e-4)
+    assert record["update_kl"] > 1e-3  # and not as far as it has the sign or the estimator wrong
+    for other in ((1 / ratio - 1 + lead).mean(), (lead**2 / 2).mean(), lead.mean()):
+        assert abs(other / 2 - record["update_kl"]) > 0.01 * record["update_kl"]
+
+
 @pytest.mark.parametrize("clip", [None, 0.01])
 def test_later_epochs_learn_from_what_was_seen_before(ppo, tmp_path, watched, clip):
     """Old log-probabilities and values stay those of before the step's first update; losses by the formulas."""
@@ -824,7 +917,7 @@ def test_later_epochs_learn_from_what_was_seen_before(ppo, tmp_path, watched, cl
     )
     seen = watched.seen[0]
     assert len(watched.policy) == len(watched.values) == 6
-    policy_losses, value_losses, ratios, clipped, sizes = [], [], [], [], []
+    policy_losses, value_losses, ratios, clipped, moved, sizes = [], [], [], [], [], []
     for number, (policy, value) in enumerate(zip(watched.policy, watched.values, strict=True)):
         one = seen[number % 2]
         _, logprobs_N, old_N, advantages_N, bound = policy
@@ -835,6 +928,7 @@ def test_later_epochs_learn_from_what_was_seen_before(ppo, tmp_path, watched, cl
         policy_losses.append(-np.minimum(plain, held).mean())
         ratios.append(ratio.mean())
         clipped.append((held < plain).mean())
+        moved.append((ratio - 1 - np.log(ratio)).mean())
         sizes.append(len(ratio))
         _, values_N, returns_N, before_N, value_bound = value
         assert value_bound == clip
@@ -854,6 +948,7 @@ def test_later_epochs_learn_from_what_was_seen_before(ppo, tmp_path, watched, cl
         ("value_loss", value_losses),
         ("ratio", ratios),
         ("clipped", clipped),
+        ("update_kl", moved),
     ):
         assert record[name] == pytest.approx(np.average(values, weights=sizes), rel=1e-4)
     assert record["clipped"] > 0

@@ -56,6 +56,8 @@ def _tuples(value: Any) -> Any:
 def _name_function(value: Any) -> Any:
     if isinstance(value, str) and not re.fullmatch(r".+\.py:\w+", value):
         raise ValueError(f"{value!r} is no function: write file.py:name")
+    if not callable(value) and not isinstance(value, str | None):
+        raise ValueError(f"{value!r} is no function: write the name of one of this file, or file.py:name")
     if not callable(value):
         return value
     name = getattr(value, "__qualname__", "")

@@ -130,8 +130,9 @@ class Builder(ABC, Generic[Item, Piece, Part]):
         }
         if "train" in self.wanted and "train" not in parts:
             too_long = any(source.dropped_too_long for source in self.report.sources)
-            way_out = "raise max_length" if too_long else "give others"
-            raise UserError(f"no row is left to train on: {str(self.report).rstrip('.')}; {way_out}")
+            way_out = "raise max_length" if too_long else "hold fewer out" if parts else "give others"
+            read = ", ".join(source.path for source in self.report.sources if source.purpose == "files")
+            raise UserError(f"{read}: no row is left to train on: {str(self.report).rstrip('.')}; {way_out}")
         self.report.parts = {part: PartReport.of(examples) for part, examples in parts.items()}
         notes = self.report.notes
         for part in ("validation", "test"):

@@ -33,10 +33,11 @@ class ReplayStream:
         whole, while the next one is no longer than what is owed: over the run the ratio is kept, however long they are.
         """
         drawn, owed = int(kept.get("drawn", 0)), kept.get("owed", 0.0) + self.ratio * tokens
-        rows: list[int] = []
-        while (length := self._length(row := self._row(drawn))) <= owed:
+        rows, row = [], self._row(drawn)
+        while self._length(row) <= owed:
             rows.append(row)
-            drawn, owed = drawn + 1, owed - length
+            drawn, owed = drawn + 1, owed - self._length(row)
+            row = self._row(drawn)
         return rows, {"drawn": drawn, "owed": owed}
 
     def batches(self, rows: Sequence[int], rank: int, world: int) -> list[Batch]:
@@ -50,6 +51,10 @@ class ReplayStream:
         """Summed weight of the learned tokens of some rows, over all ranks."""
         return self.examples.totals(list(rows))["tokens"] if rows else 0.0
 
+    def tokens(self, rows: Sequence[int]) -> int:
+        """All tokens of some rows, learned or not."""
+        return sum(map(self._length, rows))
+
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, len(self.examples))
         return int(self._order(epoch)[place])
@@ -57,10 +62,6 @@ class ReplayStream:
     def _length(self, row: int) -> int:
         offsets = self.examples.offsets  # not lengths: that is a difference over all rows
         return int(offsets[row + 1] - offsets[row])
-
-    def tokens(self, rows: Sequence[int]) -> int:
-        """All tokens of some rows, learned or not."""
-        return sum(map(self._length, rows))
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

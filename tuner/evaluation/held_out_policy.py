@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuner.evaluation.judged import Judge, Judged
+from tuner.evaluation.judged import Judge, Judged, answer_held_out
 from tuner.evaluation.positions import HeldOutReplay, RangeLoss, mean_loss
 from tuner.models.roles import Roles
 from tuner.training.watchers import Sample
@@ -56,14 +56,17 @@ class HeldOutPolicy:
         self._judge, self._replay, self._roles = judge, replay, roles
         self._end_ids, self._samples = end_ids, samples
         self._judged: Judged | None = None
+        self.answered: Sequence[Sample] = ()
+        """Answers of the last rollout, shown where no prompt is held out."""
         self.last: PolicyMeasure | None = None
         """What was found last; None before the first look."""
 
     def look(self) -> PolicyMeasure:
         """Everything there is to measure."""
         self._judged = None
-        if self._judge is not None:
-            self._judged = self._judge.ask(self._roles, self._roles, self._end_ids)
+        if (judge := self._judge) is not None:
+            said = answer_held_out(judge.prompts, self._roles, self._end_ids, judge.config, judge.devices)
+            self._judged = judge.judge(self._roles, said.texts)
         means = {} if self._judged is None else self._judged.means()
         self.last = PolicyMeasure(means, self._replay.measure())
         return self.last
@@ -75,10 +78,10 @@ class HeldOutPolicy:
         return found.means if loss is None else {**found.means, "replay_loss": loss}
 
     def samples(self) -> list[Sample]:
-        """The first held-out prompts with the answers that were measured last."""
+        """The first held-out prompts with the answers that were measured last; without any, some of the rollout."""
         judged = self._judged
         if judged is None:
-            return []
+            return list(self.answered)
         count = min(self._samples, len(judged.answers))
         return [self._sample(judged, index) for index in range(count)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuner.config import PPO
-from tuner.config.part import load_function
+from tuner.config.part import Function, load_function
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
 from tuner.models.roles import Roles
@@ -84,7 +85,7 @@ def answer_held_out(
 
 @dataclass(frozen=True)
 class Judge:
-    """Asks a policy held-out prompts, always the same and in the same way, and scores its answers."""
+    """Scores answers to held-out prompts, always the same ones."""
 
     prompts: PromptSet
     config: PPO
@@ -92,16 +93,11 @@ class Judge:
     devices: Devices
     rule: Rule | None
 
-    def ask(self, policy: Roles, reward: Roles, end_ids: Collection[int]) -> Judged:
-        """Answers and scores; every rank takes a share, all get the result. One value may play both parts.
+    def judge(self, reward: Roles, answers: Sequence[str]) -> Judged:
+        """Scores of an answer to each prompt, whoever gave it; every rank takes a share, all get the result.
 
         Raises UserError where the rule fails.
         """
-        answered = answer_held_out(self.prompts, policy, end_ids, self.config, self.devices)
-        return self.judge(reward, answered.texts)
-
-    def judge(self, reward: Roles, answers: Sequence[str]) -> Judged:
-        """Scores of an answer to each prompt, whoever gave it. Raises UserError where the rule fails."""
         prompts = [self.prompts.prompt(index) for index in range(len(self.prompts))]
         scores_A = score_all(
             reward, self.sequences, prompts, answers, self.config.tokens_per_pass, self.devices
@@ -133,6 +129,16 @@ class Judge:
         return gold
 
 
-def load_rule(name: str | None) -> Rule | None:
-    """The gold rule of a config: "file.py:name"."""
-    return None if not isinstance(name, str) else load_function(name, "evaluation.rule")
+def load_rule(rule: Function | None) -> Rule | None:
+    """The gold rule of a config: "file.py:name". Raises UserError where it is missing or takes something else."""
+    if not isinstance(rule, str):
+        return None
+    function = load_function(rule, "evaluation.rule")
+    try:
+        inspect.signature(function).bind("an answer", {})
+    except TypeError as error:
+        raise UserError(
+            f"evaluation.rule {rule!r}: it is called with an answer and its row ({error}); write "
+            f"def {rule.rpartition(':')[2]}(answer, row)"
+        ) from error
+    return function

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from tuner.data.batch import Batch, make_batch
 from tuner.data.conversation import Prompt
 from tuner.data.packing import deal, pack
 from tuner.models.generate import Answer
 from tuner.training.devices import Devices
+from tuner.training.watchers import Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,12 @@ class Rollout:
     def ended(self) -> np.ndarray:
         """Whether each answer came to its end token, bool [A]."""
         return np.array([answer.ended for answer in self.answers], dtype=bool)
+
+    def sample(self, index: int, tokenizer: PreTrainedTokenizerBase) -> Sample:
+        """An answer to be looked at, beside the one in its row."""
+        prompt = self.prompts[index]
+        asked: str = tokenizer.decode(self.tokens[index].tolist())  # type: ignore[assignment]
+        return Sample(asked, self.texts[index], prompt.reference or "", None, prompt.condition)
 
     def mini_batches(self, count: int) -> list[np.ndarray]:
         """The answers in parts, in their order; an optimiser step learns from one."""

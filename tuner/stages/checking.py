@@ -165,7 +165,7 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
 
     stands_in: the reward model is a small one that nobody taught: what it was trained on is not known.
     """
-    load_rule(config.evaluation.rule)  # type: ignore[arg-type]
+    load_rule(config.evaluation.rule)
     shape = load_model_config(config.policy)
     policy, reward = (
         locate(model, config.precision, weights=False) for model in (config.policy, config.reward)

@@ -83,7 +83,7 @@ def _load_rule(folder: Path, config: PPO) -> Rule | None:
     copies = (Run(folder).kept("functions") or {}).get("copies", {})
     if named is not None and not Path(file).is_file() and file in copies:
         named = f"{folder / copies[file]}:{function}"
-    return load_rule(named)  # type: ignore[arg-type]
+    return load_rule(named)
 
 
 def _test_prompts(folder: Path, config: PPO, model: Path) -> tuple[PromptSet, str]:

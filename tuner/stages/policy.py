@@ -70,6 +70,7 @@ class Prepared:
         if not self.job.devices.is_main:
             return
         shown = range(min(self.config.evaluation.samples, len(rollout)))
+        self.held_out.answered = [rollout.sample(place, self.roles.tokenizer) for place in shown]
         answers = [
             {
                 "prompt": rollout.prompts[place].turns[-1].content,
@@ -175,7 +176,7 @@ def _held_out(
     replay: Examples | None,
     ends: frozenset[int],
 ) -> HeldOutPolicy:
-    rule, limit = load_rule(config.evaluation.rule), config.evaluation.rows  # type: ignore[arg-type]
+    rule, limit = load_rule(config.evaluation.rule), config.evaluation.rows
     prompts, replay = spread(prompts, limit), spread(replay, limit)
     judge = None if prompts is None else Judge(prompts, config, loaded.sequences, job.devices, rule)
     rows = HeldOutReplay(replay, loaded.roles, job.devices, config.tokens_per_pass)

@@ -30,20 +30,20 @@ def ppo(config: PPO, job: Job) -> None:
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)
             step.batches = [row.batch for row in rows]  # to be looked at where a step goes wrong
-            seen = observe(roles, rows, config.sampling.temperature)
+            observed = observe(roles, rows, config.sampling.temperature)
         with step.part("scores"):
             scores_A = score_answers(roles, made.sequences, rollout, config.tokens_per_pass, devices)
         with step.part("rewards"):
             learned_A, loop.kept["scores"] = learned_scores(
                 scores_A, rollout.ended, loop.kept.get("scores", {}), config
             )
-            seen = with_rewards(seen, learned_A, config)
+            rewarded = with_rewards(observed, learned_A, config)
         with step.part("advantages"):
-            seen = with_advantages(seen, config, devices)
+            experiences = with_advantages(rewarded, config, devices)
         with step.part("updates"):
             warming_up = step.index < config.critic_warmup
             replayed = [] if warming_up else made.draw_replay(step, rollout.num_tokens)
-            for update in updates(rollout, seen, made.replay, replayed, config, devices):
+            for update in updates(rollout, experiences, made.replay, replayed, config, devices):
                 step.totals = update.totals
                 if not warming_up:
                     learn_policy(step, roles, update, config)
@@ -51,7 +51,7 @@ def ppo(config: PPO, job: Job) -> None:
                 step.update(*(["critic"] if warming_up else ["policy", "critic"]))
         step.tokens = rollout.num_tokens
         made.keep_answers(step, rollout, scores_A)
-        step.facts |= health(rollout, scores_A, seen, devices)
+        step.facts |= health(rollout, scores_A, experiences, devices)
         step.finish()
     made.finish(before)
 

@@ -313,7 +313,7 @@ class Loop:
     def _by_set(self, name: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
         """A value of every set of weights under names of their own; of the only one under the plain name."""
         if len(self._sets) == 1:
-            return dict.fromkeys([name], *values.values())
+            return {name: next(iter(values.values()), None)}
         return {f"{name}_{group}": value for group, value in values.items()}
 
     def _bad_step(self, step: Step) -> None:

@@ -79,7 +79,7 @@ class Run:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """Answers drawn from held-out prompts during training."""
+        """Answers drawn during training, to held-out prompts; in PPO without any, to those of the step."""
         return self._records("samples.jsonl")
 
     @property

@@ -20,7 +20,7 @@ Tables = dict[str, tuple[list[str], list[list[Any]]]]
 
 @dataclass(frozen=True)
 class Sample:
-    """An answer drawn from a held-out prompt, beside the one in the data."""
+    """An answer to a held-out prompt, or in PPO without any to one of the step's, beside the one in the data."""
 
     prompt: str
     answer: str

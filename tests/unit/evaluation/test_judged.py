@@ -95,7 +95,8 @@ def test_scores_are_asked_under_each_prompts_condition(scene):
 
 def test_asking_is_answering_and_judging(scene):
     roles, devices, _ = scene
-    asked = judge(devices, rule=lambda answer, row: float("11" in answer)).ask(roles, roles, {2})
+    said = answer_held_out(PROMPTS, roles, {2}, CONFIG, devices)
+    asked = judge(devices, rule=lambda answer, row: float("11" in answer)).judge(roles, said.texts)
     assert list(asked.answers) == ["10", "11 11 11 11", "12", "13 13 13 13"]
     assert asked.golds_A is not None
     assert asked.golds_A.tolist() == [0, 1, 0, 0]

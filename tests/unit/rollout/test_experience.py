@@ -1,6 +1,7 @@
 """Rewards, advantages and updates of hand-made answers, by loops of their own."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tests.unit.data.test_replay import stream
 from tests.unit.rollout.test_rollout import Alone, rollout
 from tests.unit.rollout.test_scores import CONFIG
 from tuner.config import override
-from tuner.rollout.experience import Experience, with_advantages, with_rewards
+from tuner.rollout.experience import Observed, with_advantages, with_rewards
 from tuner.rollout.health import health
 from tuner.rollout.updates import updates
 
@@ -25,20 +26,18 @@ class One(Alone):
         return items
 
 
-def experiences(made, mini_batches=1, tokens_per_pass=48) -> list[Experience]:
+def observed(made, mini_batches=1, tokens_per_pass=48) -> list[Observed]:
     """With log-probabilities and values drawn by the token, so that a row's order does not matter."""
     found = []
     for row in made.rows(mini_batches, tokens_per_pass, One()):
         tokens = row.batch.tokens_T[row.batch.learned_N].tolist()
         drawn = np.stack([np.random.default_rng(token).normal(size=4) for token in tokens])
         old_N, reference_N, values_N, entropies_N = torch.from_numpy(drawn).float().unbind(1)
-        found.append(
-            Experience(row, old_N, reference_N, values_N, entropies_N, *[torch.zeros_like(old_N)] * 3)
-        )
+        found.append(Observed(row, old_N, reference_N, values_N, entropies_N))
     return found
 
 
-def of_answers(name: str, found: list[Experience]) -> dict[int, np.ndarray]:
+def of_answers(name: str, found: list[Any]) -> dict[int, np.ndarray]:
     """A value of every token, by answer."""
     result = {}
     for one in found:
@@ -56,7 +55,7 @@ ESTIMATES = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: np.exp
 @pytest.mark.parametrize("kl", [0.0, 0.3])
 def test_rewards(kind, kl):
     """Every token pays for its divergence; the score comes with the last, ended or cut off, of one token or many."""
-    found = with_rewards(experiences(rollout()), SCORES, override(CONFIG, {"kl": kl, "kl_estimator": kind}))
+    found = with_rewards(observed(rollout()), SCORES, override(CONFIG, {"kl": kl, "kl_estimator": kind}))
     old, reference, rewards = (of_answers(name, found) for name in ("old_N", "reference_N", "rewards_N"))
     for index, score in enumerate(SCORES):
         expected = -kl * ESTIMATES[kind](old[index] - reference[index])
@@ -68,7 +67,7 @@ def test_rewards(kind, kl):
 @pytest.mark.parametrize("tokens_per_pass", [48, 1000])
 def test_advantages(gamma, lam, tokens_per_pass):
     config = override(CONFIG, {"gamma": gamma, "gae_lambda": lam, "kl": 0.3})
-    found = with_rewards(experiences(rollout(), tokens_per_pass=tokens_per_pass), SCORES, config)
+    found = with_rewards(observed(rollout(), tokens_per_pass=tokens_per_pass), SCORES, config)
     found = with_advantages(found, config, One())
     values, rewards = (of_answers(name, found) for name in ("values_N", "rewards_N"))
     advantages, returns = (of_answers(name, found) for name in ("advantages_N", "returns_N"))
@@ -89,9 +88,9 @@ def gae(rewards, values, gamma, lam):
 
 
 def test_whitening_is_over_all_tokens_of_the_step_and_leaves_the_returns():
-    plain = with_advantages(with_rewards(experiences(rollout()), SCORES, CONFIG), CONFIG, One())
+    plain = with_advantages(with_rewards(observed(rollout()), SCORES, CONFIG), CONFIG, One())
     config = override(CONFIG, {"whiten_advantages": True})
-    white = with_advantages(with_rewards(experiences(rollout()), SCORES, config), config, One())
+    white = with_advantages(with_rewards(observed(rollout()), SCORES, config), config, One())
     tokens = np.concatenate(list(of_answers("advantages_N", plain).values()))
     for index, advantages in of_answers("advantages_N", plain).items():
         expected = (advantages - tokens.mean()) / (tokens.std() + 1e-8)
@@ -104,7 +103,7 @@ def test_updates_go_through_the_mini_batches_in_order_and_split_the_replay():
     made, replay = rollout(), stream()
     config = override(CONFIG, {"mini_batches": 3, "update_epochs": 2})
     rows = [3, 0, 7, 9, 1, 4, 2]
-    found = list(updates(made, experiences(made, 3), replay, rows, config, One()))
+    found = list(updates(made, observed(made, 3), replay, rows, config, One()))
     parts = [part.tolist() for part in np.array_split(np.arange(8), 3)]
     learned = [sorted(i for one in update.experiences for i in one.row.answers.tolist()) for update in found]
     assert learned == parts * 2
@@ -119,10 +118,10 @@ def test_updates_go_through_the_mini_batches_in_order_and_split_the_replay():
 def test_fewer_replayed_rows_than_updates_leave_some_without():
     made = rollout()
     config = override(CONFIG, {"mini_batches": 3})
-    found = list(updates(made, experiences(made, 3), stream(), [5], config, One()))
+    found = list(updates(made, observed(made, 3), stream(), [5], config, One()))
     assert [len(update.replayed) for update in found] == [1, 0, 0]
     assert ["replay_tokens" in update.totals for update in found] == [True, False, False]
-    assert all(not one.replayed for one in updates(made, experiences(made), None, [], CONFIG, One()))
+    assert all(not one.replayed for one in updates(made, observed(made), None, [], CONFIG, One()))
 
 
 def test_a_ranks_updates_know_the_totals_of_all():
@@ -139,7 +138,7 @@ def test_the_record_by_loops():
     conditions = ["a", "b", None, "a", "a", "b", None, "a"]
     prompts = [replace(prompt, condition=name) for prompt, name in zip(made.prompts, conditions, strict=True)]
     made = replace(made, prompts=prompts)
-    found = with_advantages(with_rewards(experiences(made), SCORES, config), config, One())
+    found = with_advantages(with_rewards(observed(made), SCORES, config), config, One())
     facts = health(made, SCORES, found, One())
     names = ("old_N", "reference_N", "values_N", "entropies_N", "rewards_N", "returns_N")
     old, reference, values, entropies, rewards, returns = (of_answers(name, found) for name in names)

@@ -3,14 +3,16 @@
 import json
 import struct
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuner.config import SFT, Chat, Model, Wandb
+import tuner
+from tests.equivalence.conftest import SMALL, SMALL_PPO, SMALL_REWARD
+from tuner.config import SFT, Chat, Model, Wandb, override
 from tuner.errors import UserError
+from tuner.training.run import Run
 from tuner.training.wandb_tracker import WandbTracker, charted, has_key, run_id
 from tuner.training.watchers import Sample
 
@@ -233,6 +235,7 @@ def test_charts_by_name() -> None:
         "memory_gib": "system/memory_gib",
         "kl": "train/kl",
     }
+    assert charted("score/a.b c", policy=True) == "conditions/score/a.b c"
 
 
 def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
@@ -261,79 +264,111 @@ def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
     assert json.loads(summary["report/controls/blank"]) == 0.5
 
 
-# PPO
+# Records of real runs
 
-
-@dataclass(frozen=True)
-class Conditioned(Sample):
-    condition: str | None = None
-
-
-POLICY = {
-    "step": 1, "tokens": 900, "prompts": 8, "epoch": 0.5, "loss": 0.4, "policy_loss": -0.01, "value_loss": 0.8,
-    "replay_loss": 2.3, "replay_tokens": 450, "reward": 0.1, "score": 0.5, "kl": 0.01, "kl_k3": 0.011,
-    "entropy": 1.5, "length": 100.0, "ended": 0.9, "repetition": 0.02, "explained_variance": 0.3, "value": 0.2,
-    "ratio": 1.0, "clipped": 0.0, "generator_gap": 0.001, "grad_norm_policy": 0.1, "grad_norm_critic": 5.0,
-    "lr": 1e-6, "lr_critic": 5e-6, "seconds": 3.0, "seconds/generate": 2.0, "tokens_per_second": 300.0,
-    "memory_gib": None, "bad_steps": 0, "score/polite": 0.7, "reward/polite": 0.2, "score/a.b c": 0.3,
-    "eval_gold": 0.6, "eval_gold/polite": 0.8, "eval_score": 0.4, "eval_replay_loss": 2.2,
-}  # fmt: skip
+PANELS = {
+    "sft": {
+        "train": "loss lr grad_norm bad_steps",
+        "data": "tokens epoch weight_per_token fill passes",
+        "eval": "loss",
+        "system": "seconds tokens_per_second memory_gib",
+    },
+    "reward": {
+        "train": "loss ranking penalty accuracy margin score lr grad_norm bad_steps",
+        "data": "tokens epoch pairs answers fill passes",
+        "eval": "loss accuracy",
+        "system": "seconds tokens_per_second memory_gib",
+    },
+    "ppo": {
+        "ppo": "loss policy_loss ratio clipped update_kl grad_norm_policy lr_policy score reward kl kl_k3 entropy"
+        " generator_gap length ended repetition bad_steps",
+        "critic": "value_loss value explained_variance grad_norm_critic lr_critic",
+        "conditions": "score/brief reward/brief",
+        "replay": "loss tokens",
+        "time": "step generate logprobs scores rewards advantages updates",
+        "data": "tokens prompts epoch",
+        "eval": "gold gold/polite score score/polite replay_loss",
+        "system": "tokens_per_second memory_gib",
+    },
+}
+"""Stage -> panel -> charts, of all that a record holds: a new number needs a place here."""
 
 
 @pytest.fixture(scope="module")
-def policy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of PPO with two steps, the first with the critic alone."""
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Two tracked steps of each stage, and what is measured after them; PPO's first teaches the critic alone."""
+    root, runs = tmp_path_factory.mktemp("real"), {}
+    tracked = {"tracking": {"mode": "offline"}, "max_steps": 2, "evaluation.every": 1}
+    test = "tuner:sums/test.jsonl"
+    policy = {
+        "prompts.test_files": [{"path": test, "condition": "polite", "limit": 1}, {"path": test, "limit": 1}],
+        "replay.test_files": [{"path": test, "limit": 2}],
+        "evaluation.samples": 2,
+        "evaluation.rule": f"{__file__}:gold",
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NETRC", "/nowhere")
         for name in ("WANDB_API_KEY", "WANDB_MODE"):
             patch.delenv(name, raising=False)
-        folder = tmp_path_factory.mktemp("runs") / "tiny_ppo"
-        folder.mkdir()
-        config = _config()
-        assert config.tracking is not None
-        tracker = WandbTracker(config.tracking)
-        tracker.begin(folder, config, 0, 2)
-        tracker.step({**POLICY, "policy_loss": None, "grad_norm_policy": None})
-        tracker.samples(2, [Conditioned("p", "a", "", 1.0, "polite"), Conditioned("q", "b", "", None)])
-        tracker.step({**POLICY, "step": 2, "tokens": 1800})
-        tracker.end("finished")
-    (file,) = _files(folder)
-    return file
+        for stage, config in (("sft", SMALL), ("reward", SMALL_REWARD)):
+            runs[stage] = tuner.train(override(config, {**tracked, "data.split.validation": 0.1}), runs=root)
+        starts = {"policy.path": str(runs["sft"].folder), "reward.path": str(runs["reward"].folder)}
+        runs["ppo"] = tuner.train(override(SMALL_PPO, {**tracked, **policy, **starts}), runs=root)
+    return runs
 
 
-def test_numbers_of_ppo_go_to_their_own_panels(policy_file: Path) -> None:
-    first, second = _history(policy_file)
-    for names, group in (
-        (("score", "reward", "kl", "kl_k3", "entropy", "length", "ended", "repetition", "ratio"), "ppo"),
-        (("clipped", "generator_gap", "policy_loss", "loss", "grad_norm_policy", "lr", "bad_steps"), "ppo"),
-        (("value_loss", "explained_variance", "value", "grad_norm_critic", "lr_critic"), "critic"),
-        (("tokens", "prompts", "epoch"), "data"),
-        (("tokens_per_second",), "system"),
-        (("score/polite", "reward/polite", "score/a.b c"), "conditions"),
-    ):
-        for name in names:
-            expected = 1800 if name == "tokens" else POLICY[name]
-            assert second[f"{group}/{name}"] == expected
-    assert (second["replay/loss"], second["replay/tokens"]) == (2.3, 450)
-    assert (second["time/step"], second["time/generate"]) == (3.0, 2.0)
-    assert (second["eval/gold"], second["eval/gold/polite"]) == (0.6, 0.8)
-    assert (second["eval/score"], second["eval/replay_loss"]) == (0.4, 2.2)
-    assert not any(name.startswith("train/") for name in second)
-    assert second.keys() - first.keys() >= {"ppo/policy_loss", "ppo/grad_norm_policy"}, "warm-up has none"
+def gold(answer: str, row: dict[str, Any]) -> float:
+    return float(answer == row["messages"][-1]["content"])
 
 
-def test_panels_of_ppo_run_along_the_axis_and_gold_remembers_its_best(policy_file: Path) -> None:
-    metrics = _only(policy_file, "metric")
-    groups = {metric.glob_name: metric.step_metric for metric in metrics if metric.glob_name}
-    own = ["ppo/*", "critic/*", "conditions/*", "replay/*", "time/*"]
-    assert groups == dict.fromkeys([*own, "train/*", "eval/*", "data/*", "system/*"], "step")
+def _origin(panel: str, chart: str) -> str:
+    """The number of metrics.jsonl that a chart shows."""
+    if panel == "time":
+        return "seconds" if chart == "step" else f"seconds/{chart}"
+    return f"{panel}_{chart}" if panel in ("eval", "replay") else chart
+
+
+@pytest.mark.parametrize("stage", PANELS)
+def test_every_number_of_a_real_record_has_its_chart_in_a_panel(real: dict[str, Run], stage: str) -> None:
+    run = real[stage]
+    (file,) = _files(run.folder)
+    origins = {
+        f"{panel}/{chart}": _origin(panel, chart)
+        for panel, charts in PANELS[stage].items()
+        for chart in charts.split()
+    }
+    assert set(run.metrics[-1]) == {"step", *origins.values()}
+    for record, row in zip(run.metrics, _history(file), strict=True):
+        shown = {name: value for name, value in row.items() if name.split("/")[0] in PANELS[stage]}
+        assert shown == {chart: record[name] for chart, name in origins.items() if name in record}
+        assert {name for name in row.keys() - shown.keys() if not name.startswith(("_", "samples"))} == {
+            "step",
+            "tokens",
+        }
+    axes = {metric.glob_name: metric.step_metric for metric in _only(file, "metric") if metric.glob_name}
+    assert {panel: axes.get(f"{panel}/*") for panel in PANELS[stage]} == dict.fromkeys(PANELS[stage], "step")
+
+
+def test_what_the_warm_up_does_not_know_is_left_out(real: dict[str, Run]) -> None:
+    first, second = _history(*_files(real["ppo"].folder))
+    missing = {"ppo/policy_loss", "ppo/ratio", "ppo/clipped", "ppo/update_kl", "ppo/grad_norm_policy"}
+    assert second.keys() - first.keys() == missing | {"replay/loss", "replay/tokens"}
+
+
+def test_gold_remembers_its_best(real: dict[str, Run]) -> None:
+    metrics = _only(*_files(real["ppo"].folder), "metric")
     (gold,) = [metric for metric in metrics if metric.name == "eval/gold" and metric.HasField("summary")]
     assert (gold.summary.max, gold.summary.last) == (True, True)
 
 
-def test_samples_of_ppo_have_a_column_for_the_condition(policy_file: Path) -> None:
-    (row,) = [row for row in _history(policy_file) if "samples" in row or "samples/_type" in row]
-    path = row["samples"]["path"] if "samples" in row else row["samples/path"]
-    table = json.loads((policy_file.parent / "files" / path).read_text(encoding="utf-8"))
-    assert table["columns"] == ["step", "condition", "prompt", "answer", "reference", "score"]
-    assert table["data"] == [[2, "polite", "p", "a", "", 1.0], [2, None, "q", "b", "", None]]
+def test_samples_of_ppo_have_a_column_for_the_condition(real: dict[str, Run]) -> None:
+    run, columns = real["ppo"], ["step", "condition", "prompt", "answer", "reference", "score"]
+    (file,) = _files(run.folder)
+    data = []
+    for row in _history(file):
+        path = row["samples"]["path"] if "samples" in row else row["samples/path"]
+        table = json.loads((file.parent / "files" / path).read_text(encoding="utf-8"))
+        assert table["columns"] == columns
+        data += table["data"]
+    assert data == [[sample[name] for name in columns] for sample in run.samples]
+    assert [sample["condition"] for sample in run.samples] == ["polite", None] * 2
