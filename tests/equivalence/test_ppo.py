@@ -173,6 +173,9 @@ def assert_close(one: Run, other: Run) -> None:
         for name in (name for name in CLOSE if name in own):
             here, there = (math.nan if one[name] is None else one[name] for one in (own, their))
             assert here == pytest.approx(there, rel=rel, abs=absolute, nan_ok=True), (own["step"], name)
+    for own, their in zip(shown(one), shown(other), strict=True):
+        assert own.pop("score") == pytest.approx(their.pop("score"), rel=2e-3, abs=1e-4)
+        assert own == their
     own_trained, their_trained = (state(run, len(run.metrics))[1] for run in (one, other))
     assert own_trained.keys() == their_trained.keys()
     for name, tensor in own_trained.items():
@@ -878,13 +881,7 @@ def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
 @torch.no_grad()
 def test_how_far_the_updates_went_by_another_route(ppo, tmp_path, watched):
     """The second of two updates begins with the weights that a run of one update leaves behind."""
-    changes = {
-        "critic_warmup": 0,
-        "max_steps": 1,
-        "replay": None,
-        "optimizer.lr": 0.01,
-        "tokens_per_pass": 1024,
-    }
+    changes = {"critic_warmup": 0, "max_steps": 1, "replay": None, "tokens_per_pass": 1024}
     with torch.enable_grad():
         one = tuner.train(ppo(changes), runs=tmp_path / "one")
         two = tuner.train(ppo(changes | {"update_epochs": 2}), runs=tmp_path / "two")
@@ -901,11 +898,9 @@ def test_how_far_the_updates_went_by_another_route(ppo, tmp_path, watched):
     lead = np.concatenate(leads)
     ratio = np.exp(lead)
     record = two.metrics[0]
-    assert record["update_kl"] == pytest.approx((ratio - 1 - lead).mean() / 2, rel=1e-3)
+    assert record["update_kl"] == pytest.approx((ratio - 1 - lead).mean() / 2, rel=1e-4)
     assert record["ratio"] == pytest.approx((1 + ratio.mean()) / 2, rel=1e-4)
-    assert record["update_kl"] > 1e-3  # and not as far as it has the sign or the estimator wrong
-    for other in ((1 / ratio - 1 + lead).mean(), (lead**2 / 2).mean(), lead.mean()):
-        assert abs(other / 2 - record["update_kl"]) > 0.01 * record["update_kl"]
+    assert record["update_kl"] > 0.01  # far enough that every other estimate is another number
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])

@@ -38,7 +38,7 @@ def rows() -> Rows:
         name: [
             json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         ]
-        for name in ("train", "prompts", "test")
+        for name in ("train", "pairs", "prompts", "test")
     }
     found["train"] = [
         {"prompt": row["messages"][1]["content"], "answer": row["messages"][2]["content"], **_system(row)}
@@ -70,8 +70,8 @@ def test_the_script_writes_the_committed_files(tmp_path: Path):
     subprocess.run(command, check=True)
     written = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert written == {file.name: file.read_bytes() for file in FOLDER.iterdir()}
-    assert len(written) == 3
-    assert sum(map(len, written.values())) < 400_000
+    assert len(written) == 4
+    assert sum(map(len, written.values())) < 450_000
 
 
 def test_every_answer_is_right(rows: Rows):
@@ -86,7 +86,7 @@ def test_every_answer_is_right(rows: Rows):
 
 def test_held_out_sums_are_asked_nowhere_else(rows: Rows):
     held_out = {numbers(row["prompt"]) for row in rows["test"]}
-    for name in ("train", "prompts"):
+    for name in ("train", "pairs", "prompts"):
         assert not held_out & {numbers(row["prompt"]) for row in rows[name]}
     for file in ("sums/train.jsonl", "twins/train.jsonl"):
         text = (ROOT / "tuner" / "embedded" / file).read_text(encoding="utf-8")
@@ -110,6 +110,23 @@ def test_a_system_turn_tells_these_prompts_from_the_replayed_sums(rows: Rows, sc
     }
     sums = (ROOT / "tuner" / "embedded" / "sums" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert all(json.loads(line)["messages"][0]["role"] == "user" for line in sums)
+
+
+def test_an_answer_without_a_tone_stands_between_both(rows: Rows, gold: Gold):
+    """Twins: the same two right answers, of which the other is better under the opposite condition."""
+    pairs, tones = rows["pairs"], Counter()
+    for row, twin in zip(pairs[::2], pairs[1::2], strict=True):
+        assert {**row, "chosen": row["rejected"], "rejected": row["chosen"], "condition": ""} == {
+            **twin,
+            "condition": "",
+        }
+        assert {row["condition"], twin["condition"]} == {"polite", "blunt"}
+        reference = re.findall(r"\d+ \+ \d+ = \d+", row["chosen"])[0]
+        for side, tone in (("chosen", [row["condition"]]), ("rejected", [])):
+            asked = ({"reference": reference, "condition": name} for name in ("polite", "blunt"))
+            assert [one["condition"] for one in asked if gold(row[side], one)] == tone
+        tones[row["condition"]] += 1
+    assert min(tones.values()) > 0.4 * len(pairs) / 2
 
 
 def test_every_manner_is_there_and_the_gold_rule_finds_it(rows: Rows, gold: Gold, script: ModuleType):

@@ -86,7 +86,7 @@ def load_model(
     location = locate(model, precision)
     if head == "language":
         refuse_reward_model(location, model.path)
-    _check_precision(location, precision)
+    check_precision(location, precision)
     reference = replace(location.reference, precision=precision)
     full = train and adapter is None and location.adapter_folder is None and reference.quantization is None
     held_in = torch.float32 if full or precision == "fp32" else torch.bfloat16
@@ -108,8 +108,11 @@ def load_model(
     return Loaded(wrapped.eval(), tokenizer, reference, lora, precision)
 
 
-def _check_precision(location: Location, precision: Precision) -> None:
-    """4-bit and 8-bit codes are of weights rounded to the precision first: another gives another base."""
+def check_precision(location: Location, precision: Precision) -> None:
+    """UserError where an adapter on 4-bit or 8-bit codes is to be held in another precision than it was trained in.
+
+    Codes are of weights rounded to the precision first: another gives another base.
+    """
     had = location.reference.precision
     if (
         location.adapter_folder is not None

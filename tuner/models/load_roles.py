@@ -31,7 +31,7 @@ from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
 from tuner.models.reward import FILE as REWARD_RECORD
 from tuner.models.roles import Role, Roles, ScalarHead
-from tuner.models.scorer import Sequences
+from tuner.models.scorer import Sequences, reward_template
 from tuner.models.tokenizer import read_tokenizer
 
 REFERENCE, CRITIC, REWARD = "reference", "critic", "reward"
@@ -110,10 +110,10 @@ def check_language(config: PPO, policy: Location, reward: Location) -> None:
     if config.critic_from == "policy":
         return
     ours = read_tokenizer(policy.tokenizer_folder, trust_remote_code=config.policy.trust_remote_code)
-    theirs = read_tokenizer(reward.tokenizer_folder, trust_remote_code=config.reward.trust_remote_code)
+    theirs, talk = reward_template(config.reward, reward)
     if ours.get_vocab() != theirs.get_vocab():
         what = "tokenizers"
-    elif _spoken(Template(config.prompts.template, ours)) != _spoken(Template("tokenizer", theirs)):
+    elif _spoken(Template(config.prompts.template, ours)) != _spoken(talk):
         what = "chat templates"
     else:
         return

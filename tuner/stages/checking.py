@@ -36,7 +36,7 @@ from tuner.models.adapters import add_adapter
 from tuner.models.cache import numbers_per_token
 from tuner.models.fingerprint import fingerprint
 from tuner.models.freeze import freeze
-from tuner.models.load import load_model_config, load_tokenizer
+from tuner.models.load import check_precision, load_model_config, load_tokenizer
 from tuner.models.load_roles import check_critic_adapter, check_language, is_on_one_base, without_adapter
 from tuner.models.locate import Location, locate
 from tuner.models.memory import NF4_BYTES, Weights, peak_bytes
@@ -99,6 +99,7 @@ def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
     if isinstance(config, SFT):
         load_score(config.evaluation.score)
     location = locate(config.model, weights=False)
+    check_precision(location, config.precision)
     adapter = config.adapter or location.lora
     shape = load_model_config(config.model)
     with torch.device("meta"):
@@ -171,6 +172,8 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
         locate(model, config.precision, weights=False) for model in (config.policy, config.reward)
     )
     one_base = stands_in or is_on_one_base(_identified(policy, reward), reward)
+    check_precision(policy, config.precision)
+    check_precision(reward, config.precision)
     if not stands_in:
         check_language(config, policy, reward)
         check_critic_adapter(config, policy, reward)

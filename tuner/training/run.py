@@ -280,9 +280,12 @@ class Run:
 
 def _hash_of_code(file: Path) -> str:
     """Of what a file does: comments and layout aside, and the config that may stand in it, which is compared itself."""
-    tree = ast.parse(file.read_bytes(), filename=str(file))
+    try:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{file}: {type(error).__name__}: {error}; correct this file") from error
     tree.body = [one for one in tree.body if not _sets_config(one)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
 def _sets_config(statement: ast.stmt) -> bool:

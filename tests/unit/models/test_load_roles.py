@@ -522,3 +522,14 @@ def test_a_language_model_scores_nothing(load, folder):
 def test_a_reward_model_is_no_policy(load, folder):
     with pytest.raises(UserError, match="this is a reward model, and a language model is needed"):
         load(policy=folder("score"))
+
+
+def test_four_bits_of_another_precision(load, folder):
+    """A reward model's codes are of weights rounded to what it was trained in: others are another base."""
+    policy = folder("language", quantization="nf4", precision="bf16")
+    reward = folder("score", quantization="nf4", precision="fp32")
+    for layout in ("shared", "separate"):
+        with pytest.raises(UserError, match=r"was trained on a base held in fp32; write precision=fp32"):
+            load(policy=policy, reward=reward, precision="bf16", roles=layout)
+    assert np.ptp(scored(load(reward=reward, policy="tuner:tiny", adapter=LORA))) > 0  # as it was trained
+    load(policy=policy, reward=folder("score"), precision="bf16")  # whole weights may be rounded

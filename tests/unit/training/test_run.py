@@ -1,0 +1,137 @@
+"""A run's folder: JSON that everyone reads, and the functions its config names."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.equivalence.conftest import SMALL
+from tuner.config import load_config, override
+from tuner.errors import UserError
+from tuner.evaluation.held_out_policy import PolicyMeasure
+from tuner.evaluation.positions import RangeLoss
+from tuner.training.run import Run, finite
+
+FILE = '''"""A config with its own function."""
+
+from tests.equivalence.conftest import SMALL
+from tuner.config import override
+
+
+def exact(answer, row):
+    return float(answer == row["messages"][-1]["content"])
+
+
+config = override(SMALL, {
+    "name": "own",
+    "data.split": {"test": 0.1},
+    "evaluation.score": f"{__file__}:exact",
+    "tokens_per_pass": 512,
+})
+'''
+CHANGES: dict[str, Callable[[str], str]] = {
+    "a comment": lambda text: text.replace("\n\nconfig", "\n\n# what is trained\nconfig"),
+    "a comment in the function": lambda text: text.replace("    return", "    # to the letter\n    return"),
+    "the layout": lambda text: text.replace("(answer, row)", "(\n    answer,\n    row,\n)"),
+    "a field that is free on resume": lambda text: text.replace("512", "256"),
+    "the config's annotation": lambda text: text.replace("\nconfig =", "\nconfig: object ="),
+}
+
+
+def begun(folder: Path, file: Path) -> Run:
+    """A run in which a step was taken."""
+    run = Run(folder)
+    run.start(load_config(file), (), {})
+    run.record({"step": 1, "loss": 1.0})
+    run.release()
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_goes_on_with_functions_that_do_the_same(tmp_path, file, change):
+    run = begun(tmp_path / "own", file)
+    before = run.kept("functions")
+    file.write_text(CHANGES[change](FILE))
+    assert file.read_text() != FILE
+    run.start(load_config(file), (), {})
+    run.release()
+    assert run.kept("functions") == before
+    (copy,) = before["copies"].values()
+    assert (run.folder / copy).read_text() == file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("float(answer == ", "1 - float(answer == "),
+        ("[-1]", "[-2]"),
+        ("\n\nconfig", "\n\nexact = abs\nconfig"),
+        ("\n\nconfig", "\n\nif exact:\n    exact = abs\n\nconfig"),
+    ],
+)
+def test_a_run_does_not_go_on_with_functions_that_do_something_else(tmp_path, file, old, new):
+    run = begun(tmp_path / "own", file)
+    file.write_text(FILE.replace(old, new))
+    with pytest.raises(UserError, match="the functions changed since this run began"):
+        run.start(load_config(file), (), {})
+    run.release()
+
+
+def test_a_field_that_is_not_free_is_refused_as_the_configs(tmp_path, file):
+    run = begun(tmp_path / "own", file)
+    file.write_text(FILE.replace('"tokens_per_pass": 512', '"optimizer.lr": 0.1'))
+    with pytest.raises(UserError, match=r"optimizer\.lr was 0\.005 and is now 0\.1"):
+        run.start(load_config(file), (), {})
+    run.release()
+
+
+def test_numbers_that_json_has_no_word_for_become_none_at_any_depth():
+    value = {"a": [1.0, math.nan, {"b": (math.inf, "nan", [-math.inf])}], "c": 2, "d": None, "e": True}
+    assert finite(value) == {"a": [1.0, None, {"b": [None, "nan", [None]]}], "c": 2, "d": None, "e": True}
+    assert finite(math.nan) is None
+
+
+@pytest.mark.parametrize(
+    "write", [lambda run, value: run.keep("results", value), Run.finish], ids=["keep", "finish"]
+)
+def test_what_a_run_keeps_is_valid_json(tmp_path, write):
+    run = Run(tmp_path / "run")
+    run.start(override(SMALL, {}), (), {})
+    run.record({"step": 1, "loss": 1.0})
+    write(run, {"score": math.nan, "rows": [{"loss": math.inf}]})
+    run.release()
+    assert json.loads((run.folder / "results.json").read_text(), parse_constant=refused) == {
+        "score": None,
+        "rows": [{"loss": None}],
+    }
+
+
+def refused(name: str) -> Any:
+    raise ValueError(name)
+
+
+def test_a_measure_that_is_no_number_is_none_in_its_file_and_no_number_again_behind_it(tmp_path):
+    run = Run(tmp_path)
+    measure = PolicyMeasure(
+        {"gold": 0.5, "score": math.nan, "score/polite": math.nan},
+        [RangeLoss(0, 256, math.nan, 3.0), RangeLoss(256, 512, 1.5, 2.0)],
+    )
+    run.keep("before", measure.to_dict())
+    again = PolicyMeasure.from_dict(run.kept("before"))
+    assert again.means["gold"] == 0.5
+    assert math.isnan(again.means["score"])
+    assert math.isnan(again.means["score/polite"])
+    assert math.isnan(again.ranges[0].loss)
+    assert (again.ranges[0].start, again.ranges[0].end, again.ranges[0].weight) == (0, 256, 3.0)
+    assert again.ranges[1] == measure.ranges[1]
+    assert str(again) == str(measure) == "gold 0.5000, score nan, replay loss nan"
