@@ -54,12 +54,10 @@ def _tuples(value: Any) -> Any:
 
 
 def _name_function(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r".+\.py:\w+", value):
-        raise ValueError(f"{value!r} is no function: write file.py:name")
-    if not callable(value) and not isinstance(value, str | None):
-        raise ValueError(f"{value!r} is no function: write the name of one of this file, or file.py:name")
-    if not callable(value):
+    if value is None or (isinstance(value, str) and re.fullmatch(r".+\.py:\w+", value)):
         return value
+    if not callable(value):
+        raise ValueError(f"{value!r} is no function: write file.py:name")
     name = getattr(value, "__qualname__", "")
     if "<" in name or "." in name or not name:
         raise ValueError("a function in a config must stand at the top of a module: lambdas cannot be saved")
