@@ -781,7 +781,6 @@ def test_bad_prompts(tuner: Tuner, ppo: Path, rows: list[dict[str, object]], par
 @pytest.mark.parametrize(
     ("rule", "parts"),
     [
-        ("one", ("failed on", "TypeError", "correct it")),
         ("broken", ("failed on", "ZeroDivisionError", "correct it")),
         ("none", ("failed on", "TypeError", "correct it")),
         ("word", ("failed on", "could not convert", "correct it")),
@@ -793,6 +792,13 @@ def test_bad_prompts(tuner: Tuner, ppo: Path, rows: list[dict[str, object]], par
 def test_a_rule_that_gives_no_score(tuner: Tuner, ppo: Path, rule: str, parts: tuple[str, ...]) -> None:
     done = tuner("train", "mine.py", f"evaluation.rule=rules.py:{rule}")
     assert_last_sentence(done, "prompts.jsonl:1", f"evaluation.rule 'rules.py:{rule}'", *parts)
+    assert_no_run_is_left(ppo)
+
+
+def test_a_rule_of_other_arguments(tuner: Tuner, ppo: Path) -> None:
+    for verb in ("train", "check"):
+        done = tuner(verb, "mine.py", "evaluation.rule=rules.py:one")
+        assert_one_sentence(done, "evaluation.rule 'rules.py:one'", "too many", "write def one(answer, row)")
     assert_no_run_is_left(ppo)
 
 

@@ -199,7 +199,7 @@ PPO_CHANGES = {
     "Replay.template": ppo({"replay.template": "alpaca"}, "replay_loss"),
     "Replay.max_length": ppo({"replay.max_length": 8}, "error"),
     "Replay.too_long": ppo(
-        {"replay.too_long": "drop"}, "data", {"replay.max_length": 30, "replay.too_long": "cut"}
+        {"replay.too_long": "drop"}, "data", {"replay.max_length": 31, "replay.too_long": "cut"}
     ),
     "Replay.coefficient": ppo({"replay.coefficient": 0.1}, "grad_norm_policy"),
     "Replay.ratio": ppo({"replay.ratio": 1.0}, "replay_loss"),
@@ -297,7 +297,7 @@ SEEN = {
     "Chat.system": Change({"data.system": "You add."}, "data"),
     "Chat.learn": Change({"data.learn": "all"}, "losses"),
     "Chat.too_long": Change(
-        {"data.too_long": "drop"}, "data", {"data.max_length": 30, "data.too_long": "cut", "max_steps": 1}
+        {"data.too_long": "drop"}, "data", {"data.max_length": 31, "data.too_long": "cut", "max_steps": 1}
     ),
     "Text.kind": Change({"data": BASE.data.model_dump(mode="json")}, "data", TEXT),
     "Text.too_long": Change(

@@ -86,7 +86,8 @@ def load_model(
     location = locate(model, precision)
     if head == "language":
         refuse_reward_model(location, model.path)
-    check_precision(location, precision)
+    if train:
+        check_precision(location, precision)
     reference = replace(location.reference, precision=precision)
     full = train and adapter is None and location.adapter_folder is None and reference.quantization is None
     held_in = torch.float32 if full or precision == "fp32" else torch.bfloat16

@@ -26,7 +26,7 @@ from tuner.models.adapters import (
 )
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.fingerprint import fingerprint
-from tuner.models.load import Loaded, load_model, refuse_reward_model
+from tuner.models.load import Loaded, check_precision, load_model, refuse_reward_model
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
 from tuner.models.reward import FILE as REWARD_RECORD
@@ -82,6 +82,7 @@ class _Places:
         self.config, self.device = config, device
         self.policy = locate(config.policy, config.precision)
         self.reward = locate(config.reward, config.precision)
+        check_precision(self.reward, config.precision)
         check_language(config, self.policy, self.reward)
         check_critic_adapter(config, self.policy, self.reward)
 
