@@ -101,7 +101,7 @@ class Kind:
 
 
 KINDS = {
-    "tiny": Kind("internlm2", "[UNUSED_TOKEN_130]", frozenset(range(300, 2_048, 12)), steps=2),
+    "tiny": Kind("internlm2", "[UNUSED_TOKEN_130]", frozenset(range(300, 2_048, 9)), steps=2),
     "nano": Kind("llama3", "<|finetune_right_pad_id|>", frozenset(range(300, VOCABULARY, 110)), steps=1),
 }
 
@@ -345,7 +345,7 @@ def run_tuner(case: Case) -> Watched:
 def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
     """The same steps of the twin. made: what tuner's run was prepared with, for prompts, rows and texts."""
     settings = twin_settings(case, packed)
-    prompts = [made.prompts.tokens(number).tolist() for number in range(len(made.prompts))]
+    prompts = [made.stream.prompts.tokens(number).tolist() for number in range(len(made.stream.prompts))]
     examples = made.replay.examples
     replay = [tuple(part.tolist() for part in examples.example(number)) for number in range(len(examples))]
     begins: list[float] = []
@@ -355,7 +355,7 @@ def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
         asked = []
         for number, answer in zip(numbers, answers, strict=True):
             said = answer[:-1] if answer[-1] in case.kind.ends else answer
-            prompt = made.prompts.prompt(number)
+            prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
             asked.append(Asked(prompt.answered(text), prompt.condition, prompt.turns))
         return [tokens.tolist() for tokens in made.sequences.make(asked)]

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ class Taught:
 
     seed: int
     condition: str
-    card: dict[str, Any]
+    card: Mapping[str, Any]
     """Of `tuner eval`, against the SFT policy, PPO's under the other condition, and DPO's."""
     results: dict[str, Any]
     """Of the run."""
