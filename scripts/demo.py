@@ -5,7 +5,8 @@
 Trains the quickstarts with three seeds and prints what they teach, on problems and wordings they never saw; without
 names all three. `ppo` trains the whole pipeline, asks the same prompts under two conditions, and says whether it shows
 what it is to show. `smollm2` and `smollm2_ppo` are the reward model and PPO on a real small model, with one seed, that
-scripts/fetch_smollm2.py has put in FOLDER; the second needs the rows of scripts/make_reasoning.py, and the first's run.
+scripts/fetch_smollm2.py has put in FOLDER; the second trains its reward model, too, and needs the rows of
+scripts/make_reasoning.py.
 With --write the tables go to docs/ and README.md, and the pictures of the first runs to docs/.
 """
 
@@ -337,6 +338,8 @@ def _put_into_readme(name: str, table: Sequence[str]) -> None:
     """Put a table where README has the one of that name."""
     text = README.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}: written by scripts/demo.py -->", f"<!-- {name}: end -->"
+    if not 0 <= text.find(begin) < text.find(end):
+        sys.exit(f"{README}: has no lines {begin} and {end} to put the table between")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     README.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")

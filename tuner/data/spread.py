@@ -7,7 +7,9 @@ import numpy as np
 
 def spread(rows: Any, limit: int | None) -> Any:
     """At most so many samples, prompts or comparisons of a set: those that `spread_places` chooses; None of None."""
-    return None if rows is None else rows.take(spread_places(rows, limit))
+    if rows is None or limit is None or len(rows) <= limit:
+        return rows  # to take is to copy
+    return rows.take(spread_places(rows, limit))
 
 
 def spread_places(rows: Any, limit: int | None) -> np.ndarray:

@@ -30,7 +30,6 @@ from tuner.stages.job import Job
 from tuner.stages.rows import all_warm_up, plan_run
 from tuner.training.loop import Loop, Step
 from tuner.training.optimizers import Trained
-from tuner.training.run import finite
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Prepared:
                 "prompt": rollout.prompts[place].turns[-1].content,
                 "answer": rollout.texts[place],
                 "condition": rollout.prompts[place].condition,
-                "score": finite(float(scores_A[place])),
+                "score": float(scores_A[place]),
                 "ended": rollout.answers[place].ended,
             }
             for place in shown

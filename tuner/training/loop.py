@@ -349,7 +349,8 @@ class Loop:
         if measured and isinstance(self.config.evaluation, Validation):
             for said in self.counters.judge(measured["loss"], self.config.evaluation):
                 self.say(said)
-        self.counters.losses.clear()  # judged, or asked for by nobody
+        else:
+            self.counters.losses.clear()  # nobody asks for their mean
         samples = self._held_out.samples()
         if samples and self.devices.is_main:
             self.run.record_samples(self.counters.step, samples)

@@ -303,7 +303,7 @@ def finite(value: Any) -> Any:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def open_run(folder: Path | str) -> Run:

@@ -42,7 +42,9 @@ def test_conditions_within_a_source_as_well():
 
 @pytest.mark.parametrize("limit", [None, 5, 6])
 def test_a_limit_that_is_none_or_out_of_reach_leaves_all(limit):
-    assert spread(Rows(np.arange(5)), limit).sources.tolist() == [0, 1, 2, 3, 4]
+    rows = Rows(np.arange(5))
+    assert spread(rows, limit) is rows  # and no copy of them
+    assert spread_places(rows, limit).tolist() == [0, 1, 2, 3, 4]
     assert spread(None, limit) is None
 
 

@@ -10,6 +10,7 @@ from tuner.models.internlm2 import InternLM2Config
 from tuner.models.locate import Location
 from tuner.models.memory import Weights
 from tuner.models.reference import BaseReference
+from tuner.resources import configs_folder
 from tuner.stages.checking import _policy_peak
 
 # InternLM2 report, table 2, and the released config.json of each
@@ -40,7 +41,7 @@ SHAPES = {
 )
 def test_policy_peak_is_what_the_config_says(size, weights, said, tmp_path):
     config = load_config(f"internlm2_{size}_ppo")
-    assert f"{said} GiB by counting" in open(f"configs/internlm2_{size}_ppo.py").read()  # noqa: SIM115
+    assert f"{said} GiB by counting" in (configs_folder() / f"internlm2_{size}_ppo.py").read_text("utf-8")
     shape = InternLM2Config(vocab_size=92_544, num_key_value_heads=8, **SHAPES[size])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)

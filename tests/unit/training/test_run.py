@@ -14,6 +14,7 @@ from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import PolicyMeasure
 from tuner.evaluation.positions import RangeLoss
 from tuner.training.run import Run, finite
+from tuner.training.watchers import Sample
 
 FILE = '''"""A config with its own function."""
 
@@ -114,6 +115,15 @@ def test_what_a_run_keeps_is_valid_json(tmp_path, write):
         "score": None,
         "rows": [{"loss": None}],
     }
+
+
+def test_what_a_run_appends_is_valid_json(tmp_path):
+    run = Run(tmp_path)
+    run.record({"step": 1, "loss": math.nan})
+    run.record_samples(1, [Sample("Q", "A", "B", math.nan)])
+    run.record_answers(1, [{"answer": "A", "score": math.inf}])
+    for name, field in (("metrics", "loss"), ("samples", "score"), ("rollouts", "score")):
+        assert json.loads((tmp_path / f"{name}.jsonl").read_text(), parse_constant=refused)[field] is None
 
 
 def refused(name: str) -> Any:
