@@ -101,7 +101,7 @@ class Kind:
 
 
 KINDS = {
-    "tiny": Kind("internlm2", "[UNUSED_TOKEN_130]", frozenset(range(300, 2_048, 9)), steps=2),
+    "tiny": Kind("internlm2", "[UNUSED_TOKEN_130]", frozenset(range(300, 2_048, 12)), steps=2),
     "nano": Kind("llama3", "<|finetune_right_pad_id|>", frozenset(range(300, VOCABULARY, 110)), steps=1),
 }
 
