@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from tuner.data.conversation import Conversation, Turn
+from tuner.data.dataset import BATCH
 from tuner.data.examples import tokenize
-from tuner.data.load import BATCH
 from tuner.data.template import Template
 
 LIMIT = 1.3

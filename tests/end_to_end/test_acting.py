@@ -31,9 +31,9 @@ from tuner.config import (
     override,
 )
 from tuner.errors import UserError
-from tuner.evaluation.held_out import HeldOutRows
+from tuner.evaluation.held_out_chat import HeldOutRows
 from tuner.resources import locate
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 
 SMALL = SFT(
     name="small",
@@ -155,7 +155,7 @@ def test_a_run_that_ended_so_goes_on_when_the_cause_is_gone(
 def test_a_watcher_that_raises_does_not_stop_training(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tuner.training.progress import ProgressWatcher
+    from tuner.display.progress import ProgressWatcher
 
     def step(self: ProgressWatcher, record: dict[str, Any]) -> None:
         raise OSError("the terminal is gone")

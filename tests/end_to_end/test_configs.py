@@ -12,7 +12,16 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
-from tuner.config import PPO, ModelStage, differences, from_json, leaves, load_config, override, to_json
+from tuner.config import (
+    PPO,
+    SingleModelConfig,
+    differences,
+    from_json,
+    leaves,
+    load_config,
+    override,
+    to_json,
+)
 from tuner.resources import configs_folder
 
 NAMES = sorted(file.stem for file in configs_folder().glob("*.py"))
@@ -79,7 +88,7 @@ def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
     assert (checked.code, checked.err) == (0, "")
     found = json.loads(checked.out)
     config = load_config(name)
-    assert isinstance(config, ModelStage | PPO)
+    assert isinstance(config, SingleModelConfig | PPO)
     model = config.policy if isinstance(config, PPO) else config.model
     assert found["steps"] >= 1
     assert found["trained"] > 0

@@ -30,7 +30,7 @@ from tuner.config import (
     Evaluation,
     LoRA,
     Model,
-    PackedStage,
+    PackedConfig,
     PairEvaluation,
     PolicyEvaluation,
     Preferences,
@@ -38,15 +38,15 @@ from tuner.config import (
     Replay,
     RewardModel,
     Sampling,
-    Stage,
+    StageConfig,
     Wandb,
     override,
     to_json,
 )
-from tuner.config.part import Part
+from tuner.config.base import ConfigBase
 from tuner.errors import UserError
 from tuner.resources import locate
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 
 BASE = SFT(
     name="fields",
@@ -72,7 +72,7 @@ BASE = SFT(
 
 
 REWARD = RewardModel(
-    **{name: getattr(BASE, name) for name in Stage.model_fields},
+    **{name: getattr(BASE, name) for name in StageConfig.model_fields},
     model=BASE.model,
     adapter=BASE.adapter,
     conditions={"right": ("Right sums win.", "The true sum wins."), "short": "Short answers win."},
@@ -127,7 +127,7 @@ class Change:
     to: dict[str, Any]
     seen: str
     base: dict[str, Any] = field(default_factory=dict)
-    stage: PackedStage | PPO = BASE
+    stage: PackedConfig | PPO = BASE
     alike: bool = False
     """Whether all that is learned must stay as it was, but for rounding."""
 
@@ -214,14 +214,14 @@ PPO_CHANGES = {
 """A change of PPO's own."""
 
 AGAIN = {
-    "Stage.epochs": ppo({"epochs": 0.5}, "prompts"),
-    "Stage.max_grad_norm": ppo({"max_grad_norm": 1e-3}, "weights"),
-    "Stage.precision": ppo({"precision": "bf16"}, "generator_gap"),
-    "Stage.gradient_checkpointing": ppo({"gradient_checkpointing": True}, "forward passes", alike=True),
-    "Stage.seed": ppo({"seed": 1}, "tokens"),
-    "Stage.schedule": ppo({"schedule": {"kind": "linear", "warmup": 0.0}}, "lr_policy"),
-    "Measuring.every": ppo({"evaluation.every": 2}, "eval_score"),
-    "Measuring.rows": ppo({"evaluation.rows": 3}, "results"),
+    "StageConfig.epochs": ppo({"epochs": 0.5}, "prompts"),
+    "StageConfig.max_grad_norm": ppo({"max_grad_norm": 1e-3}, "weights"),
+    "StageConfig.precision": ppo({"precision": "bf16"}, "generator_gap"),
+    "StageConfig.gradient_checkpointing": ppo({"gradient_checkpointing": True}, "forward passes", alike=True),
+    "StageConfig.seed": ppo({"seed": 1}, "tokens"),
+    "StageConfig.schedule": ppo({"schedule": {"kind": "linear", "warmup": 0.0}}, "lr_policy"),
+    "EvaluationBase.every": ppo({"evaluation.every": 2}, "eval_score"),
+    "EvaluationBase.rows": ppo({"evaluation.rows": 3}, "results"),
     "Prompts.split": ppo({"prompts.split": {"test": 0.3}}, "data"),
     "Prompts.limit": ppo({"prompts.limit": 9}, "data"),
     "Source.condition": ppo(asked(condition="short"), "score"),
@@ -240,17 +240,17 @@ AGAIN = {
 """What other stages have as well, and PPO reads by code of its own."""
 
 SEEN = {
-    "Stage.name": Change({"name": "other"}, "folder"),
-    "PackedStage.tokens_per_step": Change({"tokens_per_step": 512}, "tokens"),
-    "PackedStage.tokens_per_pass": Change({"tokens_per_pass": 64}, "passes"),
-    "Stage.epochs": Change({"epochs": 2.0}, "tokens", ONE_EPOCH),
-    "Stage.max_steps": Change({"max_steps": 2}, "tokens"),
-    "Stage.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
-    "Stage.precision": Change({"precision": "bf16"}, "losses"),
-    "Stage.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
-    "Stage.device": Change({"device": "cuda"}, "place"),
-    "Stage.deterministic": Change({"deterministic": True}, "deterministic"),
-    "Stage.seed": Change({"seed": 1}, "losses"),
+    "StageConfig.name": Change({"name": "other"}, "folder"),
+    "PackedConfig.tokens_per_step": Change({"tokens_per_step": 512}, "tokens"),
+    "PackedConfig.tokens_per_pass": Change({"tokens_per_pass": 64}, "passes"),
+    "StageConfig.epochs": Change({"epochs": 2.0}, "tokens", ONE_EPOCH),
+    "StageConfig.max_steps": Change({"max_steps": 2}, "tokens"),
+    "StageConfig.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
+    "StageConfig.precision": Change({"precision": "bf16"}, "losses"),
+    "StageConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
+    "StageConfig.device": Change({"device": "cuda"}, "place"),
+    "StageConfig.deterministic": Change({"deterministic": True}, "deterministic"),
+    "StageConfig.seed": Change({"seed": 1}, "losses"),
     "AdamW.lr": Change({"optimizer.lr": 1e-3}, "weights"),
     "AdamW.betas": Change({"optimizer.betas": [0.5, 0.9]}, "weights"),
     "AdamW.eps": Change({"optimizer.eps": 1e-2}, "weights"),
@@ -265,11 +265,11 @@ SEEN = {
         for name, value in (("warmup", 0.0), ("warmup_start", 0.5), ("final", 0.5))
         if (kind, name) != ("Constant", "final")
     },
-    "Measuring.every": Change({"evaluation.every": 3}, "validation"),
+    "EvaluationBase.every": Change({"evaluation.every": 3}, "validation"),
     "Evaluation.samples": Change({"evaluation.samples": 2}, "samples"),
     "Evaluation.max_new_tokens": Change({"evaluation.max_new_tokens": 8}, "samples"),
     "Evaluation.score": Change({"evaluation.score": "exact"}, "results"),
-    "Measuring.rows": Change({"evaluation.rows": 3}, "validation"),
+    "EvaluationBase.rows": Change({"evaluation.rows": 3}, "validation"),
     "Checkpoint.every": Change({"checkpoint.every": 2}, "checkpoints", {"checkpoint.keep": 5}),
     "Checkpoint.keep": Change({"checkpoint.keep": 3}, "checkpoints"),
     "Model.path": Change({"model.path": "other_model"}, "losses"),
@@ -344,17 +344,17 @@ SEEN = {
 }  # fmt: skip
 
 ELSEWHERE = {
-    "PackedStage.max_bad_steps": "test_acting.py::test_bad_steps_are_skipped_and_too_many_end_the_run",
-    "PackedStage.evaluation": "a part: its fields are here",
-    "Stage.checkpoint": "a part: its fields are here",
-    "Stage.optimizer": "a part: its fields are here",
-    "Stage.schedule": "a part: its fields are here",
-    "Stage.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
+    "PackedConfig.max_bad_steps": "test_acting.py::test_bad_steps_are_skipped_and_too_many_end_the_run",
+    "PackedConfig.evaluation": "a part: its fields are here",
+    "StageConfig.checkpoint": "a part: its fields are here",
+    "StageConfig.optimizer": "a part: its fields are here",
+    "StageConfig.schedule": "a part: its fields are here",
+    "StageConfig.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
     "SFT.stage": "has one legal value; tells stages apart in JSON: test_configs.py::test_json_both_ways",
-    "ModelStage.model": "a part: its fields are here",
-    "ModelStage.adapter": "a part: its fields are here; None is full weights: tests/equivalence/test_same_result.py",
-    "PackedStage.freeze": "a part: its fields are here",
-    "PackedStage.data": "a part: its fields are here",
+    "SingleModelConfig.model": "a part: its fields are here",
+    "SingleModelConfig.adapter": "fields are here; None is full weights: tests/equivalence/test_same_result.py",
+    "PackedConfig.freeze": "a part: its fields are here",
+    "PackedConfig.data": "a part: its fields are here",
     "AdamW.paged": "acts on GPUs only: tests/unit/training/test_optimizers.py sees the class it makes",
     "Validation.patience": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
     "Validation.keep_best": "test_acting.py::test_early_stopping_and_the_best_checkpoint",
@@ -377,7 +377,7 @@ ELSEWHERE = {
     "Preferences.kind": "has one legal value; tells kinds apart in JSON",
     **{
         f"DPO.{name}": "tests/end_to_end/test_dpo.py"
-        for name in tuner.config.DPO.model_fields.keys() - tuner.config.ModelStage.model_fields.keys()
+        for name in tuner.config.DPO.model_fields.keys() - tuner.config.SingleModelConfig.model_fields.keys()
     },
     "PPO.stage": "has one legal value, as SFT's",
     "PPO.prompts": "a part: its fields are here",
@@ -405,11 +405,13 @@ ELSEWHERE = {
 
 def all_fields() -> set[str]:
     """ "Class.field" of every part a config may hold, under the class that first has it where its heirs do too."""
-    parts = [part for _, part in inspect.getmembers(tuner.config, inspect.isclass) if issubclass(part, Part)]
+    parts = [
+        part for _, part in inspect.getmembers(tuner.config, inspect.isclass) if issubclass(part, ConfigBase)
+    ]
     return {f"{owner(part, name).__name__}.{name}" for part in parts for name in part.model_fields}
 
 
-def owner(part: type[Part], name: str) -> type[Part]:
+def owner(part: type[ConfigBase], name: str) -> type[ConfigBase]:
     """The first of a class's public ancestors, or itself, that has the field."""
     public = [one for one in part.__mro__ if hasattr(tuner.config, one.__name__)]
     return next(one for one in reversed(public) if name in getattr(one, "model_fields", {}))
@@ -471,7 +473,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 2}, other, {"format": "pt"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("tuner.training.run.draw_curves", lambda metrics, path, title: path.touch())
+        patch.setattr("tuner.training.run_folder.draw_curves", lambda metrics, path, title: path.touch())
         yield
 
 
@@ -508,7 +510,7 @@ UNSTEADY = {"seconds", "tokens_per_second", "memory_gib"}
 """Figures that differ whenever a step is taken again."""
 
 
-def observe(config: PackedStage | PPO, runs: Path) -> Observed:
+def observe(config: PackedConfig | PPO, runs: Path) -> Observed:
     """What can be seen of a run, by aspect; of one that is refused, its error alone."""
     passes = []
     with pytest.MonkeyPatch.context() as patch:
@@ -566,7 +568,7 @@ def look(roles: None, tmp_path_factory: pytest.TempPathFactory) -> Look:
     """A run that is made once, however many changes are compared with it."""
     known: dict[str, Observed] = {}
 
-    def at(config: PackedStage | PPO, *changes: dict[str, Any]) -> Observed:
+    def at(config: PackedConfig | PPO, *changes: dict[str, Any]) -> Observed:
         try:
             for one in changes:
                 config = override(config, one)
@@ -608,7 +610,7 @@ def test_ppo_reads_it_too(name: str, look: Look) -> None:
 
 
 @pytest.mark.parametrize("stage", [BASE, POLICY], ids=["sft", "ppo"])
-def test_the_same_config_looks_the_same(stage: PackedStage | PPO, look: Look, tmp_path: Path) -> None:
+def test_the_same_config_looks_the_same(stage: PackedConfig | PPO, look: Look, tmp_path: Path) -> None:
     """Else any change would pass."""
     assert observe(stage, tmp_path) == look(stage)
 

@@ -14,7 +14,7 @@ import pytest
 import tuner as tuner_package
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
-from tuner.config import PPO, SFT, Stage, load_config, override
+from tuner.config import PPO, SFT, StageConfig, load_config, override
 from tuner.errors import UserError
 
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -23,7 +23,7 @@ ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "conditio
 """What stands in a file of rows that a page scores."""
 
 
-def short(config: Stage) -> tuple[str, ...]:
+def short(config: StageConfig) -> tuple[str, ...]:
     """Overrides that make a run of a stage short."""
     own: tuple[str, ...] = ()
     if isinstance(config, SFT):
@@ -47,7 +47,7 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in split if words]
 
 
-def is_at_hand(config: Stage, folder: Path) -> bool:
+def is_at_hand(config: StageConfig, folder: Path) -> bool:
     """Whether its models can be loaded here: real ones are not."""
     models = [getattr(config, name).path for name in ("model", "policy", "reward") if hasattr(config, name)]
     return all(path.startswith("tuner:") or (folder / path).exists() for path in models)
@@ -112,7 +112,7 @@ def test_commands_run(page: Path, tuner: Callable[..., Done], tmp_path: Path) ->
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     train = tuner_package.train
 
-    def train_shortly(config: Stage, **settings: Any) -> Any:
+    def train_shortly(config: StageConfig, **settings: Any) -> Any:
         return train(override(config, list(short(config))), **settings)
 
     monkeypatch.setattr(tuner_package, "train", train_shortly, raising=False)
@@ -126,7 +126,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         names: dict[str, Any] = {}
         exec(compile(block, str(page), "exec"), names)
         config = names.get("config")
-        if isinstance(config, Stage) and config.name is None:
+        if isinstance(config, StageConfig) and config.name is None:
             (tmp_path / "page.py").write_text(block)
             assert load_config("page.py").name == "page"
 

@@ -25,11 +25,11 @@ from tuner.config import (
     RewardModel,
     Sampling,
     Source,
-    Stage,
+    StageConfig,
     override,
     to_json,
 )
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 
 SMALL = SFT(
     name="small",
@@ -174,7 +174,7 @@ for name in sys.argv[2:]:
 
 
 def in_two_processes(
-    folder: Path, cases: Mapping[str, Stage], script: str = TRAIN, env: Mapping[str, str] | None = None
+    folder: Path, cases: Mapping[str, StageConfig], script: str = TRAIN, env: Mapping[str, str] | None = None
 ) -> None:
     """Train configs, by name, in two gloo processes in one launch, which costs what importing costs."""
     for name, config in cases.items():

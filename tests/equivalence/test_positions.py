@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 import tuner.models  # noqa: F401 (registers InternLM2)
 from tests.equivalence.conftest import SMALL
 from tuner.data.examples import Collector, Examples, Sample
-from tuner.evaluation.positions import HeldOutReplay, RangeLoss, mean_loss
+from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss, mean_loss
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.resources import locate

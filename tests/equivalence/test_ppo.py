@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import tuner
 from tests.equivalence.conftest import in_two_processes, weights
 from tuner.config import PPO
-from tuner.data.load import load_data
+from tuner.data.dataset import load_data
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy
 from tuner.models.scorer import Asked, open_scorer
@@ -31,7 +31,7 @@ from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
 from tuner.rollout.scores import score_answers
 from tuner.training.loop import Interrupted, Step
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 
 stage = importlib.import_module("tuner.stages.ppo")
 preparing = importlib.import_module("tuner.stages.policy")

@@ -22,7 +22,7 @@ from tuner.config import FocalRanking, LoRA, Model, override
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.models.merge import MAX_SCORE_DIFFERENCE, export, merge
-from tuner.models.reward import RewardRecord, tell_others, write_reward_record
+from tuner.models.reward_record import RewardRecord, tell_others, write_reward_record
 from tuner.models.save import save_model
 from tuner.models.scorer import open_scorer, score_sequences
 from tuner.models.tiny import tiny_model_folder

@@ -9,9 +9,9 @@ import torch
 import tuner
 from tuner.config import AdamW, Constant, FocalRanking, LoRA, Model, Preferences, RewardModel, override
 from tuner.data.stream import make_stream
-from tuner.models.compare import compare
 from tuner.models.forward import scores
 from tuner.models.load import load_model
+from tuner.models.pair_sums import compare
 from tuner.models.save import save_model
 from tuner.models.unwrap import unwrapped
 from tuner.stages.rows import load_rows, plan

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tuner.config import LoRA, Model
-from tuner.data.load import load_data
+from tuner.data.dataset import load_data
 from tuner.data.stream import make_stream
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.forward import hidden_states, token_loss

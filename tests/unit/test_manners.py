@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tuner.config import PPO, load_config
-from tuner.config.part import load_function
+from tuner.config.functions import load_function
 
 FOLDER = ROOT / "tuner" / "embedded" / "manners"
 CONFIG = ROOT / "configs" / "quickstart_ppo.py"

@@ -23,7 +23,7 @@ def data(
     from rich.console import Console
 
     from tuner.config import load_config, override
-    from tuner.data import view
+    from tuner.display import data_view as view
     from tuner.errors import UserError
     from tuner.models.load import load_tokenizer
     from tuner.stages.rows import load_rows, model_of, shown_passes, view_data

@@ -16,8 +16,8 @@ def show(
 ) -> None:
     """Every value of a config: where it comes from, and what it means."""
     from tuner.cli.table import print_table
-    from tuner.config.load import load_config, override
-    from tuner.config.show import table
+    from tuner.config import load_config, override
+    from tuner.config.config_table import table
 
     loaded = override(load_config(config), changes or [])
     rows = table(loaded, [change.partition("=")[0] for change in changes or []])
@@ -34,7 +34,7 @@ def show(
 def _print_json(config: object, rows: list) -> None:
     import json
 
-    from tuner.config.show import plain
+    from tuner.config.config_table import plain
 
     leaves = [
         {"path": row.path, "value": plain(row.value), "origin": row.origin, "meaning": row.meaning}

@@ -46,7 +46,7 @@ def _is_main() -> bool:
 def _tell(run: object) -> None:
     """What came out, and what to type next."""
     from tuner.config import PPO, RewardModel
-    from tuner.training.run import Run
+    from tuner.training.run_folder import Run
 
     assert isinstance(run, Run)
     results = run.results or {}

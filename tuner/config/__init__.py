@@ -1,28 +1,105 @@
-"""The values a config file is made of. Importing them costs pydantic and nothing else."""
+"""The values a config file is made of. Importing them costs pydantic, and of the stages those that are named."""
 
-from tuner.config.data import Chat, Preferences, Prompts, Source, Split, Text
-from tuner.config.load import differences, from_json, leaves, load_config, override, to_json
-from tuner.config.loss import FocalRanking
-from tuner.config.model import Freeze, LoRA, Model, Rope
-from tuner.config.rollout import PolicyEvaluation, Replay, Sampling
-from tuner.config.stage import ModelStage, PackedStage, Stage
-from tuner.config.stages import DPO, PPO, SFT, RewardModel
-from tuner.config.training import (
-    AdamW,
-    Checkpoint,
-    Constant,
-    Cosine,
-    Evaluation,
-    Linear,
-    Measuring,
-    PairEvaluation,
-    Validation,
-    Wandb,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.config.adapter import LoRA
+    from tuner.config.config_file import load_config
+    from tuner.config.data import Chat, Preferences, Prompts, Replay, Source, Split, Text
+    from tuner.config.dpo_config import DPO
+    from tuner.config.evaluation import (
+        Evaluation,
+        EvaluationBase,
+        PairEvaluation,
+        PolicyEvaluation,
+        Validation,
+    )
+    from tuner.config.grpo_config import GRPO
+    from tuner.config.model import Freeze, Model, Rope
+    from tuner.config.overrides import override
+    from tuner.config.policy_config import PolicyConfig, Rule
+    from tuner.config.ppo_config import PPO
+    from tuner.config.ranking import FocalRanking
+    from tuner.config.registry import config_class, register_stage, stage_names
+    from tuner.config.reward_config import RewardModel
+    from tuner.config.rloo_config import RLOO
+    from tuner.config.sampling import Sampling
+    from tuner.config.serialization import differences, from_json, leaves, to_json
+    from tuner.config.sft_config import SFT
+    from tuner.config.stage_config import PackedConfig, SingleModelConfig, StageConfig
+    from tuner.config.training import AdamW, Checkpoint, Constant, Cosine, Linear, Wandb
+
+_HOMES = {
+    "adapter": ("LoRA",),
+    "config_file": ("load_config",),
+    "data": (
+        "Chat",
+        "Preferences",
+        "Prompts",
+        "Replay",
+        "Source",
+        "Split",
+        "Text",
+    ),
+    "dpo_config": ("DPO",),
+    "evaluation": (
+        "Evaluation",
+        "EvaluationBase",
+        "PairEvaluation",
+        "PolicyEvaluation",
+        "Validation",
+    ),
+    "grpo_config": ("GRPO",),
+    "model": (
+        "Freeze",
+        "Model",
+        "Rope",
+    ),
+    "overrides": ("override",),
+    "policy_config": (
+        "PolicyConfig",
+        "Rule",
+    ),
+    "ppo_config": ("PPO",),
+    "ranking": ("FocalRanking",),
+    "registry": (
+        "config_class",
+        "register_stage",
+        "stage_names",
+    ),
+    "reward_config": ("RewardModel",),
+    "rloo_config": ("RLOO",),
+    "sampling": ("Sampling",),
+    "serialization": (
+        "differences",
+        "from_json",
+        "leaves",
+        "to_json",
+    ),
+    "sft_config": ("SFT",),
+    "stage_config": (
+        "PackedConfig",
+        "SingleModelConfig",
+        "StageConfig",
+    ),
+    "training": (
+        "AdamW",
+        "Checkpoint",
+        "Constant",
+        "Cosine",
+        "Linear",
+        "Wandb",
+    ),
+}
+"""Module -> names that it defines."""
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DPO",
+    "GRPO",
     "PPO",
+    "RLOO",
     "SFT",
     "AdamW",
     "Chat",
@@ -30,32 +107,43 @@ __all__ = [
     "Constant",
     "Cosine",
     "Evaluation",
+    "EvaluationBase",
     "FocalRanking",
     "Freeze",
     "Linear",
     "LoRA",
-    "Measuring",
     "Model",
-    "ModelStage",
-    "PackedStage",
+    "PackedConfig",
     "PairEvaluation",
+    "PolicyConfig",
     "PolicyEvaluation",
     "Preferences",
     "Prompts",
     "Replay",
     "RewardModel",
     "Rope",
+    "Rule",
     "Sampling",
+    "SingleModelConfig",
     "Source",
     "Split",
-    "Stage",
+    "StageConfig",
     "Text",
     "Validation",
     "Wandb",
+    "config_class",
     "differences",
     "from_json",
     "leaves",
     "load_config",
     "override",
+    "register_stage",
+    "stage_names",
     "to_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tuner.config' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tuner.config.{_MODULES[name]}"), name)

@@ -4,14 +4,15 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuner.config.part import Function, Part
+from tuner.config.base import ConfigBase
+from tuner.config.functions import Function
 
 Shape = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "pair", "ranked", "shp", "prompt"
 ]
 
 
-class Source(Part):
+class Source(ConfigBase):
     """Rows from one place: a JSONL or Parquet file or pattern, a hub dataset, or `tuner:...` (shipped)."""
 
     path: str = Field(min_length=1)
@@ -42,7 +43,7 @@ class Source(Part):
     """Use the first so many rows only."""
 
 
-class Split(Part):
+class Split(ConfigBase):
     """Shares of the rows held out, chosen by a hash of their content, so that duplicates never cross."""
 
     validation: float = Field(default=0.0, ge=0, lt=1)
@@ -58,7 +59,7 @@ class Split(Part):
         return self
 
 
-class _Rows(Part):
+class _Rows(ConfigBase):
     _foreign: ClassVar[dict[str, str]] = {"condition": "preferences and prompts", "system": "prompts"}
     """Fields of a source that this kind of rows has not -> the kinds that have them."""
 
@@ -204,6 +205,52 @@ class Prompts(_Rows):
                 "prompts have no validation part, for evaluation during training answers the test prompts; "
                 "write test_files or split.test"
             )
+        return self
+
+
+class Replay(_Rows):
+    """Rows of earlier stages, learned beside the rollouts: the report's pre-training mix (arXiv 2403.17297, 4.2.3)."""
+
+    kind: Literal["replay"] = "replay"
+    """Which kind of data this is, in JSON."""
+
+    template: str | None = None
+    """None: raw text, of which all is learned; for conversations a name from data_templates/chat, "tokenizer", or a
+    path ending in .jinja."""
+
+    max_length: int = Field(default=32_768, ge=2)
+    """Longest row, in tokens: long ones keep long context alive."""
+
+    too_long: Literal["split", "error", "drop", "cut"] | None = None
+    """What becomes of a row over max_length; None: texts are split into pieces, a conversation is an error."""
+
+    coefficient: float = Field(default=0.5, gt=0)
+    """Weight of the replayed rows' mean loss beside the policy's."""
+
+    ratio: float = Field(default=0.5, gt=0)
+    """Tokens replayed per token of prompts and answers."""
+
+    @property
+    def data(self) -> Chat | Text:
+        """The rows as the data of an SFT stage."""
+        shared = {name: getattr(self, name) for name in _Rows.model_fields}
+        if self.template is None:
+            return Text(**shared, too_long=self.too_long or "split")
+        return Chat(**shared, template=self.template, too_long=self.too_long or "error")  # type: ignore[arg-type]
+
+    @model_validator(mode="after")
+    def _test_rows_are_the_held_out_ones(self) -> Self:
+        if self.validation_files or self.split.validation:
+            raise ValueError(
+                "replay has no validation part, for evaluation during training measures the test rows; "
+                "write test_files or split.test"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _conversations_are_not_split(self) -> Self:
+        if self.template is not None and self.too_long == "split":
+            raise ValueError('replay.too_long="split" is for raw text; write "error", "drop" or "cut"')
         return self
 
 

@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuner.config.part import Part
+from tuner.config.base import ConfigBase
 
 
-class Rope(Part):
+class Rope(ConfigBase):
     """Rotary positions beyond what the checkpoint was trained for; applied and saved by every stage."""
 
     base: float | None = Field(default=None, gt=0)
@@ -27,7 +27,7 @@ class Rope(Part):
         return self
 
 
-class Model(Part):
+class Model(ConfigBase):
     """A causal language model: a hub name, a folder, a run folder, or `tuner:tiny`, the embedded one."""
 
     path: str = Field(min_length=1)
@@ -46,26 +46,7 @@ class Model(Part):
     """Let the checkpoint run Python code of its own. InternLM2 does not need it here."""
 
 
-class LoRA(Part):
-    """Low-rank adapters (Hu et al., 2021): weights B·A·alpha/r beside frozen linear layers, in fp32."""
-
-    r: int = Field(default=64, ge=1)
-    """Rank of the two factors."""
-
-    alpha: float = Field(default=16, gt=0)
-    """Scale: the product is multiplied by alpha / r."""
-
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapter's inputs dropped while training."""
-
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Layers that get an adapter: all linear ones but the head, or module name endings such as ("q_proj",)."""
-
-    train_whole: tuple[str, ...] = ()
-    """Modules trained in full beside the adapters, such as ("embed_tokens", "lm_head")."""
-
-
-class Freeze(Part):
+class Freeze(ConfigBase):
     """Which weights stay as they are, of the model or of its adapters."""
 
     all_but_last_layers: int | None = Field(default=None, ge=1)

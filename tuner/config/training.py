@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tuner.config.part import Function, Part
+from tuner.config.base import ConfigBase
 
 
-class AdamW(Part):
+class AdamW(ConfigBase):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
 
     lr: float = Field(default=2e-4, gt=0)
@@ -30,7 +30,7 @@ class AdamW(Part):
     on holds it in the GPU's again)."""
 
 
-class _Schedule(Part):
+class _Schedule(ConfigBase):
     warmup: float = Field(default=0.03, ge=0)
     """Steps of linear warm-up: a share of all steps below 1, a number of steps from 1 on."""
 
@@ -68,48 +68,7 @@ class Constant(_Schedule):
 Schedule = Annotated[Cosine | Linear | Constant, Field(discriminator="kind")]
 
 
-class Measuring(Part):
-    """When held-out rows are measured, and how many."""
-
-    every: int | None = Field(default=None, ge=1)
-    """Steps between two measurements during training; None: ten over the run."""
-
-    rows: int | None = Field(default=None, ge=1)
-    """Measure at most so many held-out rows of a kind; None: all."""
-
-
-class Validation(Measuring):
-    """When held-out rows are measured, and what follows from their loss."""
-
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after so many measurements in a row without a better validation loss; None: never."""
-
-    keep_best: bool = False
-    """Keep the checkpoint with the best validation loss, and make it the model of the run."""
-
-
-class Evaluation(Validation):
-    """What is measured on held-out conversations or texts."""
-
-    samples: int = Field(default=3, ge=0)
-    """Prompts of the validation rows answered at each measurement, to be looked at."""
-
-    max_new_tokens: int = Field(default=128, ge=1)
-    """Longest answer sampled or scored, in tokens."""
-
-    score: Literal["exact"] | Function | None = None
-    """How answers to the test rows are scored before and after: "exact" (equal text), or a function
-    (answer, reference) -> float in 0..1; None: the test rows' loss only."""
-
-
-class PairEvaluation(Validation):
-    """What is measured on held-out preferences: the loss, and the report card at the end."""
-
-    worst: int = Field(default=20, ge=0)
-    """Pairs shown in the report card that the model has most wrong."""
-
-
-class Checkpoint(Part):
+class Checkpoint(ConfigBase):
     """When the run is saved, so that it can go on bit for bit."""
 
     every: int | None = Field(default=200, ge=1)
@@ -119,7 +78,7 @@ class Checkpoint(Part):
     """How many of the newest are kept, beside the best."""
 
 
-class Wandb(Part):
+class Wandb(ConfigBase):
     """Weights & Biases; without a key the run is logged offline."""
 
     project: str = "tuner"

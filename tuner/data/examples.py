@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tuner.data.encoding import Tokenizer, backend
 from tuner.data.template import Rendered
-from tuner.data.tokenizer import Tokenizer, backend
 from tuner.errors import UserError
 
 Sample = tuple[np.ndarray, np.ndarray]

@@ -12,13 +12,13 @@ from tuner.config.data import Preferences, Source
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import Conditions
 from tuner.data.conversation import Conversation, Preference, Turn
+from tuner.data.data_report import DataReport
+from tuner.data.dataset import Dataset, Progress, Unused, build
+from tuner.data.encoding import Tokenizer
 from tuner.data.examples import tokenize
-from tuner.data.load import Dataset, Progress, Unused, build
 from tuner.data.load_preferences import ComparisonBuilder
-from tuner.data.report import DataReport
 from tuner.data.sources import Row
 from tuner.data.template import Template
-from tuner.data.tokenizer import Tokenizer
 from tuner.errors import UserError
 
 Pair = dict[str, np.ndarray]

@@ -10,14 +10,14 @@ from tuner.config.data import Preferences, Source
 from tuner.data.comparisons import Compared, ComparisonCollector, Comparisons
 from tuner.data.conditions import Conditions, drawing_key
 from tuner.data.conversation import Preference
+from tuner.data.data_report import SourceReport
+from tuner.data.dataset import Builder, Dataset, Progress, Unused, build
+from tuner.data.encoding import Tokenizer, is_one_token
 from tuner.data.examples import Sample, tokenize
-from tuner.data.load import Builder, Dataset, Progress, Unused, build
 from tuner.data.preference_rows import IncomparableError, preference_reader
-from tuner.data.report import SourceReport
 from tuner.data.sources import Row
 from tuner.data.split import PartName, hash_of, said_by
 from tuner.data.template import Rendered, Template
-from tuner.data.tokenizer import Tokenizer, is_one_token
 from tuner.errors import UserError
 
 

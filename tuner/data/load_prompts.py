@@ -10,13 +10,13 @@ import numpy as np
 from tuner.config.data import Prompts, Source
 from tuner.data.conditions import drawing_key
 from tuner.data.conversation import Prompt
-from tuner.data.load import Builder, Dataset, Progress, Unused, build
+from tuner.data.data_report import DataReport, SourceReport
+from tuner.data.dataset import Builder, Dataset, Progress, Unused, build
+from tuner.data.encoding import Tokenizer, encode
 from tuner.data.prompt_rows import SHAPES, prompt_reader
 from tuner.data.prompts import PromptCollector, PromptSet
-from tuner.data.report import DataReport, SourceReport
 from tuner.data.sources import Row
 from tuner.data.template import Template
-from tuner.data.tokenizer import Tokenizer, encode
 from tuner.errors import UserError
 
 Asked = tuple[np.ndarray, Prompt]

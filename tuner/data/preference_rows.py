@@ -6,7 +6,7 @@ import re
 from typing import Any, NoReturn, TypeGuard
 
 from tuner.data.conversation import Preference, Turn
-from tuner.data.rows import Reader, Shape
+from tuner.data.conversation_rows import Reader, Shape
 from tuner.data.turns import (
     Values,
     expect_list,

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Prompt, Turn
+from tuner.data.conversation_rows import Reader, Shape, read_messages, read_sharegpt
 from tuner.data.preference_rows import SHAPES as PREFERENCES
 from tuner.data.preference_rows import read_condition, read_prompt, read_side, read_text_prompt
-from tuner.data.rows import Reader, Shape, read_messages, read_sharegpt
 from tuner.data.turns import (
     Values,
     expect_list,

@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tuner.data.conversation import Conversation, Turn
-from tuner.data.tokenizer import Tokenizer, adds_bos, encode, is_one_token
+from tuner.data.encoding import Tokenizer, adds_bos, encode, is_one_token
 from tuner.errors import UserError
 from tuner.resources import chat_templates_folder
 

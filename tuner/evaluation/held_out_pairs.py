@@ -10,9 +10,9 @@ from tuner.config import RewardModel
 from tuner.data.batch import make_batches
 from tuner.data.comparisons import Comparisons
 from tuner.data.packing import deal
-from tuner.data.spread import spread
-from tuner.models.compare import compare
+from tuner.data.subset import spread
 from tuner.models.forward import scores
+from tuner.models.pair_sums import compare
 from tuner.models.roles import Roles
 from tuner.models.scorer import score_sequences
 from tuner.training.devices import Devices

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuner.evaluation.judged import Judge, Judged, answer_held_out
-from tuner.evaluation.positions import HeldOutReplay, RangeLoss, mean_loss
+from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss, mean_loss
 from tuner.models.roles import Roles
 from tuner.training.watchers import Sample
 

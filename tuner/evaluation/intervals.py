@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.evaluation.report.measures import Z95
+from tuner.evaluation.report_card.measures import Z95
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuner.config import PPO
-from tuner.config.part import Function, load_function
+from tuner.config.functions import Function, load_function
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
 from tuner.models.roles import Roles

@@ -15,7 +15,7 @@ from tuner.data.conditions import drawing_key
 from tuner.data.prompts import PromptSet
 from tuner.evaluation.intervals import Interval, mean, share, sign_test, win_share
 from tuner.evaluation.judged import Answers, Judge, Judged
-from tuner.evaluation.positions import RangeLoss, mean_loss
+from tuner.evaluation.position_loss import RangeLoss, mean_loss
 from tuner.models.roles import Roles
 
 TIE = 1e-4

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.batch import make_batch
 from tuner.models import varlen
-from tuner.models.cache import RowCache, bytes_per_token, chunks
+from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
 from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 

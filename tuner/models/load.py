@@ -23,10 +23,10 @@ from transformers.utils import logging as transformers_logging
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, add_adapter, continue_adapter
+from tuner.models.base_record import BaseReference
 from tuner.models.freeze import freeze as freeze_weights
 from tuner.models.locate import Location, first_line, locate
 from tuner.models.quantization import keep_unpacked, quantization_config
-from tuner.models.reference import BaseReference
 from tuner.models.rope import apply_rope, install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped

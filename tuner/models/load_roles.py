@@ -29,7 +29,7 @@ from tuner.models.fingerprint import fingerprint
 from tuner.models.load import Loaded, check_precision, load_model, refuse_reward_model
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
-from tuner.models.reward import FILE as REWARD_RECORD
+from tuner.models.reward_record import FILE as REWARD_RECORD
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import Sequences, reward_template
 from tuner.models.tokenizer import read_tokenizer

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from tuner import config
 from tuner.errors import UserError
+from tuner.models.base_record import BaseReference, Record, read_record
 from tuner.models.fingerprint import fingerprint
-from tuner.models.reference import BaseReference, Record, read_record
 from tuner.resources import locate as locate_shipped
 
 MODEL_FOLDER = "model"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import PPO, SFT, PackedStage
+from tuner.config import PPO, SFT, PackedConfig
 from tuner.losses.token import CHUNK_ELEMENTS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -43,7 +43,7 @@ class Weights:
 
 
 def peak_bytes(
-    config: PackedStage | PPO, shape: Any, weights: Weights, quantization: str | None, cache: float = 0.0
+    config: PackedConfig | PPO, shape: Any, weights: Weights, quantization: str | None, cache: float = 0.0
 ) -> float:
     """Estimated peak of a training step on one device, in bytes, without the CUDA context (about 0.5 GiB).
 

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import continue_adapter, has_score
+from tuner.models.base_record import write_record
 from tuner.models.generate import unpacked
 from tuner.models.layout import Layout, in_layout
 from tuner.models.load import Head, Loaded, Precision, load_base
 from tuner.models.locate import Location, locate
 from tuner.models.quantization import dequantise
-from tuner.models.reference import write_record
-from tuner.models.reward import read_reward_record, tell_others, write_reward_record
+from tuner.models.reward_record import read_reward_record, tell_others, write_reward_record
 from tuner.models.save import disk_errors, save_full
 from tuner.models.tokenizer import read_tokenizer, save_tokenizer
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted, save_adapter
+from tuner.models.base_record import BaseReference, write_record
 from tuner.models.fingerprint import fingerprint
 from tuner.models.load import Loaded, Precision
 from tuner.models.locate import first_line
-from tuner.models.reference import BaseReference, write_record
 from tuner.models.tokenizer import save_tokenizer
 
 __all__ = ["fingerprint", "save_full", "save_model"]

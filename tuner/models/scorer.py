@@ -17,15 +17,15 @@ from tuner.config import Model
 from tuner.data.batch import make_batch, pack_all
 from tuner.data.conditions import Conditions, Wordings, drawing_key
 from tuner.data.conversation import Conversation, Prompt, Turn
+from tuner.data.conversation_rows import Reader
 from tuner.data.load_preferences import SequenceMaker
 from tuner.data.load_prompts import RewardReader
-from tuner.data.rows import Reader
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.forward import scores
 from tuner.models.load import Loaded, Precision, load_model
 from tuner.models.locate import Location, locate
-from tuner.models.reward import RewardRecord, read_reward_record
+from tuner.models.reward_record import RewardRecord, read_reward_record
 from tuner.models.tokenizer import read_tokenizer
 
 WINDOW = 4096

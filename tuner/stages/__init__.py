@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.config import Stage
+from tuner.config import StageConfig
 from tuner.errors import UserError
 
 if TYPE_CHECKING:
-    from tuner.training.run import Run
+    from tuner.training.run_folder import Run
 
 
-def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] = ()) -> Run:
+def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence[str] = ()) -> Run:
     """Train `config` in `runs`/`config.name`, or go on where it stopped; returns the run.
 
     In Jupyter a live table and curve are shown, and an interrupt saves a checkpoint and returns. Elsewhere
@@ -21,12 +21,12 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
     """
     import torch
 
+    from tuner.display.notebook import in_notebook
     from tuner.stages.job import Job
     from tuner.training.checkpoint import explain_write
     from tuner.training.devices import Devices
     from tuner.training.loop import Interrupted
-    from tuner.training.notebook import in_notebook
-    from tuner.training.run import Run
+    from tuner.training.run_folder import Run
     from tuner.training.watchers import Outcome, Watchers
 
     if config.name is None:
@@ -64,7 +64,7 @@ def train(config: Stage, *, runs: Path | str = "runs", overrides: Sequence[str] 
     return run
 
 
-def _stage(config: Stage) -> Callable[..., None]:
+def _stage(config: StageConfig) -> Callable[..., None]:
     from tuner.config import DPO, PPO, SFT, RewardModel
     from tuner.stages.ppo import ppo
     from tuner.stages.reward import reward
@@ -77,9 +77,9 @@ def _stage(config: Stage) -> Callable[..., None]:
     return {SFT: sft, RewardModel: reward, PPO: ppo}[type(config)]
 
 
-def _watchers(config: Stage) -> list[Any]:
-    from tuner.training.notebook import NotebookWatcher, in_notebook
-    from tuner.training.progress import ProgressWatcher
+def _watchers(config: StageConfig) -> list[Any]:
+    from tuner.display.notebook import NotebookWatcher, in_notebook
+    from tuner.display.progress import ProgressWatcher
     from tuner.training.wandb_tracker import WandbTracker
 
     watchers: list[Any] = [NotebookWatcher() if in_notebook() else ProgressWatcher()]

@@ -15,27 +15,27 @@ from tuner.config import (
     PPO,
     SFT,
     LoRA,
-    ModelStage,
-    PackedStage,
+    PackedConfig,
     Preferences,
     Prompts,
     Replay,
     RewardModel,
+    SingleModelConfig,
     Source,
-    Stage,
+    StageConfig,
     Text,
     override,
 )
-from tuner.data.load import Dataset, load_data
+from tuner.data.dataset import Dataset, load_data
 from tuner.data.load_pairs import answers_of_pairs
 from tuner.data.load_prompts import load_prompts
 from tuner.errors import UserError
-from tuner.evaluation.held_out import load_score
+from tuner.evaluation.held_out_chat import load_score
 from tuner.evaluation.judged import load_rule
 from tuner.models.adapters import add_adapter
-from tuner.models.cache import numbers_per_token
 from tuner.models.fingerprint import fingerprint
 from tuner.models.freeze import freeze
+from tuner.models.kv_cache import numbers_per_token
 from tuner.models.load import check_precision, load_model_config, load_tokenizer
 from tuner.models.load_roles import check_critic_adapter, check_language, is_on_one_base, without_adapter
 from tuner.models.locate import Location, locate
@@ -77,7 +77,7 @@ class Checked:
     """What would hold, and is hardly meant."""
 
 
-def check(config: Stage, *, tiny: bool = False) -> Checked:
+def check(config: StageConfig, *, tiny: bool = False) -> Checked:
     """Load everything a run would, but weights; raises UserError where a run would.
 
     tiny: put a random small model of the same family, and rows of data_templates, in place of what is not at
@@ -92,7 +92,7 @@ def check(config: Stage, *, tiny: bool = False) -> Checked:
         return _check(small, replaced)
 
 
-def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
+def _check(config: StageConfig, replaced: tuple[str, ...]) -> Checked:
     if isinstance(config, PPO):
         return _check_policy(config, replaced)
     config = _modelled(config)
@@ -110,7 +110,7 @@ def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
     model.requires_grad_(adapter is None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     wrapped = add_adapter(model, adapter, config.seed) if adapter else model
-    if isinstance(config, PackedStage):
+    if isinstance(config, PackedConfig):
         freeze(wrapped, config.freeze)
     trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
     data = load_rows(config)
@@ -130,7 +130,7 @@ def _check(config: Stage, replaced: tuple[str, ...]) -> Checked:
     )
 
 
-def _plan(config: PackedStage, data: Dataset[Any]) -> dict[str, Any]:
+def _plan(config: PackedConfig, data: Dataset[Any]) -> dict[str, Any]:
     """Steps, tokens, passes and fill of a run on packed rows."""
     stream = plan(config, data)
     steps = min(len(stream.steps), config.max_steps or len(stream.steps))
@@ -156,7 +156,7 @@ def _plan_pairs(config: DPO, data: Dataset[Any]) -> dict[str, Any]:
     }
 
 
-def _modelled(config: Stage) -> ModelStage:
+def _modelled(config: StageConfig) -> SingleModelConfig:
     """The config as one of a stage that trains one model; UserError for others."""
     return config if isinstance(config, DPO) else packed(config)
 
@@ -258,7 +258,7 @@ def _base_bytes(weights: Weights, location: Location, plain: int) -> float:
     return weights.linear * held + weights.other * plain
 
 
-def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:
+def _made_tiny(config: StageConfig, folder: Path) -> tuple[StageConfig, tuple[str, ...]]:
     """The config with a small model and rows of data_templates where the real ones are not at hand."""
     replaced: list[str] = []
     changes: dict[str, Any] = {}
@@ -283,13 +283,13 @@ def _made_tiny(config: Stage, folder: Path) -> tuple[Stage, tuple[str, ...]]:
     return override(config, changes), tuple(replaced)
 
 
-def _rows_of(config: Stage) -> list[tuple[str, Any]]:
+def _rows_of(config: StageConfig) -> list[tuple[str, Any]]:
     """The parts of a config that name rows."""
     parts = ("prompts", "replay") if isinstance(config, PPO) else ("data",)
     return [(part, rows) for part in parts if (rows := getattr(config, part)) is not None]
 
 
-def _example_rows(config: Stage, rows: Any) -> Path:
+def _example_rows(config: StageConfig, rows: Any) -> Path:
     names: dict[type, str] = {Text: "text.jsonl", Preferences: "pair.jsonl", Prompts: "prompt.jsonl"}
     name = names.get(type(rows), "messages.jsonl")
     if isinstance(rows, Replay) and rows.template is None:

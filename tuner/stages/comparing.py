@@ -13,14 +13,15 @@ import numpy as np
 import torch
 
 from tuner.config import PPO, Model
-from tuner.data.load import load_data
+from tuner.data.dataset import load_data
+from tuner.data.encoding import encode
 from tuner.data.prompts import PromptSet
-from tuner.data.spread import spread
+from tuner.data.subset import spread
 from tuner.data.template import Template
-from tuner.data.tokenizer import encode
+from tuner.display.progress import progress_bar, reading_bar
 from tuner.errors import UserError
 from tuner.evaluation.judged import Answers, Judge, Judged, Rule, answer_held_out, load_rule
-from tuner.evaluation.positions import HeldOutReplay, RangeLoss
+from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss
 from tuner.evaluation.win_rate import Contestant, PolicyCard, compare, judge_all
 from tuner.models.chat import end_ids
 from tuner.models.load import load_model
@@ -30,8 +31,7 @@ from tuner.models.scorer import Sequences
 from tuner.models.tokenizer import read_tokenizer
 from tuner.stages.rows import load_rows
 from tuner.training.devices import Devices
-from tuner.training.progress import progress_bar, reading_bar
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 
 
 def compare_policies(folder: Path, config: PPO, model: Path, against: Sequence[str] = ()) -> PolicyCard:

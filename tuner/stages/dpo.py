@@ -6,12 +6,12 @@ from typing import Any
 
 from tuner.config import DPO
 from tuner.data.load_pairs import pairs, tail_of
-from tuner.data.spread import spread
+from tuner.data.subset import spread
 from tuner.data.template import Template
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.job import Job
-from tuner.training.dpo_trainer import (
+from tuner.training.trl_trainer import (
     Follower,
     Measured,
     Trainer,

@@ -1,4 +1,4 @@
-"""Measuring a finished run again, on its own held-out rows or on others."""
+"""EvaluationBase a finished run again, on its own held-out rows or on others."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from tuner.config import PPO, SFT, RewardModel, Stage, override
-from tuner.data.load import Dataset
+from tuner.config import PPO, SFT, RewardModel, StageConfig, override
+from tuner.data.dataset import Dataset
+from tuner.display.card_page import html, terminal
+from tuner.display.win_page import policy_html, policy_terminal
 from tuner.errors import UserError
-from tuner.evaluation.report.card import ReportCard
-from tuner.evaluation.report.page import html, terminal
-from tuner.evaluation.win_page import policy_html, policy_terminal
+from tuner.evaluation.report_card.card import ReportCard
 from tuner.evaluation.win_rate import PolicyCard
 from tuner.evaluation.win_rate import results as policy_results
 from tuner.models.load import load_model
@@ -24,7 +24,7 @@ from tuner.stages.job import held_out_rows
 from tuner.stages.report import outcome, report
 from tuner.stages.rows import load_rows
 from tuner.training.devices import Devices
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _preferences(folder: Path, config: RewardModel, model: Path) -> Evaluated:
     return Evaluated(folder.name, outcome(reported), reported[0])
 
 
-def _roles(name: str, config: Stage, model: Path, devices: Devices) -> Roles:
+def _roles(name: str, config: StageConfig, model: Path, devices: Devices) -> Roles:
     asked = override(config, {"model": {"path": str(model)}, "adapter": None}).model  # type: ignore[attr-defined]
     loaded = load_model(
         asked,

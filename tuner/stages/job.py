@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from tuner.config import SFT, Chat, ModelStage, PackedStage, RewardModel, Text
+from tuner.config import SFT, Chat, PackedConfig, RewardModel, SingleModelConfig, Text
+from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
-from tuner.data.load import Dataset, Progress
 from tuner.data.stream import Stream
 from tuner.data.template import Template
-from tuner.evaluation.held_out import HeldOutRows
+from tuner.display.progress import reading_bar
+from tuner.evaluation.held_out_chat import HeldOutRows
 from tuner.models.adapters import has_score
 from tuner.models.chat import end_ids
 from tuner.models.checkpointing import recompute_activations
@@ -28,8 +29,7 @@ from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import HeldOut, Loop
 from tuner.training.optimizers import Trained
-from tuner.training.progress import reading_bar
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 from tuner.training.watchers import Watchers
 
 Measured = dict[str, float | None]
@@ -44,7 +44,7 @@ class Job:
     devices: Devices
     watchers: Watchers
 
-    def load_roles(self, config: PackedStage, role: str) -> Roles:
+    def load_roles(self, config: PackedConfig, role: str) -> Roles:
         """The stage's model on this rank's device, in its role, proven to keep packed samples apart."""
         loaded = load_model(
             config.model,
@@ -63,7 +63,7 @@ class Job:
         torch.manual_seed(config.seed + self.devices.rank)  # dropout
         return Roles.of(role, loaded, self.devices.autocast)
 
-    def load_data(self, config: ModelStage, roles: Roles) -> Dataset[Any]:
+    def load_data(self, config: SingleModelConfig, roles: Roles) -> Dataset[Any]:
         """The rows of the config, tokenised once for all ranks; refuses to go on with other rows than before."""
         with self.reading() as progress:
             data = load_rows(config, roles.tokenizer, progress=progress)
@@ -82,7 +82,7 @@ class Job:
             with reading_bar() as progress:
                 yield progress
 
-    def loop(self, config: PackedStage, roles: Roles, stream: Stream, held_out: HeldOut) -> Loop:
+    def loop(self, config: PackedConfig, roles: Roles, stream: Stream, held_out: HeldOut) -> Loop:
         """The run's loop over the weights that are trained, set to where it stopped."""
         trained = {"all": Trained(roles.trained(), config.optimizer.lr)}
         return Loop(config, self.run, self.devices, trained, stream, held_out, self.watchers)
@@ -135,7 +135,7 @@ class Job:
         self.devices.wait()
 
 
-def template_of(config: ModelStage) -> str | None:
+def template_of(config: SingleModelConfig) -> str | None:
     """The chat template of a stage's rows; None of raw text."""
     return None if isinstance(config.data, Text) else config.data.template
 

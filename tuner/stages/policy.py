@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from tuner.config import PPO
+from tuner.data.dataset import Dataset, load_data
 from tuner.data.examples import Examples
-from tuner.data.load import Dataset, load_data
 from tuner.data.load_prompts import load_prompts
 from tuner.data.prompt_stream import PromptStream
 from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
-from tuner.data.spread import spread
+from tuner.data.subset import spread
 from tuner.data.template import Template
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
 from tuner.evaluation.judged import Judge, load_rule
-from tuner.evaluation.positions import HeldOutReplay, by_position
+from tuner.evaluation.position_loss import HeldOutReplay, by_position
 from tuner.models.chat import end_ids
 from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from tuner.config import RewardModel
 from tuner.data.conditions import Conditions, read_conditions
+from tuner.display.card_page import html
+from tuner.display.progress import progress_bar
 from tuner.evaluation.held_out_pairs import score_comparisons
-from tuner.evaluation.report.card import ReportCard
-from tuner.evaluation.report.make import report_on
-from tuner.evaluation.report.page import html
-from tuner.evaluation.report.tables import results, tables
-from tuner.models.reward import Reference, RewardRecord, tell_others, write_reward_record
+from tuner.evaluation.report_card.card import ReportCard
+from tuner.evaluation.report_card.make import report_on
+from tuner.evaluation.report_card.tables import results, tables
+from tuner.models.reward_record import Reference, RewardRecord, tell_others, write_reward_record
 from tuner.models.roles import Roles
 from tuner.stages.job import Job
 from tuner.training.devices import Devices
 from tuner.training.loop import Loop
-from tuner.training.progress import progress_bar
 
 Reported = tuple[ReportCard, Reference]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tuner.config import RewardModel
 from tuner.evaluation.held_out_pairs import HeldOutPairs
-from tuner.models.compare import compare
 from tuner.models.forward import scores
+from tuner.models.pair_sums import compare
 from tuner.stages.job import Job
 from tuner.stages.report import finish_reward
 from tuner.stages.rows import plan

@@ -7,28 +7,30 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tuner.config import DPO, PPO, SFT, Model, ModelStage, PackedStage, RewardModel, Stage
-from tuner.data import view
+from tuner.config import DPO, PPO, SFT, Model, PackedConfig, RewardModel, SingleModelConfig, StageConfig
 from tuner.data.batch import pack_all
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import Conditions, read_conditions
+from tuner.data.dataset import Dataset, Progress, load_data
 from tuner.data.examples import Examples
-from tuner.data.load import Dataset, Progress, load_data
 from tuner.data.load_pairs import load_pairs
 from tuner.data.load_preferences import load_preferences
 from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompt_stream import PromptStream, plan_prompts
 from tuner.data.prompts import PromptSet
 from tuner.data.stream import Stream, make_stream
+from tuner.display import data_view as view
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
 from tuner.models.locate import locate
-from tuner.models.reward import known_conditions
+from tuner.models.reward_record import known_conditions
 from tuner.models.scorer import reward_template
-from tuner.training.run import Run, functions_of
+from tuner.training.run_folder import Run, functions_of
 
 
-def load_rows(config: Stage, tokenizer: Any = None, *, progress: Progress | None = None) -> Dataset[Any]:
+def load_rows(
+    config: StageConfig, tokenizer: Any = None, *, progress: Progress | None = None
+) -> Dataset[Any]:
     """The samples of a config's data, or the rows of answers that are compared.
 
     tokenizer: its model's, where it is loaded already. Raises UserError as loading them does.
@@ -46,11 +48,11 @@ def load_rows(config: Stage, tokenizer: Any = None, *, progress: Progress | None
     return load_data(config.data, tokenizer, progress=progress)
 
 
-def model_of(config: Stage) -> Model:
+def model_of(config: StageConfig) -> Model:
     """The model whose tokenizer the rows of a config are made with."""
     if isinstance(config, PPO):
         return config.policy
-    return config.model if isinstance(config, ModelStage) else packed(config).model
+    return config.model if isinstance(config, SingleModelConfig) else packed(config).model
 
 
 def reward_reader(config: PPO) -> RewardReader | None:
@@ -62,16 +64,16 @@ def reward_reader(config: PPO) -> RewardReader | None:
     return RewardReader(tuple(known_conditions(location.folder)), template)
 
 
-def packed(config: Stage) -> PackedStage:
+def packed(config: StageConfig) -> PackedConfig:
     """The config as one of a stage that trains on packed rows; UserError for others."""
-    if not isinstance(config, PackedStage):
+    if not isinstance(config, PackedConfig):
         raise UserError(
             f"{config.name}: a {type(config).__name__} stage does not pack its rows, so there are none to show"
         )
     return config
 
 
-def plan(config: Stage, data: Dataset[Any]) -> Stream:
+def plan(config: StageConfig, data: Dataset[Any]) -> Stream:
     """The steps a config makes of its samples. Raises UserError for a row that is longer than a pass."""
     config = packed(config)
     lengths = data.train.lengths
@@ -129,7 +131,7 @@ class DataPage:
         return f'<iframe sandbox style="{frame}" srcdoc="{escape(self.html)}"></iframe>'
 
 
-def view_data(config: Stage, passes: int = 1) -> DataPage:
+def view_data(config: StageConfig, passes: int = 1) -> DataPage:
     """Look at the tokens of a config's first passes, at statistics, and at what is wrong with the rows."""
     rows, tokenizer = load_rows(config), load_tokenizer(model_of(config))
     samples, shown, label = shown_passes(config, rows, passes)
@@ -138,7 +140,7 @@ def view_data(config: Stage, passes: int = 1) -> DataPage:
 
 
 def shown_passes(
-    config: Stage, rows: Dataset[Any], passes: int
+    config: StageConfig, rows: Dataset[Any], passes: int
 ) -> tuple[Examples, list[list[int]], view.Label]:
     """Samples, those of the first passes, and what each is; of rows of answers, every answer is one.
 

@@ -9,14 +9,14 @@ from typing import Any, TextIO
 
 from tuner.config import Source
 from tuner.data.conversation import Document, Preference
+from tuner.data.conversation_rows import SHAPES as CONVERSATIONS
+from tuner.data.conversation_rows import Reader
 from tuner.data.preference_rows import SHAPES as PREFERENCES
-from tuner.data.rows import SHAPES as CONVERSATIONS
-from tuner.data.rows import Reader
 from tuner.data.sources import Row, Rows
+from tuner.display.progress import progress_bar
 from tuner.errors import UserError
 from tuner.models.load import Precision
 from tuner.models.scorer import Asked, open_scorer, prompt_of
-from tuner.training.progress import progress_bar
 
 WINDOW = 2048
 """Rows read ahead, so that passes can be filled."""

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
-from tuner.config import Stage
+from tuner.config import StageConfig
 from tuner.errors import UserError
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ BUCKET_ELEMENTS = 2**24
 class Devices:
     """The processes and devices of a run, behind one Accelerator."""
 
-    def __init__(self, config: Stage) -> None:
+    def __init__(self, config: StageConfig) -> None:
         _refuse_sharding()
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UserError(

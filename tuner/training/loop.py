@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 
-from tuner.config import PPO, PackedStage, Validation
+from tuner.config import PPO, PackedConfig, Validation
 from tuner.data.stream import Contents
 from tuner.errors import UserError
 from tuner.training.checkpoint import Checkpoints, generator_state, restore, snapshot
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices, added
 from tuner.training.optimizers import Trained, make_optimizer
-from tuner.training.run import Run, finite
+from tuner.training.run_folder import Run, finite
 from tuner.training.schedules import learning_rate
 from tuner.training.watchers import Sample, Watchers
 
@@ -161,7 +161,7 @@ class Loop:
 
     def __init__(
         self,
-        config: PackedStage | PPO,
+        config: PackedConfig | PPO,
         run: Run,
         devices: Devices,
         trained: Mapping[str, Trained],

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tuner.config.stage import Stage
+from tuner.config.stage_config import StageConfig
 from tuner.config.training import Wandb
+from tuner.display.run_facts import condition_of
 from tuner.errors import UserError
-from tuner.training.facts import condition_of
 from tuner.training.step_records import of_policy
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
@@ -47,7 +47,7 @@ class WandbTracker:
         self._policy = False  # whether the records are those of PPO
         self._borrowed: list[str] = []  # environment variables set for the time of the run
 
-    def begin(self, run_folder: Path, config: Stage, first_step: int, total_steps: int) -> None:
+    def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
         (run_folder / "wandb").mkdir(parents=True, exist_ok=True)  # without it W&B would write to /tmp
         self._keep_files_in(run_folder / "wandb")
         mode = self._mode()
@@ -138,7 +138,7 @@ class WandbTracker:
             )
         return asked
 
-    def _start(self, run_folder: Path, config: Stage, mode: str) -> Any:
+    def _start(self, run_folder: Path, config: StageConfig, mode: str) -> Any:
         import wandb
 
         tracking = self._tracking

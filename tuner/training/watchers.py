@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tuner.config.stage import Stage
+from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
 
 Outcome = Literal["finished", "interrupted", "failed"]
@@ -34,7 +34,7 @@ class Sample:
 class Watcher(Protocol):
     """Is told what happens, in this order: begin, then step, samples and message, perhaps report, then end."""
 
-    def begin(self, run_folder: Path, config: Stage, first_step: int, total_steps: int) -> None:
+    def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
         """Training is about to start, after `first_step` steps taken before: 0, or more when it goes on."""
         ...
 
@@ -68,7 +68,7 @@ class Watchers:
     def __init__(self, watchers: Iterable[Watcher] = ()) -> None:
         self._watchers = list(watchers)
 
-    def begin(self, run_folder: Path, config: Stage, first_step: int, total_steps: int) -> None:
+    def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
         begun: list[Watcher] = []
         for watcher in list(self._watchers):
             try:

@@ -27,7 +27,7 @@ from tuner.config import (
     RewardModel,
     Sampling,
     Source,
-    Stage,
+    StageConfig,
 )
 from tuner.errors import UserError
 from tuner.models.tiny import tiny_model_folder
@@ -52,7 +52,7 @@ def rows(part: str, count: int) -> tuple[Source, ...]:
     return tuple(Source(path=f"tuner:sums/{part}.jsonl", condition=name, limit=count) for name in CONDITIONS)
 
 
-def configs(runs: Path) -> list[Stage]:
+def configs(runs: Path) -> list[StageConfig]:
     tiny, sums = Model(path="tuner:tiny"), "tuner:sums/train.jsonl"
     preferences = Preferences(
         files=("tuner:twins/train.jsonl",), template="internlm2", max_length=128, limit=40

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from tuner.cli.show import show
 from tuner.config import SFT, AdamW, Chat, Constant, LoRA, Model, Source, from_json, leaves, override
-from tuner.config.part import Part
-from tuner.config.show import table, to_html, written
+from tuner.config.base import ConfigBase
+from tuner.config.config_table import table, to_html, written
 from tuner.errors import UserError
 
 app = typer.Typer()
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def _origins(config: Part, *overridden: str) -> dict[str, str]:
+def _origins(config: ConfigBase, *overridden: str) -> dict[str, str]:
     return {row.path: row.origin for row in table(config, overridden)}
 
 
@@ -62,7 +62,7 @@ def test_a_part_of_another_kind_than_the_default_was_chosen() -> None:
 
 
 def test_a_stages_own_default_for_a_part_is_a_default() -> None:
-    class Gentle(Part):
+    class Gentle(ConfigBase):
         optimizer: AdamW = AdamW(lr=1e-6)
         """How."""
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.data.conftest import chat, make_tokenizer
 from tuner.config.data import Chat, Source, Split, Text
-from tuner.data import cache
-from tuner.data.load import load_data
+from tuner.data import token_cache as cache
+from tuner.data.dataset import load_data
 from tuner.data.sources import Rows
 
 
@@ -101,7 +101,7 @@ def test_the_code_hash_covers_every_module_that_decides_what_is_learned():
 def test_a_second_load_is_memory_mapped_and_equal(path, tokenizer, monkeypatch):
     data = Chat(files=(path,), template="chatml", test_files=(path,))
     first = load_data(data, tokenizer)
-    monkeypatch.setattr("tuner.data.load.Builder", None)  # nothing may be built again
+    monkeypatch.setattr("tuner.data.dataset.Builder", None)  # nothing may be built again
     second = load_data(data, tokenizer)
     assert isinstance(second.train.tokens_T, np.memmap)
     for name in ("tokens_T", "weights_T", "offsets", "sources"):

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.data.conftest import chat
 from tuner.config.data import Chat, Source, Split, Text
 from tuner.data.conversation import Conversation, Turn
-from tuner.data.load import load_data
-from tuner.data.report import DataReport
+from tuner.data.data_report import DataReport
+from tuner.data.dataset import load_data
 from tuner.data.split import content_hash, part_of
 from tuner.errors import UserError
 
@@ -46,7 +46,7 @@ def test_examples(write, tokenizer):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, tuner.data.load, tuner.data.view; "
+        "import sys, tuner.data.dataset, tuner.display.data_view; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'tokenizers')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

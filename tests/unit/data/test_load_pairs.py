@@ -10,8 +10,8 @@ import pytest
 
 from tuner.config import Model, Preferences
 from tuner.data.conversation import Conversation, Turn
+from tuner.data.dataset import Dataset
 from tuner.data.examples import tokenize
-from tuner.data.load import Dataset
 from tuner.data.load_pairs import load_pairs, pairs, tail_of
 from tuner.data.template import Template
 from tuner.errors import UserError

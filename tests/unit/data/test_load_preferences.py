@@ -8,9 +8,10 @@ import pytest
 
 from tests.unit.data.conftest import FAMILY_TOKENS, make_tokenizer
 from tuner.config.data import Preferences, Source, Split
-from tuner.data import cache
+from tuner.data import token_cache as cache
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import Conditions, Wordings, read_conditions
+from tuner.data.data_report import DataReport
 from tuner.data.load_preferences import (
     ComparisonBuilder,
     SequenceMaker,
@@ -18,7 +19,6 @@ from tuner.data.load_preferences import (
     load_test_preferences,
 )
 from tuner.data.preference_rows import preference_reader
-from tuner.data.report import DataReport
 from tuner.data.sources import Rows
 from tuner.data.template import Template
 from tuner.errors import UserError
@@ -555,7 +555,7 @@ def test_an_entry_comes_back_equal_and_memory_mapped(write, tokenizer, monkeypat
     fields = {"split": Split(test=0.3), "ties": "half", "max_length": 40, "too_long": "cut"}
     path = write("a.jsonl", *rows)
     first = load(tokenizer, path, **fields)
-    monkeypatch.setattr("tuner.data.load._build_entry", None)  # nothing may be built again
+    monkeypatch.setattr("tuner.data.dataset._build_entry", None)  # nothing may be built again
     second = load(tokenizer, path, **fields)
     assert second.test is not None
     assert first.test is not None

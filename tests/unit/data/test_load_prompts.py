@@ -7,10 +7,10 @@ import pytest
 
 from tests.unit.data.conftest import make_tokenizer
 from tuner.config.data import Chat, Preferences, Prompts, Source, Split
-from tuner.data import cache
+from tuner.data import token_cache as cache
 from tuner.data.conditions import Conditions, Wordings
 from tuner.data.conversation import Conversation, ToolCall, Turn
-from tuner.data.load import load_data
+from tuner.data.dataset import load_data
 from tuner.data.load_preferences import load_preferences
 from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompts import PromptSet
@@ -323,7 +323,7 @@ def test_the_key_of_the_cache_and_the_fingerprint_follow_tokenizer_and_sources(l
 
 def test_a_second_load_is_memory_mapped_and_equal(load, monkeypatch):
     first = load(ROWS, ["kind"])
-    monkeypatch.setattr("tuner.data.load.Builder.add_source", None)  # nothing may be built again
+    monkeypatch.setattr("tuner.data.dataset.Builder.add_source", None)  # nothing may be built again
     second = load(ROWS, ["kind"])
     assert isinstance(second.train.rows_B, np.memmap)
     assert second.fingerprint == first.fingerprint == second.train.fingerprint()

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from tuner.data.conversation import Preference, ToolCall, Turn
+from tuner.data.conversation_rows import recognise
 from tuner.data.preference_rows import SHAPES, IncomparableError, preference_reader
-from tuner.data.rows import recognise
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 

@@ -8,9 +8,9 @@ import pytest
 
 from tuner.config.data import Shape
 from tuner.data.conversation import Preference, Prompt, ToolCall, Turn
+from tuner.data.conversation_rows import SHAPES as CONVERSATIONS
+from tuner.data.conversation_rows import recognise
 from tuner.data.prompt_rows import SHAPES, prompt_reader
-from tuner.data.rows import SHAPES as CONVERSATIONS
-from tuner.data.rows import recognise
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tuner.data.conversation import Conversation, Document, ToolCall, Turn
-from tuner.data.rows import SHAPES, Reader, recognise
+from tuner.data.conversation_rows import SHAPES, Reader, recognise
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tuner.data.spread import spread, spread_places
+from tuner.data.subset import spread, spread_places
 
 
 @dataclass

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from tests.unit.data.conftest import chat
 from tuner.config.data import Chat, Text
-from tuner.data import view
-from tuner.data.load import load_data
+from tuner.data.dataset import load_data
+from tuner.display import data_view as view
 
 
 @pytest.fixture

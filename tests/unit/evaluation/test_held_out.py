@@ -9,8 +9,8 @@ import torch
 
 from tests.equivalence.conftest import SMALL
 from tuner.config import override
-from tuner.data.load import load_data
-from tuner.evaluation.held_out import HeldOutRows, load_score
+from tuner.data.dataset import load_data
+from tuner.evaluation.held_out_chat import HeldOutRows, load_score
 from tuner.models.forward import logits
 from tuner.models.generate import Answer
 from tuner.models.load import load_model
@@ -65,7 +65,7 @@ def answers(contents):
 
 def test_an_answer_equal_to_the_reference_scores_one(scene, monkeypatch):
     examples, roles, devices = scene
-    from tuner.evaluation import held_out
+    from tuner.evaluation import held_out_chat as held_out
 
     right = [examples.reference(row)[:-1].tolist() for row in range(len(examples))]  # without the end token
     monkeypatch.setattr(held_out, "generate", lambda *_, **__: answers(right))

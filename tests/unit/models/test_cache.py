@@ -9,8 +9,8 @@ from transformers import AutoConfig
 
 import tuner.models  # noqa: F401 (registers InternLM2)
 from tuner.errors import UserError
-from tuner.models import cache as cache_module
-from tuner.models.cache import RowCache, bytes_per_token, chunks
+from tuner.models import kv_cache as cache_module
+from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
 
 
 def test_chunks_hold_what_the_budget_allows():

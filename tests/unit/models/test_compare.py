@@ -9,7 +9,7 @@ import torch
 from tests.unit.data.test_comparisons import comparisons
 from tuner.config import FocalRanking
 from tuner.data.batch import gather, make_batch, make_batches
-from tuner.models.compare import PairSums, compare
+from tuner.models.pair_sums import PairSums, compare
 
 
 def row(*ranks: int, weight: float = 1.0, margin: float = 0.0):

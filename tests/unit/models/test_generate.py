@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuner.config import LoRA, Model, Rope
 from tuner.data.batch import make_batch
-from tuner.models import cache as cache_module
+from tuner.models import kv_cache as cache_module
 from tuner.models import varlen
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.forward import logits

@@ -16,7 +16,7 @@ from tuner.models.forward import scores, token_logprobs, values
 from tuner.models.generate import generate
 from tuner.models.load import load_model
 from tuner.models.load_roles import PolicyRoles, load_policy_roles, switch_off_dropout
-from tuner.models.reward import RewardRecord, write_reward_record
+from tuner.models.reward_record import RewardRecord, write_reward_record
 from tuner.models.save import save_model
 from tuner.models.scorer import Asked, open_scorer, prompt_of, score_sequences
 

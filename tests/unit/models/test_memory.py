@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM
 
 from tuner.config import load_config
 from tuner.models.adapters import add_adapter
+from tuner.models.base_record import BaseReference
 from tuner.models.internlm2 import InternLM2Config
 from tuner.models.locate import Location
 from tuner.models.memory import Weights
-from tuner.models.reference import BaseReference
 from tuner.resources import configs_folder
 from tuner.stages.checking import _policy_peak
 

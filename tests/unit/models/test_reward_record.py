@@ -11,7 +11,7 @@ from tuner.config import LoRA, Model
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.models.locate import locate
-from tuner.models.reward import (
+from tuner.models.reward_record import (
     Reference,
     RewardRecord,
     read_reward_record,

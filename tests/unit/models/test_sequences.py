@@ -8,12 +8,12 @@ import torch
 
 from tuner.config import Model
 from tuner.data.conversation import Conversation, Turn
+from tuner.data.encoding import encode
 from tuner.data.template import Template
-from tuner.data.tokenizer import encode
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.models.locate import locate
-from tuner.models.reward import RewardRecord, write_reward_record
+from tuner.models.reward_record import RewardRecord, write_reward_record
 from tuner.models.save import save_model
 from tuner.models.scorer import Asked, Sequences, open_scorer, prompt_of, reward_template
 from tuner.models.tokenizer import read_tokenizer

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tuner.training.curves import curves_png, draw, draw_curves
-from tuner.training.panels import centred, count, usual
+from tuner.display.curves import curves_png, draw, draw_curves
+from tuner.display.panels import centred, count, usual
 
 
 def _record(step: int, **more: float | None) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_ticks_are_short(value: float, text: str) -> None:
 
 def test_pyplot_is_left_alone_and_importing_costs_nothing() -> None:
     program = (
-        "import sys, tuner.training.curves as curves\n"
+        "import sys, tuner.display.curves as curves\n"
         "assert 'matplotlib' not in sys.modules\n"
         "curves.curves_png([], 'x')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

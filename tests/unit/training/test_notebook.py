@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tuner.config import SFT, Chat, Model
-from tuner.training.notebook import NotebookWatcher, in_notebook
-from tuner.training.svg import POINTS_DRAWN, curve, thinned
+from tuner.display.notebook import NotebookWatcher, in_notebook
+from tuner.display.svg import POINTS_DRAWN, curve, thinned
 from tuner.training.watchers import Sample
 
 CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))

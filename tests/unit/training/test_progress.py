@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tuner.config import SFT, Chat, Model
-from tuner.training.progress import ProgressWatcher, duration, on_terminal, printable, progress_bar
-from tuner.training.smoothing import Smoothed, smoothed
+from tuner.display.progress import ProgressWatcher, duration, on_terminal, printable, progress_bar
+from tuner.display.smoothing import Smoothed, smoothed
 from tuner.training.watchers import Sample
 
 CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))
@@ -159,7 +159,7 @@ def test_plain_lines_import_no_rich(tmp_path: Path) -> None:
     import sys
 
     program = (
-        "import sys; from tuner.training.progress import progress_bar\n"
+        "import sys; from tuner.display.progress import progress_bar\n"
         "with progress_bar('Reading', 3) as advance: advance(3)\n"
         "sys.exit('rich' in sys.modules)"
     )

@@ -12,8 +12,8 @@ from tests.equivalence.conftest import SMALL
 from tuner.config import load_config, override
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import PolicyMeasure
-from tuner.evaluation.positions import RangeLoss
-from tuner.training.run import Run, finite
+from tuner.evaluation.position_loss import RangeLoss
+from tuner.training.run_folder import Run, finite
 from tuner.training.watchers import Sample
 
 FILE = '''"""A config with its own function."""

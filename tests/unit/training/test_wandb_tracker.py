@@ -12,7 +12,7 @@ import tuner
 from tests.equivalence.conftest import SMALL, SMALL_PPO, SMALL_REWARD
 from tuner.config import SFT, Chat, Model, Wandb, override
 from tuner.errors import UserError
-from tuner.training.run import Run
+from tuner.training.run_folder import Run
 from tuner.training.wandb_tracker import WandbTracker, charted, has_key, run_id
 from tuner.training.watchers import Sample
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from tuner.evaluation.report.card import ReportCard, make_card
-from tuner.evaluation.report.measures import (
+from tuner.evaluation.report_card.card import ReportCard, make_card
+from tuner.evaluation.report_card.measures import (
     accuracy,
     calibration,
     difference,
@@ -16,8 +16,8 @@ from tuner.evaluation.report.measures import (
     spearman,
     twins_right,
 )
-from tuner.evaluation.report.pairs import PairText, ScoredPairs
-from tuner.evaluation.report.tables import results, tables
+from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
+from tuner.evaluation.report_card.tables import results, tables
 
 
 def make_pairs(margins, **given) -> ScoredPairs:

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.unit.evaluation.report.test_card import BLANK, GOOD, NINE, card_of, make_pairs, plain, twin_pairs
-from tuner.evaluation.report.card import ReportCard
-from tuner.evaluation.report.page import html, terminal
-from tuner.evaluation.report.pairs import PairText
-from tuner.training.curves import BLUE, ORANGE
+from tuner.display.card_page import html, terminal
+from tuner.display.curves import BLUE, ORANGE
+from tuner.evaluation.report_card.card import ReportCard
+from tuner.evaluation.report_card.pairs import PairText
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e\ud800"
 SHOWN = "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;\\x1b[31m\\u202e\\ud800"

@@ -1,0 +1,94 @@
+"""Config files: a Python module with one value named `config`."""
+
+import difflib
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tuner.config.stage_config import StageConfig
+from tuner.config.validation_errors import explain
+from tuner.errors import UserError
+from tuner.resources import configs_folder
+
+
+def load_config(path: str | Path) -> StageConfig:
+    """The value named `config` of a Python file, or of a named config that comes with tuner.
+
+    Raises UserError when the file is missing, fails, or holds no config.
+    """
+    file = _find(Path(path))
+    config = _run(file).get("config")
+    if not isinstance(config, StageConfig):
+        found = "no such value" if config is None else f"a {type(config).__name__}"
+        raise UserError(
+            f"{file}: a config file ends with `config = SFT(...)` or another stage; found {found}"
+        )
+    return config if config.name else config.model_copy(update={"name": file.stem})
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    named = {file.stem: file for file in sorted(configs_folder().glob("*.py"))}
+    if path.stem in named and path.parent in (Path("."), Path("configs")):
+        return named[path.stem]
+    close = difflib.get_close_matches(path.stem, named, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`tuner configs` lists those that come with tuner"
+    raise UserError(f"{path}: no such config file; {hint}")
+
+
+def _run(file: Path) -> dict[str, Any]:
+    """Execute a config file with its folder importable, so that one config can build on another."""
+    folder = str(file.resolve().parent)
+    known = set(sys.modules)
+    _check_text(file)
+    sys.path.insert(0, folder)
+    try:
+        return runpy.run_path(str(file), run_name=f"tuner_config_{file.stem}")
+    except ValidationError as error:
+        raise UserError(f"{_where(error, file)}: {explain(error, f'{error.title}.')}") from error
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(
+            f"{error.filename}:{error.lineno}: not valid Python ({error.msg}); correct it"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{_where(error, file)}: {type(error).__name__}: {error}; correct this file"
+        ) from error
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - known:  # a config edited in between must be read again (Jupyter)
+            if _lies_in(sys.modules[name], folder):
+                del sys.modules[name]
+
+
+def _check_text(file: Path) -> None:
+    """Said here: Python's own words for these are about its parser."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise UserError(f"{file}:{line}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{file}: this file is empty; a config file ends with `config = SFT(...)`")
+    if "\0" in text:
+        raise UserError(f"{file}: this is binary data, not Python; name a config file")
+
+
+def _lies_in(module: Any, folder: str) -> bool:
+    return str(Path(getattr(module, "__file__", None) or "/").parent) == folder
+
+
+def _where(error: BaseException, file: Path) -> str:
+    """file:line of the config's own frame in which an error arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+    return f"{file}:{lines[-1]}" if lines else str(file)

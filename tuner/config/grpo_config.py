@@ -1,0 +1,48 @@
+"""Config of group relative policy optimization."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from tuner.config.policy_config import PolicyConfig
+
+
+class GRPO(PolicyConfig):
+    """Group relative policy optimization (arXiv 2402.03300): several answers per prompt, no critic.
+
+    An answer's advantage is its score relative to the other answers to the same prompt. `clip_high` and
+    `normalization="token"` are DAPO's (arXiv 2503.14476).
+    """
+
+    algorithm: ClassVar[str] = "tuner.algorithms.grpo:GRPO"
+
+    stage: Literal["grpo"] = "grpo"
+    """Which stage this is, in JSON."""
+
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Prompts per rollout, over all devices."""
+
+    answers_per_prompt: int = Field(default=8, ge=2)
+    """Answers sampled per prompt: the size of a group."""
+
+    scale_advantages: bool = True
+    """Divide advantages by the standard deviation of the group's scores."""
+
+    kl: float = Field(default=0.0, ge=0)
+    """KL penalty coefficient, added to the loss; 0: no reference policy is held."""
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Per-token estimator of the KL divergence from the reference (Schulman, 2020)."""
+
+    clip_high: float | None = Field(default=None, gt=0)
+    """Upper clip range of the probability ratio, 1 + this; None: as `clip`."""
+
+    normalization: Literal["token", "answer"] = "token"
+    """"token": every token of the mini-batch counts equally; "answer": token losses are averaged per answer first,
+    as in the original paper."""
+
+    reward_clip: float | None = Field(default=None, gt=0)
+    """Scores are clipped to ± this; None: not clipped."""
+
+    normalize_rewards: bool = False
+    """Standardize scores by their running mean and standard deviation over the run."""

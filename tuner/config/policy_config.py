@@ -1,0 +1,186 @@
+"""What every stage that trains a policy by reinforcement learning has in common."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from tuner.config.adapter import LoRA
+from tuner.config.base import ConfigBase
+from tuner.config.data import Prompts, Replay
+from tuner.config.evaluation import PolicyEvaluation
+from tuner.config.functions import Function, is_function_reference
+from tuner.config.model import Model
+from tuner.config.sampling import Sampling
+from tuner.config.stage_config import StageConfig
+from tuner.config.training import AdamW, Checkpoint, Constant, Schedule
+
+
+class Rule(ConfigBase):
+    """A reward computed by code instead of a model."""
+
+    function: Function
+    """`file.py:name` of a module-level function (answer, row) -> float; the row holds the values of the prompt's
+    row and its "condition"."""
+
+
+def _as_model(value: Any) -> Any:
+    """A model given by its path alone."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_reward(value: Any) -> Any:
+    """A rule given by its function alone, or a model by its path."""
+    if is_function_reference(value) or (callable(value) and not isinstance(value, ConfigBase)):
+        return {"function": value}
+    return _as_model(value)
+
+
+def _reward_kind(value: Any) -> str:
+    return "rule" if isinstance(value, Rule) or (isinstance(value, dict) and "function" in value) else "model"
+
+
+Reward = Annotated[
+    Annotated[Model, Tag("model")] | Annotated[Rule, Tag("rule")],
+    Discriminator(_reward_kind),
+    BeforeValidator(_as_reward),
+]
+"""What scores answers: a reward model, or a rule."""
+
+
+class PolicyConfig(StageConfig):
+    """Reinforcement learning of a policy from the scores of its own answers.
+
+    A step is one rollout and all its updates. Dropout is 0 in every role.
+    """
+
+    implementation: ClassVar[str] = "tuner.stages.rl"
+
+    algorithm: ClassVar[str]
+    """`module:class` of the algorithm that turns a rollout into losses."""
+
+    policy: Annotated[Model, BeforeValidator(_as_model)]
+    """The model to train; its initial weights also serve as the reference policy."""
+
+    adapter: LoRA | None = None
+    """Train an adapter of the policy instead of its weights. A policy that is a run with an adapter continues it."""
+
+    reward: Reward
+    """The reward model (a run, a folder or a hub name), or a rule: `file.py:name` of a function (answer, row) ->
+    float."""
+
+    roles: Literal["shared", "separate"] = "shared"
+    """"shared": each distinct base is loaded once, frozen, and the roles are adapters and heads on it, all on one
+    base where policy and reward model were trained on the same; "separate": one model per role."""
+
+    prompts: Prompts
+    """Prompts the policy answers."""
+
+    prompts_per_step: int = Field(default=512, ge=1)
+    """Prompts per rollout, over all devices."""
+
+    sampling: Sampling = Sampling()
+    """How answers are sampled."""
+
+    kl: float = Field(default=0.01, ge=0)
+    """KL penalty coefficient."""
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimator of the KL divergence from the reference (Schulman, 2020): the log-ratio (k1), half its
+    square (k2), or the unbiased non-negative one (k3)."""
+
+    clip: float = Field(default=0.2, gt=0)
+    """Clip range of the probability ratio: 1 ± this (PPO, arXiv 1707.06347)."""
+
+    reward_clip: float | None = Field(default=5.0, gt=0)
+    """Scores are clipped to ± this; None: not clipped."""
+
+    normalize_rewards: bool = True
+    """Standardize scores by their running mean and standard deviation over the run."""
+
+    missing_end_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted from the score of an answer truncated at max_new_tokens."""
+
+    update_epochs: int = Field(default=1, ge=1)
+    """Passes over each rollout."""
+
+    mini_batches: int = Field(default=1, ge=1)
+    """Mini-batches a rollout is split into, one optimizer step each."""
+
+    optimizer: AdamW = AdamW(lr=1e-6)
+    """Optimizer settings; the learning rate is the policy's."""
+
+    schedule: Schedule = Constant(warmup=0)
+    """Learning rate schedule."""
+
+    replay: Replay | None = None
+    """Rows of earlier stages trained on beside the rollouts, against forgetting (PPO-ptx)."""
+
+    tokens_per_pass: int = Field(default=32_768, ge=1)
+    """Tokens in one forward and backward pass: affects memory and speed, never the result."""
+
+    max_bad_steps: int = Field(default=3, ge=1)
+    """Updates with a non-finite loss or gradient are skipped; training stops after this many consecutive steps with
+    one."""
+
+    checkpoint: Checkpoint = Checkpoint(every=20)
+    """When the run is saved."""
+
+    evaluation: PolicyEvaluation = PolicyEvaluation()
+    """What is measured on held-out prompts."""
+
+    @property
+    def reward_model(self) -> Model | None:
+        """The reward model; None where a rule scores answers."""
+        return self.reward if isinstance(self.reward, Model) else None
+
+    @model_validator(mode="after")
+    def _rows_fit_a_pass(self) -> Self:
+        longest = self.prompts.max_length + self.sampling.max_new_tokens
+        if longest > self.tokens_per_pass:
+            raise ValueError(
+                f"a prompt of prompts.max_length ({self.prompts.max_length}) with its answer of "
+                f"sampling.max_new_tokens ({self.sampling.max_new_tokens}) is more than tokens_per_pass "
+                f"({self.tokens_per_pass}): lower the first two or raise the last to {longest}"
+            )
+        if self.replay is not None and self.replay.max_length > self.tokens_per_pass:
+            raise ValueError(
+                f"replay.max_length ({self.replay.max_length}) is more than tokens_per_pass "
+                f"({self.tokens_per_pass}): a row is never cut to fit; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_rule_needs_answers(self) -> Self:
+        if self.evaluation.rule is not None and not (self.prompts.split.test or self.prompts.test_files):
+            raise ValueError(
+                "evaluation.rule needs test prompts: add prompts.test_files or prompts.split=Split(test=0.02)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_mini_batch_has_prompts(self) -> Self:
+        if self.mini_batches > self.prompts_per_step:
+            raise ValueError(
+                f"mini_batches ({self.mini_batches}) is more than prompts_per_step ({self.prompts_per_step}): "
+                "change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_policy_has_an_adapter(self) -> Self:
+        if self.policy.quantization and self.adapter is None:
+            raise ValueError(
+                f"policy.quantization={self.policy.quantization!r} can only train an adapter: "
+                "add adapter=LoRA(), or leave quantization out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_is_off(self) -> Self:
+        for name in ("adapter", "critic_adapter"):
+            adapter = getattr(self, name, None)
+            if adapter is not None and adapter.dropout:
+                raise ValueError(
+                    f"{name}.dropout: the roles of a policy stage have none, or ratios would be noise; write 0"
+                )
+        return self

@@ -1,0 +1,32 @@
+"""Config of REINFORCE leave-one-out."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from tuner.config.policy_config import PolicyConfig
+
+
+class RLOO(PolicyConfig):
+    """REINFORCE leave-one-out (arXiv 2402.14740): the baseline of an answer is the mean reward of the other answers
+    to its prompt, and the whole answer is one action; no critic."""
+
+    algorithm: ClassVar[str] = "tuner.algorithms.rloo:RLOO"
+
+    stage: Literal["rloo"] = "rloo"
+    """Which stage this is, in JSON."""
+
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Prompts per rollout, over all devices."""
+
+    answers_per_prompt: int = Field(default=8, ge=2)
+    """Answers sampled per prompt: the size of a group."""
+
+    kl: float = Field(default=0.05, ge=0)
+    """KL penalty coefficient, subtracted from each answer's reward."""
+
+    reward_clip: float | None = Field(default=None, gt=0)
+    """Scores are clipped to ± this; None: not clipped."""
+
+    normalize_rewards: bool = False
+    """Standardize scores by their running mean and standard deviation over the run."""

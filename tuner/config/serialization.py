@@ -1,0 +1,83 @@
+"""Configs as JSON and as flat lists of their leaves; how two of them differ."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tuner.config.base import ConfigBase
+from tuner.config.registry import config_class, stage_names
+from tuner.config.stage_config import StageConfig
+from tuner.config.validation_errors import explain
+from tuner.errors import UserError
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def to_json(config: StageConfig) -> str:
+    """The whole config, every leaf written out, as indented JSON."""
+    return config.model_dump_json(indent=2)
+
+
+def from_json(text: str) -> StageConfig:
+    """The config that `to_json` wrote; UserError when it is none, or of another version."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"this config is no JSON ({error}); restore it") from error
+    if not isinstance(values, dict) or values.get("stage") not in stage_names():
+        raise UserError(f'this JSON is no config: its "stage" must be one of {", ".join(stage_names())}')
+    return validated(config_class(values["stage"]), values, "config.json")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value of a config: its dotted path, itself, its default, and what it means."""
+
+    path: str
+    value: Any
+    default: Any
+    meaning: str
+
+
+def leaves(config: ConfigBase) -> Iterator[Leaf]:
+    """Every leaf of a config in the order of its fields."""
+    yield from _leaves(config, "")
+
+
+def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
+    """(path, old value, new value) of every leaf in which two configs differ; absent ones as None."""
+    before = dict(_flatten(old.model_dump(mode="json"), ""))
+    after = dict(_flatten(new.model_dump(mode="json"), ""))
+    paths = list(dict.fromkeys([*before, *after]))
+    return [
+        (path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)
+    ]
+
+
+def validated(cls: type[C], values: dict[str, Any], where: str) -> C:
+    """The config of these plain values; UserError, beginning with `where`, when they are not valid."""
+    try:
+        return cls.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error)}") from error
+
+
+def _leaves(part: ConfigBase, prefix: str) -> Iterator[Leaf]:
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, ConfigBase):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+            yield Leaf(f"{prefix}{name}", value, default, " ".join((field.description or "").split()))
+
+
+def _flatten(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from _flatten(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, values

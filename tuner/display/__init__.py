@@ -1,0 +1,1 @@
+"""Everything that is drawn: terminal, curves, HTML pages, Jupyter. No domain logic."""

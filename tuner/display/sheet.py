@@ -1,0 +1,116 @@
+"""What cards for people share, on a page and in the terminal: the style sheet, tables, and text made harmless."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tuner.display.curves import BLUE, GREEN, ORANGE
+from tuner.evaluation.report_card.tables import Table as PlainTable
+from tuner.printable import printable
+
+SHORT = 90
+"""Characters of a text shown before it is folded."""
+
+
+def safe(text: str) -> str:
+    """Text that is nothing but text in a page, whatever it holds; lone surrogates would not even be written."""
+    return escape(printable(text))
+
+
+def cell_text(value: Any) -> str:
+    if isinstance(value, float):
+        return minus(f"{value:.3f}")
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else printable(str(value))
+
+
+def minus(figure: str) -> str:
+    return figure.replace("-", "−")
+
+
+def terminal_table(table: PlainTable) -> Table:
+    names, rows = table
+    drawn = Table(box=None, padding=(0, 2, 0, 0), show_header=bool(names), header_style="bold")
+    texts = [any(isinstance(row[at], str) for row in rows) for at in range(len(rows[0]) if rows else 0)]
+    for at, text in enumerate(texts):
+        drawn.add_column(
+            names[at] if names else "", justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
+    for row in rows:
+        drawn.add_row(*(Text(cell_text(value)) for value in row))
+    return drawn
+
+
+def one_line(text: str) -> Text:
+    """One line, as much of the text as fits."""
+    flat = printable(text).replace("\n", "⏎").replace("\t", " ")
+    return Text(flat, no_wrap=True, overflow="ellipsis")
+
+
+def html_table(name: str, table: PlainTable) -> str:
+    names, rows = table
+    kinds = ["" if any(isinstance(row[at], str) for row in rows) else "number" for at in range(len(names))]
+    head = "".join(
+        f"<th scope='col' class='{kind}'>{safe(one)}</th>" for one, kind in zip(names, kinds, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
+    drawn = f"<div class='wide'><table class='{name}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    if name != "reliability":
+        return drawn
+    return f"<details><summary>{len(rows):,} bins</summary>{drawn}</details>"
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, str):
+        return f"<td class='number'>{cell_text(value)}</td>"
+    if len(value) <= SHORT and "\n" not in value:
+        return f"<td>{safe(value)}</td>"
+    start = safe(value[:SHORT].replace("\n", " "))
+    return f"<td><details><summary>{start}…</summary><pre>{safe(value)}</pre></details></td>"
+
+
+STYLE = (
+    f":root{{--a:{BLUE};--b:{ORANGE};--good:{GREEN}}}"
+    + """
+:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1d1f;--soft:#66666e;--line:#e4e2dd;
+--red:#a3201a;--redback:#fdeceb;--amber:#6e4a00;--amberback:#fdf4e0;--green:#0c4a21;--greenback:#d9f2df}
+@media(prefers-color-scheme:dark){:root{--a:#56B4E9;--b:#E69F00;--paper:#141416;--card:#1c1c20;--ink:#e9e9ec;
+--soft:#a2a2ab;--line:#34343b;--red:#ff9d95;--redback:#3b1a18;--amber:#f0c674;--amberback:#352a14;
+--green:#d3f5dc;--greenback:#174a2a}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1120px;margin:0 auto;padding:32px 24px 64px}
+h1{font-size:24px;margin:0 0 16px;font-weight:650;overflow-wrap:anywhere}
+h2{font-size:16px;margin:32px 0 4px;font-weight:650}
+section p{white-space:pre-line;margin:0 0 8px;color:var(--soft);font-size:13.5px;max-width:76ch}
+.verdict{border-radius:10px;padding:12px 18px;overflow-wrap:anywhere}
+.verdict ul{margin:6px 0 0;padding-left:20px}
+.failed{background:var(--redback);color:var(--red)}.remarks{background:var(--amberback);color:var(--amber)}
+.good{background:var(--greenback);color:var(--green)}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(156px,1fr));gap:10px;margin:18px 0}
+.figures div,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 16px}
+.figures b{display:block;font-size:21px;font-weight:600;font-variant-numeric:tabular-nums}
+.figures span{color:var(--soft);font-size:13px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:14px;align-items:start}
+figure{margin:0;padding:14px 16px}figcaption{font-weight:600;font-size:14px;margin-bottom:4px}
+svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
+svg .a{fill:var(--a);stroke:var(--a)}svg .a.area{stroke:none;opacity:.72}
+svg .a.thin{fill:none;stroke-width:1.5}svg .b.line{fill:none;stroke:var(--b);stroke-width:2}
+svg .grid{stroke:var(--line)}svg .chance{stroke:var(--ink);stroke-width:1.4;stroke-dasharray:5 4}
+svg .whisker{stroke:var(--ink);stroke-width:1.6}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
+th,td{padding:4px 18px 4px 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
+th{color:var(--soft);font-weight:500;border-bottom:1px solid var(--line)}
+.number{text-align:right;white-space:nowrap}
+.worst{width:100%;min-width:860px;table-layout:fixed}.worst td{border-bottom:1px solid var(--line)}
+.worst th:nth-child(-n+2){width:72px}.worst th:nth-child(3){width:104px}.worst th:nth-child(4){width:150px}
+summary{cursor:pointer}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;font:12.5px/1.55 ui-monospace,Menlo,Consolas,monospace;
+margin:6px 0;padding:8px;background:var(--card);border:1px solid var(--line);border-radius:6px}
+"""
+)
+"""Style sheet of a page; light and dark as the reader's system is."""

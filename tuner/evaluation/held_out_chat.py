@@ -1,0 +1,121 @@
+"""Held-out rows: their loss, answers to their prompts, and how good these are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tuner.config import Evaluation
+from tuner.config.functions import load_function
+from tuner.data.batch import make_batches
+from tuner.data.examples import Examples
+from tuner.data.packing import deal
+from tuner.data.subset import spread
+from tuner.errors import UserError
+from tuner.models.forward import token_loss
+from tuner.models.generate import generate
+from tuner.models.roles import Roles
+from tuner.training.devices import Devices
+from tuner.training.watchers import Sample
+
+Score = Callable[[str, str], float]
+"""(answer, reference) -> 0..1."""
+
+
+class HeldOutRows:
+    """Measures a policy on one set of rows; every rank takes a share, all get the result."""
+
+    def __init__(
+        self,
+        examples: Examples | None,
+        roles: Roles,
+        devices: Devices,
+        config: Evaluation,
+        tokens_per_pass: int,
+        end_ids: frozenset[int],
+    ) -> None:
+        examples = spread(examples, config.rows)
+        self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
+        self._score = load_score(config.score)
+        self._end_ids = end_ids
+        self._batches = (
+            make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
+        )
+
+    def measure(self) -> dict[str, float]:
+        """Their loss, for the loop; empty without rows."""
+        loss = self.loss()
+        return {} if loss is None else {"loss": loss}
+
+    def loss(self) -> float | None:
+        """Mean loss in nats per learned token, weighted as in training; None without rows."""
+        if not self._batches:
+            return None
+        sums = {"loss": 0.0, "weight": 0.0}
+        for batch in deal(self._batches, self._devices.rank, self._devices.world):
+            with self._roles.role("policy") as model:
+                sums["loss"] += token_loss(model, batch.to(self._devices.device)).item()
+            sums["weight"] += float(batch.weights_N.sum())
+        totals = self._devices.sum(sums)
+        return totals["loss"] / totals["weight"]
+
+    def samples(self) -> list[Sample]:
+        """Answers to the first few rows' prompts, unscored unless the config names a score."""
+        count = min(self._config.samples, len(self._examples) if self._examples is not None else 0)
+        return self._answers(list(range(count)))
+
+    def score(self) -> float | None:
+        """Mean score of the greedy answers to all rows; None without rows or without a score in the config."""
+        if self._config.score is None or not self._examples:
+            return None
+        scores = [answer.score for answer in self._answers(list(range(len(self._examples))))]
+        return float(np.mean([score for score in scores if score is not None]))
+
+    def _answers(self, rows: list[int]) -> list[Sample]:
+        examples = self._examples
+        if examples is None or not rows:
+            return []
+
+        def answer(places: list[int]) -> list[Sample]:
+            prompts = [examples.prompt(rows[place]).tolist() for place in places]
+            with self._roles.role("policy") as model:
+                answers = generate(
+                    model,
+                    prompts,
+                    max_new_tokens=self._config.max_new_tokens,
+                    end_ids=self._end_ids,
+                )
+            return [
+                self._sample(rows[place], prompt, answer.content.tolist())
+                for place, prompt, answer in zip(places, prompts, answers, strict=True)
+            ]
+
+        return self._devices.share_out(len(rows), answer)
+
+    def _sample(self, row: int, prompt: list[int], answer: list[int]) -> Sample:
+        assert self._examples is not None
+        tokenizer = self._roles.tokenizer
+        text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+        reference = tokenizer.decode(self._examples.reference(row).tolist(), skip_special_tokens=True).strip()
+        return Sample(tokenizer.decode(prompt), text, reference, self._scored(text, reference))
+
+    def _scored(self, answer: str, reference: str) -> float | None:
+        if self._score is None:
+            return None
+        try:
+            return float(self._score(answer, reference))
+        except Exception as error:
+            raise UserError(
+                f"evaluation.score {self._config.score!r} failed on {answer!r:.80} "
+                f"({type(error).__name__}: {error}); correct it"
+            ) from error
+
+
+def load_score(name: str | None) -> Score | None:
+    """The scoring function of a config: "exact", or "file.py:name"."""
+    if name is None or not isinstance(name, str):
+        return None
+    if name == "exact":
+        return lambda answer, reference: float(answer == reference)
+    return load_function(name, "evaluation.score", '"exact" or ')

@@ -1,0 +1,146 @@
+"""A reward model's report card from its run: held-out rows asked about in every way, and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from tuner.config import RewardModel
+from tuner.data.comparisons import Comparisons
+from tuner.data.conditions import CONTROLS, Asked, Conditions
+from tuner.data.load_preferences import load_test_preferences
+from tuner.data.subset import spread_places
+from tuner.evaluation.report_card.card import ReportCard, make_card
+from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
+from tuner.models.reward_record import Reference
+
+Scoring = Callable[[Comparisons], np.ndarray]
+"""Scores of all answers, float64 [N]."""
+
+
+def report_on(
+    config: RewardModel, tokenizer: object, conditions: Conditions, score: Scoring
+) -> tuple[ReportCard, Reference] | None:
+    """The report card of the test rows, and what scores are on them; None where there are none.
+
+    conditions: those of the config, asked about as they were trained.
+    """
+
+    def load(asked: Asked) -> Comparisons | None:
+        return load_test_preferences(
+            config.data,
+            tokenizer,  # type: ignore[arg-type]
+            replace(conditions, asked=asked),
+            config.reward_token,
+        )
+
+    whole = load("seen")
+    if whole is None:
+        return None
+    conditions = replace(conditions, partners=_partners(whole))
+    places = spread_places(whole, config.evaluation.rows)
+    comparisons = whole.take(places)
+    scores = score(comparisons)
+    controls: dict[str, ScoredPairs] = {}
+    for control in CONTROLS:
+        if _can_ask(conditions, control):
+            asked = load(control)
+            assert asked is not None
+            asked = asked.take(places)
+            controls[control] = scored_pairs(asked, score(asked), config)
+    card = make_card(
+        scored_pairs(comparisons, scores, config),
+        controls,
+        bound=config.loss.bound if config.loss.barrier and config.loss.penalty == "log" else None,
+        texts=lambda pair: _texts(comparisons, pair, tokenizer),
+        worst=config.evaluation.worst,
+    )
+    finite = scores[np.isfinite(scores)]
+    return card, Reference(float(finite.mean()), float(finite.std()), len(finite))
+
+
+def scored_pairs(comparisons: Comparisons, scores: np.ndarray, config: RewardModel) -> ScoredPairs:
+    """The pairs of some rows with the scores of their answers; answers of equal rank make none."""
+    counts = np.diff(comparisons.pair_offsets)
+    rows = np.repeat(np.arange(len(comparisons)), counts)
+    better, worse = (comparisons.offsets[rows] + side for side in (comparisons.better, comparisons.worse))
+    totals = np.bincount(rows, comparisons.weights, minlength=len(comparisons))
+    sequences, paths = comparisons.sequences, _paths(config)
+    # a reward token, where there is one, is no part of the answer
+    tokens = sequences.lengths - comparisons.starts - (config.reward_token is not None)
+    return ScoredPairs(
+        chosen=scores[better],
+        rejected=scores[worse],
+        weights=comparisons.weights / totals[rows],
+        rows=rows,
+        conditions=tuple(comparisons.condition(row) or "" for row in rows),
+        sources=tuple(paths[comparisons.sources[row]] for row in rows),
+        chosen_tokens=tokens[better],
+        rejected_tokens=tokens[worse],
+        positions=sequences.lengths[better],
+        cut=comparisons.cut[rows],
+        twins=_twins(comparisons)[rows],
+    )
+
+
+def _paths(config: RewardModel) -> list[str]:
+    data = config.data
+    return [source.path for source in (*data.sources, *data.validation_sources, *data.test_sources)]
+
+
+def _twins(comparisons: Comparisons) -> np.ndarray:
+    """int64 [R]: number of the twins a row is one of: the same pair, preferred the other way round; else -1."""
+    best = np.array(
+        [_answer(comparisons, int(first)).tobytes() for first in comparisons.offsets[:-1]], dtype=object
+    )
+    twins = np.full(len(comparisons), -1)
+    groups: dict[int, list[int]] = {}
+    for row, twin in enumerate(comparisons.twins.tolist()):
+        groups.setdefault(twin, []).append(row)
+    for number, rows in enumerate(groups.values()):
+        if len(rows) > 1 and len({best[row] for row in rows}) > 1:
+            twins[rows] = number
+    return twins
+
+
+def _partners(comparisons: Comparisons) -> dict[str, str]:
+    """Each condition with the one put in its place when they are swapped: of its twins, or else the next one."""
+    names = [
+        name for place, name in enumerate(comparisons.condition_names) if place in comparisons.conditions
+    ]
+    partners = {name: names[(place + 1) % len(names)] for place, name in enumerate(names)}
+    twins, met = _twins(comparisons), {}
+    for row in np.flatnonzero(twins >= 0).tolist():
+        met.setdefault(twins[row], set()).add(comparisons.condition(row))
+    for pair in met.values():
+        if len(pair) == 2 and None not in pair:
+            one, other = sorted(pair)
+            partners |= {one: other, other: one}
+    return partners
+
+
+def _can_ask(conditions: Conditions, asked: Asked) -> bool:
+    """Whether every condition of the rows has such wordings, or a partner; one alone cannot be swapped."""
+    used = list(conditions.partners)
+    if asked == "swapped":
+        return len(used) > 1
+    return bool(used) and (asked == "blank" or all(conditions.wordings[name].of(asked) for name in used))
+
+
+def _answer(comparisons: Comparisons, sequence: int) -> np.ndarray:
+    return comparisons.sequences.example(sequence)[0][comparisons.starts[sequence] :]
+
+
+def _texts(comparisons: Comparisons, pair: int, tokenizer: object) -> PairText:
+    row = int(np.searchsorted(comparisons.pair_offsets, pair, side="right")) - 1
+    sides = [int(comparisons.offsets[row] + side[pair]) for side in (comparisons.better, comparisons.worse)]
+    prompt = comparisons.sequences.example(sides[0])[0][: comparisons.starts[sides[0]]]
+    decode = tokenizer.decode  # type: ignore[attr-defined]
+    chosen, rejected = (
+        decode(_answer(comparisons, side), skip_special_tokens=True).strip() for side in sides
+    )
+    return PairText(
+        decode(prompt), chosen, rejected, comparisons.condition(row) or "", comparisons.origin(row)
+    )

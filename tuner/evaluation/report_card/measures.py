@@ -1,0 +1,177 @@
+"""Measures of scored pairs: accuracy and differences with their intervals, calibration, correlation with length.
+
+Everything is weighted so that a prompt counts once, and intervals know which pairs depend on each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuner.evaluation.report_card.pairs import ScoredPairs
+
+Z95 = 1.959964
+"""Two-sided 95% of the normal distribution."""
+CONFIDENCE_BINS = 10
+"""Bins of equal width over confidences 0.5..1."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of pairs in the right order, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    rows: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more often one is right than the other on the same pairs, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Pairs whose confidence lies in [low, high)."""
+
+    low: float
+    high: float
+    confidence: float
+    """Mean of max(P, 1 - P)."""
+    right: float
+    """Share in the right order."""
+    share: float
+    """Share of the whole weight."""
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidence can be believed: P(better wins) = sigmoid(better - worse)."""
+
+    ece: float
+    """Expected calibration error: the mean of |share right - mean confidence| over bins, weighted by share."""
+    confidence: float
+    """Mean confidence; above the accuracy = over-confident."""
+    bins: tuple[ConfidenceBin, ...]
+    """Bins that hold pairs, from least to most confident."""
+
+
+def accuracy(pairs: ScoredPairs, right: np.ndarray | None = None) -> Accuracy | None:
+    """Weighted share of right pairs (or of `right`, float [P] in 0..1) with a 95% interval; None without pairs.
+
+    Wilson's interval (1927) on the effective number of rows: p(1 - p) / variance, where the variance is that of
+    a ratio over clusters (rows, joined with their twins), Σ_g (Σ_i w_i (right_i - p))² / (Σ w)². It is
+    never more than Kish's effective number of rows, (Σ w)² / Σ w² over rows, and that number where p is 0 or 1.
+    Chosen over a bootstrap, whose interval has no width when all rows are right, however few. Franco et al. 2019
+    (PMC6690503) recommend Wilson's among intervals on an effective size, which still cover a little less than
+    they say where clusters are few.
+    """
+    if not len(pairs):
+        return None
+    right = pairs.right if right is None else right
+    value = float(np.average(right, weights=pairs.weights))
+    spread, variance = value * (1 - value), _variance(pairs, right - value)
+    rows = max(1.0, min(_effective_rows(pairs), spread / variance if variance > 0 else np.inf))
+    middle = (value + Z95**2 / (2 * rows)) / (1 + Z95**2 / rows)
+    half = Z95 * np.sqrt(spread / rows + (Z95 / (2 * rows)) ** 2) / (1 + Z95**2 / rows)
+    low, high = max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    return Accuracy(value, low, high, len(np.unique(pairs.rows)), len(pairs))
+
+
+def difference(pairs: ScoredPairs, right: np.ndarray, other: np.ndarray) -> Difference | None:
+    """Weighted mean of right - other (both float [P]) with a normal 95% interval over clusters; None without pairs."""
+    if not len(pairs):
+        return None
+    gains = right - other
+    value = float(np.average(gains, weights=pairs.weights))
+    half = Z95 * float(np.sqrt(_variance(pairs, gains - value)))
+    return Difference(value, value - half, value + half)
+
+
+def twins_right(pairs: ScoredPairs) -> float | None:
+    """Share of groups of twins in which every pair is right (a tie is not); None where there are no twins."""
+    pairs = pairs.select(pairs.with_twin)
+    if not len(pairs):
+        return None
+    _, group = np.unique(pairs.twins, return_inverse=True)
+    wrong = np.bincount(group, weights=pairs.right < 1)
+    return float(np.mean(wrong == 0))
+
+
+def calibration(pairs: ScoredPairs) -> Calibration | None:
+    """Reliability bins and expected calibration error (Guo et al. 2017, arXiv:1706.04599); None without pairs."""
+    if not len(pairs):
+        return None
+    confidences = 1 / (1 + np.exp(-np.abs(pairs.margins)))  # max(P, 1 - P), without overflow
+    number = np.minimum(((confidences - 0.5) * 2 * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    whole = pairs.weights.sum()
+    bins = []
+    for index in np.unique(number):
+        inside = number == index
+        weights = pairs.weights[inside]
+        bins.append(
+            ConfidenceBin(
+                low=0.5 + int(index) / (2 * CONFIDENCE_BINS),
+                high=0.5 + (int(index) + 1) / (2 * CONFIDENCE_BINS),
+                confidence=float(np.average(confidences[inside], weights=weights)),
+                right=float(np.average(pairs.right[inside], weights=weights)),
+                share=float(weights.sum() / whole),
+                pairs=int(inside.sum()),
+            )
+        )
+    ece = sum(one.share * abs(one.right - one.confidence) for one in bins)
+    return Calibration(ece, float(np.average(confidences, weights=pairs.weights)), tuple(bins))
+
+
+def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float | None:
+    """Weighted correlation of two arrays; None where one of them does not vary."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    x, y = x - np.average(x, weights=weights), y - np.average(y, weights=weights)
+    covariance = np.sum(weights * x * y)
+    return float(covariance / np.sqrt(np.sum(weights * x * x) * np.sum(weights * y * y)))
+
+
+def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float | None:
+    """Weighted correlation of the ranks of two arrays; None where one of them does not vary."""
+    return pearson(_ranks(x, weights), _ranks(y, weights), weights)
+
+
+def quantile_bins(values: np.ndarray, most: int) -> list[np.ndarray]:
+    """Masks of up to `most` bins with about as many values each, lowest first; equal values share a bin."""
+    if not len(values):
+        return []
+    edges = np.unique(np.quantile(values, np.arange(1, most) / most, method="lower"))
+    number = np.searchsorted(edges, values, side="left")
+    return [number == index for index in np.unique(number)]
+
+
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weight below each value and half of the weight at it: mean ranks, if weights are 1 (up to a constant)."""
+    _, place = np.unique(values, return_inverse=True)
+    at = np.bincount(place, weights=weights)
+    return (np.cumsum(at) - at / 2)[place]
+
+
+def _variance(pairs: ScoredPairs, deviations: np.ndarray) -> float:
+    """Of the weighted mean that these are the deviations from, over clusters."""
+    _, cluster = np.unique(pairs.clusters, return_inverse=True)
+    sums = np.bincount(cluster, weights=pairs.weights * deviations)
+    return float(np.sum(sums**2) / pairs.weights.sum() ** 2)
+
+
+def _effective_rows(pairs: ScoredPairs) -> float:
+    """Kish's: the number of rows, if all weigh the same; 1 where all rows belong together."""
+    if len(np.unique(pairs.clusters)) == 1:
+        return 1.0
+    _, row = np.unique(pairs.rows, return_inverse=True)
+    sums = np.bincount(row, weights=pairs.weights)
+    return float(sums.sum() ** 2 / np.sum(sums**2))

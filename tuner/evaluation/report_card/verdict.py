@@ -1,0 +1,154 @@
+"""What is wrong with a reward model, in sentences with numbers: judged from its report card alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuner.evaluation.report_card.measures import Accuracy, Difference
+
+if TYPE_CHECKING:
+    from tuner.evaluation.report_card.card import Control, ReportCard
+
+CHANCE = 0.5
+WIDE = 0.2
+"""An interval wider than this is too wide to judge by: about 96 rows at an accuracy of one half, 30 at 0.95."""
+SAME_WINNERS = 0.01
+"""A share of changed winners below which another condition's wording changes nothing."""
+MOST_OUTSIDE = 0.01
+MOST_ECE = 0.1
+EXACT = 1e-9
+"""Sums of floats that should be equal differ by less."""
+
+
+def judge(card: ReportCard) -> tuple[tuple[str, ...], bool]:
+    """(sentences, whether it fails): it fails if scores are no better than chance, or no better than length,
+    or if they ignore the conditions, or are not numbers. Too few rows are said, and fail nothing."""
+    failures = [*_broken(card), *_chance(card), *_length(card), *_conditions(card)]
+    notes = [*_too_few(card), *_single_conditions(card), *_outside(card), *_calibration(card)]
+    return tuple(failures + notes), bool(failures)
+
+
+def _broken(card: ReportCard) -> list[str]:
+    if not card.broken:
+        return []
+    return [
+        f"Scores are not numbers: {_number(card.broken, 'pair')} with an infinite or undefined score left out."
+    ]
+
+
+def _too_few(card: ReportCard) -> list[str]:
+    if card.overall is None:
+        return ["Too few rows to tell: there is no held-out pair."]
+    if _wide(card.overall.accuracy):
+        return [f"Too few rows to tell how good it is: {_measured(card.overall.accuracy)}."]
+    length, controls, said = card.length, card.controls, []
+    if length is not None and not _above(length.gain.low, 0) and _wide(length.gain):
+        rule = f"choosing the {length.rule} answer"
+        said.append(f"Too few rows to tell whether it is better than {rule}: {_gained(length.gain)}.")
+    if controls is not None and controls.over == "twins":
+        right = controls.rows[0].accuracy
+        if _wide(right) and not _above(right.low, CHANCE):
+            said.append(f"Too few twins to tell whether conditions are heeded: {_measured(right)}.")
+    return said
+
+
+def _chance(card: ReportCard) -> list[str]:
+    right = card.overall.accuracy if card.overall else None
+    if right is None or _above(right.low, CHANCE) or _wide(right):
+        return []
+    return [f"No better than chance: {_measured(right)}."]
+
+
+def _length(card: ReportCard) -> list[str]:
+    length = card.length
+    if length is None or card.overall is None or _above(length.gain.low, 0) or _wide(length.gain):
+        return []
+    rule = length.longer_wins.value if length.rule == "longer" else 1 - length.longer_wins.value
+    return [
+        f"No better than choosing the {length.rule} answer: accuracy {card.overall.accuracy.value:.3f}, "
+        f"that rule {rule:.3f} on the same pairs ({_gained(length.gain)})."
+    ]
+
+
+def _conditions(card: ReportCard) -> list[str]:
+    """On twins by accuracy: half of them are right without a condition. Without twins a control may rightly be as
+    good, so only a model that chooses the same winners is said to ignore conditions."""
+    controls = card.controls
+    if controls is None or controls.over == "all":
+        return []
+    seen = controls.rows[0]
+    swapped = next((one for one in controls.rows if one.name == "swapped"), None)
+    if controls.over == "twins":
+        return _on_twins(seen, swapped)
+    changed = swapped.changed if swapped else None
+    if changed is None or changed >= SAME_WINNERS or seen.accuracy.pairs * SAME_WINNERS < 1:
+        return []
+    return [
+        "Conditions are ignored: another condition's wording changes the winner of only "
+        f"{changed:.1%} of {_number(seen.accuracy.pairs, 'pair')}."
+    ]
+
+
+def _on_twins(seen: Control, swapped: Control | None) -> list[str]:
+    if not _above(seen.accuracy.low, CHANCE):
+        if _wide(seen.accuracy):
+            return []
+        return [
+            f"Conditions are ignored: on rows with a twin, {_measured(seen.accuracy)}; without any condition "
+            "it would be 0.500."
+        ]
+    gain = swapped.gain if swapped else None
+    if swapped is None or gain is None or _above(gain.low, 0) or _wide(gain):
+        return []
+    return [
+        f"Conditions are ignored: on rows with a twin, accuracy {seen.accuracy.value:.3f} becomes "
+        f"{swapped.accuracy.value:.3f} under another condition's wording ({_gained(gain)})."
+    ]
+
+
+def _single_conditions(card: ReportCard) -> list[str]:
+    return [
+        f"Condition {group.name} is no better than chance: {_measured(group.accuracy)}."
+        for group in card.conditions
+        if not _above(group.accuracy.low, CHANCE) and not _wide(group.accuracy)
+    ]
+
+
+def _outside(card: ReportCard) -> list[str]:
+    scores = card.scores
+    if scores is None or scores.outside is None or scores.outside <= MOST_OUTSIDE:
+        return []
+    return [f"Scores leave the bounds: {scores.outside:.1%} lie outside ±{scores.bound:g}."]
+
+
+def _calibration(card: ReportCard) -> list[str]:
+    if card.overall is None or _wide(card.overall.accuracy) or card.overall.calibration.ece <= MOST_ECE:
+        return []
+    right, calibrated = card.overall.accuracy, card.overall.calibration
+    way = "over-confident" if calibrated.confidence > right.value else "under-confident"
+    return [
+        f"Badly calibrated ({way}): mean confidence {calibrated.confidence:.3f}, accuracy {right.value:.3f}, "
+        f"expected calibration error {calibrated.ece:.3f}."
+    ]
+
+
+def _above(low: float, limit: float) -> bool:
+    return low > limit + EXACT
+
+
+def _wide(interval: Accuracy | Difference) -> bool:
+    return interval.high - interval.low > WIDE
+
+
+def _measured(right: Accuracy) -> str:
+    rows = _number(right.rows, "row")
+    return f"accuracy {right.value:.3f} on {rows}, 95% interval {right.low:.3f} to {right.high:.3f}"
+
+
+def _gained(gain: Difference) -> str:
+    said = f"difference {gain.value:+.3f}, 95% interval {gain.low:+.3f} to {gain.high:+.3f}"
+    return said.replace("-", "−")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
