@@ -71,7 +71,7 @@ def losses(run: Run) -> list[float | None]:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], how: str = "nan") -> None:
     """Make the losses of some passes, counted from 1, not finite."""
-    import tuner.stages.sft as stage
+    import tuner.stages.sft.loop as stage
 
     token_loss, count = stage.token_loss, 0
 
@@ -245,7 +245,7 @@ def test_without_patience_and_keep_best_neither_acts(
 
 def test_learning_by_heart_is_said_once(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    import tuner.stages.sft as stage
+    import tuner.stages.sft.loop as stage
 
     token_loss, count = stage.token_loss, 0
 
@@ -392,7 +392,7 @@ def test_a_warm_up_as_long_as_the_run_leaves_the_policy_alone(answer: Callable[.
 
 def spoil_values(monkeypatch: pytest.MonkeyPatch, passes: set[int]) -> None:
     """Make the critic's loss of some passes, counted from 1, not finite."""
-    import tuner.stages.ppo as stage
+    import tuner.stages.rl.loop as stage
 
     value_loss, count = stage.value_loss, 0
 

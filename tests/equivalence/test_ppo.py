@@ -33,8 +33,8 @@ from tuner.rollout.scores import score_answers
 from tuner.training.loop import Interrupted, Step
 from tuner.training.run_folder import Run
 
-stage = importlib.import_module("tuner.stages.ppo")
-preparing = importlib.import_module("tuner.stages.policy")
+stage = importlib.import_module("tuner.stages.rl.loop")
+preparing = importlib.import_module("tuner.stages.rl.prepare")
 CPU = torch.device("cpu")
 NF4 = {"model.quantization": "nf4", "precision": "bf16"}
 FULL = {"adapter": None, "optimizer.lr": 2e-3}
@@ -387,7 +387,7 @@ import json, os, sys, tuner
 from importlib import import_module
 from pathlib import Path
 from tuner.config import from_json
-stage = import_module("tuner.stages.ppo")
+stage = import_module("tuner.stages.rl.loop")
 answer = stage.answer_prompts
 def answering(*args):
     rollout = answer(*args)

@@ -39,7 +39,7 @@ from tuner.models.scorer import Asked
 from tuner.resources import locate
 from tuner.training.loop import Step
 
-stage = importlib.import_module("tuner.stages.ppo")
+stage = importlib.import_module("tuner.stages.rl.loop")
 SHAPE = {"precision": "fp32", "gradient_checkpointing": False}
 SFT_RUN = SFT(
     name="sft",

@@ -32,7 +32,7 @@ def score(
 
     from tuner.cli.merge import precision_of
     from tuner.errors import UserError
-    from tuner.stages.scoring import score_file
+    from tuner.stages.reward.score_file import score_file
     from tuner.training.checkpoint import explain_write
 
     options = {

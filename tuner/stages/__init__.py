@@ -66,12 +66,12 @@ def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence
 
 def _stage(config: StageConfig) -> Callable[..., None]:
     from tuner.config import DPO, PPO, SFT, RewardModel
-    from tuner.stages.ppo import ppo
-    from tuner.stages.reward import reward
-    from tuner.stages.sft import sft
+    from tuner.stages.reward.loop import reward
+    from tuner.stages.rl.loop import ppo
+    from tuner.stages.sft.loop import sft
 
     if isinstance(config, DPO):
-        from tuner.stages.dpo import dpo  # the others need no TRL
+        from tuner.stages.dpo.loop import dpo  # the others need no TRL
 
         return dpo
     return {SFT: sft, RewardModel: reward, PPO: ppo}[type(config)]

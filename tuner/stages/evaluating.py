@@ -19,9 +19,9 @@ from tuner.evaluation.win_rate import PolicyCard
 from tuner.evaluation.win_rate import results as policy_results
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
-from tuner.stages.comparing import compare_policies
 from tuner.stages.job import held_out_rows
-from tuner.stages.report import outcome, report
+from tuner.stages.reward.finish import outcome, report
+from tuner.stages.rl.policy_evaluation import compare_policies
 from tuner.stages.rows import load_rows
 from tuner.training.devices import Devices
 from tuner.training.run_folder import Run

@@ -17,8 +17,8 @@ from tuner.evaluation.held_out_pairs import HeldOutPairs, score_comparisons
 from tuner.models import scorer as module
 from tuner.models.roles import Roles
 from tuner.models.scorer import open_scorer, score_sequences
+from tuner.stages.reward.score_file import score_file
 from tuner.stages.rows import load_rows
-from tuner.stages.scoring import score_file
 from tuner.training.devices import Devices
 
 CPU = torch.device("cpu")

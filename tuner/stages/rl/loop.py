@@ -12,7 +12,7 @@ from tuner.rollout.health import health
 from tuner.rollout.scores import learned_scores, score_answers
 from tuner.rollout.updates import Update, updates
 from tuner.stages.job import Job
-from tuner.stages.policy import prepare
+from tuner.stages.rl.prepare import prepare
 from tuner.training.loop import Step
 
 

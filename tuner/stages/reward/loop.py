@@ -7,7 +7,7 @@ from tuner.evaluation.held_out_pairs import HeldOutPairs
 from tuner.models.forward import scores
 from tuner.models.pair_sums import compare
 from tuner.stages.job import Job
-from tuner.stages.report import finish_reward
+from tuner.stages.reward.finish import finish_reward
 from tuner.stages.rows import plan
 
 

@@ -1,0 +1,1 @@
+"""Reinforcement learning of a policy: one loop for PPO, GRPO and RLOO."""
