@@ -8,12 +8,12 @@ __version__ = "0.1.0"
 _HOME = {
     "load_config": "tuner.config",
     "override": "tuner.config",
-    "train": "tuner.stages",
-    "view_data": "tuner.stages.rows",
-    "open_run": "tuner.training.run_folder",
+    "train": "tuner.stages.train",
+    "view_data": "tuner.stages.data_view",
+    "open_run": "tuner.stages.run",
     "open_scorer": "tuner.models.scorer",
     "Scorer": "tuner.models.scorer",
-    "Run": "tuner.training.run_folder",
+    "Run": "tuner.stages.run",
     "UserError": "tuner.errors",
 }
 __all__ = [

@@ -23,30 +23,35 @@ def data(
     from rich.console import Console
 
     from tuner.config import load_config, override
-    from tuner.display import data_view as view
+    from tuner.data import inspection
+    from tuner.display import data_terminal
     from tuner.errors import UserError
-    from tuner.models.load import load_tokenizer
-    from tuner.stages.rows import load_rows, model_of, shown_passes, view_data
+    from tuner.stages.data_view import load_data_view
 
-    value = override(load_config(config), overrides or [])
-    tokenizer = load_tokenizer(model_of(value))
-    rows = load_rows(value, tokenizer)
-    report = rows.report
-    examples, shown, label = shown_passes(value, rows, passes)
-    wrong = view.errors(examples, tokenizer, report)
+    view = load_data_view(override(load_config(config), overrides or []), passes)
+    preview, report = view.preview, view.rows.report
+    errors = inspection.errors(preview.examples, view.tokenizer, report)
     if json:
-        found = {"errors": wrong, "notices": view.notices(examples, tokenizer, report)}
-        typer.echo(dumps(report.to_dict() | found | {"fingerprint": rows.fingerprint}, ensure_ascii=False))
+        notices = inspection.notices(preview.examples, view.tokenizer, report)
+        counts = {"errors": errors, "notices": notices, "fingerprint": view.rows.fingerprint}
+        typer.echo(dumps(report.to_dict() | counts, ensure_ascii=False))
     elif html is not None:
         try:
-            html.write_text(view_data(value, passes).html, encoding="utf-8")
+            html.write_text(view.html(), encoding="utf-8")
         except OSError as error:
             raise UserError(f"{html}: cannot be written ({error.strerror}); choose another place") from error
         typer.echo(f"{html}: open it in a browser")
     else:
         console = Console()
         console.print(
-            view.terminal(examples, tokenizer, shown, report, color=console.is_terminal, label=label)
+            data_terminal.terminal(
+                preview.examples,
+                view.tokenizer,
+                preview.groups,
+                report,
+                color=console.is_terminal,
+                label=preview.label,
+            )
         )
-    if wrong:
+    if errors:
         raise typer.Exit(1)

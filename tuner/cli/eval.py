@@ -35,15 +35,18 @@ def evaluate(
     from rich.console import Console
 
     from tuner.errors import UserError
-    from tuner.stages.evaluating import evaluate_run
+    from tuner.stages.evaluate_run import evaluate_run
 
-    found = evaluate_run(run, tuple(files or ()), against or (), page=html is not None)
-    if html is not None:
+    evaluation = evaluate_run(run, tuple(files or ()), against or (), page=html is not None)
+    if html is not None and evaluation.page is not None:
         try:
-            html.write_text(found.page(), encoding="utf-8")
+            html.write_text(evaluation.page(), encoding="utf-8")
         except OSError as error:
             raise UserError(f"{html}: cannot be written ({error.strerror}); choose another place") from error
     if json:
-        typer.echo(dumps(found.results, ensure_ascii=False))
+        typer.echo(dumps(evaluation.results, ensure_ascii=False))
+    elif evaluation.terminal is not None:
+        Console().print(evaluation.terminal)
     else:
-        Console().print(found.shown())
+        figures = (f"{name} {value:.4f}" for name, value in evaluation.results.items() if value is not None)
+        Console().print("  ".join(figures))

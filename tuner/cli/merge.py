@@ -61,6 +61,6 @@ def texts_of(run: str, file: Path | None) -> list[str]:
             return [file.read_text(encoding="utf-8")]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--text {file}: cannot be read ({error}); name a UTF-8 text file") from error
-    from tuner.stages.rows import training_texts
+    from tuner.stages.data_view import training_texts
 
     return training_texts(run)

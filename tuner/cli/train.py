@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tuner.stages.run import Run
 
 
 def train(
@@ -26,7 +29,7 @@ def train(
         from tuner.cli.launch import launch
 
         raise typer.Exit(launch(["train", config, *changes, "--runs", str(runs)], processes))
-    from tuner.stages import train as train_config
+    from tuner.stages.train import train as train_config
     from tuner.training.loop import Interrupted
 
     try:
@@ -36,34 +39,24 @@ def train(
             typer.echo(f"tuner: {interrupted}; the same command goes on", err=True)
         raise typer.Exit(interrupted.exit_code) from None
     if _is_main():
-        _tell(run)
+        _print_summary(run)
 
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _tell(run: object) -> None:
-    """What came out, and what to type next."""
-    from tuner.config import PPO, RewardModel
-    from tuner.training.run_folder import Run
+def _print_summary(run: Run) -> None:
+    """The measures of a finished run, where its files are, and what to type next."""
+    from tuner.stages.registry import stage_of
 
-    assert isinstance(run, Run)
     results = run.results or {}
     for name in ("before", "after", "seen", "unseen", "novel", "blank", "swapped", "overall"):
-        measured = {key: value for key, value in results.get(name, {}).items() if isinstance(value, float)}
-        if measured:
+        measures = {key: value for key, value in results.get(name, {}).items() if isinstance(value, float)}
+        if measures:
             typer.echo(
-                f"{name + ':':<9}" + "  ".join(f"{key} {value:.4f}" for key, value in measured.items())
+                f"{name + ':':<9}" + "  ".join(f"{key} {value:.4f}" for key, value in measures.items())
             )
-    typer.echo(f"model:   {run.model_folder}\ncurves:  {run.folder / 'curves.png'}")
-    if isinstance(run.config, RewardModel):
-        if (run.folder / "report.html").is_file():
-            typer.echo(f"report:  {run.folder / 'report.html'}")
-        typer.echo(f"next:    tuner eval {run.folder}, tuner score {run.folder} ROWS.jsonl")
-    elif isinstance(run.config, PPO):
-        typer.echo(
-            f"next:    tuner chat {run.folder}, tuner eval {run.folder} --against {run.config.policy.path}"
-        )
-    else:
-        typer.echo(f"next:    tuner chat {run.folder}")
+    lines = {"model": str(run.model_folder), "curves": str(run.folder / "curves.png")}
+    for name, text in {**lines, **stage_of(run.config).closing_lines(run)}.items():
+        typer.echo(f"{name + ':':<9}{text}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tuner.config import RewardModel
+from tuner.config import FocalRanking, PairEvaluation
 from tuner.data.batch import make_batches
 from tuner.data.comparisons import Comparisons
 from tuner.data.packing import deal
@@ -23,11 +23,17 @@ class HeldOutPairs:
     """Measures a reward model on one set of rows; every rank takes a share, all get the result."""
 
     def __init__(
-        self, comparisons: Comparisons | None, roles: Roles, devices: Devices, config: RewardModel
+        self,
+        comparisons: Comparisons | None,
+        roles: Roles,
+        devices: Devices,
+        evaluation: PairEvaluation,
+        loss: FocalRanking,
+        tokens_per_pass: int,
     ) -> None:
-        comparisons = spread(comparisons, config.evaluation.rows)
-        self._roles, self._devices, self._config = roles, devices, config
-        self._batches = make_batches(comparisons, config.tokens_per_pass) if comparisons is not None else []
+        comparisons = spread(comparisons, evaluation.rows)
+        self._roles, self._devices, self._loss = roles, devices, loss
+        self._batches = make_batches(comparisons, tokens_per_pass) if comparisons is not None else []
 
     def measure(self) -> dict[str, float]:
         """Mean `loss` as in training, and `accuracy` over the pairs; empty without rows."""
@@ -38,7 +44,7 @@ class HeldOutPairs:
             assert batch.pairs is not None
             with self._roles.role("reward") as model:
                 batch = batch.to(self._devices.device)
-                compared = compare(scores(model, batch), batch, self._config.loss)
+                compared = compare(scores(model, batch), batch, self._loss)
             for name in ("ranking", "penalty", "right"):
                 sums[name] += getattr(compared, name).item()
             sums["pairs"] += batch.pairs.weights_P.sum().item()  # type: ignore[union-attr]

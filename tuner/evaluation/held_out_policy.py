@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuner.evaluation.judged import Judge, Judged, answer_held_out
-from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss, mean_loss
-from tuner.models.roles import Roles
+from tuner.config import PolicyEvaluation
+from tuner.evaluation.judge import Judge, Judged, answer_held_out
+from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss, by_position, mean_loss
+from transformers import PreTrainedTokenizerBase
+
+from tuner.rollout.engine import Engine
 from tuner.training.watchers import Sample
 
 
@@ -43,53 +46,71 @@ class PolicyMeasure:
 
 
 class HeldOutPolicy:
-    """Measures the policy of a run; every rank takes a share, all get the result."""
+    """Measures the policy of a run; every rank takes a share, all get the result.
+
+    judge: None without held-out prompts.
+    """
 
     def __init__(
         self,
         judge: Judge | None,
         replay: HeldOutReplay,
-        roles: Roles,
-        end_ids: Collection[int],
-        samples: int,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        evaluation: PolicyEvaluation,
     ) -> None:
-        self._judge, self._replay, self._roles = judge, replay, roles
-        self._end_ids, self._samples = end_ids, samples
+        self._judge, self._replay, self._engine = judge, replay, engine
+        self._tokenizer, self._evaluation = tokenizer, evaluation
         self._judged: Judged | None = None
-        self.answered: Sequence[Sample] = ()
+        self.rollout_samples: Sequence[Sample] = ()
         """Answers of the last rollout, shown where no prompt is held out."""
         self.last: PolicyMeasure | None = None
-        """What was found last; None before the first look."""
+        """The last measurement; None before the first."""
 
     def look(self) -> PolicyMeasure:
         """Everything there is to measure."""
         self._judged = None
         if (judge := self._judge) is not None:
-            said = answer_held_out(judge.prompts, self._roles, self._end_ids, judge.config, judge.devices)
-            self._judged = judge.judge(self._roles, said.texts)
+            temperature = self._evaluation.temperature
+            answers = answer_held_out(judge.prompts, self._engine, self._tokenizer, temperature)
+            self._judged = judge.judge(answers.texts)
         means = {} if self._judged is None else self._judged.means()
         self.last = PolicyMeasure(means, self._replay.measure())
         return self.last
 
     def measure(self) -> dict[str, float]:
         """The same as numbers by name, for the loop."""
-        found = self.look()
-        loss = found.replay_loss
-        return found.means if loss is None else {**found.means, "replay_loss": loss}
+        measure = self.look()
+        loss = measure.replay_loss
+        return measure.means if loss is None else {**measure.means, "replay_loss": loss}
 
     def samples(self) -> list[Sample]:
-        """The first held-out prompts with the answers that were measured last; without any, some of the rollout."""
+        """The first held-out prompts with the answers measured last; without any, some of the rollout."""
         judged = self._judged
         if judged is None:
-            return list(self.answered)
-        count = min(self._samples, len(judged.answers))
+            return list(self.rollout_samples)
+        count = min(self._evaluation.samples, len(judged.answers))
         return [self._sample(judged, index) for index in range(count)]
 
     def _sample(self, judged: Judged, index: int) -> Sample:
         prompt = judged.prompts.prompt(index)
-        asked = self._roles.tokenizer.decode(judged.prompts.tokens(index).tolist())
+        text = self._tokenizer.decode(judged.prompts.tokens(index).tolist())
         gold = None if judged.golds_A is None else float(judged.golds_A[index])
-        return Sample(asked, judged.answers[index], prompt.reference or "", gold, prompt.condition)
+        return Sample(text, judged.answers[index], prompt.reference or "", gold, prompt.condition)
+
+
+def policy_results(before: PolicyMeasure, after: PolicyMeasure) -> dict[str, Any]:
+    """What results.json holds of two measurements: gold and score, over all prompts and by condition, and the loss of
+    the replay set, over all positions and by position."""
+    results: dict[str, Any] = {"conditions": {}}
+    for name, value in after.means.items():
+        kind, _, condition = name.partition("/")
+        group = results["conditions"].setdefault(condition, {}) if condition else results
+        group[kind] = {"before": before.means[name], "after": value}
+    if after.ranges:
+        results["replay"] = {"before": before.replay_loss, "after": after.replay_loss}
+        results["positions"] = by_position(before.ranges, after.ranges)
+    return results
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Pure functions of judged answers. Shapes: A answers, one to each prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,8 @@ import numpy as np
 from tuner.data.conditions import drawing_key
 from tuner.data.prompts import PromptSet
 from tuner.evaluation.intervals import Interval, mean, share, sign_test, win_share
-from tuner.evaluation.judged import Answers, Judge, Judged
+from tuner.evaluation.judge import Answers, Judge, Judged
 from tuner.evaluation.position_loss import RangeLoss, mean_loss
-from tuner.models.roles import Roles
 
 TIE = 1e-4
 """Learned scores that differ by less are equal; gold scores only where they are the same."""
@@ -96,15 +95,13 @@ class PolicyCard:
         return [self.own, *(match.other for match in self.matches)]
 
 
-def judge_all(judge: Judge, reward: Roles, answers: Sequence[Answers]) -> list[Judged]:
+def judge_all(judge: Judge, answers: Sequence[Answers]) -> list[Judged]:
     """Scores of several policies' answers to the same prompts. Equal answers are judged once, so that they tie."""
     pairs = {(place, text): None for one in answers for place, text in enumerate(one.texts)}
     numbers = {pair: number for number, pair in enumerate(pairs)}
-    asked = judge.prompts.take([place for place, _ in pairs])
-    found = Judge(asked, judge.config, judge.sequences, judge.devices, judge.rule).judge(
-        reward, [text for _, text in pairs]
-    )
-    return [_of(judge.prompts, one, found, numbers) for one in answers]
+    distinct = replace(judge, prompts=judge.prompts.take([place for place, _ in pairs]))
+    judged = distinct.judge([text for _, text in pairs])
+    return [_of(judge.prompts, policy, judged, numbers) for policy in answers]
 
 
 def _of(
@@ -115,7 +112,7 @@ def _of(
     return Judged(prompts, answers.texts, found.scores_A[chosen_A], golds_A)
 
 
-def compare(own: Contestant, others: Sequence[Contestant], replay: Sequence[RangeLoss] = ()) -> PolicyCard:
+def policy_card(own: Contestant, others: Sequence[Contestant], replay: Sequence[RangeLoss] = ()) -> PolicyCard:
     """A policy measured, and compared with each of the others on the same prompts."""
     clusters_A = clusters(own.judged.prompts)
     return PolicyCard(own, [_match(own, other, clusters_A) for other in others], replay)

@@ -96,6 +96,9 @@ class Roles:
     def tokenizer(self) -> Any:
         return self.loaded.tokenizer
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._roles
+
     def __getitem__(self, name: str) -> Role:
         if name not in self._roles:
             raise ValueError(f"no role {name!r} here; there are: {', '.join(self._roles)}")

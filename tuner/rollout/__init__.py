@@ -1,1 +1,1 @@
-"""A policy's answers to a step's prompts, and what is found out about every token of them."""
+"""A policy's answers to a step's prompts, their scores, and the packed rows they are trained on."""

@@ -1,19 +1,19 @@
-"""Parts 2, 4 and 5 of a step: log-probabilities and values, rewards, and advantages of every answer token.
+"""What is known of every answer token of a packed row, growing over a step: Observed, Rewarded, Experience.
 
-Shapes: A answers of the rollout, N answer tokens of a packed row.
+Shapes: A answers of the rollout, S answers of a row, N answer tokens of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from tuner.config import PPO
-from tuner.losses.policy import Moments, advantages, kl_estimate, token_rewards, whitened
-from tuner.models.forward import token_logprobs, values
+from tuner.losses.policy import kl_estimate, token_rewards
+from tuner.models.forward import token_logprobs
 from tuner.models.roles import Roles
 from tuner.rollout.rollout import Row
 from tuner.training.devices import Devices
@@ -21,70 +21,83 @@ from tuner.training.devices import Devices
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """A packed row of answers, with what the models say of each of their N tokens; all fp32 [N]."""
+    """A packed row of answers, with what the models say of each of its tokens; all fp32 [N]."""
 
     row: Row
     old_N: torch.Tensor
-    """Log-probabilities of the policy before it learns from them."""
-    reference_N: torch.Tensor
-    values_N: torch.Tensor
-    """What the critic expects from before each token to the answer's end."""
+    """Log-probabilities under the policy that answered."""
+    reference_N: torch.Tensor | None
+    """Log-probabilities under the reference policy; None where no reference is held."""
     entropies_N: torch.Tensor
+    """Entropy of the distribution each token was drawn from, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rewarded(Observed):
-    """The same with what each token earned."""
+    """An observed row with the reward of each token, fp32 [N]."""
 
     rewards_N: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Experience(Rewarded):
-    """The same with what is learned from each token."""
+    """A rewarded row with the advantage of each token, fp32 [N]: what the policy is trained on."""
 
     advantages_N: torch.Tensor
-    returns_N: torch.Tensor
 
 
 def observe(roles: Roles, rows: Sequence[Row], temperature: float) -> list[Observed]:
-    """Log-probabilities of policy and reference, and the critic's values, over the rows that are learned from.
+    """Log-probabilities of the rows' answers under policy and, where there is one, reference.
 
-    By the engine that trains, never by the one that generates: their rounding differs (and so would the ratio).
+    By the engine that trains, never by the one that generates: their rounding differs, and so would the ratio.
     """
     with roles.role("policy") as model:
         old = [token_logprobs(model, row.batch, temperature, entropy=True) for row in rows]
-    with roles.role("reference") as model:
-        reference = [token_logprobs(model, row.batch, temperature)[0] for row in rows]
-    with roles.role("critic") as model:
-        worth = [values(model, row.batch) for row in rows]
+    reference: Sequence[torch.Tensor | None] = [None] * len(rows)
+    if "reference" in roles:
+        with roles.role("reference") as model:
+            reference = [token_logprobs(model, row.batch, temperature)[0] for row in rows]
     return [
-        Observed(row, old_N, reference_N, values_N, entropies_N)
-        for row, (old_N, entropies_N), reference_N, values_N in zip(rows, old, reference, worth, strict=True)
+        Observed(row, old_N, reference_N, _present(entropies_N))
+        for row, (old_N, entropies_N), reference_N in zip(rows, old, reference, strict=True)
     ]
 
 
-def with_rewards(observed: Sequence[Observed], learned_A: np.ndarray, config: PPO) -> list[Rewarded]:
-    """The price of leaving the reference at every token, and each answer's score at its last one."""
-    made = []
-    for one in observed:
-        kl_N = kl_estimate(one.old_N, one.reference_N, config.kl_estimator)
-        scores = torch.from_numpy(learned_A[one.row.answers]).to(kl_N)
-        rewards_N = token_rewards(scores, kl_N, one.row.borders, config.kl)
-        made.append(Rewarded(**vars(one), rewards_N=rewards_N))
-    return made
+def token_reward_of(
+    observed: Observed, shaped_A: np.ndarray, kl: float, estimator: Literal["k1", "k2", "k3"]
+) -> torch.Tensor:
+    """The KL penalty at every token and each answer's shaped score at its last one, fp32 [N].
+
+    kl: the penalty coefficient, per nat; 0 without a reference.
+    """
+    row = observed.row
+    if observed.reference_N is None:
+        kl_N = torch.zeros_like(observed.old_N)
+    else:
+        kl_N = kl_estimate(observed.old_N, observed.reference_N, estimator)
+    scores_S = torch.from_numpy(shaped_A[row.answers]).to(kl_N)
+    return token_rewards(scores_S, kl_N, row.borders, kl)
 
 
-def with_advantages(rewarded: Sequence[Rewarded], config: PPO, devices: Devices) -> list[Experience]:
-    """How much better each token was than the critic expected, and what it is to expect (GAE)."""
-    made = []
-    for one in rewarded:
-        advantages_N, returns_N = advantages(
-            one.rewards_N, one.values_N, one.row.borders, config.gamma, config.gae_lambda
-        )
-        made.append(Experience(**vars(one), advantages_N=advantages_N, returns_N=returns_N))
-    if not config.whiten_advantages:
-        return made
-    own = sum((Moments.of(one.advantages_N) for one in made), start=Moments(0, 0, 0))
-    moments = Moments(**devices.sum(asdict(own)))  # of the tokens of all ranks
-    return [replace(one, advantages_N=whitened(one.advantages_N, moments)) for one in made]
+def answer_rewards(rewarded: Sequence[Rewarded], num_answers: int, devices: Devices) -> np.ndarray:
+    """Summed token rewards of every answer of the rollout, float64 [A], the same on every rank."""
+    own: list[tuple[int, float]] = []
+    for item in rewarded:
+        cumulated = np.concatenate([[0.0], item.rewards_N.double().cpu().numpy().cumsum()])
+        sums = np.diff(cumulated[list(item.row.borders)]).tolist()
+        own += zip(item.row.answers.tolist(), sums, strict=True)
+    rewards_A = np.zeros(num_answers)
+    for answer, reward in devices.gather(own):
+        rewards_A[answer] = reward
+    return rewards_A
+
+
+def spread_over_tokens(values_S: np.ndarray, row: Row) -> torch.Tensor:
+    """A value of each answer of a row for each of its tokens, fp32 [N], on the row's device."""
+    values_N = np.repeat(values_S.astype(np.float32), np.diff(row.borders))
+    return torch.from_numpy(values_N).to(row.batch.tokens_T.device)
+
+
+def _present(values_N: torch.Tensor | None) -> torch.Tensor:
+    assert values_N is not None
+    return values_N

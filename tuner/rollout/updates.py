@@ -1,4 +1,4 @@
-"""Part 6 of a step: which answers, and which replayed rows, each update of the weights learns from."""
+"""Which answers, and which replayed rows, each update of the weights is trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.config import PPO
 from tuner.data.batch import Batch
 from tuner.data.replay import ReplayStream
 from tuner.rollout.experience import Experience
@@ -17,12 +16,12 @@ from tuner.training.devices import Devices
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What one optimiser step learns from: this rank's rows, and the totals of all."""
+    """What one optimizer step is trained on: this rank's rows, and the totals over all ranks."""
 
     experiences: Sequence[Experience]
     replayed: Sequence[Batch]
     totals: dict[str, float]
-    """`answer_tokens`, and the learned weight of `replay_tokens`."""
+    """`answer_tokens`, `answers`, and the summed loss weight of `replay_tokens`."""
 
 
 def updates(
@@ -30,18 +29,27 @@ def updates(
     experiences: Sequence[Experience],
     replay: ReplayStream | None,
     replayed: Sequence[int],
-    config: PPO,
+    *,
+    epochs: int,
+    mini_batches: int,
     devices: Devices,
 ) -> Iterator[Update]:
-    """The updates of a step: `update_epochs` times through its mini-batches; the replayed rows are split over all."""
-    parts = rollout.mini_batches(config.mini_batches)
-    shares = np.array_split(np.asarray(replayed, dtype=np.int64), len(parts) * config.update_epochs)
+    """The updates of a step: `epochs` times through its mini-batches, with the replayed rows split over all of them.
+
+    replayed: numbers of the rows drawn from `replay` for this step.
+    """
+    parts = rollout.mini_batches(mini_batches)
+    shares = np.array_split(np.asarray(replayed, dtype=np.int64), len(parts) * epochs)
     for number, share in enumerate(shares):
         part = number % len(parts)
-        totals = {"answer_tokens": float(rollout.answer_lengths[parts[part]].sum())}
+        totals = {
+            "answer_tokens": float(rollout.answer_lengths[parts[part]].sum()),
+            "answers": float(len(parts[part])),
+        }
         batches: Sequence[Batch] = ()
         if replay is not None and len(share):
             totals["replay_tokens"] = replay.learned(share.tolist())
             own = replay.batches(share.tolist(), devices.rank, devices.world)
             batches = [batch.to(devices.device) for batch in own]
-        yield Update([one for one in experiences if one.row.mini_batch == part], batches, totals)
+        own_experiences = [experience for experience in experiences if experience.row.mini_batch == part]
+        yield Update(own_experiences, batches, totals)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tuner.config import RewardModel
+from tuner.config import FocalRanking, PairEvaluation, Preferences
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import CONTROLS, Asked, Conditions
 from tuner.data.load_preferences import load_test_preferences
@@ -20,27 +20,37 @@ Scoring = Callable[[Comparisons], np.ndarray]
 """Scores of all answers, float64 [N]."""
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """The parts of a reward model's config that its report card depends on."""
+
+    data: Preferences
+    reward_token: str | None
+    evaluation: PairEvaluation
+    loss: FocalRanking
+
+
 def report_on(
-    config: RewardModel, tokenizer: object, conditions: Conditions, score: Scoring
+    settings: ReportSettings, tokenizer: object, conditions: Conditions, score: Scoring
 ) -> tuple[ReportCard, Reference] | None:
-    """The report card of the test rows, and what scores are on them; None where there are none.
+    """The report card of the test rows, and the distribution of their scores; None without test rows.
 
     conditions: those of the config, asked about as they were trained.
     """
 
     def load(asked: Asked) -> Comparisons | None:
         return load_test_preferences(
-            config.data,
+            settings.data,
             tokenizer,  # type: ignore[arg-type]
             replace(conditions, asked=asked),
-            config.reward_token,
+            settings.reward_token,
         )
 
     whole = load("seen")
     if whole is None:
         return None
     conditions = replace(conditions, partners=_partners(whole))
-    places = spread_places(whole, config.evaluation.rows)
+    places = spread_places(whole, settings.evaluation.rows)
     comparisons = whole.take(places)
     scores = score(comparisons)
     controls: dict[str, ScoredPairs] = {}
@@ -49,27 +59,27 @@ def report_on(
             asked = load(control)
             assert asked is not None
             asked = asked.take(places)
-            controls[control] = scored_pairs(asked, score(asked), config)
+            controls[control] = scored_pairs(asked, score(asked), settings)
     card = make_card(
-        scored_pairs(comparisons, scores, config),
+        scored_pairs(comparisons, scores, settings),
         controls,
-        bound=config.loss.bound if config.loss.barrier and config.loss.penalty == "log" else None,
+        bound=settings.loss.bound if settings.loss.barrier and settings.loss.penalty == "log" else None,
         texts=lambda pair: _texts(comparisons, pair, tokenizer),
-        worst=config.evaluation.worst,
+        worst=settings.evaluation.worst,
     )
     finite = scores[np.isfinite(scores)]
     return card, Reference(float(finite.mean()), float(finite.std()), len(finite))
 
 
-def scored_pairs(comparisons: Comparisons, scores: np.ndarray, config: RewardModel) -> ScoredPairs:
+def scored_pairs(comparisons: Comparisons, scores: np.ndarray, settings: ReportSettings) -> ScoredPairs:
     """The pairs of some rows with the scores of their answers; answers of equal rank make none."""
     counts = np.diff(comparisons.pair_offsets)
     rows = np.repeat(np.arange(len(comparisons)), counts)
     better, worse = (comparisons.offsets[rows] + side for side in (comparisons.better, comparisons.worse))
     totals = np.bincount(rows, comparisons.weights, minlength=len(comparisons))
-    sequences, paths = comparisons.sequences, _paths(config)
+    sequences, paths = comparisons.sequences, _paths(settings.data)
     # a reward token, where there is one, is no part of the answer
-    tokens = sequences.lengths - comparisons.starts - (config.reward_token is not None)
+    tokens = sequences.lengths - comparisons.starts - (settings.reward_token is not None)
     return ScoredPairs(
         chosen=scores[better],
         rejected=scores[worse],
@@ -85,8 +95,7 @@ def scored_pairs(comparisons: Comparisons, scores: np.ndarray, config: RewardMod
     )
 
 
-def _paths(config: RewardModel) -> list[str]:
-    data = config.data
+def _paths(data: Preferences) -> list[str]:
     return [source.path for source in (*data.sources, *data.validation_sources, *data.test_sources)]
 
 

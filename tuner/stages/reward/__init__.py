@@ -1,1 +1,5 @@
 """The conditional reward model."""
+
+from tuner.stages.reward.stage import RewardStage
+
+STAGE = RewardStage()

@@ -6,28 +6,29 @@ from tuner.config import RewardModel
 from tuner.evaluation.held_out_pairs import HeldOutPairs
 from tuner.models.forward import scores
 from tuner.models.pair_sums import compare
-from tuner.stages.job import Job
+from tuner.stages.context import Context
+from tuner.stages.packed_rows import plan
 from tuner.stages.reward.finish import finish_reward
-from tuner.stages.rows import plan
 
 
-def reward(config: RewardModel, job: Job) -> None:
-    """Teach scores that rank answers as the rows do, each row under the condition it names."""
-    roles = job.load_roles(config, "reward")
-    data = job.load_data(config, roles)
-    loop = job.loop(
-        config, roles, plan(config, data), HeldOutPairs(data.validation, roles, job.devices, config)
+def reward(config: RewardModel, context: Context) -> None:
+    """Train scores that rank answers as the rows do, each row under the condition it names."""
+    roles = context.load_role(config, "reward", head="score")
+    data = context.load_rows(config, roles)
+    held_out = HeldOutPairs(
+        data.validation, roles, context.devices, config.evaluation, config.loss, config.tokens_per_pass
     )
+    loop = context.loop(config, context.trained(config, roles), plan(config, data), held_out)
     for step in loop:
         for batch in step.batches:
             with roles.role("reward", train=True) as model:
-                found = compare(scores(model, batch), batch, config.loss)
-                step.add(found.ranking, per="pairs", name="ranking")
-                step.add(found.penalty, per="answers", name="penalty")
-                step.note("accuracy", found.right, per="pairs")
-                step.note("margin", found.lead, per="pairs")
-                step.note("score", found.score, per="answers")
+                sums = compare(scores(model, batch), batch, config.loss)
+                step.add(sums.ranking, per="pairs", name="ranking")
+                step.add(sums.penalty, per="answers", name="penalty")
+                step.note("accuracy", sums.right, per="pairs")
+                step.note("margin", sums.lead, per="pairs")
+                step.note("score", sums.score, per="answers")
                 step.backward()
         step.finish()
     loop.load_best()
-    finish_reward(config, job, roles, loop)
+    finish_reward(config, context, roles, loop)

@@ -1,1 +1,5 @@
-"""Reinforcement learning of a policy: one loop for PPO, GRPO and RLOO."""
+"""Reinforcement learning of a policy: one loop, whatever the algorithm."""
+
+from tuner.stages.rl.stage import RLStage
+
+STAGE = RLStage()

@@ -1,84 +1,49 @@
-"""Proximal policy optimisation, as in the InternLM2 report (arXiv 2403.17297, 4.2.3): a step in six parts."""
+"""Reinforcement learning of a policy, a step in six parts (InternLM2, arXiv 2403.17297, 4.2.3)."""
 
 from __future__ import annotations
 
-from tuner.config import PPO
-from tuner.losses.policy import policy_loss, value_loss
-from tuner.models.forward import token_logprobs, token_loss, values
-from tuner.models.roles import Roles
-from tuner.rollout.answers import answer_prompts
-from tuner.rollout.experience import observe, with_advantages, with_rewards
-from tuner.rollout.health import health
-from tuner.rollout.scores import learned_scores, score_answers
-from tuner.rollout.updates import Update, updates
-from tuner.stages.job import Job
+from tuner.config import PolicyConfig
+from tuner.rollout.experience import answer_rewards
+from tuner.rollout.rollout import answer_prompts
+from tuner.rollout.rollout_figures import rollout_figures, token_means
+from tuner.stages.context import Context
 from tuner.stages.rl.prepare import prepare
-from tuner.training.loop import Step
 
 
-def ppo(config: PPO, job: Job) -> None:
-    """Teach the policy to answer as the reward model prefers, near to what it was."""
-    made, devices = prepare(config, job), job.devices
-    roles, loop = made.roles, made.loop
-    before = made.measure_before()
+def reinforce(config: PolicyConfig, context: Context) -> None:
+    """Teach the policy to answer as the reward prefers, near to what it was."""
+    setup, devices = prepare(config, context), context.devices
+    roles, loop, algorithm = setup.roles, setup.loop, setup.algorithm
+    before = setup.measure_before()
     for step in loop:
         with step.part("generate"):
-            chosen = made.stream.step(step.index)
+            chosen, group = setup.stream.step(step.index), algorithm.answers_per_prompt
             rollout = answer_prompts(
-                roles, made.stream.prompts, chosen, made.end_ids, config, devices, step.index
+                setup.engine, roles.tokenizer, setup.stream.prompts, chosen, answers_per_prompt=group, step=step.index
             )
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)
-            step.batches = [row.batch for row in rows]  # to be looked at where a step goes wrong
-            observed = observe(roles, rows, config.sampling.temperature)
+            step.batches = [row.batch for row in rows]  # to look at where a step goes wrong
+            observed = algorithm.observe(roles, rows)
         with step.part("scores"):
-            scores_A = score_answers(roles, made.sequences, rollout, config.tokens_per_pass, devices)
+            scores_A = setup.reward.score(rollout.prompts, rollout.texts)
         with step.part("rewards"):
-            learned_A, loop.kept["scores"] = learned_scores(
-                scores_A, rollout.ended, loop.kept.get("scores", {}), config
-            )
-            rewarded = with_rewards(observed, learned_A, config)
+            shaped_A = setup.shape(scores_A, rollout.ended)
+            rewarded = algorithm.reward(observed, shaped_A)
+            rewards_A = answer_rewards(rewarded, len(rollout), devices)
         with step.part("advantages"):
-            experiences = with_advantages(rewarded, config, devices)
+            experiences = algorithm.estimate(rewarded, rewards_A, devices)
         with step.part("updates"):
-            warming_up = step.index < config.critic_warmup
-            replayed = [] if warming_up else made.draw_replay(step, rollout.num_tokens)
-            for update in updates(rollout, experiences, made.replay, replayed, config, devices):
+            for update in setup.updates(step, rollout, experiences):
                 step.totals = update.totals
-                if not warming_up:
-                    learn_policy(step, roles, update, config)
-                learn_values(step, roles, update, config)
-                step.update(*(["critic"] if warming_up else ["policy", "critic"]))
+                algorithm.learn(step, roles, update)
+                step.update(*algorithm.trains(step.index))
+            setup.engine.weights_changed()
         step.tokens = rollout.num_tokens
-        made.keep_answers(step, rollout, scores_A)
-        step.facts |= health(rollout, scores_A, experiences, devices)
+        setup.record_answers(step, rollout, scores_A)
+        step.facts |= rollout_figures(rollout, scores_A, rewards_A)
+        step.facts |= algorithm.derived_figures(
+            token_means(rollout, experiences, algorithm.token_figures, devices)
+        )
         step.finish()
-    made.finish(before)
-
-
-def learn_policy(step: Step, roles: Roles, update: Update, config: PPO) -> None:
-    """Gradients of the clipped policy loss, and of the replayed rows' beside it."""
-    for one in update.experiences:
-        with roles.role("policy", train=True) as model:
-            logprobs_N, _ = token_logprobs(model, one.row.batch, config.sampling.temperature)
-            found = policy_loss(logprobs_N, one.old_N, one.advantages_N, config.clip)
-            step.add(found.loss, per="answer_tokens", name="policy_loss")
-            step.note("ratio", found.ratio, per="answer_tokens")
-            step.note("clipped", found.clipped, per="answer_tokens")
-            step.note("update_kl", found.kl, per="answer_tokens")
-            step.backward()
-    coefficient = 0.0 if config.replay is None else config.replay.coefficient
-    for batch in update.replayed:
-        with roles.role("policy", train=True) as model:
-            step.add(token_loss(model, batch), "replay_tokens", "replay_loss", factor=coefficient)
-            step.backward()
-
-
-def learn_values(step: Step, roles: Roles, update: Update, config: PPO) -> None:
-    """Gradients of the critic's squared error."""
-    for one in update.experiences:
-        with roles.role("critic", train=True) as model:
-            values_N = values(model, one.row.batch)
-            loss = value_loss(values_N, one.returns_N, one.values_N, config.value_clip)
-            step.add(loss, per="answer_tokens", name="value_loss")
-            step.backward()
+    setup.finish(before)

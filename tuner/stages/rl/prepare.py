@@ -1,75 +1,99 @@
-"""What PPO's loop works with, made from its config; and what is written when it is over."""
+"""What the RL loop works with, made from its config; and what is written when it is over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
-from tuner.config import PPO
+from tuner.algorithms.algorithm import Algorithm, algorithm_of
+from tuner.config import PolicyConfig, Rule
 from tuner.data.dataset import Dataset, load_data
 from tuner.data.examples import Examples
-from tuner.data.load_prompts import load_prompts
 from tuner.data.prompt_stream import PromptStream
 from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
 from tuner.data.subset import spread
 from tuner.data.template import Template
-from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
-from tuner.evaluation.judged import Judge, load_rule
-from tuner.evaluation.position_loss import HeldOutReplay, by_position
+from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure, policy_results
+from tuner.evaluation.judge import Judge
+from tuner.evaluation.position_loss import HeldOutReplay
 from tuner.models.chat import end_ids
 from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles
-from tuner.models.scorer import Sequences
+from tuner.rollout.engine import Engine, LocalEngine
+from tuner.rollout.experience import Experience
+from tuner.rollout.reward_sources import ModelReward, RewardSource, RuleReward
 from tuner.rollout.rollout import Rollout
-from tuner.stages.job import Job
-from tuner.stages.rows import all_warm_up, plan_run
+from tuner.rollout.rules import load_rule
+from tuner.rollout.shaping import shape_scores
+from tuner.rollout.updates import Update, updates
+from tuner.stages.context import Context
+from tuner.stages.rl.models import policy_models
+from tuner.stages.rl.prompts import load_policy_prompts, plan_run
 from tuner.training.loop import Loop, Step
-from tuner.training.optimizers import Trained
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Roles, prompts and replayed rows of a run, and its loop."""
+class Setup:
+    """The models, rows and loop of a run, and what is done with them from step to step."""
 
-    config: PPO
-    job: Job
+    config: PolicyConfig
+    context: Context
+    algorithm: Algorithm
     roles: Roles
-    sequences: Sequences
+    engine: Engine
+    reward: RewardSource
     stream: PromptStream
     replay: ReplayStream | None
     held_out: HeldOutPolicy
-    end_ids: frozenset[int]
     loop: Loop
 
     def measure_before(self) -> PolicyMeasure:
-        """The policy before the first step; a run that goes on has it in its before.json."""
-        kept = self.job.run.kept("before")
-        if self.loop.counters.step and kept is not None:
-            return PolicyMeasure.from_dict(kept)
-        before = self._look("before", None)
-        if self.job.devices.is_main:
-            self.job.run.keep("before", before.to_dict())
+        """The policy before the first step; a resumed run has it in its before.json."""
+        saved = self.context.run.kept("before")
+        if self.loop.counters.step and saved is not None:
+            return PolicyMeasure.from_dict(saved)
+        before = self._measure("before", None)
+        if self.context.devices.is_main:
+            self.context.run.keep("before", before.to_dict())
         return before
 
-    def draw_replay(self, step: Step, tokens: int) -> list[int]:
-        """The rows that fall due beside a rollout of so many tokens, counted in the step's record."""
-        if self.replay is None:
-            return []
-        rows, self.loop.kept["replay"] = self.replay.draw(self.loop.kept.get("replay", {}), tokens)
-        step.facts["replay_tokens"] = self.replay.tokens(rows)
-        return rows
+    def shape(self, scores_A: np.ndarray, ended_A: np.ndarray) -> np.ndarray:
+        """Shaped scores, float64 [A]; the run's moments, by which they are normalized, go on in the loop's state."""
+        config, state = self.config, self.loop.kept
+        shaped_A, state["scores"] = shape_scores(
+            scores_A,
+            ended_A,
+            state.get("scores", {}),
+            missing_end_penalty=config.missing_end_penalty,
+            clip=config.reward_clip,
+            normalize=config.normalize_rewards,
+        )
+        return shaped_A
 
-    def keep_answers(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
-        """The first answers of a rollout, to be read: a file shows them step by step."""
-        if not self.job.devices.is_main:
+    def updates(self, step: Step, rollout: Rollout, experiences: Sequence[Experience]) -> Iterator[Update]:
+        """The updates of a step; those of the policy with the replayed rows that fall due."""
+        config = self.config
+        trains_policy = "policy" in self.algorithm.trains(step.index)
+        replayed = self._draw_replay(step, rollout.num_tokens) if trains_policy else []
+        return updates(
+            rollout,
+            experiences,
+            self.replay,
+            replayed,
+            epochs=config.update_epochs,
+            mini_batches=config.mini_batches,
+            devices=self.context.devices,
+        )
+
+    def record_answers(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
+        """Write the first answers of a rollout to rollouts.jsonl."""
+        if not self.context.devices.is_main:
             return
         shown = range(min(self.config.evaluation.samples, len(rollout)))
-        self.held_out.answered = [rollout.sample(place, self.roles.tokenizer) for place in shown]
+        self.held_out.rollout_samples = [rollout.sample(place, self.roles.tokenizer) for place in shown]
         answers = [
             {
                 "prompt": rollout.prompts[place].turns[-1].content,
@@ -80,103 +104,102 @@ class Prepared:
             }
             for place in shown
         ]
-        self.job.run.record_answers(step.index + 1, answers)
+        self.context.run.record_answers(step.index + 1, answers)
 
     def finish(self, before: PolicyMeasure) -> None:
         """Measure what was trained, and write it."""
-        after = self._look("after", self.held_out.last)  # the loop has looked at its last step
-        last = (self.job.run.metrics or [{}])[-1] if self.job.devices.is_main else {}
-        self.job.finish(
-            self.config.prompts.template,
-            self.roles,
-            {**results(before, after), "kl": last.get("kl")},
-        )
+        after = self._measure("after", self.held_out.last)  # the loop has measured its last step
+        last = (self.context.run.metrics or [{}])[-1] if self.context.devices.is_main else {}
+        results = {**policy_results(before, after), "kl": last.get("kl")}
+        self.context.finish(self.config.prompts.template, self.roles, results)
 
-    def _look(self, when: str, found: PolicyMeasure | None) -> PolicyMeasure:
-        found = found or self.held_out.look()
-        self.loop.say(f"{when} training: {found}")
-        return found
+    def _measure(self, when: str, known: PolicyMeasure | None) -> PolicyMeasure:
+        measure = known or self.held_out.look()
+        self.loop.say(f"{when} training: {measure}")
+        return measure
+
+    def _draw_replay(self, step: Step, tokens: int) -> list[int]:
+        """The rows due beside a rollout of so many tokens, counted in the step's record."""
+        if self.replay is None:
+            return []
+        rows, self.loop.kept["replay"] = self.replay.draw(self.loop.kept.get("replay", {}), tokens)
+        step.facts["replay_tokens"] = self.replay.tokens(rows)
+        return rows
 
 
-def prepare(config: PPO, job: Job) -> Prepared:
+def prepare(config: PolicyConfig, context: Context) -> Setup:
     """Load what a config names. Raises UserError where it does not fit together."""
-    loaded = load_policy_roles(config, job.devices.device, job.devices.autocast)
+    devices, algorithm = context.devices, algorithm_of(config)
+    loaded = load_policy_roles(policy_models(config, algorithm.roles), devices.device, devices.autocast)
     roles = loaded.roles
-    if job.devices.is_main:
-        for name, print_of in loaded.fingerprints.items():
-            job.run.check_same(name, print_of, path=getattr(config, name).path)
-    torch.manual_seed(config.seed + job.devices.rank)
-    prompts, stream, replay = _load_rows(config, job, loaded)
+    if devices.is_main:
+        for name, fingerprint in loaded.fingerprints.items():
+            context.run.check_same(name, fingerprint, path=getattr(config, name).path)
+    context.seed_dropout(config.seed)
+    prompts, stream, replay = _load_rows(config, context, roles)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
-    held_out = _held_out(config, job, loaded, prompts.test, None if replay is None else replay.test, ends)
-    trained = {
-        "policy": Trained(roles.trained("policy"), config.optimizer.lr, config.critic_warmup),
-        "critic": Trained(roles.trained("critic"), config.critic_lr),
-    }
-    loop = Loop(config, job.run, job.devices, trained, stream, held_out, job.watchers)
-    for said in (loaded.told, *prompts.report.notes, *all_warm_up(config, loop.total)):
-        loop.say(said)
-    return Prepared(
+    engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
+    reward = reward_source(config, loaded, context)
+    held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
+    loop = context.loop(config, algorithm.trained(roles), stream, held_out)
+    for sentence in (loaded.told, *prompts.report.notes, *algorithm.warnings(loop.total)):
+        loop.say(sentence)
+    return Setup(
         config=config,
-        job=job,
+        context=context,
+        algorithm=algorithm,
         roles=roles,
-        sequences=loaded.sequences,
+        engine=engine,
+        reward=reward,
         stream=stream,
         replay=None if replay is None else _replay_stream(config, replay.train),
         held_out=held_out,
-        end_ids=ends,
         loop=loop,
     )
 
 
-def results(before: PolicyMeasure, after: PolicyMeasure) -> dict[str, Any]:
-    """What results.json holds of two looks: gold and score in all and by condition, and the replay set's loss."""
-    found: dict[str, Any] = {"conditions": {}}
-    for name, value in after.means.items():
-        kind, _, condition = name.partition("/")
-        place = found["conditions"].setdefault(condition, {}) if condition else found
-        place[kind] = {"before": before.means[name], "after": value}
-    if after.ranges:
-        found["replay"] = {"before": before.replay_loss, "after": after.replay_loss}
-        found["positions"] = by_position(before.ranges, after.ranges)
-    return found
+def reward_source(config: PolicyConfig, loaded: PolicyRoles, context: Context) -> RewardSource:
+    """What scores answers. Raises UserError where a rule is missing or takes other arguments."""
+    if isinstance(config.reward, Rule):
+        rule = load_rule(config.reward.function, "reward")
+        assert rule is not None
+        return RuleReward(rule, f"reward {config.reward.function!r}", context.devices)
+    assert loaded.sequences is not None
+    return ModelReward(loaded.roles, loaded.sequences, config.tokens_per_pass, context.devices)
 
 
 def _load_rows(
-    config: PPO, job: Job, loaded: PolicyRoles
+    config: PolicyConfig, context: Context, roles: Roles
 ) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
     """Prompts, the steps they make, and replayed rows; refuses to go on with other rows than before."""
-    tokenizer = loaded.roles.tokenizer
-    reader, replay = loaded.sequences.reader, None
-    with job.reading() as progress:  # one bar, which leaves without a word where the rows do not fit together
-        prompts = load_prompts(config.prompts, tokenizer, reader, progress=progress)
+    with context.reading() as progress:  # one bar, which is taken away where the rows do not fit together
+        prompts = load_policy_prompts(config, roles.tokenizer, progress=progress)
         stream = plan_run(config, prompts)
+        replay = None
         if config.replay is not None:
-            replay = load_data(config.replay.data, tokenizer, progress=progress)
-    if job.devices.is_main:
-        parts: Sequence[Any] = [prompts] if replay is None else [prompts, replay]
-        together = "-".join(part.fingerprint for part in parts)
-        job.run.check_same("data", together, report=[part.report.to_dict() for part in parts])
-        for part in parts:
-            job.run.log(str(part.report))
+            replay = load_data(config.replay.data, roles.tokenizer, progress=progress)
+    context.pin_rows(*([prompts] if replay is None else [prompts, replay]))
     return prompts, stream, replay
 
 
-def _replay_stream(config: PPO, rows: Examples) -> ReplayStream:
+def _replay_stream(config: PolicyConfig, rows: Examples) -> ReplayStream:
     assert config.replay is not None
     return ReplayStream(rows, config.replay.sources, config.replay.ratio, config.tokens_per_pass, config.seed)
 
 
 def _held_out(
-    config: PPO,
-    job: Job,
-    loaded: PolicyRoles,
-    prompts: PromptSet | None,
-    replay: Examples | None,
-    ends: frozenset[int],
+    config: PolicyConfig,
+    context: Context,
+    roles: Roles,
+    engine: Engine,
+    reward: RewardSource,
+    prompts: Dataset[PromptSet],
+    replay: Dataset[Examples] | None,
 ) -> HeldOutPolicy:
-    rule, limit = load_rule(config.evaluation.rule), config.evaluation.rows
-    prompts, replay = spread(prompts, limit), spread(replay, limit)
-    judge = None if prompts is None else Judge(prompts, config, loaded.sequences, job.devices, rule)
-    rows = HeldOutReplay(replay, loaded.roles, job.devices, config.tokens_per_pass)
-    return HeldOutPolicy(judge, rows, loaded.roles, ends, config.evaluation.samples)
+    evaluation, devices = config.evaluation, context.devices
+    test = spread(prompts.test, evaluation.rows)
+    replayed = spread(None if replay is None else replay.test, evaluation.rows)
+    rule = load_rule(evaluation.rule, "evaluation.rule")
+    judge = None if test is None else Judge(test, reward, rule, str(evaluation.rule), devices)
+    rows = HeldOutReplay(replayed, roles, devices, config.tokens_per_pass)
+    return HeldOutPolicy(judge, rows, engine, roles.tokenizer, evaluation)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from tuner.config import SFT
 from tuner.models.forward import token_loss
-from tuner.stages.job import Job, template_of
-from tuner.stages.rows import plan
+from tuner.stages.context import Context
+from tuner.stages.packed_rows import plan
+from tuner.stages.sft.evaluate import held_out_rows, measure, measure_before, template_of
 
 
-def sft(config: SFT, job: Job) -> None:
+def sft(config: SFT, context: Context) -> None:
     """Teach the policy to answer like the conversations do."""
-    roles = job.load_roles(config, "policy")
-    data = job.load_data(config, roles)
-    validation, test = (job.held_out(config, roles, rows) for rows in (data.validation, data.test))
-    loop = job.loop(config, roles, plan(config, data), validation)
-    before = job.measure_before(test, loop)
+    roles = context.load_role(config, "policy")
+    data = context.load_rows(config, roles)
+    validation, test = (
+        held_out_rows(config, roles, context.devices, rows) for rows in (data.validation, data.test)
+    )
+    loop = context.loop(config, context.trained(config, roles), plan(config, data), validation)
+    before = measure_before(context, test, loop)
     for step in loop:
         for batch in step.batches:
             with roles.role("policy", train=True) as model:
@@ -22,4 +25,4 @@ def sft(config: SFT, job: Job) -> None:
                 step.backward()
         step.finish()
     loop.load_best()
-    job.finish(template_of(config), roles, {"before": before, "after": job.measure("after", test, loop)})
+    context.finish(template_of(config), roles, {"before": before, "after": measure("after", test, loop)})

@@ -1,0 +1,1 @@
+"""Algorithms: what turns a rollout into losses. One file each."""

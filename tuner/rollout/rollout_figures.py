@@ -1,0 +1,76 @@
+"""A rollout in figures: what every step logs of it, the same on every rank.
+
+Shapes: A answers of the rollout, N answer tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from tuner.losses.policy import kl_estimate
+from tuner.rollout.experience import Experience
+from tuner.rollout.rollout import Rollout
+from tuner.training.devices import Devices, added
+
+NGRAM = 4
+"""Tokens of a phrase whose recurrence counts as repetition."""
+
+TokenFigures = Callable[[Experience], Mapping[str, torch.Tensor]]
+"""An algorithm's own figures of a row, each [N], of which the step logs the mean."""
+
+
+def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarray) -> dict[str, float | None]:
+    """Figures of the answers themselves: scores, rewards, lengths. scores_A: as scored, before shaping."""
+    return {
+        "score": float(scores_A.mean()),
+        "reward": float(rewards_A.mean()),
+        **_by_condition("score", rollout, scores_A),
+        **_by_condition("reward", rollout, rewards_A),
+        "length": float(rollout.answer_lengths.mean()),
+        "ended": float(rollout.ended.mean()),
+        "repetition": float(np.mean([repetition(answer.tokens) for answer in rollout.answers])),
+        "prompts": rollout.num_prompts,
+    }
+
+
+def token_means(
+    rollout: Rollout, experiences: Sequence[Experience], own: TokenFigures, devices: Devices
+) -> dict[str, float]:
+    """Means over all answer tokens of all ranks: KL, entropy, the generator's gap, and an algorithm's own figures."""
+    sums = devices.sum(added([_token_sums(rollout, experience, own) for experience in experiences]))
+    tokens = sums.pop("tokens")
+    return {name: total / tokens for name, total in sums.items()}
+
+
+def repetition(tokens: np.ndarray) -> float:
+    """Share of an answer's phrases of NGRAM tokens that occurred in it before; 0 for one too short to have any."""
+    phrases = [tuple(tokens[start : start + NGRAM].tolist()) for start in range(len(tokens) - NGRAM + 1)]
+    return 1 - len(set(phrases)) / len(phrases) if phrases else 0.0
+
+
+def _token_sums(rollout: Rollout, experience: Experience, own: TokenFigures) -> dict[str, float]:
+    """Sums over the tokens of one row, to be added up over rows and ranks."""
+    old_N, reference_N = experience.old_N, experience.reference_N
+    generated = np.concatenate([rollout.answers[index].logprobs for index in experience.row.answers.tolist()])
+    figures: dict[str, torch.Tensor] = {}
+    if reference_N is not None:
+        figures |= {"kl": kl_estimate(old_N, reference_N, "k1"), "kl_k3": kl_estimate(old_N, reference_N, "k3")}
+    figures |= {
+        "entropy": experience.entropies_N,
+        "generator_gap": (old_N - torch.from_numpy(generated).to(old_N)).abs(),
+        **own(experience),
+    }
+    sums = torch.stack([figure_N.double().sum() for figure_N in figures.values()]).tolist()  # waits once
+    return {"tokens": float(len(old_N)), **dict(zip(figures, sums, strict=True))}
+
+
+def _by_condition(name: str, rollout: Rollout, values_A: np.ndarray) -> dict[str, float]:
+    """Means over the answers to the prompts of each condition; empty where prompts have none."""
+    conditions = [prompt.condition for prompt in rollout.prompts]
+    return {
+        f"{name}/{condition}": float(values_A[[other == condition for other in conditions]].mean())
+        for condition in sorted({condition for condition in conditions if condition is not None})
+    }

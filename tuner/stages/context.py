@@ -1,0 +1,129 @@
+"""The context a stage trains in: a run, its devices, and those who watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.config import PackedConfig, StageConfig
+from tuner.data.dataset import Dataset, Progress
+from tuner.data.template import Template
+from tuner.display.curves import draw_curves
+from tuner.display.progress import reading_bar
+from tuner.models.adapters import has_score
+from tuner.models.chat import end_ids
+from tuner.models.checkpointing import recompute_activations
+from tuner.models.load import Head, load_model
+from tuner.models.probe import prove_isolation
+from tuner.models.roles import Roles
+from tuner.models.save import save_model
+from tuner.stages.registry import stage_of
+from tuner.training.checkpoint import write_atomically
+from tuner.training.devices import Devices
+from tuner.training.loop import HeldOut, Loop, Steps
+from tuner.training.optimizers import Trained
+from tuner.training.run_folder import Run
+from tuner.training.watchers import Watchers
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given beside its config."""
+
+    run: Run
+    devices: Devices
+    watchers: Watchers
+
+    def load_role(self, config: PackedConfig, role: str, head: Head = "language") -> Roles:
+        """The config's model on this rank's device, in its one role, proven to keep packed samples apart."""
+        loaded = load_model(
+            config.model,
+            precision=config.precision,
+            device=self.devices.device,
+            adapter=config.adapter,
+            freeze=config.freeze,
+            seed=config.seed,
+            head=head,
+        )
+        if self.devices.is_main:
+            self.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
+        prove_isolation(loaded, self.devices.device, self.devices.autocast())
+        if config.gradient_checkpointing:
+            recompute_activations(loaded.model)
+        self.seed_dropout(config.seed)
+        return Roles.of(role, loaded, self.devices.autocast)
+
+    def trained(self, config: PackedConfig, roles: Roles) -> dict[str, Trained]:
+        """The trained weights of a stage with one role, as one set."""
+        return {"all": Trained(roles.trained(), config.optimizer.lr)}
+
+    def seed_dropout(self, seed: int) -> None:
+        """Give each rank a dropout of its own."""
+        torch.manual_seed(seed + self.devices.rank)
+
+    def load_rows(self, config: StageConfig, roles: Roles) -> Dataset[Any]:
+        """The rows of the config, tokenized once for all ranks; refuses to go on with other rows than before."""
+        with self.reading() as progress:
+            data = stage_of(config).load_rows(config, roles.tokenizer, progress=progress)
+        self.pin_rows(data)
+        return data
+
+    def pin_rows(self, *datasets: Dataset[Any]) -> None:
+        """Bind the run to these rows, and log what became of them."""
+        if not self.devices.is_main:
+            return
+        reports = [data.report.to_dict() for data in datasets]
+        fingerprint = "-".join(data.fingerprint for data in datasets)
+        self.run.check_same("data", fingerprint, report=reports if len(reports) > 1 else reports[0])
+        for data in datasets:
+            self.run.log(str(data.report))
+
+    @contextmanager
+    def reading(self) -> Iterator[Progress]:
+        """Around the reading of rows: the main process goes first and shows progress, the others find the cache."""
+        with self.devices.main_first():
+            if not self.devices.is_main:
+                yield lambda done: None
+                return
+            with reading_bar() as progress:
+                yield progress
+
+    def loop(
+        self, config: StageConfig, trained: Mapping[str, Trained], steps: Steps, held_out: HeldOut
+    ) -> Loop:
+        """The run's loop over sets of trained weights, set to where it stopped."""
+        return Loop(config, self.run, self.devices, trained, steps, held_out, self.watchers)
+
+    def finish(
+        self,
+        template: str | None,
+        roles: Roles,
+        results: dict[str, Any],
+        write_beside: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """Write the model of the first role and the results: the run is over.
+
+        template: the chat template it was trained with; None: raw text. write_beside: writes further files into the
+        model's folder.
+        """
+
+        def write(folder: Path) -> None:
+            save_model(roles.loaded, folder)
+            write_beside(folder)
+
+        if self.devices.is_main:
+            if template is not None:  # so that whoever loads the model talks to it as it was trained
+                chat, transformer = Template(template, roles.tokenizer), roles.loaded.transformer
+                roles.tokenizer.chat_template = chat.source
+                if not has_score(transformer):
+                    transformer.generation_config.eos_token_id = sorted(end_ids(chat, roles.tokenizer))
+            write_atomically(self.run.model_folder, write)
+            figures = stage_of(self.run.config).figures
+            draw_curves(self.run.metrics, self.run.folder / "curves.png", self.run.folder.name, figures)
+            self.run.finish(results)
+        self.devices.wait()

@@ -1,0 +1,89 @@
+"""The rows of a config, looked at before training: `tuner data`, and `tuner.view_data` in Jupyter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tuner.config import StageConfig
+from tuner.data.dataset import Dataset
+from tuner.display import data_page
+from tuner.errors import UserError
+from tuner.models.load import load_tokenizer
+from tuner.stages.registry import stage_of
+from tuner.stages.stage import Preview
+from tuner.training.code_fingerprint import functions_of
+from tuner.training.run_folder import Run
+
+
+@dataclass(frozen=True)
+class DataView:
+    """A config's rows, tokenized, and the first packed rows of its first step."""
+
+    config: StageConfig
+    tokenizer: Any
+    rows: Dataset[Any]
+    preview: Preview
+
+    def html(self) -> str:
+        """One page that needs nothing else."""
+        title, preview = self.config.name or "data", self.preview
+        return data_page.html(
+            preview.examples,
+            self.tokenizer,
+            preview.groups,
+            self.rows.report,
+            title=title,
+            label=preview.label,
+        )
+
+
+def load_data_view(config: StageConfig, passes: int = 1) -> DataView:
+    """Load a config's rows. Raises UserError for bad rows, and where the stage packs none."""
+    stage = stage_of(config)
+    tokenizer = load_tokenizer(stage.tokenizer_model(config))
+    rows = stage.load_rows(config, tokenizer)
+    return DataView(config, tokenizer, rows, stage.preview(config, rows, passes))
+
+
+@dataclass(frozen=True)
+class DataPage:
+    """The tokens a config is trained on, as a page of HTML that stands alone; in Jupyter it is shown."""
+
+    html: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        """In a frame of its own: its style must not reach the notebook's."""
+        frame = "width:100%;height:720px;border:1px solid rgba(128,128,128,.3);border-radius:8px"
+        return f'<iframe sandbox style="{frame}" srcdoc="{escape(self.html)}"></iframe>'
+
+
+def view_data(config: StageConfig, passes: int = 1) -> DataPage:
+    """Look at the tokens of a config's first passes, at statistics, and at what is wrong with the rows."""
+    return DataPage(load_data_view(config, passes).html())
+
+
+def load_rows(config: StageConfig, tokenizer: Any = None) -> Dataset[Any]:
+    """The tokenized rows of a config. tokenizer: its model's, where it is loaded already."""
+    stage = stage_of(config)
+    tokenizer = load_tokenizer(stage.tokenizer_model(config)) if tokenizer is None else tokenizer
+    return stage.load_rows(config, tokenizer)
+
+
+def training_texts(run: str, count: int = 64) -> list[str]:
+    """The first rows a run was trained on, as text."""
+    folder = Path(run)
+    if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{run}: not a run folder, so it has no rows to compare on: add --text FILE")
+    config = Run(folder).config
+    stage = stage_of(config)
+    if functions_of(stage.data_config(config)):  # a function named by an artifact is not run
+        raise UserError(
+            f"{run}: its config names code, which merging will not run: add --text FILE to compare on"
+        )
+    tokenizer = load_tokenizer(stage.tokenizer_model(config))
+    examples = stage.examples(stage.load_rows(config, tokenizer))
+    rows = (examples.example(index)[0].tolist() for index in range(min(count, len(examples))))
+    return [tokenizer.decode(tokens) for tokens in rows]  # type: ignore[misc]

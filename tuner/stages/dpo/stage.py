@@ -1,0 +1,58 @@
+"""The DPO stage, as the rest of the tool sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuner.config import DPO
+from tuner.data.comparisons import Comparisons
+from tuner.data.dataset import Dataset, Progress
+from tuner.data.examples import Examples
+from tuner.data.load_pairs import answers_of_pairs, load_pairs
+from tuner.errors import UserError
+from tuner.stages.check import CheckReport, check_model
+from tuner.stages.context import Context
+from tuner.stages.dpo.figures import FIGURES
+from tuner.stages.dpo.loop import dpo
+from tuner.stages.stage import Preview, Stage
+from tuner.training.pair_plan import PairPlan
+
+
+class DPOStage(Stage[DPO]):
+    """Pairs of answers, padded; losses and loop by TRL's DPOTrainer."""
+
+    figures = FIGURES
+    example_rows = {"data": "pair_messages.jsonl"}  # noqa: RUF012 (a constant); without a weight, which TRL has not
+    memory_fields = ("pairs_per_pass",)
+
+    def load_rows(
+        self, config: DPO, tokenizer: Any, *, progress: Progress | None = None
+    ) -> Dataset[Comparisons]:
+        return load_pairs(config.data, tokenizer, progress=progress)
+
+    def preview(self, config: DPO, rows: Dataset[Comparisons], num_passes: int) -> Preview:
+        raise UserError(f"{config.name}: a DPO stage does not pack its rows, so there are none to show")
+
+    def examples(self, rows: Dataset[Comparisons]) -> Examples:
+        return rows.train.sequences
+
+    def check(self, config: DPO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
+        model = check_model(config)
+        rows = self.load_rows(config, model.loaded.tokenizer)
+        reference = 0 if model.is_adapted else 4 * model.parameters  # the copy the policy is compared with
+        return model.report(rows, _plan_figures(config, rows), further_bytes=reference)
+
+    def train(self, config: DPO, context: Context) -> None:
+        dpo(config, context)
+
+
+def _plan_figures(config: DPO, rows: Dataset[Comparisons]) -> dict[str, Any]:
+    """Steps, tokens, passes and fill of a run in one process; tokens by the mean over all pairs."""
+    plan, lengths = PairPlan(config, len(rows.train.better)), rows.train.sequences.lengths
+    tokens = sum(int(lengths[answers].sum()) for answers in answers_of_pairs(rows.train))
+    return {
+        "steps": plan.steps,
+        "tokens": round(tokens * plan.seen / plan.pairs),
+        "passes": plan.passes,
+        "fill": plan.seen / (plan.steps * config.pairs_per_step),
+    }

@@ -1,0 +1,41 @@
+"""Measuring a finished run again, on its own held-out rows or on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuner.config import override
+from tuner.errors import UserError
+from tuner.stages.registry import stage_of
+from tuner.stages.run import Run
+from tuner.stages.stage import Evaluation
+
+
+def evaluate_run(
+    folder: Path, files: tuple[str, ...] = (), against: Sequence[str] = (), *, page: bool = False
+) -> Evaluation:
+    """Measure a finished run's model on its test rows, or on `files`; a policy also against others.
+
+    against: runs, model folders or hub names, which answer the same prompts. page: whether the page is going to be
+    asked for, so that a run that has none is refused before it is measured. Raises UserError when it has not
+    finished, there is nothing to measure on, or it has no policy to compare.
+    """
+    run = Run(folder)
+    config = run.config
+    stage = stage_of(config)
+    if against and not stage.compares_policies:
+        raise UserError(
+            f"{folder}: only a PPO run says which prompts, reward model and rule to compare by, and this is "
+            f"a run of {type(config).__name__}; name the PPO run first, and this one with --against"
+        )
+    if page and not stage.has_page:
+        raise UserError(f"{folder}: only reward models and PPO runs have a page; leave --html out")
+    if not run.model_folder.is_dir():
+        raise UserError(
+            f"{folder}: this run has not finished, so it has no model to measure; train it to its end"
+        )
+    if files:
+        field = stage.rows_field
+        config = override(config, {f"{field}.test_files": list(files), f"{field}.split.test": 0.0})
+    return stage.evaluate(run, config, against)

@@ -1,0 +1,21 @@
+"""A finished run's model, loaded to be measured again."""
+
+from __future__ import annotations
+
+from tuner.config import SingleModelConfig
+from tuner.models.load import Head, load_model
+from tuner.models.roles import Roles
+from tuner.training.devices import Devices
+from tuner.training.run_folder import Run
+
+
+def load_finished(
+    run: Run, config: SingleModelConfig, role: str, head: Head = "language"
+) -> tuple[Devices, Roles]:
+    """The devices of the config, and the model the run has trained in its one role, on them."""
+    devices = Devices(config)
+    model = config.model.model_copy(
+        update={"path": str(run.model_folder), "revision": None, "quantization": None, "rope": None}
+    )
+    loaded = load_model(model, precision=config.precision, device=devices.device, train=False, head=head)
+    return devices, Roles.of(role, loaded, devices.autocast)

@@ -1,0 +1,41 @@
+"""What the stages that train on packed rows share: the plan of their steps, its preview and its check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuner.config import PackedConfig
+from tuner.data.dataset import Dataset
+from tuner.data.stream import Stream, make_stream
+from tuner.errors import UserError
+
+
+def plan(config: PackedConfig, data: Dataset[Any]) -> Stream:
+    """The steps of a run over these rows. Raises UserError for a row that is longer than a pass."""
+    lengths = data.train.lengths
+    if len(lengths) and lengths.max() > config.tokens_per_pass:
+        longest = int(lengths.argmax())
+        raise UserError(
+            f"{data.train.origin(longest)}: its answers are {lengths[longest]:,} tokens together, more than "
+            f"tokens_per_pass ({config.tokens_per_pass:,}), and a row is never split; raise it, or shorten the list"
+        )
+    return make_stream(
+        data.train,
+        tokens_per_step=config.tokens_per_step,
+        tokens_per_pass=config.tokens_per_pass,
+        epochs=config.epochs,
+        seed=config.seed,
+        sources=config.data.sources,
+    )
+
+
+def plan_figures(config: PackedConfig, stream: Stream) -> dict[str, Any]:
+    """Steps, tokens, passes and fill of a whole run, for its check."""
+    steps = min(len(stream.steps), config.max_steps or len(stream.steps))
+    tokens = sum(stream.tokens(step) for step in range(steps))
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "passes": sum(len(stream.passes(step)) for step in range(steps)),
+        "fill": tokens / (steps * config.tokens_per_step),
+    }

@@ -1,0 +1,62 @@
+"""The report card of a reward model on its test rows."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from tuner.config import RewardModel
+from tuner.data.conditions import Conditions, read_conditions
+from tuner.display.card_page import html, terminal
+from tuner.display.progress import progress_bar
+from tuner.errors import UserError
+from tuner.evaluation.held_out_pairs import score_comparisons
+from tuner.evaluation.report_card.card import ReportCard
+from tuner.evaluation.report_card.make import ReportSettings, report_on
+from tuner.evaluation.report_card.tables import results
+from tuner.models.reward_record import Reference
+from tuner.models.roles import Roles
+from tuner.stages.finished_model import load_finished
+from tuner.stages.run import Run
+from tuner.stages.stage import Evaluation
+from tuner.training.devices import Devices
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report card, and the distribution of the scores it was made from."""
+
+    card: ReportCard
+    reference: Reference
+
+
+def make_report(config: RewardModel, roles: Roles, devices: Devices) -> Report | None:
+    """The report on a config's test rows; None without such rows."""
+    conditions = Conditions(read_conditions(config.conditions), config.seed)
+    bar = progress_bar("Scoring held-out answers", None) if devices.is_main else nullcontext(lambda count: None)
+    with bar as advance:
+        report = report_on(
+            ReportSettings(config.data, config.reward_token, config.evaluation, config.loss),
+            roles.tokenizer,
+            conditions,
+            lambda rows: score_comparisons(rows, roles, devices, config.tokens_per_pass, advance),
+        )
+    return None if report is None else Report(*report)
+
+
+def report_results(report: Report | None) -> dict[str, object]:
+    """What results.json holds of a report."""
+    if report is None:
+        return {}
+    reference = report.reference
+    return {**results(report.card), "reference": {"mean": reference.mean, "spread": reference.spread}}
+
+
+def evaluate(run: Run, config: RewardModel) -> Evaluation:
+    """The report card of a finished run's model. Raises UserError without test rows."""
+    devices, roles = load_finished(run, config, "reward", head="score")
+    report = make_report(config, roles, devices)
+    if report is None:
+        raise UserError(f"{run.folder}: its config holds out no test rows; name some with --files")
+    title = run.folder.name
+    return Evaluation(title, report_results(report), terminal(report.card), lambda: html(report.card, title))

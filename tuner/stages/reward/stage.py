@@ -1,0 +1,59 @@
+"""The reward model stage, as the rest of the tool sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuner.config import RewardModel
+from tuner.data.comparisons import Comparisons
+from tuner.data.conditions import Conditions, read_conditions
+from tuner.data.dataset import Dataset, Progress
+from tuner.data.examples import Examples
+from tuner.data.load_preferences import load_preferences
+from tuner.stages.check import CheckReport, check_model
+from tuner.stages.context import Context
+from tuner.stages.packed_rows import plan, plan_figures
+from tuner.stages.reward.evaluate import evaluate
+from tuner.stages.reward.figures import FIGURES
+from tuner.stages.reward.loop import reward
+from tuner.stages.run import Run
+from tuner.stages.stage import Evaluation, Preview, Stage
+
+
+class RewardStage(Stage[RewardModel]):
+    """Answers to the same prompt, packed; ranking loss of their scores."""
+
+    figures = FIGURES
+    example_rows = {"data": "pair.jsonl"}  # noqa: RUF012 (a constant of the class)
+    has_page = True
+
+    def load_rows(
+        self, config: RewardModel, tokenizer: Any, *, progress: Progress | None = None
+    ) -> Dataset[Comparisons]:
+        conditions = Conditions(read_conditions(config.conditions), config.seed)
+        return load_preferences(config.data, tokenizer, conditions, config.reward_token, progress=progress)
+
+    def preview(self, config: RewardModel, rows: Dataset[Comparisons], num_passes: int) -> Preview:
+        """Every answer with its prompt is an example."""
+        groups = [rows.train.answers(group).tolist() for group in plan(config, rows).passes(0)[:num_passes]]
+        return Preview(rows.train.sequences, groups, rows.train.describe)
+
+    def examples(self, rows: Dataset[Comparisons]) -> Examples:
+        return rows.train.sequences
+
+    def check(self, config: RewardModel, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
+        model = check_model(config, freeze=config.freeze, head="score")
+        rows = self.load_rows(config, model.loaded.tokenizer)
+        return model.report(rows, plan_figures(config, plan(config, rows)))
+
+    def train(self, config: RewardModel, context: Context) -> None:
+        reward(config, context)
+
+    def evaluate(self, run: Run, config: RewardModel, against: Sequence[str] = ()) -> Evaluation:
+        return evaluate(run, config)
+
+    def closing_lines(self, run: Run) -> Mapping[str, str]:
+        report = run.folder / "report.html"
+        lines = {"report": str(report)} if report.is_file() else {}
+        return {**lines, "next": f"tuner eval {run.folder}, tuner score {run.folder} ROWS.jsonl"}

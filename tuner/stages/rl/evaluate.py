@@ -1,0 +1,245 @@
+"""A finished run's policy on its test prompts, alone and against other policies that answer the same ones."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from tuner.config import Model, PolicyConfig, Rule
+from tuner.data.dataset import load_data
+from tuner.data.encoding import encode
+from tuner.data.prompts import PromptSet
+from tuner.data.subset import spread
+from tuner.data.template import Template
+from tuner.display.progress import progress_bar, reading_bar
+from tuner.display.win_page import policy_html, policy_terminal
+from tuner.errors import UserError
+from tuner.evaluation.judge import Answers, Judge, Judged, answer_held_out
+from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss
+from tuner.evaluation.win_rate import Contestant, PolicyCard, judge_all, policy_card, results
+from tuner.models.chat import end_ids
+from tuner.models.load import load_model
+from tuner.models.locate import Location, locate
+from tuner.models.roles import Roles
+from tuner.models.scorer import Sequences
+from tuner.models.tokenizer import read_tokenizer
+from tuner.rollout.engine import LocalEngine
+from tuner.rollout.reward_sources import ModelReward, RewardSource, RuleReward
+from tuner.rollout.rules import load_rule
+from tuner.rollout.rules import Rule as RuleFunction
+from tuner.stages.rl.prompts import load_policy_prompts
+from tuner.stages.run import Run
+from tuner.stages.stage import Evaluation
+from tuner.training.devices import Devices
+
+
+def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Evaluation:
+    """Have a finished run's policy, and others, answer the config's test prompts, and judge the answers.
+
+    against: runs, model folders or hub names. Each is asked in its own chat template, or the run's where it has none,
+    with the run's sampling; reward, conditions and gold rule are the run's. One model is held at a time. Raises
+    UserError where one is missing or no policy, and when there are no test prompts, before anything is answered.
+    """
+    card = _card(run, config, against)
+    title = run.folder.name
+    return Evaluation(title, results(card), policy_terminal(card), lambda: policy_html(card, title))
+
+
+def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
+    folder, devices = run.folder, Devices(config)
+    rule = _load_gold_rule(run, config)
+    location = _locate_reward(config)
+    prompts, chat_template = _test_prompts(run, config)
+    others = list(dict.fromkeys(against))
+    names = _names(folder, others)
+    trained = Model(path=str(run.model_folder), trust_remote_code=config.policy.trust_remote_code)
+    models = [trained, *(Model(path=path) for path in others)]
+    own, *entered = [
+        _enter(name, path, model, config, prompts, chat_template)
+        for name, path, model in zip(names, [str(folder), *others], models, strict=True)
+    ]
+    answers, ranges = _answer(own, config, devices, with_replay=True)
+    everyone = [answers, *(_answer(entrant, config, devices)[0] for entrant in entered)]
+    judged = _judge(config, devices, location, prompts, rule, everyone)
+    first, *rest = [
+        Contestant(entrant.name, entrant.path, texts, scores)
+        for entrant, texts, scores in zip([own, *entered], everyone, judged, strict=True)
+    ]
+    return policy_card(first, rest, ranges)
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A policy that is going to answer."""
+
+    name: str
+    path: str
+    model: Model
+    precision: Literal["bf16", "fp32"]
+    prompts: PromptSet
+    """Encoded for this policy."""
+    end_ids: frozenset[int]
+
+
+def _load_gold_rule(run: Run, config: PolicyConfig) -> RuleFunction | None:
+    return load_rule(_kept_copy(run, config.evaluation.rule), "evaluation.rule")
+
+
+def _kept_copy(run: Run, reference: object) -> str | None:
+    """A function's reference; that of the run's own copy of its file where the file has gone."""
+    if reference is None:
+        return None
+    file, _, function = str(reference).rpartition(":")
+    copies = (run.kept("functions") or {}).get("copies", {})
+    if not Path(file).is_file() and file in copies:
+        return f"{run.folder / copies[file]}:{function}"
+    return str(reference)
+
+
+def _locate_reward(config: PolicyConfig) -> Location | None:
+    """Where the reward model lies; None where a rule scores. Raises UserError where it is gone."""
+    model = config.reward_model
+    if model is None:
+        return None
+    location = locate(model, weights=False)
+    if not location.has_score:
+        raise UserError(f"{model.path}: this is no reward model any more; restore it, or train again")
+    return location
+
+
+def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
+    """The prompts, as many of them as the run itself measured, and the text of the chat template."""
+    tokenizer = read_tokenizer(
+        locate(Model(path=str(run.model_folder)), weights=False).tokenizer_folder,
+        trust_remote_code=config.policy.trust_remote_code,
+    )
+    with reading_bar() as progress:
+        prompts = load_policy_prompts(config, tokenizer, progress=progress).test
+    if prompts is None:
+        raise UserError(f"{run.folder}: its config holds out no test prompts; name some with --files")
+    return spread(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
+
+
+def _names(folder: Path, others: Sequence[str]) -> list[str]:
+    """What policies are called: a folder by its last part, unless another is called the same."""
+    paths = [str(folder), *others]
+    short = [Path(path).resolve().name if Path(path).is_dir() else path for path in paths]
+    return [
+        name if short.count(name) == 1 or not place else path
+        for place, (name, path) in enumerate(zip(short, paths, strict=True))
+    ]
+
+
+def _enter(name: str, path: str, model: Model, config: PolicyConfig, prompts: PromptSet, chat_template: str) -> _Entrant:
+    """Find a policy, and put the prompts into its own words. chat_template: of a policy that has none."""
+    location = locate(model, weights=False)
+    if location.has_score:
+        raise UserError(
+            f"{path}: a reward model answers nothing; --against takes a policy: an SFT, DPO or PPO run, a folder "
+            "with a language model, or a hub name"
+        )
+    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
+    try:
+        tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template
+        template = Template("tokenizer", tokenizer)
+        texts = [template.prompt_text(prompts.prompt(index).asked()) for index in range(len(prompts))]
+        ends = end_ids(template, tokenizer)
+    except UserError as error:
+        raise UserError(f"{path}: cannot be asked these prompts: {error}") from error
+    ids = encode(tokenizer, texts)
+    asked = replace(
+        prompts,
+        tokens_T=np.array([token for one in ids for token in one], dtype=np.int32),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+    )
+    # adapters as they were trained, complete models all alike
+    precision = config.precision if location.adapter_folder is None else location.precision
+    return _Entrant(name, path, model, precision, asked, ends)
+
+
+def _answer(
+    entrant: _Entrant, config: PolicyConfig, devices: Devices, *, with_replay: bool = False
+) -> tuple[Answers, list[RangeLoss]]:
+    """A policy's answers, and its loss on the held-out replay rows; its model is gone when this returns."""
+    loaded = load_model(entrant.model, precision=entrant.precision, device=devices.device, train=False)
+    autocast = partial(
+        torch.autocast, devices.device.type, dtype=torch.bfloat16, enabled=entrant.precision == "bf16"
+    )
+    policy = Roles.of("policy", loaded, autocast)
+    engine = LocalEngine(
+        policy, entrant.end_ids, config.sampling, config.seed, config.tokens_per_pass, devices
+    )
+    with progress_bar(f"{entrant.name} answers", len(entrant.prompts)) as advance:
+        answers = answer_held_out(
+            entrant.prompts, engine, policy.tokenizer, config.evaluation.temperature
+        )
+        advance(len(entrant.prompts))
+    ranges = _replay_loss(config, policy, devices) if with_replay else []
+    del loaded, policy, engine
+    _free()
+    return answers, ranges
+
+
+def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[RangeLoss]:
+    rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
+    rows = spread(rows, config.evaluation.rows)
+    return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).measure()
+
+
+def _judge(
+    config: PolicyConfig,
+    devices: Devices,
+    location: Location | None,
+    prompts: PromptSet,
+    rule: RuleFunction | None,
+    answers: Sequence[Answers],
+) -> list[Judged]:
+    """The scores of the run's reward and gold rule for everyone's answers."""
+    judge = Judge(
+        prompts, _reward_source(config, devices, location), rule, str(config.evaluation.rule), devices
+    )
+    total = sum(len(policy.texts) for policy in answers)
+    with progress_bar("Judging answers", total) as advance:
+        judged = judge_all(judge, answers)
+        advance(total)
+    _check_numbers(config, judged)
+    return judged
+
+
+def _reward_source(config: PolicyConfig, devices: Devices, location: Location | None) -> RewardSource:
+    if isinstance(config.reward, Rule):
+        rule = load_rule(config.reward.function, "reward")
+        assert rule is not None
+        return RuleReward(rule, f"reward {config.reward.function!r}", devices)
+    assert location is not None
+    loaded = load_model(
+        config.reward, precision=config.precision, device=devices.device, train=False, head="score"
+    )
+    sequences = Sequences.of(config.reward, location, loaded)
+    roles = Roles.of("reward", loaded, devices.autocast)
+    return ModelReward(roles, sequences, config.tokens_per_pass, devices)
+
+
+def _check_numbers(config: PolicyConfig, judged: Sequence[Judged]) -> None:
+    for policy in judged:
+        if not np.isfinite(policy.scores_A).all():
+            place = int(np.flatnonzero(~np.isfinite(policy.scores_A))[0])
+            model = "" if config.reward_model is None else config.reward_model.path
+            raise UserError(
+                f"{policy.prompts.origin(place)}: {model} gives {policy.scores_A[place]} for an answer, which "
+                "is no score; train the reward model again"
+            )
+
+
+def _free() -> None:
+    """Give back what a model held before the next is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

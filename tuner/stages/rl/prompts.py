@@ -1,0 +1,49 @@
+"""A policy stage's prompts: loaded, checked against the reward model, and cut into steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuner.config import PolicyConfig
+from tuner.data.dataset import Dataset, Progress
+from tuner.data.load_prompts import RewardReader, load_prompts
+from tuner.data.prompt_stream import PromptStream, plan_prompts
+from tuner.data.prompts import PromptSet
+from tuner.errors import UserError
+from tuner.models.locate import locate
+from tuner.models.reward_record import known_conditions
+from tuner.models.scorer import reward_template
+
+
+def load_policy_prompts(
+    config: PolicyConfig, tokenizer: Any, *, progress: Progress | None = None
+) -> Dataset[PromptSet]:
+    """The prompts of a config, each one that its reward model can score answers to."""
+    return load_prompts(config.prompts, tokenizer, reward_reader(config), progress=progress)
+
+
+def reward_reader(config: PolicyConfig) -> RewardReader | None:
+    """What the reward model can be asked; None where a rule scores, or the model is not at hand to tell."""
+    model = config.reward_model
+    if model is None or not Path(model.path).is_dir():
+        return None
+    location = locate(model, weights=False)
+    _, template = reward_template(model, location)
+    return RewardReader(tuple(known_conditions(location.folder)), template)
+
+
+def plan_run(config: PolicyConfig, prompts: Dataset[PromptSet]) -> PromptStream:
+    """Which prompts each step answers. Raises UserError where a gold rule has no held-out prompt to measure."""
+    if config.evaluation.rule is not None and prompts.test is None:
+        raise UserError(
+            f"evaluation.rule: no prompt is held out for it to measure ({prompts.report}); give prompts.test_files, or "
+            "a larger prompts.split.test, or leave the rule out"
+        )
+    return plan_prompts(
+        prompts.train,
+        prompts_per_step=config.prompts_per_step,
+        epochs=config.epochs,
+        seed=config.seed,
+        sources=config.prompts.sources,
+    )

@@ -1,0 +1,80 @@
+"""The reinforcement learning stage, as the rest of the tool sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuner.config import LoRA, Model, PolicyConfig
+from tuner.data.batch import pack_all
+from tuner.data.dataset import Dataset, Progress
+from tuner.data.examples import Examples
+from tuner.data.prompts import PromptSet
+from tuner.stages.check import CheckReport
+from tuner.stages.context import Context
+from tuner.stages.rl.check import check_policy
+from tuner.stages.rl.evaluate import evaluate
+from tuner.stages.rl.figures import FIGURES
+from tuner.stages.rl.loop import reinforce
+from tuner.stages.rl.prompts import load_policy_prompts, plan_run
+from tuner.stages.run import Run
+from tuner.stages.stage import Evaluation, Preview, Stage
+
+
+class RLStage(Stage[PolicyConfig]):
+    """Prompts, answered by the policy; losses by the algorithm that the config's class names."""
+
+    figures = FIGURES
+    rows_field = "prompts"
+    example_rows = {"prompts": "prompt.jsonl", "replay": "messages.jsonl"}  # noqa: RUF012 (a constant)
+    memory_fields = ("tokens_per_pass", "sampling.cache_gib")
+    has_page = True
+    compares_policies = True
+
+    def tokenizer_model(self, config: PolicyConfig) -> Model:
+        return config.policy
+
+    def load_rows(
+        self, config: PolicyConfig, tokenizer: Any, *, progress: Progress | None = None
+    ) -> Dataset[PromptSet]:
+        return load_policy_prompts(config, tokenizer, progress=progress)
+
+    def preview(self, config: PolicyConfig, rows: Dataset[PromptSet], num_passes: int) -> Preview:
+        """The prompts of the first step, packed as they would be without their answers."""
+        chosen = plan_run(config, rows).step(0)
+        groups = pack_all(rows.train.lengths[chosen], config.tokens_per_pass)[:num_passes]
+        prompts = rows.train
+        return Preview(
+            prompts.examples(),
+            [chosen[group].tolist() for group in groups],
+            lambda number: prompts.condition(number) or "",
+        )
+
+    def examples(self, rows: Dataset[PromptSet]) -> Examples:
+        return rows.train.examples()
+
+    def check(self, config: PolicyConfig, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
+        return check_policy(config, stand_ins)
+
+    def train(self, config: PolicyConfig, context: Context) -> None:
+        reinforce(config, context)
+
+    def evaluate(self, run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Evaluation:
+        return evaluate(run, config, against)
+
+    def closing_lines(self, run: Run) -> Mapping[str, str]:
+        policy = run.config.policy.path  # type: ignore[attr-defined]
+        return {"next": f"tuner chat {run.folder}, tuner eval {run.folder} --against {policy}"}
+
+    def model_fields(self, config: PolicyConfig) -> Mapping[str, Model]:
+        reward = config.reward_model
+        return {"policy": config.policy} | ({} if reward is None else {"reward": reward})
+
+    def example_rows_for(self, config: PolicyConfig, field: str) -> str:
+        raw_text = field == "replay" and config.replay is not None and config.replay.template is None
+        return "text.jsonl" if raw_text else self.example_rows[field]
+
+    def tiny_changes(self, config: PolicyConfig, stand_ins: frozenset[str]) -> Mapping[str, Any]:
+        """The adapter that the run in place of which the small model stands would have brought."""
+        needs_adapter = "policy" in stand_ins and config.adapter is None and config.roles == "shared"
+        return {"adapter": LoRA()} if needs_adapter else {}

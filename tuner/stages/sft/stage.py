@@ -1,0 +1,48 @@
+"""The SFT stage, as the rest of the tool sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tuner.config import SFT, Text
+from tuner.data.dataset import Dataset, Progress, load_data
+from tuner.data.examples import Examples
+from tuner.evaluation.held_out_chat import load_score
+from tuner.stages.check import CheckReport, check_model
+from tuner.stages.context import Context
+from tuner.stages.packed_rows import plan, plan_figures
+from tuner.stages.run import Run
+from tuner.stages.sft.evaluate import evaluate
+from tuner.stages.sft.figures import FIGURES
+from tuner.stages.sft.loop import sft
+from tuner.stages.stage import Evaluation, Preview, Stage
+
+
+class SFTStage(Stage[SFT]):
+    """Conversations or raw texts, packed; cross entropy of the tokens the loss is taken on."""
+
+    figures = FIGURES
+
+    def load_rows(
+        self, config: SFT, tokenizer: Any, *, progress: Progress | None = None
+    ) -> Dataset[Examples]:
+        return load_data(config.data, tokenizer, progress=progress)
+
+    def preview(self, config: SFT, rows: Dataset[Examples], num_passes: int) -> Preview:
+        return Preview(rows.train, plan(config, rows).passes(0)[:num_passes])
+
+    def check(self, config: SFT, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
+        load_score(config.evaluation.score)
+        model = check_model(config, freeze=config.freeze)
+        rows = self.load_rows(config, model.loaded.tokenizer)
+        return model.report(rows, plan_figures(config, plan(config, rows)))
+
+    def train(self, config: SFT, context: Context) -> None:
+        sft(config, context)
+
+    def evaluate(self, run: Run, config: SFT, against: Sequence[str] = ()) -> Evaluation:
+        return evaluate(run, config, self.load_rows)
+
+    def example_rows_for(self, config: SFT, field: str) -> str:
+        return "text.jsonl" if isinstance(config.data, Text) else "messages.jsonl"

@@ -1,0 +1,46 @@
+"""Small stand-ins for what a config names and this machine does not have: `tuner check --tiny`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuner.config import Source, StageConfig, override
+from tuner.models.tiny import tiny_model_folder
+from tuner.resources import PREFIX, row_examples_folder
+from tuner.stages.stage import Stage
+
+
+def with_stand_ins(
+    stage: Stage, config: StageConfig, folder: Path
+) -> tuple[StageConfig, frozenset[str], tuple[str, ...]]:
+    """The config with a small random model and rows of data_templates where the real ones are not at hand.
+
+    folder: where the models are written. Second, the config fields whose model stands in; third, the paths that
+    were replaced.
+    """
+    changes: dict[str, Any] = {}
+    stand_ins: list[str] = []
+    replaced: list[str] = []
+    for field, model in stage.model_fields(config).items():
+        if not _at_hand(model.path):
+            small = tiny_model_folder(model.path, folder / field, score=field == "reward")
+            changes |= {f"{field}.path": str(small), f"{field}.revision": None}
+            stand_ins.append(field)
+            replaced.append(model.path)
+    changes |= stage.tiny_changes(config, frozenset(stand_ins))
+    for field in stage.example_rows:
+        if (rows := getattr(config, field)) is None:
+            continue
+        for name in ("files", "validation_files", "test_files"):
+            paths = [file.path if isinstance(file, Source) else file for file in getattr(rows, name)]
+            if missing := [path for path in paths if not _at_hand(path)]:
+                changes[f"{field}.{name}"] = [str(row_examples_folder() / stage.example_rows_for(config, field))]
+                replaced += missing
+    return override(config, changes), frozenset(stand_ins), tuple(replaced)
+
+
+def _at_hand(path: str) -> bool:
+    return (
+        path.startswith(PREFIX) or Path(path).exists() or bool(list(Path().glob(path)) if "*" in path else ())
+    )

@@ -1,0 +1,70 @@
+"""The one way to run a config: `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.config import StageConfig
+from tuner.display.notebook import NotebookWatcher, in_notebook
+from tuner.display.progress import ProgressWatcher
+from tuner.errors import UserError
+from tuner.stages.context import Context
+from tuner.stages.registry import stage_of
+from tuner.stages.run import Run
+from tuner.training.checkpoint import explain_write
+from tuner.training.devices import Devices
+from tuner.training.figures import StageFigures
+from tuner.training.loop import Interrupted
+from tuner.training.wandb_tracker import WandbTracker
+from tuner.training.watchers import Outcome, Watchers
+
+
+def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence[str] = ()) -> Run:
+    """Train `config` in `runs`/`config.name`, or go on where it stopped; returns the run.
+
+    In Jupyter a live table and curve are shown, and an interrupt saves a checkpoint and returns. Elsewhere
+    an interrupt raises `tuner.training.loop.Interrupted` after saving. Raises UserError on bad input.
+    """
+    if config.name is None:
+        raise UserError("this config has no name: write name='...', which is also the run's folder")
+    devices = Devices(config)
+    run = Run(Path(runs) / config.name)
+    if run.results is not None and not run.changes(config):
+        return run
+    stage = stage_of(config)
+    watchers = Watchers(_watchers(config, stage.figures) if devices.is_main else [])
+    outcome: Outcome = "failed"
+    try:
+        if devices.is_main:
+            run.start(config, overrides, devices.place)
+        devices.wait()
+        stage.train(config, Context(run, devices, watchers))
+        outcome = "finished"
+    except Interrupted as interrupted:
+        outcome = "interrupted"
+        if devices.is_main:
+            run.log(str(interrupted))
+        if not in_notebook():
+            raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{run.folder}: the GPU's memory is full; lower {' or '.join(stage.memory_fields)}, or set "
+            "gradient_checkpointing=true, and the same run goes on"
+        ) from error
+    except (UserError, OSError) as error:
+        if devices.is_main:
+            run.abandon()
+        raise explain_write(error, run.folder) from error
+    finally:
+        watchers.end(outcome)
+        run.release()
+    return run
+
+
+def _watchers(config: StageConfig, figures: StageFigures) -> list[Any]:
+    watchers: list[Any] = [NotebookWatcher(figures) if in_notebook() else ProgressWatcher(figures)]
+    return watchers + ([WandbTracker(config.tracking, figures)] if config.tracking else [])
