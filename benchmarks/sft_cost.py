@@ -32,6 +32,7 @@ import torch
 from report import report, verdict
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM
+from tuner.stages.rows import load_rows, plan
 
 import tuner
 import tuner.resources
@@ -40,7 +41,6 @@ from tuner.data.stream import Stream
 from tuner.models.adapters import add_adapter
 from tuner.models.load import load_tokenizer
 from tuner.models.tiny import tiny_model_folder
-from tuner.stages.rows import load_rows, plan
 
 LIMIT = 1.05
 

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuner.stages.evaluating import evaluate_run
+
 import tuner
 from tuner.config import load_config, override
-from tuner.stages.evaluating import evaluate_run
 from tuner.training.run_folder import Run, versions
 
 SEEDS = (0, 1, 2)

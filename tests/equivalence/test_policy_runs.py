@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import typer
 from safetensors.torch import load_file, save_file
+from tuner.stages.checking import check
 from typer.testing import CliRunner
 
 import tuner
@@ -22,7 +23,6 @@ from tuner.errors import UserError
 from tuner.evaluation import judged
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
 from tuner.resources import locate
-from tuner.stages.checking import check
 from tuner.training.run_folder import Run
 
 job = importlib.import_module("tuner.stages.job")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tuner.rollout.scores import score_answers
 
 import tuner
 from tests.equivalence.conftest import in_two_processes, weights
@@ -29,7 +30,6 @@ from tuner.evaluation.held_out_policy import HeldOutPolicy
 from tuner.models.scorer import Asked, open_scorer
 from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
-from tuner.rollout.scores import score_answers
 from tuner.training.loop import Interrupted, Step
 from tuner.training.run_folder import Run
 

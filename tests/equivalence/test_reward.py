@@ -295,8 +295,9 @@ def test_a_reward_run_goes_on_with_its_head(reward, train, begun, tmp_path, star
 
 def mean_score(config, source):
     """Of the answers of a config's first step, by a model that is only used."""
-    from tuner.models.scorer import score_sequences
     from tuner.stages.rows import load_rows, plan
+
+    from tuner.models.scorer import score_sequences
 
     data = load_rows(config)
     sequences = data.train.sequences

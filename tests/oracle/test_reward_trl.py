@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tuner.stages.rows import load_rows, plan
 
 import tuner
 from tuner.config import AdamW, Constant, FocalRanking, LoRA, Model, Preferences, RewardModel, override
@@ -14,7 +15,6 @@ from tuner.models.load import load_model
 from tuner.models.pair_sums import compare
 from tuner.models.save import save_model
 from tuner.models.unwrap import unwrapped
-from tuner.stages.rows import load_rows, plan
 
 CPU = torch.device("cpu")
 STEPS = 3

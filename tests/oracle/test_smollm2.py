@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
 )
+from tuner.stages.rows import load_rows
 
 import tuner
 from tests.conftest import ROOT
@@ -33,7 +34,6 @@ from tuner.models.load import load_model
 from tuner.models.merge import MAX_MEAN_KL, merge
 from tuner.models.probe import TOLERANCE, prove_isolation
 from tuner.models.scorer import open_scorer, score_sequences
-from tuner.stages.rows import load_rows
 
 pytestmark = pytest.mark.weights
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tuner.stages.rows import load_rows, plan
 
 import tuner
 from tuner.config import SFT, AdamW, Chat, Constant, Evaluation, LoRA, Model, override
 from tuner.models.load import load_model, load_tokenizer
-from tuner.stages.rows import load_rows, plan
 
 CPU = torch.device("cpu")
 STEPS = 3

@@ -32,7 +32,8 @@ class GRPO(Algorithm[GRPOConfig]):
         """The score alone: the KL penalty is in the loss."""
         estimator = self.config.kl_estimator
         return [
-            Rewarded(**vars(row), rewards_N=token_reward_of(row, shaped_A, 0.0, estimator)) for row in observed
+            Rewarded(**vars(row), rewards_N=token_reward_of(row, shaped_A, 0.0, estimator))
+            for row in observed
         ]
 
     def estimate(

@@ -74,7 +74,8 @@ class PPO(Algorithm[PPOConfig]):
     def reward(self, observed: Sequence[Observed], shaped_A: np.ndarray) -> Sequence[ValuedReward]:
         kl, estimator = self.config.kl, self.config.kl_estimator
         return [
-            ValuedReward(**vars(row), rewards_N=token_reward_of(row, shaped_A, kl, estimator)) for row in observed
+            ValuedReward(**vars(row), rewards_N=token_reward_of(row, shaped_A, kl, estimator))
+            for row in observed
         ]
 
     def estimate(

@@ -1,15 +1,16 @@
 """What is learned from: sources of rows, how they are rendered, which tokens are learned."""
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tuner.config.base import ConfigBase
-from tuner.config.functions import Function
+from tuner.config.functions import name_function
 
-Shape = Literal[
-    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "pair", "ranked", "shp", "prompt"
-]
+
+def _name_shape(value: Any) -> Any:
+    return value if isinstance(value, str) and value.isidentifier() else name_function(value)
 
 
 class Source(ConfigBase):
@@ -18,8 +19,9 @@ class Source(ConfigBase):
     path: str = Field(min_length=1)
     """`data/*.jsonl`, `data/x.parquet`, `org/dataset` on the hub, or `tuner:sums/train.jsonl`."""
 
-    shape: Shape | Function | None = None
-    """Row shape; None recognises it from the first row. A function turns a row (dict) into {"messages": ...}."""
+    shape: Annotated[str | Callable[..., Any] | None, BeforeValidator(_name_shape)] = None
+    """Name of a row shape (data_templates/rows shows them); None recognizes it from the first row. A function turns a
+    row (dict) into {"messages": ...}."""
 
     split: str = "train"
     """Which split of a hub dataset."""

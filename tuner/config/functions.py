@@ -18,7 +18,8 @@ def is_function_reference(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r".+\.py:\w+", value) is not None
 
 
-def _name_function(value: Any) -> Any:
+def name_function(value: Any) -> Any:
+    """A function of the user's as "file.py:name"; raises ValueError for what cannot be named so."""
     if value is None or is_function_reference(value):
         return value
     if not callable(value):
@@ -34,7 +35,7 @@ def _relative(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-Function = Annotated[str | Callable[..., Any], BeforeValidator(_name_function)]
+Function = Annotated[str | Callable[..., Any], BeforeValidator(name_function)]
 """A module-level function, kept as "file.py:name" so that configs compare and go through JSON."""
 
 

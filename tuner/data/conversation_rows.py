@@ -4,17 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tuner.config.functions import load_function
 from tuner.data.conversation import Conversation, Document, Turn
+from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
     Values,
-    call_function,
     expect_list,
     expect_mapping,
     expect_text,
     has,
     is_json,
-    names_of,
     read_question,
     read_switches,
     read_tools,
@@ -22,58 +20,11 @@ from tuner.data.turns import (
     read_weight,
     refuse,
 )
-from tuner.errors import UserError
 
 
-class Shape:
-    """How a shape is told by its keys (any of the choices), and how it is read."""
-
-    def __init__(self, read: Callable[[Values, str], Any], *keys: tuple[str, ...]):
-        self.read = read
-        self.keys = keys
-
-
-class Reader:
-    """Rows of one source to conversations and documents, or to what other `shapes` make of them.
-
-    The shape is named by the config, recognised from the first row, or made by a user's function; every
-    further row has to have it. Raises UserError with `file:line` for rows that have not.
-    """
-
-    def __init__(self, shape: str | None = None, shapes: Mapping[str, Shape] | None = None):
-        self._shapes = SHAPES if shapes is None else shapes
-        self._function = None
-        if shape is not None and shape not in self._shapes:
-            self._function = load_function(shape, "shape", f"one of {', '.join(self._shapes)}, or ")
-        self._shape = None if self._function else shape
-        self._named = self._shape is not None
-
-    def read(self, row: Values, origin: str) -> Any:
-        """One row. origin: its `file:line`."""
-        if self._function is not None:
-            row = call_function(self._function, row, origin)
-        name = self._shape or recognise(row, origin, self._shapes)
-        if self._function is None:
-            self._shape = name
-        shape = self._shapes[name]
-        if not any(all(has(row, key) for key in choice) for choice in shape.keys):
-            how = "named in the config" if self._named else "recognised from the source's first row"
-            wanted = " or ".join("+".join(f'"{key}"' for key in choice) for choice in shape.keys)
-            refuse(origin, f"not a {name} row (the shape {how}): it needs {wanted}, it has {names_of(row)}")
-        return shape.read(row, origin)
-
-
-def recognise(row: Values, origin: str, shapes: Mapping[str, Shape] | None = None) -> str:
-    """The shape a row's keys tell; UserError when they tell none."""
-    shapes = SHAPES if shapes is None else shapes
-    for name, shape in shapes.items():
-        if any(all(has(row, key) for key in choice) for choice in shape.keys):
-            return name
-    *others, last = ["+".join(shape.keys[0]) for shape in shapes.values()]
-    raise UserError(
-        f"{origin}: this row's shape is unknown (keys: {names_of(row)}); it needs {', '.join(others)} or {last}, "
-        "or a Source(shape=function) that makes one of them"
-    )
+def conversation_reader(shape: str | None = None) -> Reader:
+    """A reader of conversations and documents; see Reader."""
+    return Reader(shape, {**registered_shapes("conversation"), **SHAPES})
 
 
 def read_messages(row: Values, origin: str) -> Conversation:
@@ -166,7 +117,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "text": Shape(_read_text, ("text",)),
 }
-"""In the order of recognition: more telling keys first. The names are those of config.data.Shape."""
+"""In the order of recognition: more telling keys first."""
 
 
 def _conversation(row: Values, turns: list[Turn], origin: str) -> Conversation:

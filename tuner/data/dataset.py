@@ -13,7 +13,7 @@ from tuner.config.data import Chat, Data, Preferences, Prompts, Source, Text
 from tuner.data import token_cache as cache
 from tuner.data.comparisons import Comparisons
 from tuner.data.conversation import Conversation, Document, Preference, Prompt
-from tuner.data.conversation_rows import Reader
+from tuner.data.conversation_rows import conversation_reader
 from tuner.data.data_report import DataReport, PartReport, SourceReport
 from tuner.data.encoding import Tokenizer, encode
 from tuner.data.examples import Collector, Examples, Sample, split_sample, tokenize, tokenize_text
@@ -214,7 +214,7 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
         return Collector()
 
     def read(self, source: Source) -> Callable[[Row], Conversation | Document]:
-        reader = Reader(source.shape if isinstance(source.shape, str) else None)
+        reader = conversation_reader(source.shape if isinstance(source.shape, str) else None)
         return lambda row: self._expect_kind(reader.read(row.values, row.origin))
 
     def _expect_kind(self, item: Conversation | Document) -> Conversation | Document:

@@ -13,7 +13,7 @@ from tuner.data.conversation import Prompt
 from tuner.data.data_report import DataReport, SourceReport
 from tuner.data.dataset import Builder, Dataset, Progress, Unused, build
 from tuner.data.encoding import Tokenizer, encode
-from tuner.data.prompt_rows import SHAPES, prompt_reader
+from tuner.data.prompt_rows import prompt_reader
 from tuner.data.prompts import PromptCollector, PromptSet
 from tuner.data.sources import Row
 from tuner.data.template import Template
@@ -95,11 +95,12 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
     def read(self, source: Source) -> Callable[[Row], Prompt | Unused]:
         shape = source.shape if isinstance(source.shape, str) else None
         reader = prompt_reader(shape)
-        made_by_function = shape is not None and shape not in SHAPES
         system = self.data.system if source.system is None else source.system
 
         def read(row: Row) -> Prompt:
-            given = copy.deepcopy(row.values) if made_by_function else row.values  # functions may change it
+            given = (
+                copy.deepcopy(row.values) if reader.uses_function else row.values
+            )  # functions may change it
             prompt: Prompt = reader.read(given, row.origin)
             condition = prompt.condition or source.condition
             self._weighed += prompt.weight not in (0, 1)

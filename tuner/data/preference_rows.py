@@ -6,7 +6,7 @@ import re
 from typing import Any, NoReturn, TypeGuard
 
 from tuner.data.conversation import Preference, Turn
-from tuner.data.conversation_rows import Reader, Shape
+from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
     Values,
     expect_list,
@@ -41,7 +41,7 @@ class IncomparableError(UserError):
 
 def preference_reader(shape: str | None) -> Reader:
     """A reader of preference rows; see Reader."""
-    return Reader(shape, SHAPES)
+    return Reader(shape, {**registered_shapes("preference"), **SHAPES})
 
 
 def _read_pair(row: Values, origin: str) -> Preference:
@@ -86,7 +86,7 @@ SHAPES = {
     "pair": Shape(_read_pair, ("chosen", "rejected")),
     "ranked": Shape(_read_ranked, *((key,) for key in _ANSWERS)),
 }
-"""In the order of recognition. The names are among those of config.data.Shape."""
+"""In the order of recognition."""
 
 
 def _preference(

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Prompt, Turn
-from tuner.data.conversation_rows import Reader, Shape, read_messages, read_sharegpt
+from tuner.data.conversation_rows import read_messages, read_sharegpt
 from tuner.data.preference_rows import SHAPES as PREFERENCES
 from tuner.data.preference_rows import read_condition, read_prompt, read_side, read_text_prompt
+from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
     Values,
     expect_list,
@@ -26,7 +27,7 @@ _ANSWERS = ("completion", "response", "output")
 
 def prompt_reader(shape: str | None) -> Reader:
     """A reader of prompts; see Reader."""
-    return Reader(shape, SHAPES)
+    return Reader(shape, {**registered_shapes("prompt"), **SHAPES})
 
 
 def _read_messages(row: Values, origin: str) -> Prompt:
@@ -80,8 +81,7 @@ SHAPES: dict[str, Shape] = {
     "prompt": Shape(_read_prompt, ("prompt",), ("question",)),
     "prompt_completion": Shape(_read_prompt, ("prompt", "completion"), ("prompt", "response")),
 }
-"""In the order of recognition; `prompt` reads rows with a completion as well. The names are among those of
-config.data.Shape."""
+"""In the order of recognition; `prompt` reads rows with a completion as well."""
 
 
 def _prompt(row: Values, turns: Sequence[Turn], origin: str) -> Prompt:

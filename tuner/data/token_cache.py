@@ -21,6 +21,7 @@ from tuner.data.data_report import DataReport
 from tuner.data.encoding import Tokenizer, serialise
 from tuner.data.examples import Examples
 from tuner.data.prompts import PromptSet
+from tuner.data.row_shapes import fingerprint_of_registered
 from tuner.data.sources import Rows
 from tuner.data.template import find_source
 
@@ -38,6 +39,7 @@ CODE = (
     "prompt_rows",
     "prompts",
     "data_report",
+    "row_shapes",
     "conversation_rows",
     "sources",
     "split",
@@ -73,6 +75,7 @@ def cache_key(
         "counts": [len(data.sources), len(data.validation_sources), len(data.test_sources)],
         "template": None if isinstance(data, Text) else find_source(data.template, tokenizer),
         "others": dict(others),
+        "registered shapes": fingerprint_of_registered(),
         "tokenizer": serialise(tokenizer),
         "code": code_hash(),
     }

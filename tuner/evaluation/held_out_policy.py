@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from tuner.config import PolicyEvaluation
 from tuner.evaluation.judge import Judge, Judged, answer_held_out
 from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss, by_position, mean_loss
-from transformers import PreTrainedTokenizerBase
-
 from tuner.rollout.engine import Engine
 from tuner.training.watchers import Sample
 

@@ -112,7 +112,9 @@ def _of(
     return Judged(prompts, answers.texts, found.scores_A[chosen_A], golds_A)
 
 
-def policy_card(own: Contestant, others: Sequence[Contestant], replay: Sequence[RangeLoss] = ()) -> PolicyCard:
+def policy_card(
+    own: Contestant, others: Sequence[Contestant], replay: Sequence[RangeLoss] = ()
+) -> PolicyCard:
     """A policy measured, and compared with each of the others on the same prompts."""
     clusters_A = clusters(own.judged.prompts)
     return PolicyCard(own, [_match(own, other, clusters_A) for other in others], replay)

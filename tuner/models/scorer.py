@@ -17,9 +17,10 @@ from tuner.config import Model
 from tuner.data.batch import make_batch, pack_all
 from tuner.data.conditions import Conditions, Wordings, drawing_key
 from tuner.data.conversation import Conversation, Prompt, Turn
-from tuner.data.conversation_rows import Reader
+from tuner.data.conversation_rows import conversation_reader
 from tuner.data.load_preferences import SequenceMaker
 from tuner.data.load_prompts import RewardReader
+from tuner.data.row_shapes import Reader
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.forward import scores
@@ -122,7 +123,7 @@ class Scorer:
         self, rows: Iterable[Conversation | Mapping[str, Any]], condition: str | None = None
     ) -> Iterator[float]:
         """The same, one by one, holding no more than a window of them."""
-        reader, numbers = Reader(), itertools.count(1)
+        reader, numbers = conversation_reader(), itertools.count(1)
         asked = (self._read(row, reader, next(numbers), condition) for row in rows)
         while window := list(itertools.islice(asked, WINDOW)):
             yield from self.score_asked(window).tolist()

@@ -57,7 +57,10 @@ def _token_sums(rollout: Rollout, experience: Experience, own: TokenFigures) -> 
     generated = np.concatenate([rollout.answers[index].logprobs for index in experience.row.answers.tolist()])
     figures: dict[str, torch.Tensor] = {}
     if reference_N is not None:
-        figures |= {"kl": kl_estimate(old_N, reference_N, "k1"), "kl_k3": kl_estimate(old_N, reference_N, "k3")}
+        figures |= {
+            "kl": kl_estimate(old_N, reference_N, "k1"),
+            "kl_k3": kl_estimate(old_N, reference_N, "k3"),
+        }
     figures |= {
         "entropy": experience.entropies_N,
         "generator_gap": (old_N - torch.from_numpy(generated).to(old_N)).abs(),

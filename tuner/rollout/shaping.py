@@ -62,6 +62,8 @@ def shape_scores(
     scores_A = scores_A - missing_end_penalty * ~ended_A
     if clip is not None:
         scores_A = scores_A.clip(-clip, clip)
-    finite_A = scores_A[np.isfinite(scores_A)]  # another value spoils its own step, and must not spoil all later ones
+    finite_A = scores_A[
+        np.isfinite(scores_A)
+    ]  # another value spoils its own step, and must not spoil all later ones
     running = ScoreMoments(**moments).merged(finite_A)  # type: ignore[arg-type]
     return (running.standardised(scores_A) if normalize else scores_A), asdict(running)

@@ -70,11 +70,11 @@ class CheckedModel:
         weights = self.weights
         return weights.linear + weights.other + (0 if self.is_adapted else weights.trained)
 
-    def report(
-        self, rows: Dataset[Any], plan: dict[str, Any], *, further_bytes: float = 0.0
-    ) -> CheckReport:
+    def report(self, rows: Dataset[Any], plan: dict[str, Any], *, further_bytes: float = 0.0) -> CheckReport:
         """The report of a run of this model over these rows. further_bytes: of memory beside training's own."""
-        budget = MemoryBudget.of(self.config, language_head=self.loaded.transformer.get_output_embeddings() is not None)
+        budget = MemoryBudget.of(
+            self.config, language_head=self.loaded.transformer.get_output_embeddings() is not None
+        )
         shape, weights = self.loaded.transformer.config, self.weights
         peak = peak_bytes(budget, shape, weights, self.loaded.base.quantization) + further_bytes
         return CheckReport(

@@ -74,9 +74,7 @@ class Stage(ABC, Generic[Config]):
         return config.model  # type: ignore[attr-defined]
 
     @abstractmethod
-    def load_rows(
-        self, config: Config, tokenizer: Any, *, progress: Progress | None = None
-    ) -> Dataset[Any]:
+    def load_rows(self, config: Config, tokenizer: Any, *, progress: Progress | None = None) -> Dataset[Any]:
         """The tokenized rows of a config. Raises UserError with `file:line` for a bad row."""
 
     @abstractmethod

@@ -35,7 +35,9 @@ def with_stand_ins(
         for name in ("files", "validation_files", "test_files"):
             paths = [file.path if isinstance(file, Source) else file for file in getattr(rows, name)]
             if missing := [path for path in paths if not _at_hand(path)]:
-                changes[f"{field}.{name}"] = [str(row_examples_folder() / stage.example_rows_for(config, field))]
+                changes[f"{field}.{name}"] = [
+                    str(row_examples_folder() / stage.example_rows_for(config, field))
+                ]
                 replaced += missing
     return override(config, changes), frozenset(stand_ins), tuple(replaced)
 

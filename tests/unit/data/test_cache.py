@@ -93,8 +93,8 @@ def test_tokenizer_template_text_and_code_change_the_key(path, tokenizer, tmp_pa
 
 def test_the_code_hash_covers_every_module_that_decides_what_is_learned():
     folder = Path(cache.__file__).parent
-    shown_only = {"__init__", "view"}
-    the_loops_own = {"packing", "batch", "stream", "prompt_stream", "replay", "spread"}
+    shown_only = {"__init__", "inspection"}
+    the_loops_own = {"packing", "batch", "stream", "prompt_stream", "replay", "subset"}
     assert {file.stem for file in folder.glob("*.py")} == {*cache.CODE, *shown_only, *the_loops_own}
 
 

@@ -229,7 +229,7 @@ def test_functions_make_rows_and_change_no_values(write, load, tmp_path):
 
 def test_bad_rows_are_named(load):
     with pytest.raises(
-        UserError, match=r"rows\.jsonl:2: not a prompt row .*recognised from the source's first"
+        UserError, match=r"rows\.jsonl:2: not a prompt row .*recognized from the source's first"
     ):
         load([{"prompt": "a"}, {"text": "b"}])
     with pytest.raises(UserError, match=r"rows\.jsonl:1: this row's shape is unknown"):

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from tuner.data.conversation import Preference, ToolCall, Turn
-from tuner.data.conversation_rows import recognise
 from tuner.data.preference_rows import SHAPES, IncomparableError, preference_reader
+from tuner.data.row_shapes import recognize
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 
@@ -43,10 +43,10 @@ def said(turns) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_example_file_is_recognised_and_read(file):
+def test_every_example_file_is_recognized_and_read(file):
     rows = [row for name, row in EXAMPLES if name == file.stem]
     assert 2 <= len(rows) <= 6
-    assert recognise(rows[0], "x", SHAPES) == SHAPE_OF[file.stem]
+    assert recognize(rows[0], "x", SHAPES) == SHAPE_OF[file.stem]
     reader = preference_reader(None)
     for row in rows:
         preference = reader.read(row, "x:1")

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tuner.data.conversation import Conversation, Document, ToolCall, Turn
-from tuner.data.conversation_rows import SHAPES, Reader, recognise
+from tuner.data.conversation_rows import SHAPES, conversation_reader
+from tuner.data.row_shapes import recognize
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 
@@ -20,7 +21,7 @@ SHAPE_OF = {"messages_tools": "messages", "internlm2": "messages", "xtuner": "sh
 
 
 def read(row, shape=None):
-    return Reader(shape).read(row, "x.jsonl:7")
+    return conversation_reader(shape).read(row, "x.jsonl:7")
 
 
 def turns(row, shape=None) -> list[tuple[str, str]]:
@@ -30,11 +31,11 @@ def turns(row, shape=None) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_example_file_is_recognised_and_read(file):
+def test_every_example_file_is_recognized_and_read(file):
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    reader = Reader()
+    reader = conversation_reader()
     assert 2 <= len(rows) <= 6
-    assert recognise(rows[0], "x") == SHAPE_OF.get(file.stem, file.stem)
+    assert recognize(rows[0], "x", SHAPES) == SHAPE_OF.get(file.stem, file.stem)
     for row in rows:
         item = reader.read(row, "x.jsonl:1")
         assert isinstance(item, Document) == (file.stem == "text")
@@ -159,7 +160,7 @@ def test_a_users_function(tmp_path):
         with pytest.raises(UserError, match=message):
             read({"q": "A"}, f"{file}:{name}")
     with pytest.raises(UserError, match="no such file"):
-        Reader("nowhere.py:f")
+        conversation_reader("nowhere.py:f")
 
 
 def user(content="a", **more):
@@ -213,7 +214,7 @@ def test_bad_rows_say_where_and_what(case):
 
 
 def test_later_rows_keep_the_shape_of_the_first():
-    reader = Reader()
+    reader = conversation_reader()
     reader.read({"prompt": "A", "completion": "B"}, "x:1")
     with pytest.raises(UserError, match=r"x:2: not a prompt_completion row .*first row\)"):
         reader.read({"text": "A"}, "x:2")

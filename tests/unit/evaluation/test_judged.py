@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tuner.evaluation.judged import Judge, Judged, answer_held_out, load_rule
 
 from tests.unit.evaluation.test_win_rate import prompts_of
 from tuner.config import PPO, Model, PolicyEvaluation, Prompts, Sampling
 from tuner.errors import UserError
-from tuner.evaluation.judged import Judge, Judged, answer_held_out, load_rule
 from tuner.models.generate import Answer, uniforms
 from tuner.training import answering as module
 from tuner.training.devices import Devices

@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 from rich.console import Console
+from tuner.evaluation.judged import Answers, Judge, Judged
 
 from tests.unit.evaluation.report.test_page import HOSTILE, SHOWN, Page
 from tuner.data.conversation import Prompt, Turn
 from tuner.data.prompts import PromptCollector, PromptSet
 from tuner.display.win_page import LARGEST, policy_html, policy_terminal, sentences
 from tuner.evaluation.intervals import mean, share, sign_test, win_share
-from tuner.evaluation.judged import Answers, Judge, Judged
 from tuner.evaluation.position_loss import RangeLoss
 from tuner.evaluation.win_rate import (
     ALL,

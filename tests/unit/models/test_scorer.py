@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from tuner.stages.rows import load_rows
 
 import tuner
 from tests.equivalence.test_reward import REWARD
@@ -18,7 +19,6 @@ from tuner.models import scorer as module
 from tuner.models.roles import Roles
 from tuner.models.scorer import open_scorer, score_sequences
 from tuner.stages.reward.score_file import score_file
-from tuner.stages.rows import load_rows
 from tuner.training.devices import Devices
 
 CPU = torch.device("cpu")

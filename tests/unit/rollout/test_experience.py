@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tuner.rollout.health import health
 
 from tests.unit.data.test_replay import stream
 from tests.unit.rollout.test_rollout import Alone, rollout
 from tests.unit.rollout.test_scores import CONFIG
 from tuner.config import override
 from tuner.rollout.experience import Observed, with_advantages, with_rewards
-from tuner.rollout.health import health
 from tuner.rollout.updates import updates
 
 

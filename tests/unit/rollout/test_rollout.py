@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tuner.rollout.health import repetition
 
 from tuner.data.conversation import Prompt, Turn
 from tuner.models.generate import Answer
-from tuner.rollout.health import repetition
 from tuner.rollout.rollout import Rollout
 
 PROMPTS = (4, 9, 2, 30, 6, 1, 12, 3)

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from tuner.rollout.scores import ScoreMoments, learned_scores
 
 from tuner.config import PPO, Prompts, Sampling, override
-from tuner.rollout.scores import ScoreMoments, learned_scores
 
 CONFIG = PPO(
     policy={"path": "none"},

@@ -33,7 +33,9 @@ class Report:
 def make_report(config: RewardModel, roles: Roles, devices: Devices) -> Report | None:
     """The report on a config's test rows; None without such rows."""
     conditions = Conditions(read_conditions(config.conditions), config.seed)
-    bar = progress_bar("Scoring held-out answers", None) if devices.is_main else nullcontext(lambda count: None)
+    bar = (
+        progress_bar("Scoring held-out answers", None) if devices.is_main else nullcontext(lambda count: None)
+    )
     with bar as advance:
         report = report_on(
             ReportSettings(config.data, config.reward_token, config.evaluation, config.loss),

@@ -38,9 +38,7 @@ def make_record(config: RewardModel, report: Report | None) -> RewardRecord:
     """What the model's reward.json says of it."""
     return RewardRecord(
         reward_token=config.reward_token,
-        conditions={
-            name: wordings.seen for name, wordings in read_conditions(config.conditions).items()
-        },
+        conditions={name: wordings.seen for name, wordings in read_conditions(config.conditions).items()},
         seed=config.seed,
         max_length=config.data.max_length,
         bound=config.loss.bound if config.loss.barrier else None,

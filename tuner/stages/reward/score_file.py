@@ -10,8 +10,8 @@ from typing import Any, TextIO
 from tuner.config import Source
 from tuner.data.conversation import Document, Preference
 from tuner.data.conversation_rows import SHAPES as CONVERSATIONS
-from tuner.data.conversation_rows import Reader
 from tuner.data.preference_rows import SHAPES as PREFERENCES
+from tuner.data.row_shapes import Reader
 from tuner.data.sources import Row, Rows
 from tuner.display.progress import progress_bar
 from tuner.errors import UserError

@@ -32,8 +32,8 @@ from tuner.models.scorer import Sequences
 from tuner.models.tokenizer import read_tokenizer
 from tuner.rollout.engine import LocalEngine
 from tuner.rollout.reward_sources import ModelReward, RewardSource, RuleReward
-from tuner.rollout.rules import load_rule
 from tuner.rollout.rules import Rule as RuleFunction
+from tuner.rollout.rules import load_rule
 from tuner.stages.rl.prompts import load_policy_prompts
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation
@@ -137,7 +137,9 @@ def _names(folder: Path, others: Sequence[str]) -> list[str]:
     ]
 
 
-def _enter(name: str, path: str, model: Model, config: PolicyConfig, prompts: PromptSet, chat_template: str) -> _Entrant:
+def _enter(
+    name: str, path: str, model: Model, config: PolicyConfig, prompts: PromptSet, chat_template: str
+) -> _Entrant:
     """Find a policy, and put the prompts into its own words. chat_template: of a policy that has none."""
     location = locate(model, weights=False)
     if location.has_score:
@@ -177,9 +179,7 @@ def _answer(
         policy, entrant.end_ids, config.sampling, config.seed, config.tokens_per_pass, devices
     )
     with progress_bar(f"{entrant.name} answers", len(entrant.prompts)) as advance:
-        answers = answer_held_out(
-            entrant.prompts, engine, policy.tokenizer, config.evaluation.temperature
-        )
+        answers = answer_held_out(entrant.prompts, engine, policy.tokenizer, config.evaluation.temperature)
         advance(len(entrant.prompts))
     ranges = _replay_loss(config, policy, devices) if with_replay else []
     del loaded, policy, engine

@@ -19,7 +19,12 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
         with step.part("generate"):
             chosen, group = setup.stream.step(step.index), algorithm.answers_per_prompt
             rollout = answer_prompts(
-                setup.engine, roles.tokenizer, setup.stream.prompts, chosen, answers_per_prompt=group, step=step.index
+                setup.engine,
+                roles.tokenizer,
+                setup.stream.prompts,
+                chosen,
+                answers_per_prompt=group,
+                step=step.index,
             )
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)

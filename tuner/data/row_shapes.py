@@ -1,0 +1,110 @@
+"""Row shapes: how a row of a file is told by its keys, and who reads it.
+
+Shapes of three kinds of rows come with tuner: `conversation_rows.py`, `preference_rows.py` and `prompt_rows.py` have a
+table each. `register_shape` adds one from anywhere.
+"""
+
+import difflib
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tuner.config.functions import is_function_reference, load_function
+from tuner.data.turns import Values, call_function, has, names_of, refuse
+from tuner.errors import UserError
+
+Kind = Literal["conversation", "preference", "prompt"]
+"""What rows are read as: rows to chat about or raw text, ranked answers, or prompts of a policy."""
+_REGISTERED: dict[Kind, dict[str, "Shape"]] = {"conversation": {}, "preference": {}, "prompt": {}}
+
+
+class Shape:
+    """How a shape is told by its keys (any of the choices), and the function (row, origin) that reads it."""
+
+    def __init__(self, read: Callable[[Values, str], Any], *keys: tuple[str, ...]):
+        self.read = read
+        self.keys = keys
+
+    def matches(self, row: Values) -> bool:
+        """Whether the row has all keys of one of the choices."""
+        return any(all(has(row, key) for key in choice) for choice in self.keys)
+
+
+def register_shape(kind: Kind, name: str, read: Callable[[Values, str], Any], *keys: tuple[str, ...]) -> None:
+    """Add a shape of rows, recognized before those that come with tuner, and selectable by `Source(shape=name)`.
+
+    read: from (row, its `file:line`) to a Conversation or Document, a Preference, or a Prompt, by the kind. keys: any
+    of these choices of keys tells the shape.
+    """
+    _REGISTERED[kind][name] = Shape(read, *keys)
+
+
+def registered_shapes(kind: Kind) -> Mapping[str, Shape]:
+    """The shapes added by `register_shape`."""
+    return _REGISTERED[kind]
+
+
+def fingerprint_of_registered() -> dict[str, str]:
+    """Hash of the file of every registered shape's reader: what it reads changes with it."""
+    return {
+        f"{kind}/{name}": hashlib.blake2b(Path(inspect.getfile(shape.read)).read_bytes()).hexdigest()
+        for kind, shapes in _REGISTERED.items()
+        for name, shape in shapes.items()
+    }
+
+
+class Reader:
+    """Reads the rows of one source, all of one shape.
+
+    The shape is named by the config, recognized from the first row, or made by a function of the user's; every
+    further row has to have it. Raises UserError with `file:line` for rows that have not.
+    """
+
+    def __init__(self, shape: str | None, shapes: Mapping[str, Shape]):
+        self._shapes = shapes
+        self._function = None
+        if shape is not None and shape not in shapes:
+            self._function = _load_shape_function(shape, shapes)
+        self._shape = None if self._function else shape
+        self._named = self._shape is not None
+
+    @property
+    def uses_function(self) -> bool:
+        """Whether a function of the user's makes the rows."""
+        return self._function is not None
+
+    def read(self, row: Values, origin: str) -> Any:
+        """One row. origin: its `file:line`."""
+        if self._function is not None:
+            row = call_function(self._function, row, origin)
+        name = self._shape or recognize(row, origin, self._shapes)
+        if self._function is None:
+            self._shape = name
+        shape = self._shapes[name]
+        if not shape.matches(row):
+            how = "named in the config" if self._named else "recognized from the source's first row"
+            wanted = " or ".join("+".join(f'"{key}"' for key in choice) for choice in shape.keys)
+            refuse(origin, f"not a {name} row (the shape {how}): it needs {wanted}, it has {names_of(row)}")
+        return shape.read(row, origin)
+
+
+def recognize(row: Values, origin: str, shapes: Mapping[str, Shape]) -> str:
+    """Name of the first shape whose keys a row has; UserError when there is none."""
+    for name, shape in shapes.items():
+        if shape.matches(row):
+            return name
+    *others, last = ["+".join(shape.keys[0]) for shape in shapes.values()]
+    raise UserError(
+        f"{origin}: this row's shape is unknown (keys: {names_of(row)}); it needs {', '.join(others)} or {last}, "
+        "or a Source(shape=function) that makes one of them"
+    )
+
+
+def _load_shape_function(shape: str, shapes: Mapping[str, Shape]) -> Callable[..., Any]:
+    if not is_function_reference(shape):
+        close = difflib.get_close_matches(shape, shapes, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(shapes)}"
+        raise UserError(f"shape {shape!r}: not a row shape of this kind of data; {hint}")
+    return load_function(shape, "shape", f"one of {', '.join(shapes)}, or ")
