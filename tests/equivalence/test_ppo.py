@@ -19,22 +19,25 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tuner.rollout.scores import score_answers
 
 import tuner
 from tests.equivalence.conftest import in_two_processes, weights
 from tuner.config import PPO
 from tuner.data.dataset import load_data
 from tuner.errors import UserError
+from tuner.algorithms.ppo import PPO as Algorithm
 from tuner.evaluation.held_out_policy import HeldOutPolicy
+from tuner.models.forward import token_logprobs
 from tuner.models.scorer import Asked, open_scorer
 from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
+from tuner.rollout.reward_sources import ModelReward
 from tuner.training.loop import Interrupted, Step
 from tuner.training.run_folder import Run
 
 stage = importlib.import_module("tuner.stages.rl.loop")
 preparing = importlib.import_module("tuner.stages.rl.prepare")
+losses = importlib.import_module("tuner.algorithms.ppo")
 CPU = torch.device("cpu")
 NF4 = {"model.quantization": "nf4", "precision": "bf16"}
 FULL = {"adapter": None, "optimizer.lr": 2e-3}
@@ -92,28 +95,32 @@ class Watched:
 def watched(monkeypatch) -> Watched:
     found = Watched()
 
-    def watch(name: str, note: Callable[..., None]) -> None:
-        original = getattr(stage, name)
+    def watch(place: Any, name: str, note: Callable[..., None]) -> None:
+        original = getattr(place, name)
 
-        def watching(*args: Any) -> Any:
-            result = original(*args)
-            note(result, *args)
+        def watching(*args: Any, **settings: Any) -> Any:
+            result = original(*args, **settings)
+            note(result, *args, **settings)
             return result
 
-        monkeypatch.setattr(stage, name, watching)
+        monkeypatch.setattr(place, name, watching)
 
-    def asked(rollout: Any, *args: Any) -> None:
-        found.step = args[-1]
-        found.rollouts[found.step] = rollout
+    def answered(rollout: Any, *_: Any, step: int, **__: Any) -> None:
+        found.step = step
+        found.rollouts[step] = rollout
 
-    def judged(facts: Any, rollout: Any, scores_A: np.ndarray, seen: Any, devices: Any) -> None:
-        found.scores[found.step], found.seen[found.step] = scores_A, seen
+    def scored(figures: Any, rollout: Any, scores_A: np.ndarray, rewards_A: np.ndarray) -> None:
+        found.scores[found.step] = scores_A
 
-    watch("answer_prompts", asked)
-    watch("health", judged)
-    watch("prepare", lambda made, *args: setattr(found, "made", made))
-    watch("policy_loss", lambda sums, *args: found.policy.append((found.step, *args)))
-    watch("value_loss", lambda loss, *args: found.values.append((found.step, *args)))
+    def experienced(means: Any, rollout: Any, experiences: Any, *_: Any) -> None:
+        found.seen[found.step] = experiences
+
+    watch(stage, "answer_prompts", answered)
+    watch(stage, "rollout_figures", scored)
+    watch(stage, "token_means", experienced)
+    watch(stage, "prepare", lambda made, *args: setattr(found, "made", made))
+    watch(losses, "policy_loss", lambda sums, *args: found.policy.append((found.step, *args)))
+    watch(losses, "value_loss", lambda loss, *args: found.values.append((found.step, *args)))
     return found
 
 
@@ -220,9 +227,9 @@ def whole(ppo, tmp_path_factory) -> tuple[Run, dict[int, Any]]:
         found: dict[int, Any] = {}
         answer = stage.answer_prompts
 
-        def answering(*args: Any) -> Any:
-            rollout = answer(*args)
-            found[args[-1]] = [answer.tokens.tolist() for answer in rollout.answers]
+        def answering(*args: Any, step: int, **settings: Any) -> Any:
+            rollout = answer(*args, step=step, **settings)
+            found[step] = [answer.tokens.tolist() for answer in rollout.answers]
             return rollout
 
         patch.setattr(stage, "answer_prompts", answering)
@@ -233,18 +240,18 @@ def whole(ppo, tmp_path_factory) -> tuple[Run, dict[int, Any]]:
 UPDATES = RICH["mini_batches"] * RICH["update_epochs"]
 KILLS = {
     "generate": (stage, "answer_prompts", 3),
-    "logprobs": (stage, "observe", 3),
-    "scores": (stage, "score_answers", 3),
-    "rewards": (stage, "with_rewards", 3),
-    "advantages": (stage, "with_advantages", 3),
-    "updates": (stage, "learn_values", 3 * UPDATES + 1),
-    "the policy's update": (stage, "learn_policy", UPDATES + 2),
-    "the critic's warm-up": (stage, "learn_values", 1 * UPDATES + 1),
-    "the first step after it": (stage, "learn_policy", 0),
-    "the last step": (stage, "health", 4),
+    "logprobs": (Algorithm, "observe", 3),
+    "scores": (preparing, "shape_scores", 3),
+    "rewards": (Algorithm, "reward", 3),
+    "advantages": (Algorithm, "estimate", 3),
+    "updates": (Algorithm, "_learn_values", 3 * UPDATES + 1),
+    "the policy's update": (Algorithm, "_learn_policy", UPDATES + 2),
+    "the critic's warm-up": (Algorithm, "_learn_values", 1 * UPDATES + 1),
+    "the first step after it": (Algorithm, "_learn_policy", 0),
+    "the last step": (stage, "rollout_figures", 4),
     "an evaluation": (HeldOutPolicy, "measure", 1),
     "the look before": (HeldOutPolicy, "look", 0),
-    "the end": (importlib.import_module("tuner.stages.job"), "save_model", 0),
+    "the end": (importlib.import_module("tuner.stages.context"), "save_model", 0),
 }
 """Part -> the function in whose call (counted from 0) the process dies; of a step 3 that goes on from step 2."""
 
@@ -265,19 +272,19 @@ def test_killed_again_and_again(ppo, tmp_path, whole):
     """Each time a little farther on: checkpoints of runs that went on are as good."""
     for part in ("the critic's warm-up", "logprobs"):
         train_and_be_killed(ppo(RICH), tmp_path, *KILLS[part])
-    train_and_be_killed(ppo(RICH), tmp_path, stage, "learn_policy", UPDATES + 1)
+    train_and_be_killed(ppo(RICH), tmp_path, Algorithm, "_learn_policy", UPDATES + 1)
     assert_same(whole[0], tuner.train(ppo(RICH), runs=tmp_path))
 
 
 def test_asked_to_stop_the_run_finishes_its_step(ppo, tmp_path, whole, monkeypatch):
     answer = stage.answer_prompts
 
-    def asked(*args: Any) -> Any:
-        if args[-1] == 2:
+    def answering(*args: Any, step: int, **settings: Any) -> Any:
+        if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return answer(*args)
+        return answer(*args, step=step, **settings)
 
-    monkeypatch.setattr(stage, "answer_prompts", asked)
+    monkeypatch.setattr(stage, "answer_prompts", answering)
     with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, saved"):
         tuner.train(ppo(RICH), runs=tmp_path)
     monkeypatch.undo()
@@ -311,7 +318,7 @@ def of_kind(ppo: Callable[..., PPO], kind: str, changes: dict[str, Any] | None =
 def test_every_kind_of_state_is_restored(ppo, tmp_path, kind):
     config = of_kind(ppo, kind, {"max_steps": 3, "checkpoint.every": 2, "prompts_per_step": 4})
     whole = tuner.train(config, runs=tmp_path / "whole")
-    train_and_be_killed(config, tmp_path / "killed", stage, "learn_values", 2)
+    train_and_be_killed(config, tmp_path / "killed", Algorithm, "_learn_values", 2)
     assert_same(whole, tuner.train(config, runs=tmp_path / "killed"))
 
 
@@ -322,7 +329,7 @@ def test_a_start_that_was_replaced_is_refused(ppo, tmp_path, which):
     copy = tmp_path / which
     shutil.copytree(getattr(config, which).path, copy)
     config = ppo({"checkpoint.every": 1, "max_steps": 3, "prompts_per_step": 4, f"{which}.path": str(copy)})
-    train_and_be_killed(config, tmp_path, stage, "learn_values", 2)
+    train_and_be_killed(config, tmp_path, Algorithm, "_learn_values", 2)
     file = copy / "model" / "adapter_model.safetensors"
     save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file)
     with pytest.raises(UserError, match=f"the {which}.* changed since this run began"):
@@ -334,7 +341,7 @@ def test_a_reward_model_of_another_base_is_refused(ppo, tmp_path, start):
     copy = tmp_path / "reward"
     shutil.copytree(start("reward", FULL).folder, copy)
     config = ppo(changes | {"reward.path": str(copy)})
-    train_and_be_killed(config, tmp_path, stage, "learn_values", 2)
+    train_and_be_killed(config, tmp_path, Algorithm, "_learn_values", 2)
     (file,) = copy.glob("model/*.safetensors")
     save_file(
         {name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"}
@@ -389,9 +396,9 @@ from pathlib import Path
 from tuner.config import from_json
 stage = import_module("tuner.stages.rl.loop")
 answer = stage.answer_prompts
-def answering(*args):
-    rollout = answer(*args)
-    found[args[-1]] = [answer.tokens.tolist() for answer in rollout.answers]
+def answering(*args, step, **settings):
+    rollout = answer(*args, step=step, **settings)
+    found[step] = [answer.tokens.tolist() for answer in rollout.answers]
     return rollout
 stage.answer_prompts = answering
 for name in sys.argv[2:]:
@@ -502,8 +509,8 @@ def test_reward_and_reference_stay_policy_and_critic_move(ppo, tmp_path, watched
     changes = {"prompts_per_step": 4, "checkpoint.every": 1, "checkpoint.keep": 9, "max_steps": 3}
     config = ppo(changes) if kind is None else of_kind(ppo, kind, changes)
     run = tuner.train(config, runs=tmp_path)
-    made, devices = watched.made, watched.made.job.devices
-    again = score_answers(made.roles, made.sequences, watched.rollouts[0], config.tokens_per_pass, devices)
+    made, first = watched.made, watched.rollouts[0]
+    again = made.reward.score(first.prompts, first.texts)
     assert np.array_equal(again, watched.scores[0])
     assert np.ptp(again) > 0
     rollout = watched.rollouts[0]
@@ -515,7 +522,7 @@ def test_reward_and_reference_stay_policy_and_critic_move(ppo, tmp_path, watched
     tolerance = 1e-5 if config.precision == "fp32" else 0.02
     assert again.tolist() == pytest.approx(expected.tolist(), rel=tolerance, abs=tolerance)
     rows = [one.row for one in watched.seen[0]]
-    for one, new in zip(watched.seen[0], stage.observe(made.roles, rows, 1.0), strict=True):
+    for one, new in zip(watched.seen[0], made.algorithm.observe(made.roles, rows), strict=True):
         assert torch.equal(new.reference_N, one.reference_N)
         assert not torch.equal(new.old_N, one.old_N)
         assert not torch.equal(new.values_N, one.values_N)
@@ -780,7 +787,7 @@ def test_the_record_by_another_route(ppo, tmp_path, watched, option):
         "explained_variance": 1 - (returns - values).var() / returns.var(),
         "length": np.mean([len(answer.tokens) for answer in rollout.answers]),
         "ended": np.mean(
-            [answer.tokens[-1] in watched.made.end_ids for answer in rollout.answers]
+            [answer.tokens[-1] in watched.made.engine.end_ids for answer in rollout.answers]
         ),
         "policy_loss": -advantages.mean(),
         "value_loss": ((values - returns) ** 2 / 2).mean(),
@@ -801,7 +808,7 @@ def test_the_record_by_another_route(ppo, tmp_path, watched, option):
     ]
     assert record["tokens"] - run.metrics[1]["tokens"] == sum(lengths)
     for answer in rollout.answers:  # nothing stands behind an end, and what has none was cut off
-        ends = [token in watched.made.end_ids for token in answer.tokens.tolist()]
+        ends = [token in watched.made.engine.end_ids for token in answer.tokens.tolist()]
         assert not any(ends[:-1])
         assert ends[-1] or len(answer.tokens) == config.sampling.max_new_tokens
         assert ends[-1] == answer.ended
@@ -991,9 +998,7 @@ def test_answers_that_are_only_their_end(ppo, tmp_path, watched, monkeypatch, en
 
 def test_a_score_of_zero_is_a_score(ppo, tmp_path, watched, monkeypatch):
     """All answers equal: nothing is learned of them, and the divergence still costs."""
-    monkeypatch.setattr(
-        stage, "score_answers", lambda roles, sequences, rollout, *rest: np.zeros(len(rollout))
-    )
+    monkeypatch.setattr(ModelReward, "score", lambda source, prompts, answers: np.zeros(len(answers)))
     run = tuner.train(ppo({"max_steps": 3, "kl": 0.5}), runs=tmp_path)
     for record in run.metrics:
         assert record["score"] == 0.0
@@ -1005,13 +1010,13 @@ def test_a_score_of_zero_is_a_score(ppo, tmp_path, watched, monkeypatch):
 
 
 def test_one_score_that_is_no_number_spoils_one_step(ppo, tmp_path, watched, monkeypatch):
-    score = stage.score_answers
+    score = ModelReward.score
 
     def broken(*args):
         found = score(*args)
         return found * np.where(np.arange(len(found)) == 3, np.nan, 1) if watched.step == 1 else found
 
-    monkeypatch.setattr(stage, "score_answers", broken)
+    monkeypatch.setattr(ModelReward, "score", broken)
     run = tuner.train(ppo({"max_steps": 4}), runs=tmp_path)
     assert [record["bad_steps"] for record in run.metrics] == [0, 1, 1, 1]
     assert run.metrics[3]["loss"] is not None
@@ -1033,9 +1038,9 @@ def test_the_run_folder(ppo, tmp_path, watched):
     assert settings["r"] == 8
     plain = plain_policy(run.folder)
     made, rollout = watched.made, watched.rollouts[3]
-    rows = rollout.rows(1, 1024, made.job.devices)
+    rows = rollout.rows(1, 1024, made.context.devices)
     with made.roles.role("policy") as model:
-        own = [stage.token_logprobs(model, row.batch)[0] for row in rows]
+        own = [token_logprobs(model, row.batch)[0] for row in rows]
     for row, logprobs_N in zip(rows, own, strict=True):
         for place, index in enumerate(row.answers.tolist()):
             tokens = torch.tensor(

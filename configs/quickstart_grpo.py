@@ -1,0 +1,23 @@
+"""Quickstart: the same lesson as quickstart_ppo by GRPO: eight answers per prompt, and no critic."""
+
+from quickstart_ppo import config as ppo
+from quickstart_ppo import gold
+
+from tuner.config import GRPO, AdamW, PolicyEvaluation
+
+config = GRPO(
+    policy=ppo.policy,
+    reward=ppo.reward,
+    prompts=ppo.prompts,
+    prompts_per_step=8,
+    answers_per_prompt=8,
+    sampling=ppo.sampling,
+    kl=0.05,
+    optimizer=AdamW(lr=3e-4),
+    mini_batches=2,
+    replay=ppo.replay,
+    tokens_per_pass=4_096,
+    epochs=2,
+    gradient_checkpointing=False,
+    evaluation=PolicyEvaluation(every=20, rule=gold, temperature=1.0),
+)
