@@ -7,7 +7,7 @@ names all three. `ppo` trains the whole pipeline, asks the same prompts under tw
 what it is to show. `smollm2` and `smollm2_ppo` are the reward model and PPO on a real small model, with one seed, that
 scripts/fetch_smollm2.py has put in FOLDER; the second trains its reward model, too, and needs the rows of
 scripts/make_reasoning.py.
-With --write the tables go to docs/ and README.md, and the pictures of the first runs to docs/.
+With --write the tables and the pictures of the first runs go to docs/.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tuner.training.run_folder import Run, versions
 
 SEEDS = (0, 1, 2)
 ROOT = Path(__file__).resolve().parent.parent
-DOCS, README = ROOT / "docs", ROOT / "README.md"
+DOCS = ROOT / "docs"
 WAYS = {
     "seen": "the row's condition, in a wording of the training",
     "unseen": "its key word in a sentence that occurs in no training wording",
@@ -156,7 +156,7 @@ def show_pipeline(command: str, write: bool) -> None:
     print("\n".join(lines))
     if write:
         (DOCS / "quickstart_ppo_seeds.md").write_text("\n".join(lines), encoding="utf-8")
-        _put_into_readme("quickstart_ppo", table)
+        _replace_table(DOCS / "reinforcement_learning.md", "quickstart_ppo", table)
     if not all(limit.holds for limit in limits):
         sys.exit(1)
 
@@ -334,15 +334,15 @@ def real_table(run: Run) -> list[str]:
     return [*lines, f"| KL from the start, nats per token | | {results['kl']:.2f} |"]
 
 
-def _put_into_readme(name: str, table: Sequence[str]) -> None:
-    """Put a table where README has the one of that name."""
-    text = README.read_text(encoding="utf-8")
+def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
+    """Replace the table of that name in a page."""
+    text = page.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}: written by scripts/demo.py -->", f"<!-- {name}: end -->"
     if not 0 <= text.find(begin) < text.find(end):
-        sys.exit(f"{README}: has no lines {begin} and {end} to put the table between")
+        sys.exit(f"{page}: has no lines {begin} and {end} to put the table between")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    README.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")
+    page.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")
 
 
 def measured(command: str) -> str:
