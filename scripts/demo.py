@@ -241,9 +241,9 @@ def policy_limits(found: Sequence[Taught]) -> list[Limit]:
     rise, steered = min(one.rise for one in found), min(one.steered for one in found)
     replay, seconds = max(one.replay_rise for one in found), max(sum(one.seconds) for one in found)
     return [
-        Limit("gold above the SFT policy's, at least", "0.1", f"{rise:.3f}", rise >= 0.1),
+        Limit("gold minus the SFT policy's, at least", "0.1", f"{rise:.3f}", rise >= 0.1),
         Limit(
-            "gold above that of PPO under the other condition, at least",
+            "gold minus that of PPO under the other condition, at least",
             "0.1",
             f"{steered:.3f}",
             steered >= 0.1,
