@@ -7,7 +7,7 @@ names all three. `ppo` trains the whole pipeline, asks the same prompts under tw
 what it is to show. `smollm2` and `smollm2_ppo` are the reward model and PPO on a real small model, with one seed, that
 scripts/fetch_smollm2.py has put in FOLDER; the second trains its reward model, too, and needs the rows of
 scripts/make_reasoning.py.
-With --write the tables go to docs/ and README.md, and the pictures of the first runs to docs/.
+With --write the tables and the pictures of the first runs go to docs/.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tuner.training.run_folder import Run, versions
 
 SEEDS = (0, 1, 2)
 ROOT = Path(__file__).resolve().parent.parent
-DOCS, README = ROOT / "docs", ROOT / "README.md"
+DOCS = ROOT / "docs"
 WAYS = {
     "seen": "the row's condition, in a wording of the training",
     "unseen": "its key word in a sentence that occurs in no training wording",
@@ -89,8 +89,8 @@ class Demo:
 def sums_table(trained: Sequence[Trained]) -> list[str]:
     """Scores and losses before and after, by seed."""
     lines = [
-        "Share of sums of two numbers below 100 answered exactly, greedily, and the loss in nats per learned token,",
-        "on 200 problems that occur in training in no wording and no order.",
+        "Share of sums of two numbers below 100 answered exactly under greedy decoding, and the loss in nats per",
+        "trained token, on 200 held-out problems that occur in training in no wording and no order.",
         "",
         "| seed | score before | score after | loss before | loss after | CPU seconds |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -115,7 +115,7 @@ def twins_table(trained: Sequence[Trained]) -> list[str]:
         f"in the right order / share of twins with both right, of the twins among {rows:,} held-out rows, whose",
         "prompts occur in no training row.",
         "",
-        f"| asked about with | {' | '.join(columns)} |",
+        f"| condition given to the model | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
     ]
     for way, meaning in WAYS.items():
@@ -157,7 +157,7 @@ def show_pipeline(command: str, write: bool) -> None:
     print("\n".join(lines))
     if write:
         (DOCS / "quickstart_ppo_seeds.md").write_text("\n".join(lines), encoding="utf-8")
-        _put_into_readme("quickstart_ppo", table)
+        _replace_table(DOCS / "reinforcement_learning.md", "quickstart_ppo", table)
     if not all(limit.holds for limit in limits):
         sys.exit(1)
 
@@ -165,13 +165,14 @@ def show_pipeline(command: str, write: bool) -> None:
 PIPELINE_HEAD = [
     "# What the PPO quickstart teaches",
     "",
-    "SFT, a reward model and PPO with three seeds, each with its own of all three; PPO twice from the same SFT run, on",
-    "the same prompts, under `polite` and under `blunt`. The policies answer 120 held-out sums at temperature 1. Gold",
-    "is the share of answers with the right sum in the manner asked for, by the rule in `configs/quickstart_ppo.py`:",
-    "of the SFT policy, of PPO's, and of the one PPO taught under the other condition. Wins are shares of prompts,",
-    "ties half, by the rule and by the reward model; DPO learned the pairs of `polite` from that SFT run. Replay is",
-    "the loss on held-out sums as SFT taught them, in nats per learned token; KL is the distance from the SFT policy,",
-    "in nats per token; seconds are of SFT, reward model and this PPO.",
+    "SFT, a reward model and PPO with three seeds, each seed with its own of all three; PPO twice from the same",
+    "SFT run, on the same prompts, under `polite` and under `blunt`. The policies answer 120 held-out sums at",
+    "temperature 1. Gold is the share of answers with the right sum in the requested manner, by the rule in",
+    "`configs/quickstart_ppo.py`: of the SFT policy, of PPO's, and of the policy trained under the other",
+    "condition. Wins are shares of prompts, ties counting half, by the rule and by the reward model; DPO is",
+    "trained on the pairs of `polite` from that SFT run. Replay is the loss on held-out sums of the SFT data, in",
+    "nats per trained token; KL is the divergence from the SFT policy, in nats per token; seconds are of SFT,",
+    "reward model and this PPO.",
     "",
 ]
 
@@ -241,16 +242,25 @@ def policy_limits(found: Sequence[Taught]) -> list[Limit]:
     rise, steered = min(one.rise for one in found), min(one.steered for one in found)
     replay, seconds = max(one.replay_rise for one in found), max(sum(one.seconds) for one in found)
     return [
-        Limit("gold rises over the SFT policy's", "0.1", f"{rise:.3f}", rise >= 0.1),
-        Limit("gold above that of PPO under the other condition", "0.1", f"{steered:.3f}", steered >= 0.1),
-        Limit("replay loss rises at most", "3%", f"{replay:+.1%}", replay <= 0.03),
-        Limit("CPU seconds at most", "720", f"{seconds:.0f}", seconds <= 720),
+        Limit("gold minus the SFT policy's, at least", "0.1", f"{rise:.3f}", rise >= 0.1),
+        Limit(
+            "gold minus that of PPO under the other condition, at least",
+            "0.1",
+            f"{steered:.3f}",
+            steered >= 0.1,
+        ),
+        Limit("rise of the replay loss, at most", "3%", f"{replay:+.1%}", replay <= 0.03),
+        Limit("CPU seconds, at most", "720", f"{seconds:.0f}", seconds <= 720),
     ]
 
 
 def _limit_table(limits: Sequence[Limit]) -> list[str]:
     rows = (f"| {one.what} | {one.asked} | {one.found} | {'yes' if one.holds else 'NO'} |" for one in limits)
-    return ["| at the worst | asked | found | holds |", "| --- | --- | --- | --- |", *rows]
+    return [
+        "| worst of all seeds and conditions | required | measured | holds |",
+        "| --- | --- | --- | --- |",
+        *rows,
+    ]
 
 
 def _pipeline(seed: int, runs: Path, write: bool) -> list[Taught]:
@@ -314,10 +324,10 @@ def show_real_policy(model: str, runs: str | None, command: str, write: bool) ->
 REAL_HEAD = [
     "# What SmolLM2-135M-Instruct learns by PPO",
     "",
-    "Sums and differences of numbers up to ten, asked in the words of reasoning-gym, under the condition `brief` of",
-    "the reward model of `configs/smollm2_135m_reward.py`. Gold is the share of held-out prompts answered rightly, by",
-    "reasoning-gym's own score of the last number said, in at most eight words; greedily. Answers of the rollouts are",
-    "sampled at temperature 1.",
+    "Sums and differences of numbers up to ten, in the words of reasoning-gym, under the condition `brief` of the",
+    "reward model of `configs/smollm2_135m_reward.py`. Gold is the share of held-out prompts answered correctly",
+    "in at most eight words, by reasoning-gym's own score of the last number in the answer, under greedy",
+    "decoding. Answers of the rollouts are sampled at temperature 1.",
     "",
 ]
 
@@ -330,20 +340,20 @@ def real_table(run: Run) -> list[str]:
     for name in ("gold", "score"):
         measure = results[name]
         lines.append(f"| {name}, held-out prompts | {measure['before']:.3f} | {measure['after']:.3f} |")
-    for name, told in (("length", "tokens of an answer"), ("ended", "answers that come to an end")):
+    for name, told in (("length", "tokens of an answer"), ("ended", "answers that end by themselves")):
         lines.append(f"| {told}, rollouts | {first[name]:.2f} | {last[name]:.2f} |")
     return [*lines, f"| KL from the start, nats per token | | {results['kl']:.2f} |"]
 
 
-def _put_into_readme(name: str, table: Sequence[str]) -> None:
-    """Put a table where README has the one of that name."""
-    text = README.read_text(encoding="utf-8")
+def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
+    """Replace the table of that name in a page."""
+    text = page.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}: written by scripts/demo.py -->", f"<!-- {name}: end -->"
     if not 0 <= text.find(begin) < text.find(end):
-        sys.exit(f"{README}: has no lines {begin} and {end} to put the table between")
+        sys.exit(f"{page}: has no lines {begin} and {end} to put the table between")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    README.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")
+    page.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")
 
 
 def measured(command: str) -> str:

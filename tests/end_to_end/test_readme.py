@@ -1,6 +1,8 @@
-"""Every command and every piece of Python in README.md and docs/*.md runs, made short by a table of rules.
+"""Every command and every Python block of README.md, CONTRIBUTING.md and docs/*.md runs, shortened by a table of rules.
 
-Commands run in the order of the page, in one empty folder. A command that no rule knows fails the test.
+The pages share one folder, README first, so that a run which several of them train is trained once; but each page
+trains what it uses, so that it can be followed alone. A command that no rule knows fails the test. What cannot run here
+stands in a `text` block.
 """
 
 import re
@@ -14,13 +16,14 @@ import pytest
 import tuner as tuner_package
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
-from tuner.config import PPO, SFT, StageConfig, load_config, override
+from tuner.config import PPO, SFT, Model, PolicyConfig, StageConfig, load_config, override
 from tuner.errors import UserError
 
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 TARGETS = set(re.findall(r"^([a-z_-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "condition": "brief"}\n'
-"""What stands in a file of rows that a page scores."""
+"""Content of a file of rows that a page scores."""
 
 
 def short(config: StageConfig) -> tuple[str, ...]:
@@ -28,8 +31,9 @@ def short(config: StageConfig) -> tuple[str, ...]:
     own: tuple[str, ...] = ()
     if isinstance(config, SFT):
         own = ("evaluation.max_new_tokens=4",)
-    if isinstance(config, PPO):
-        own = ("prompts_per_step=4", "sampling.max_new_tokens=4", "mini_batches=1", "critic_warmup=1")
+    if isinstance(config, PolicyConfig):
+        own = ("prompts_per_step=4", "sampling.max_new_tokens=4", "mini_batches=1")
+        own += ("critic_warmup=1",) if isinstance(config, PPO) else ("answers_per_prompt=2",)
     return ("max_steps=2", "evaluation.rows=2", *own)
 
 
@@ -48,9 +52,10 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def is_at_hand(config: StageConfig, folder: Path) -> bool:
-    """Whether its models can be loaded here: real ones are not."""
-    models = [getattr(config, name).path for name in ("model", "policy", "reward") if hasattr(config, name)]
-    return all(path.startswith("tuner:") or (folder / path).exists() for path in models)
+    """Whether its models can be loaded here: those of the hub cannot."""
+    parts = (getattr(config, name, None) for name in ("model", "policy", "reward"))
+    paths = [part.path for part in parts if isinstance(part, Model)]
+    return all(path.startswith("tuner:") or (folder / path).exists() for path in paths)
 
 
 def runnable(words: list[str], folder: Path) -> list[str] | None:
@@ -97,15 +102,32 @@ def changes(words: list[str]) -> list[str]:
     return [word for word in words if re.match(r"[a-z_.0-9]+=", word)]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which all pages are followed."""
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def already_run() -> set[tuple[str, ...]]:
+    """Commands that an earlier page has run in that folder."""
+    return set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page: Path, tuner: Callable[..., Done], tmp_path: Path) -> None:
-    found = commands(page)
-    assert found or page.name != "README.md"
-    for words in found:
-        arguments = runnable(words, tmp_path)
+def test_commands_run(
+    page: Path, tuner: Callable[..., Done], folder: Path, already_run: set[tuple[str, ...]]
+) -> None:
+    lines = commands(page)
+    assert lines or page != README
+    for words in lines:
+        if tuple(words) in already_run:
+            continue
+        arguments = runnable(words, folder)
         if arguments is not None:
-            done = tuner(*arguments)
+            done = tuner(*arguments, cwd=folder)
             assert done.code == 0, f"{shlex.join(words)}: {done.err}"
+        already_run.add(tuple(words))
 
 
 @pytest.fixture
@@ -120,19 +142,19 @@ def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_short_training")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_python_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     for block in blocks(page, "python"):
         names: dict[str, Any] = {}
         exec(compile(block, str(page), "exec"), names)
         config = names.get("config")
         if isinstance(config, StageConfig) and config.name is None:
-            (tmp_path / "page.py").write_text(block)
+            (folder / "page.py").write_text(block)
             assert load_config("page.py").name == "page"
 
 
 def test_a_config_that_is_shown_whole_is_the_one_that_is_shipped() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     shown = re.findall(
         r"`configs/(\w+)\.py`, whole:\n\n```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
     )
@@ -143,22 +165,44 @@ def test_a_config_that_is_shown_whole_is_the_one_that_is_shipped() -> None:
         assert names["config"].model_copy(update={"name": name}) == load_config(name)
 
 
-def test_every_config_and_file_that_is_named_exists() -> None:
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
-    table = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    named = {name for row in table for name in re.findall(r"`(\w+)`", row)}
-    for name in named & {file.stem for file in (ROOT / "configs").glob("*.py")} | {
+def test_every_config_has_its_line_and_every_line_its_config() -> None:
+    text = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+    shipped = text.partition("## Shipped configs")[2].partition("\n## ")[0]
+    named = [
         name
-        for name in named
-        if name.endswith(("_qlora", "_lora", "_full", "_pretrain", "_sft", "_reward", "_dpo", "_ppo"))
-    }:
-        load_config(name)
-    assert {file.stem for file in (ROOT / "configs").glob("*.py")} <= named, (
-        "a config that the README does not name"
-    )
+        for row in re.findall(r"^\| (`.*?) \|", shipped, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert sorted(named) == sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """(file, anchor) of every link to a file of the repository; the anchor is empty where there is none."""
+    targets = re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8"))
+    pairs = [target.partition("#")[::2] for target in targets]
+    return [((page.parent / file).resolve() if file else page, anchor) for file, anchor in pairs]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in links(page):
+        assert target.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {target.name}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, waiting = {README}, [README]
+    while waiting:
+        pages = {target for target, _ in links(waiting.pop()) if target.suffix == ".md"} - reached
+        reached |= pages
+        waiting += pages
+    assert set(PAGES) <= reached
 
 
 @pytest.mark.parametrize(
