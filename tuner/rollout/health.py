@@ -13,7 +13,7 @@ import torch
 from tuner.losses.policy import Moments, explained_variance, kl_estimate
 from tuner.rollout.experience import Experience
 from tuner.rollout.rollout import Rollout
-from tuner.training.devices import Devices, added
+from tuner.training.devices import Devices, sum_by_name
 
 NGRAM = 4
 """Tokens of a phrase whose coming back counts as repetition."""
@@ -23,7 +23,7 @@ def health(
     rollout: Rollout, scores_A: np.ndarray, experiences: Sequence[Experience], devices: Devices
 ) -> dict[str, float | None]:
     """The record's figures of the answers, their scores, and what policy, reference and critic say of them."""
-    sums = devices.sum(added([_sums(rollout, one) for one in experiences]))
+    sums = devices.sum(sum_by_name([_sums(rollout, one) for one in experiences]))
     returns, residuals = (
         Moments(sums["tokens"], sums[name], sums[f"{name}_squares"]) for name in ("returns", "residuals")
     )

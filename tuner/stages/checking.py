@@ -43,8 +43,8 @@ from tuner.models.memory import NF4_BYTES, Weights, peak_bytes
 from tuner.models.rope import describe_rope
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
+from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.rows import all_warm_up, load_rows, packed, plan, plan_run, reward_reader
-from tuner.training.pair_plan import PairPlan
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _plan(config: PackedConfig, data: Dataset[Any]) -> dict[str, Any]:
 
 def _plan_pairs(config: DPO, data: Dataset[Any]) -> dict[str, Any]:
     """The same of a run on pairs, in one process; their tokens by the mean over all pairs."""
-    planned, lengths = PairPlan(config, len(data.train.better)), data.train.sequences.lengths
+    planned, lengths = plan_pairs(config, len(data.train.better)), data.train.sequences.lengths
     tokens = sum(int(lengths[answers].sum()) for answers in answers_of_pairs(data.train))
     return {
         "steps": planned.steps,

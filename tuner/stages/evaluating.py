@@ -89,7 +89,7 @@ def evaluate_run(
 
 
 def _conversations(folder: Path, config: SFT, model: Path) -> Evaluated:
-    devices = Devices(config)
+    devices = Devices.of(config)
     roles = _roles("policy", config, model, devices)
     data: Dataset[Any] = load_rows(config, roles.tokenizer)
     if data.test is None:
@@ -99,7 +99,7 @@ def _conversations(folder: Path, config: SFT, model: Path) -> Evaluated:
 
 
 def _preferences(folder: Path, config: RewardModel, model: Path) -> Evaluated:
-    devices = Devices(config)
+    devices = Devices.of(config)
     reported = report(config, _roles("reward", config, model, devices), devices)
     if reported is None:
         raise UserError(f"{folder}: its config holds out no test rows; name some with --files")

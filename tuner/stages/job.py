@@ -28,6 +28,7 @@ from tuner.stages.rows import load_rows
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import HeldOut, Loop
+from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
 from tuner.training.run_folder import Run
 from tuner.training.watchers import Watchers
@@ -56,7 +57,7 @@ class Job:
             head="score" if isinstance(config, RewardModel) else "language",
         )
         if self.devices.is_main:
-            self.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
+            self.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
         prove_isolation(loaded, self.devices.device, self.devices.autocast())
         if config.gradient_checkpointing:
             recompute_activations(loaded.model)
@@ -68,7 +69,7 @@ class Job:
         with self.reading() as progress:
             data = load_rows(config, roles.tokenizer, progress=progress)
         if self.devices.is_main:
-            self.run.check_same("data", data.fingerprint, report=data.report.to_dict())
+            self.run.pin("data", data.fingerprint, report=data.report.to_dict())
             self.run.log(str(data.report))
         return data
 
@@ -85,7 +86,16 @@ class Job:
     def loop(self, config: PackedConfig, roles: Roles, stream: Stream, held_out: HeldOut) -> Loop:
         """The run's loop over the weights that are trained, set to where it stopped."""
         trained = {"all": Trained(roles.trained(), config.optimizer.lr)}
-        return Loop(config, self.run, self.devices, trained, stream, held_out, self.watchers)
+        return Loop(
+            LoopSettings.of(config),
+            trained,
+            stream,
+            held_out,
+            config=config,
+            run=self.run,
+            devices=self.devices,
+            watchers=self.watchers,
+        )
 
     def held_out(self, config: SFT, roles: Roles, rows: Examples | None) -> HeldOutRows:
         """Rows the policy is measured on."""
@@ -94,10 +104,10 @@ class Job:
     def measure_before(self, rows: HeldOutRows, loop: Loop) -> Measured:
         """Loss and score before the first step; a run that goes on has them in its before.json."""
         if loop.counters.step:
-            return self.run.kept("before") or {"score": None, "loss": None}
+            return self.run.read_json("before") or {"score": None, "loss": None}
         measured = self.measure("before", rows, loop)
         if self.devices.is_main:
-            self.run.keep("before", measured)
+            self.run.save_json("before", measured)
         return measured
 
     def measure(self, when: str, rows: HeldOutRows, loop: Loop) -> Measured:

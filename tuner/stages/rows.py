@@ -25,7 +25,8 @@ from tuner.models.load import load_tokenizer
 from tuner.models.locate import locate
 from tuner.models.reward_record import known_conditions
 from tuner.models.scorer import reward_template
-from tuner.training.run_folder import Run, functions_of
+from tuner.training.code_fingerprint import functions_of
+from tuner.training.run_folder import Run
 
 
 def load_rows(

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: a thin stage on TRL's DPOTrainer, the alternative to a reward model and PPO."""
+"""Direct preference optimization: a thin stage on TRL's DPOTrainer, the alternative to a reward model and PPO."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ from tuner.data.subset import spread
 from tuner.data.template import Template
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
+from tuner.stages.dpo.trainer import Trainer, make_dataset, make_trainer
 from tuner.stages.job import Job
-from tuner.training.trl_trainer import (
-    Follower,
-    Measured,
-    Trainer,
-    last_checkpoint,
-    make_dataset,
-    make_trainer,
-    step_of,
-)
+from tuner.training.trl_callback import RunCallback
+from tuner.training.trl_trainer import last_checkpoint, step_of
 
 
 def dpo(config: DPO, job: Job) -> None:
@@ -33,15 +27,15 @@ def dpo(config: DPO, job: Job) -> None:
     checkpoint = _last_checkpoint(job)
     trainer = make_trainer(config, policy.loaded, train, job.run, job.devices)
     job.watchers.begin(job.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
-    follower = Follower(
-        *(config, job.run, job.devices, job.watchers),
-        at_start=lambda: _measure("before", job, trainer, test),
-        validate=lambda: trainer.measure(validation),
+    callback = RunCallback(
+        *(trainer, job.run, job.devices, job.watchers),
+        validation=validation,
+        on_start=lambda: _measure("before", job, trainer, test),
     )
-    trainer.go_on(checkpoint, follower)
+    trainer.train_from(checkpoint, callback)
     after = _measure("after", job, trainer, test)
-    trainer.give_back()
-    job.finish(config.data.template, policy, {"before": job.run.kept("before"), "after": after})
+    trainer.restore_model()
+    job.finish(config.data.template, policy, {"before": job.run.read_json("before"), "after": after})
 
 
 def _load_policy(config: DPO, job: Job) -> Roles:
@@ -53,7 +47,7 @@ def _load_policy(config: DPO, job: Job) -> Roles:
         seed=config.seed,
     )
     if job.devices.is_main:
-        job.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
+        job.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
     return Roles.of("policy", loaded, job.devices.autocast)
 
 
@@ -76,7 +70,7 @@ def _last_checkpoint(job: Job) -> Any:
     return checkpoint
 
 
-def _measure(when: str, job: Job, trainer: Trainer, test: Any) -> Measured:
+def _measure(when: str, job: Job, trainer: Trainer, test: Any) -> dict[str, float]:
     """The test pairs' loss, accuracy and margin now."""
     measured = trainer.measure(test)
     told = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
@@ -84,5 +78,5 @@ def _measure(when: str, job: Job, trainer: Trainer, test: Any) -> Measured:
         for say in (job.run.log, job.watchers.message):
             say(f"{when} training: {told or 'no test pairs to measure'}")
         if when == "before":
-            job.run.keep(when, measured)
+            job.run.save_json(when, measured)
     return measured

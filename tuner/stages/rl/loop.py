@@ -13,7 +13,7 @@ from tuner.rollout.scores import learned_scores, score_answers
 from tuner.rollout.updates import Update, updates
 from tuner.stages.job import Job
 from tuner.stages.rl.prepare import prepare
-from tuner.training.loop import Step
+from tuner.training.step import Step
 
 
 def ppo(config: PPO, job: Job) -> None:
@@ -34,8 +34,8 @@ def ppo(config: PPO, job: Job) -> None:
         with step.part("scores"):
             scores_A = score_answers(roles, made.sequences, rollout, config.tokens_per_pass, devices)
         with step.part("rewards"):
-            learned_A, loop.kept["scores"] = learned_scores(
-                scores_A, rollout.ended, loop.kept.get("scores", {}), config
+            learned_A, loop.state["scores"] = learned_scores(
+                scores_A, rollout.ended, loop.state.get("scores", {}), config
             )
             rewarded = with_rewards(observed, learned_A, config)
         with step.part("advantages"):
@@ -51,7 +51,7 @@ def ppo(config: PPO, job: Job) -> None:
                 step.update(*(["critic"] if warming_up else ["policy", "critic"]))
         step.tokens = rollout.num_tokens
         made.keep_answers(step, rollout, scores_A)
-        step.facts |= health(rollout, scores_A, experiences, devices)
+        step.metrics |= health(rollout, scores_A, experiences, devices)
         step.finish()
     made.finish(before)
 

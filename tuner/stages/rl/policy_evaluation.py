@@ -41,7 +41,7 @@ def compare_policies(folder: Path, config: PPO, model: Path, against: Sequence[s
     with the run's sampling; reward model, conditions and rule are the run's. One model is held at a time. Raises
     UserError where one is missing or no policy, and when there are no test prompts, before anything is answered.
     """
-    devices = Devices(config)
+    devices = Devices.of(config)
     rule = _load_rule(folder, config)
     reward = _locate_reward(config)
     prompts, talk = _test_prompts(folder, config, model)
@@ -80,7 +80,7 @@ def _load_rule(folder: Path, config: PPO) -> Rule | None:
     """The config's rule; from the run's own copy of its file where that has gone."""
     named = config.evaluation.rule
     file, _, function = str(named).rpartition(":")
-    copies = (Run(folder).kept("functions") or {}).get("copies", {})
+    copies = (Run(folder).read_json("functions") or {}).get("copies", {})
     if named is not None and not Path(file).is_file() and file in copies:
         named = f"{folder / copies[file]}:{function}"
     return load_rule(named)

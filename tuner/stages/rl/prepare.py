@@ -28,8 +28,10 @@ from tuner.models.scorer import Sequences
 from tuner.rollout.rollout import Rollout
 from tuner.stages.job import Job
 from tuner.stages.rows import all_warm_up, plan_run
-from tuner.training.loop import Loop, Step
+from tuner.training.loop import Loop
+from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
+from tuner.training.step import Step
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,20 @@ class Prepared:
 
     def measure_before(self) -> PolicyMeasure:
         """The policy before the first step; a run that goes on has it in its before.json."""
-        kept = self.job.run.kept("before")
+        kept = self.job.run.read_json("before")
         if self.loop.counters.step and kept is not None:
             return PolicyMeasure.from_dict(kept)
         before = self._look("before", None)
         if self.job.devices.is_main:
-            self.job.run.keep("before", before.to_dict())
+            self.job.run.save_json("before", before.to_dict())
         return before
 
     def draw_replay(self, step: Step, tokens: int) -> list[int]:
         """The rows that fall due beside a rollout of so many tokens, counted in the step's record."""
         if self.replay is None:
             return []
-        rows, self.loop.kept["replay"] = self.replay.draw(self.loop.kept.get("replay", {}), tokens)
-        step.facts["replay_tokens"] = self.replay.tokens(rows)
+        rows, self.loop.state["replay"] = self.replay.draw(self.loop.state.get("replay", {}), tokens)
+        step.metrics["replay_tokens"] = self.replay.tokens(rows)
         return rows
 
     def keep_answers(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
@@ -104,7 +106,7 @@ def prepare(config: PPO, job: Job) -> Prepared:
     roles = loaded.roles
     if job.devices.is_main:
         for name, print_of in loaded.fingerprints.items():
-            job.run.check_same(name, print_of, path=getattr(config, name).path)
+            job.run.pin(name, print_of, path=getattr(config, name).path)
     torch.manual_seed(config.seed + job.devices.rank)
     prompts, stream, replay = _load_rows(config, job, loaded)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
@@ -113,8 +115,17 @@ def prepare(config: PPO, job: Job) -> Prepared:
         "policy": Trained(roles.trained("policy"), config.optimizer.lr, config.critic_warmup),
         "critic": Trained(roles.trained("critic"), config.critic_lr),
     }
-    loop = Loop(config, job.run, job.devices, trained, stream, held_out, job.watchers)
-    for said in (loaded.told, *prompts.report.notes, *all_warm_up(config, loop.total)):
+    loop = Loop(
+        LoopSettings.of(config),
+        trained,
+        stream,
+        held_out,
+        config=config,
+        run=job.run,
+        devices=job.devices,
+        watchers=job.watchers,
+    )
+    for said in (loaded.told, *prompts.report.notes, *all_warm_up(config, loop.total_steps)):
         loop.say(said)
     return Prepared(
         config=config,
@@ -156,7 +167,7 @@ def _load_rows(
     if job.devices.is_main:
         parts: Sequence[Any] = [prompts] if replay is None else [prompts, replay]
         together = "-".join(part.fingerprint for part in parts)
-        job.run.check_same("data", together, report=[part.report.to_dict() for part in parts])
+        job.run.pin("data", together, report=[part.report.to_dict() for part in parts])
         for part in parts:
             job.run.log(str(part.report))
     return prompts, stream, replay
