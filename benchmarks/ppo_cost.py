@@ -70,7 +70,7 @@ from tuner.models.load import load_tokenizer
 from tuner.models.scorer import Asked
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import locate
-from tuner.training.loop import Step
+from tuner.training.step import Step
 
 TWIN, PADDED, MEMORY = 1.1, 2.0, 1.05
 """Limits: tuner's step over the twin's at most, the padded twin's scoring and updates over tuner's at least, memory

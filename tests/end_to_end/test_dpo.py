@@ -34,8 +34,8 @@ from tuner.config import (
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.resources import locate
-from tuner.training.loop import Interrupted
 from tuner.training.run_folder import Run
+from tuner.training.stopping import Interrupted
 
 BASE = DPO(
     name="pairs",
@@ -171,7 +171,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for name, config in configs.items():
         one, two = tuner.train(config, runs=tmp_path / "one"), Run(tmp_path / "two" / name)
-        assert two.kept("versions")["processes"] == 2  # type: ignore[index]
+        assert two.read_json("versions")["processes"] == 2  # type: ignore[index]
         for alone, together in zip(curve(one), curve(two), strict=True):
             assert [value for value in alone if value is not None] == pytest.approx(
                 [value for value in together if value is not None], rel=1e-3, abs=1e-5
@@ -360,7 +360,7 @@ def observe(config: DPO, runs: Path) -> dict[str, Any]:
         finally:
             deterministic = torch.are_deterministic_algorithms_enabled()
             torch.use_deterministic_algorithms(False)
-    versions, data = run.kept("versions"), run.kept("data")
+    versions, data = run.read_json("versions"), run.read_json("data")
     assert versions is not None
     assert data is not None
     return {

@@ -523,7 +523,7 @@ def observe(config: PackedConfig | PPO, runs: Path) -> Observed:
         finally:
             deterministic = torch.are_deterministic_algorithms_enabled()
             torch.use_deterministic_algorithms(False)
-    metrics, versions = run.metrics, run.kept("versions")
+    metrics, versions = run.metrics, run.read_json("versions")
     assert versions is not None
     figures = {name for record in metrics for name in record if name.partition("/")[0] not in UNSTEADY}
     checkpoint = max(run.checkpoints_folder.iterdir())

@@ -20,7 +20,7 @@ SHORTER = ('"evaluation.rows": 100', '"evaluation.rows": 4, "max_steps": 20')
 
 INTERRUPTED = """
 import os, signal
-from tuner.training.loop import Step
+from tuner.training.step import Step
 
 config = tuner.override(config, {"name": "interrupted", "max_steps": 8, "evaluation.rows": 2})
 finish = Step.finish

@@ -163,7 +163,7 @@ def test_the_last_look_is_taken_once(plain, tmp_path, looks):
     run = tuner.train(plain(MEASURED | {"critic_warmup": 0}), runs=tmp_path)
     assert len(looks) == 1 + 2
     assert afters(run.results) == evaluated(run)
-    assert run.kept("before") == looks[0].to_dict()
+    assert run.read_json("before") == looks[0].to_dict()
     assert run.results["replay"]["before"] != run.results["replay"]["after"]
 
 

@@ -22,18 +22,19 @@ from safetensors.torch import load_file, save_file
 
 import tuner
 from tests.equivalence.conftest import in_two_processes, weights
+from tuner.algorithms.ppo import PPO as Algorithm
 from tuner.config import PPO
 from tuner.data.dataset import load_data
 from tuner.errors import UserError
-from tuner.algorithms.ppo import PPO as Algorithm
 from tuner.evaluation.held_out_policy import HeldOutPolicy
 from tuner.models.forward import token_logprobs
 from tuner.models.scorer import Asked, open_scorer
 from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
 from tuner.rollout.reward_sources import ModelReward
-from tuner.training.loop import Interrupted, Step
 from tuner.training.run_folder import Run
+from tuner.training.step import Step
+from tuner.training.stopping import Interrupted
 
 stage = importlib.import_module("tuner.stages.rl.loop")
 preparing = importlib.import_module("tuner.stages.rl.prepare")
@@ -426,12 +427,12 @@ def test_two_processes_equal_one(ppo, tmp_path, watched):
     for name, config in cases.items():
         watched.clear()
         one, two = tuner.train(config, runs=tmp_path / "one" / name), Run(tmp_path / "two" / name / "ppo")
-        assert two.kept("versions")["processes"] == 2
+        assert two.read_json("versions")["processes"] == 2
         for rank in range(2):
             answers = json.loads((tmp_path / f"{name}-{rank}.answers").read_text())
             assert {int(step): tokens for step, tokens in answers.items()} == watched.answers, name
         assert_close(one, two)
-        kept = [state(run, len(one.metrics))[0]["counters"]["kept"] for run in (one, two)]
+        kept = [state(run, len(one.metrics))[0]["counters"]["state"] for run in (one, two)]
         assert kept[0]["replay"] == kept[1]["replay"]
         assert kept[0]["scores"] == pytest.approx(kept[1]["scores"], rel=1e-4)
 
@@ -552,8 +553,8 @@ def test_in_the_warm_up_the_critic_alone_moves(ppo, tmp_path):
     assert trained[0][head].any()  # from zeros, after the first step
     for one, two in itertools.pairwise(trained):
         assert any(not torch.equal(one[name], two[name]) for name in critic)
-    assert "replay" not in states[1][0]["counters"]["kept"]
-    assert states[2][0]["counters"]["kept"]["replay"]["drawn"] > 0
+    assert "replay" not in states[1][0]["counters"]["state"]
+    assert states[2][0]["counters"]["state"]["replay"]["drawn"] > 0
     for record in run.metrics[:2]:
         assert record["lr_policy"] == 0.0
         assert record["loss"] == record["value_loss"]
@@ -587,7 +588,7 @@ def test_replay_keeps_to_its_ratio_over_the_run(ppo, tmp_path):
     )
     tokens = np.diff([0, *(record["tokens"] for record in run.metrics)])
     for step in range(2, 5):
-        kept = state(run, step)[0]["counters"]["kept"]["replay"]
+        kept = state(run, step)[0]["counters"]["state"]["replay"]
         taken = lengths[order[: kept["drawn"]]].sum()
         due = 0.7 * tokens[1:step].sum()  # the first step is the critic's
         assert kept["owed"] == pytest.approx(due - taken, abs=1e-6)
@@ -620,7 +621,7 @@ def test_replay_enters_the_gradient_with_its_coefficient(ppo, tmp_path, watched,
     tuner.train(ppo(changes | {"replay": None}), runs=tmp_path / "without")
     without = dict(found)
     run = tuner.train(ppo(changes | {"replay.coefficient": 2.0}), runs=tmp_path / "with")
-    drawn = state(run, 2)[0]["counters"]["kept"]["replay"]["drawn"]
+    drawn = state(run, 2)[0]["counters"]["state"]["replay"]["drawn"]
     rows = replay_rows(run)
     order = np.random.default_rng((0, 0)).permutation(len(rows))
     model = plain_policy(run.config.policy.path, trainable=True)
@@ -770,7 +771,7 @@ def test_the_record_by_another_route(ppo, tmp_path, watched, option):
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     rows = replay_rows(run)
     order = np.random.default_rng((0, 0)).permutation(len(rows))
-    drawn = [state(run, step)[0]["counters"]["kept"]["replay"]["drawn"] for step in (2, 3)]
+    drawn = [state(run, step)[0]["counters"]["state"]["replay"]["drawn"] for step in (2, 3)]
     replay, weight = plain_loss(policy, [rows.example(int(row)) for row in order[drawn[0] : drawn[1]]])
     rewards = np.array([one.sum() for one in found["rewards"]])
     brief = np.array([prompt.condition == "brief" for prompt in rollout.prompts])

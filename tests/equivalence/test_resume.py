@@ -18,8 +18,8 @@ from tuner.config import to_json
 from tuner.errors import UserError
 from tuner.resources import locate
 from tuner.training import checkpoint as checkpoint_module
-from tuner.training.loop import Step
 from tuner.training.run_folder import Run
+from tuner.training.step import Step
 
 STEPS = 5
 RICH = {"adapter.dropout": 0.1, "checkpoint.every": 1, "max_steps": STEPS}

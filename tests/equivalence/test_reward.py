@@ -126,7 +126,7 @@ def test_two_processes_equal_one(reward, train, tmp_path):
     in_two_processes(tmp_path, cases, env={"TUNER_CACHE": str(tmp_path / "cache")})
     for name, config in cases.items():
         one, two = train(config, f"one/{name}"), Run(tmp_path / "two" / name / "small")
-        assert two.kept("versions")["processes"] == 2
+        assert two.read_json("versions")["processes"] == 2
         assert_close(one, two)
     assert {record["passes"] for record in two.metrics} == {1}  # idle: nothing for the second rank
     one, two = (Run(tmp_path / place / "lora" / "small") for place in ("one", "two"))

@@ -59,5 +59,5 @@ def test_two_processes_equal_one(small, train, tmp_path):
 
     for name, config in cases.items():
         one, two = train(config, f"one/{name}"), Run(tmp_path / "two" / name / "small")
-        assert two.kept("versions")["processes"] == 2
+        assert two.read_json("versions")["processes"] == 2
         assert_close(one, two)

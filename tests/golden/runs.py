@@ -16,7 +16,7 @@ import tuner
 from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, LoRA, Model, override
 from tuner.models.fingerprint import fingerprint
 from tuner.resources import locate
-from tuner.training.run_folder import versions
+from tuner.training.versions import versions
 
 FILE = Path(__file__).parent / "losses.json"
 RECORD_AGAIN = "record again: python scripts/record_goldens.py"

@@ -37,7 +37,7 @@ from tuner.config import (
 )
 from tuner.models.scorer import Asked
 from tuner.resources import locate
-from tuner.training.loop import Step
+from tuner.training.step import Step
 
 stage = importlib.import_module("tuner.stages.rl.loop")
 SHAPE = {"precision": "fp32", "gradient_checkpointing": False}
@@ -159,7 +159,7 @@ class Product:
         self.steps[-1] |= {"scores": scores_A.tolist(), **columns}
 
     def update(self, step: Step) -> None:
-        norms = {f"grad_norm_{name}": norm for name, norm in step.norms.items()}
+        norms = {f"grad_norm_{name}": norm for name, norm in step.grad_norms.items()}
         values = {name: value for name, (value, _) in step.updates[-1].items()}
         self.steps[-1]["updates"].append({**values, **norms})
 

@@ -22,8 +22,8 @@ from tuner.models.roles import Roles
 from tuner.rollout.experience import Experience, Observed, Rewarded, observe, token_reward_of
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
-from tuner.training.loop import Step
 from tuner.training.optimizers import Trained
+from tuner.training.step import Step
 
 Config = TypeVar("Config", bound=PolicyConfig)
 

@@ -17,7 +17,7 @@ from tuner.models.roles import Roles
 from tuner.rollout.experience import Experience, Observed, Rewarded, spread_over_tokens, token_reward_of
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
-from tuner.training.loop import Step
+from tuner.training.step import Step
 
 
 class GRPO(Algorithm[GRPOConfig]):

@@ -20,8 +20,8 @@ from tuner.rollout.experience import Experience, Observed, Rewarded, token_rewar
 from tuner.rollout.rollout import Row
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
-from tuner.training.loop import Step
 from tuner.training.optimizers import Trained
+from tuner.training.step import Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from tuner.models.roles import Roles
 from tuner.rollout.experience import Experience, Rewarded, spread_over_tokens
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
-from tuner.training.loop import Step
+from tuner.training.step import Step
 
 
 class RLOO(Algorithm[RLOOConfig]):

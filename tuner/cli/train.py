@@ -30,7 +30,7 @@ def train(
 
         raise typer.Exit(launch(["train", config, *changes, "--runs", str(runs)], processes))
     from tuner.stages.train import train as train_config
-    from tuner.training.loop import Interrupted
+    from tuner.training.stopping import Interrupted
 
     try:
         run = train_config(value, runs=runs, overrides=changes)

@@ -13,7 +13,7 @@ import torch
 from tuner.losses.policy import kl_estimate
 from tuner.rollout.experience import Experience
 from tuner.rollout.rollout import Rollout
-from tuner.training.devices import Devices, added
+from tuner.training.devices import Devices, sum_by_name
 
 NGRAM = 4
 """Tokens of a phrase whose recurrence counts as repetition."""
@@ -40,7 +40,7 @@ def token_means(
     rollout: Rollout, experiences: Sequence[Experience], own: TokenFigures, devices: Devices
 ) -> dict[str, float]:
     """Means over all answer tokens of all ranks: KL, entropy, the generator's gap, and an algorithm's own figures."""
-    sums = devices.sum(added([_token_sums(rollout, experience, own) for experience in experiences]))
+    sums = devices.sum(sum_by_name([_token_sums(rollout, experience, own) for experience in experiences]))
     tokens = sums.pop("tokens")
     return {name: total / tokens for name, total in sums.items()}
 

@@ -26,6 +26,7 @@ from tuner.stages.registry import stage_of
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import HeldOut, Loop, Steps
+from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
 from tuner.training.run_folder import Run
 from tuner.training.watchers import Watchers
@@ -51,7 +52,7 @@ class Context:
             head=head,
         )
         if self.devices.is_main:
-            self.run.check_same("base", loaded.base.fingerprint, path=loaded.base.path)
+            self.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
         prove_isolation(loaded, self.devices.device, self.devices.autocast())
         if config.gradient_checkpointing:
             recompute_activations(loaded.model)
@@ -79,7 +80,7 @@ class Context:
             return
         reports = [data.report.to_dict() for data in datasets]
         fingerprint = "-".join(data.fingerprint for data in datasets)
-        self.run.check_same("data", fingerprint, report=reports if len(reports) > 1 else reports[0])
+        self.run.pin("data", fingerprint, report=reports if len(reports) > 1 else reports[0])
         for data in datasets:
             self.run.log(str(data.report))
 
@@ -97,7 +98,16 @@ class Context:
         self, config: StageConfig, trained: Mapping[str, Trained], steps: Steps, held_out: HeldOut
     ) -> Loop:
         """The run's loop over sets of trained weights, set to where it stopped."""
-        return Loop(config, self.run, self.devices, trained, steps, held_out, self.watchers)
+        return Loop(
+            LoopSettings.of(config),
+            trained,
+            steps,
+            held_out,
+            config=config,
+            run=self.run,
+            devices=self.devices,
+            watchers=self.watchers,
+        )
 
     def finish(
         self,

@@ -13,7 +13,7 @@ def load_finished(
     run: Run, config: SingleModelConfig, role: str, head: Head = "language"
 ) -> tuple[Devices, Roles]:
     """The devices of the config, and the model the run has trained in its one role, on them."""
-    devices = Devices(config)
+    devices = Devices.of(config)
     model = config.model.model_copy(
         update={"path": str(run.model_folder), "revision": None, "quantization": None, "rope": None}
     )

@@ -18,7 +18,7 @@ from tuner.stages.run import Run
 from tuner.training.checkpoint import explain_write
 from tuner.training.devices import Devices
 from tuner.training.figures import StageFigures
-from tuner.training.loop import Interrupted
+from tuner.training.stopping import Interrupted
 from tuner.training.wandb_tracker import WandbTracker
 from tuner.training.watchers import Outcome, Watchers
 
@@ -27,11 +27,11 @@ def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence
     """Train `config` in `runs`/`config.name`, or go on where it stopped; returns the run.
 
     In Jupyter a live table and curve are shown, and an interrupt saves a checkpoint and returns. Elsewhere
-    an interrupt raises `tuner.training.loop.Interrupted` after saving. Raises UserError on bad input.
+    an interrupt raises `tuner.training.stopping.Interrupted` after saving. Raises UserError on bad input.
     """
     if config.name is None:
         raise UserError("this config has no name: write name='...', which is also the run's folder")
-    devices = Devices(config)
+    devices = Devices.of(config)
     run = Run(Path(runs) / config.name)
     if run.results is not None and not run.changes(config):
         return run

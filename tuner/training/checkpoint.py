@@ -1,7 +1,7 @@
 """Checkpoints: complete, atomic, written in the background. No pickles: tensors and JSON.
 
 A checkpoint is a folder `step_000120` with `trained.safetensors` (trained weights), `optimizer.safetensors`,
-`random.safetensors` and `state.json` (counters, and what of the optimiser and generators is no tensor).
+`random.safetensors` and `state.json` (counters, and the parts of the optimizer and generators that are no tensors).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from tuner.errors import UserError
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All a run needs to go on as if nothing had happened, on the host."""
+    """All that a run needs to resume bit for bit, in host memory."""
 
     trained: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     random: dict[str, torch.Tensor]
     """Generator states by rank and library."""
     state: dict[str, Any]
-    """JSON: `counters`, and the parts of optimiser and generator states that are no tensors."""
+    """JSON: `counters`, and the parts of optimizer and generator states that are no tensors."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: one writer, in the background; old ones are removed last."""
+    """The checkpoints of one run folder, written one at a time in the background; old ones are removed last."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
@@ -57,13 +57,13 @@ class Checkpoints:
         return self._folder / f"step_{step:06d}"
 
     def save(self, step: int, snapshot: Snapshot, protected: set[int]) -> None:
-        """Write in the background; waits for the writing before it. `protected` steps are never removed."""
+        """Write in the background, once the checkpoint before is written. `protected` steps are never removed."""
         self.wait()
         self._writer = threading.Thread(target=self._write, args=(step, snapshot, protected), daemon=False)
         self._writer.start()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises UserError when the last writing failed."""
+        """Wait until nothing is being written. Raises what the last write failed with: UserError for a full disk."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -95,7 +95,7 @@ class Checkpoints:
 
 
 def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
-    """Have a folder written beside its place, on disk before it is moved there, or not at all."""
+    """Write a folder whole or not at all: beside its place, synced to disk, then renamed."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = destination.with_name(f".writing-{destination.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -103,11 +103,11 @@ def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
         unfinished.mkdir()
         write(unfinished)
         for path in [*unfinished.rglob("*"), unfinished]:
-            _to_disk(path)
+            _sync(path)
         if destination.exists():
             shutil.rmtree(destination)
         unfinished.rename(destination)
-        _to_disk(destination.parent)
+        _sync(destination.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -119,7 +119,7 @@ def snapshot(
     generators: list[dict[str, Any]],
     counters: dict[str, Any],
 ) -> Snapshot:
-    """Copy the state of a run to the host. generators: `generator_state()` of every rank."""
+    """Copy the state of a run to host memory. generators: `generator_state()` of every rank."""
     tensors, rest = _split_tensors(optimizer.state_dict())
     random_tensors, random_rest = _split_tensors({str(rank): state for rank, state in enumerate(generators)})
     return Snapshot(
@@ -133,7 +133,7 @@ def snapshot(
 def restore(
     saved: Snapshot, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, rank: int
 ) -> dict[str, Any]:
-    """Put a snapshot back into a run; returns its counters. Raises UserError when it belongs to another model."""
+    """Load a snapshot into a run; returns its counters. Raises UserError when it is of another model."""
     if saved.state["trained"] != list(trained):
         raise UserError("this checkpoint trains other weights than the config does: was the model replaced?")
     with torch.no_grad():
@@ -147,11 +147,14 @@ def restore(
 
 
 def generator_state() -> dict[str, Any]:
-    """State of every random generator of this process."""
-    words = np.random.get_state()
+    """State of every random generator of this process, as nested dicts and lists."""
+    numpy_state = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": {"keys": torch.from_numpy(np.asarray(words[1]).astype(np.int64)), "rest": list(words[2:])},
+        "numpy": {
+            "keys": torch.from_numpy(np.asarray(numpy_state[1]).astype(np.int64)),
+            "rest": list(numpy_state[2:]),
+        },
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -160,7 +163,7 @@ def generator_state() -> dict[str, Any]:
 
 
 def set_generator_state(state: dict[str, Any]) -> None:
-    """The reverse of `generator_state`, also after JSON has made lists of tuples."""
+    """Restore what `generator_state` returned, also after JSON has turned its tuples into lists."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     keys, rest = state["numpy"]["keys"], state["numpy"]["rest"]
@@ -180,7 +183,7 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _to_disk(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -191,7 +194,7 @@ def _to_disk(path: Path) -> None:
 def _split_tensors(tree: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor], Any]:
     """Nested dicts and lists as (tensors by path, the same tree with {"tensor": path} in their place).
 
-    Integer keys, which JSON has not, are kept as {"keys": [...], "values": [...]}.
+    Dicts become {"keys": [...], "values": [...]}: JSON has no integer keys.
     """
     if isinstance(tree, torch.Tensor):
         return {prefix: tree}, {"tensor": prefix}
@@ -201,8 +204,8 @@ def _split_tensors(tree: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor]
     tensors: dict[str, torch.Tensor] = {}
     values = []
     for key in keys:
-        found, rest = _split_tensors(tree[key], f"{prefix}.{key}" if prefix else str(key))
-        tensors |= found
+        below, rest = _split_tensors(tree[key], f"{prefix}.{key}" if prefix else str(key))
+        tensors |= below
         values.append(rest)
     return tensors, {"keys": list(keys), "values": values} if isinstance(tree, dict) else values
 
@@ -219,7 +222,7 @@ def _join_tensors(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
 
 
 def explain_write(error: BaseException, folder: Path) -> BaseException:
-    """A full disk in words; any other error as it is."""
+    """A UserError for a full disk; any other error as it is."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error):
         return UserError(

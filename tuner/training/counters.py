@@ -1,4 +1,4 @@
-"""What a run has done so far, and what follows from its validation losses."""
+"""Progress of a run, and what its validation losses decide: warnings, early stopping, the best step."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from tuner.config import Validation
+from tuner.config.evaluation import Validation
 
 
 @dataclass
 class Counters:
-    """Saved with every checkpoint, so that a run that goes on decides as it would have."""
+    """Saved with every checkpoint, so that a resumed run decides as it would have."""
 
     step: int = 0
-    """Optimiser steps finished."""
+    """Optimizer steps finished."""
     tokens: int = 0
-    """Tokens seen, learned or not."""
+    """Tokens of all steps, whether or not the loss was taken on them."""
     bad_steps: int = 0
     """Steps skipped because the loss or the gradient was not finite."""
     bad_in_a_row: int = 0
     best_loss: float = math.inf
-    """Best validation loss, in nats per learned token."""
+    """Best validation loss, in nats per token that it is taken on."""
     best_step: int = 0
     """Step of the best validation loss, where the config keeps the best; else 0."""
     evaluations_since_best: int = 0
@@ -33,22 +33,25 @@ class Counters:
     losses: list[float] = field(default_factory=list)
     """Training losses since the last evaluation."""
     recent: list[tuple[float, float]] = field(default_factory=list)
-    """(mean training loss since the one before, validation loss) at the last three evaluations."""
-    kept: dict[str, Any] = field(default_factory=dict)
-    """What the stage itself keeps from step to step, as JSON has it."""
+    """(mean training loss since the evaluation before, validation loss) at the last three evaluations."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """What the stage carries from step to step, as JSON values."""
 
-    def count(self, tokens: int, good: bool, loss: float | None) -> None:
-        """A step is over; `good`: it was not skipped. loss: the stage's, where it has one of that name."""
+    def count(self, tokens: int, is_finite: bool, loss: float | None) -> None:
+        """Count a finished step.
+
+        is_finite: whether it was not skipped. loss: its training loss; None where the stage has no `loss`.
+        """
         self.step += 1
         self.tokens += tokens
-        self.bad_steps += not good
-        self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
-        if good and loss is not None:
+        self.bad_steps += not is_finite
+        self.bad_in_a_row = 0 if is_finite else self.bad_in_a_row + 1
+        if is_finite and loss is not None:
             self.losses.append(loss)
 
     def judge(self, loss: float, limits: Validation) -> list[str]:
-        """Take in a validation loss; returns what is to be said of it."""
-        said = []
+        """Compare a validation loss with those before; returns messages for the user."""
+        messages = []
         if loss < self.best_loss:
             self.best_loss, self.evaluations_since_best = loss, 0
             self.best_step = self.step if limits.keep_best else 0
@@ -59,13 +62,13 @@ class Counters:
         self.recent = [*self.recent, (training_loss, loss)][-3:]
         if is_rising(self.recent) and not self.warned_rising:
             self.warned_rising = True
-            said.append(
-                "validation loss rises while training loss falls: the model begins to learn the rows by heart"
+            messages.append(
+                "validation loss rises while training loss falls: the model begins to memorize the rows"
             )
         if limits.patience and self.evaluations_since_best >= limits.patience:
             self.stopped_early = True
-            said.append(f"no better validation loss in {limits.patience} measurements: stopping early")
-        return said
+            messages.append(f"no better validation loss in {limits.patience} measurements: stopping early")
+        return messages
 
 
 def is_rising(recent: Sequence[tuple[float, float]]) -> bool:

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
-from tuner.config import StageConfig
+from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=4)
-"""How long ranks wait for one that tokenises or writes a large model before they give up."""
+"""How long ranks wait for one that tokenizes or writes a large model before they give up."""
 BUCKET_ELEMENTS = 2**24
 """Gradients summed over ranks at a time: 64 MiB of fp32."""
 
@@ -32,35 +32,47 @@ BUCKET_ELEMENTS = 2**24
 class Devices:
     """The processes and devices of a run, behind one Accelerator."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(
+        self,
+        *,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["bf16", "fp32"] = "bf16",
+        deterministic: bool = False,
+    ) -> None:
+        """Join the processes that were launched. Raises UserError when there are too few GPUs, or sharding is on."""
         _refuse_sharding()
-        if config.device == "cuda" and not torch.cuda.is_available():
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        if device == "cuda" and not on_gpu:
             raise UserError(
                 "device='cuda': torch sees no GPU here; install a CUDA build of torch, or write device=cpu"
             )
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if config.device != "cpu" and torch.cuda.is_available() and local >= torch.cuda.device_count():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if on_gpu and local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"{local + 1} processes or more, but {torch.cuda.device_count()} GPUs: one process per GPU"
+                f"{local_rank + 1} processes or more, but {torch.cuda.device_count()} GPUs: one process per GPU"
             )
-        if config.deterministic:
+        if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(config.deterministic)
-        if (
-            int(os.environ.get("WORLD_SIZE", "1")) == 1
-        ):  # a notebook may have trained in another precision before
+        torch.use_deterministic_algorithms(deterministic)
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched == 1:  # a notebook may have trained in another precision before
             AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(
-            cpu=config.device == "cpu" or not torch.cuda.is_available(),
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            cpu=not on_gpu,
+            mixed_precision="bf16" if precision == "bf16" else "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         if self.world > 1:
             atexit.register(_leave)
-        if (asked := int(os.environ.get("WORLD_SIZE", "1"))) != self.world:
+        if launched != self.world:
             raise UserError(
-                f"{asked} processes were launched, but accelerate joins {self.world}: run `accelerate config`"
+                f"{launched} processes were launched, but accelerate joins {self.world}: run `accelerate config`"
             )
+
+    @classmethod
+    def of(cls, config: StageConfig) -> Self:
+        """The devices that a stage's config names."""
+        return cls(device=config.device, precision=config.precision, deterministic=config.deterministic)
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +92,7 @@ class Devices:
 
     @property
     def place(self) -> dict[str, str | int]:
-        """What must stay as it is for a run to go on bit for bit."""
+        """What must stay the same for a run to resume bit for bit."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"device": kind, "processes": self.world, "threads": torch.get_num_threads()}
 
@@ -93,41 +105,37 @@ class Devices:
         return self._accelerator.main_process_first()
 
     def wait(self) -> None:
-        """All ranks meet here."""
+        """Wait until all ranks are here."""
         self._accelerator.wait_for_everyone()
 
-    def settle(self) -> None:
-        """Until this device has done what was asked of it."""
+    def synchronize(self) -> None:
+        """Wait until this device has done the work that was queued for it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Each value summed over all ranks; a rank that lacks a name adds nothing to it."""
-        return added(self.gather([values]))
+        return sum_by_name(self.gather([values]))
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The lists of all ranks, one after the other."""
+        """The lists of all ranks joined, by rank; the same on every rank."""
         return gather_object(items) if self.world > 1 else items
 
     def share_out(self, count: int, work: Callable[[list[int]], Sequence[T]]) -> list[T]:
-        """What `work` makes of the numbers 0 to `count`, in their order, on every rank; each does a share of them."""
+        """Results for the indices 0 to `count`, in their order and on every rank; each rank computes a share of them.
+
+        work: takes some of the indices, and returns a result for each.
+        """
         own = list(range(count))[self.rank :: self.world]
-        made = list(zip(own, work(own), strict=True)) if own else []
-        return [one for _, one in sorted(self.gather(made), key=lambda pair: pair[0])]
+        results = list(zip(own, work(own), strict=True)) if own else []
+        return [result for _, result in sorted(self.gather(results), key=lambda pair: pair[0])]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks, in flat buckets; a missing one counts as zero."""
         if self.world == 1:
             return
         for bucket in _buckets(parameters):
-            flat = torch.cat(
-                [
-                    (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).reshape(
-                        -1
-                    )
-                    for parameter in bucket
-                ]
-            )
+            flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
             torch.distributed.all_reduce(flat)
             sizes = [parameter.numel() for parameter in bucket]
             for parameter, summed in zip(bucket, flat.split(sizes), strict=True):
@@ -148,16 +156,21 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def added(everyone: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The values of several ranks summed by name; a rank that lacks a name adds nothing to it."""
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def sum_by_name(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Several parts' values summed by name; a part that lacks a name adds nothing to it."""
     totals: dict[str, float] = {}
-    for own in everyone:
-        for name, value in own.items():
+    for part in parts:
+        for name, value in part.items():
             totals[name] = totals.get(name, 0.0) + value
     return totals
 
 
 def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """The parameters in their order, in lists of at most BUCKET_ELEMENTS elements or of one parameter."""
     buckets: list[list[torch.nn.Parameter]] = [[]]
     room = BUCKET_ELEMENTS
     for parameter in parameters:

@@ -1,53 +1,25 @@
-"""A run is a folder that can be believed: config, versions, data, metrics, samples, checkpoints, model, results."""
+"""A run's folder: its config, versions, data, metrics, samples, checkpoints, model and results."""
 
 from __future__ import annotations
 
-import ast
-import fcntl
 import hashlib
-import importlib.metadata
 import json
-import math
-import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tuner.config import StageConfig, differences, from_json, to_json
-from tuner.config.base import ConfigBase
+from tuner.config import StageConfig, from_json, to_json
 from tuner.display.curves import draw_curves
 from tuner.errors import UserError
+from tuner.training.code_fingerprint import code_fingerprints
+from tuner.training.json_lines import append_line, finite, read_records, replace_text, to_json_line
+from tuner.training.lock import FolderLock
+from tuner.training.resume_rules import changes_that_bind
+from tuner.training.versions import versions
 from tuner.training.watchers import Sample
-
-FREE_ON_RESUME = (
-    "tracking",
-    "checkpoint.",
-    "data.cache",
-    "prompts.cache",
-    "replay.cache",
-    "tokens_per_pass",
-    "sampling.cache_gib",
-    "gradient_checkpointing",
-    "device",
-)
-"""Config paths that may differ when a run goes on: they change nothing that is learned (the last four: but for
-rounding), and who ran out of memory needs them."""
-PACKAGES = (
-    "tuner",
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "trl",
-    "tokenizers",
-)
 
 
 class Run:
@@ -55,7 +27,7 @@ class Run:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._lock: IO[str] | None = None
+        self._lock = FolderLock(self.folder)
         self._is_new = False
 
     def __repr__(self) -> str:
@@ -65,26 +37,27 @@ class Run:
 
     @property
     def config(self) -> StageConfig:
+        """Raises UserError when the folder is no run's."""
         return from_json(self._read("config.json"))
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What `results.json` says; None while the run has not finished."""
-        return json.loads(self._read("results.json")) if (self.folder / "results.json").is_file() else None
+        """The contents of `results.json`; None while the run has not finished."""
+        return self.read_json("results")
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One record per optimiser step, in order."""
-        return self._records("metrics.jsonl")
+        """One record per optimizer step, in order."""
+        return read_records(self.folder / "metrics.jsonl")
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """Answers drawn during training, to held-out prompts; in PPO without any, to those of the step."""
-        return self._records("samples.jsonl")
+        """Answers drawn during training to held-out prompts, or to those of the step where none are held out."""
+        return read_records(self.folder / "samples.jsonl")
 
     @property
-    def begun(self) -> bool:
-        """Whether a step was taken here: from then on the folder is bound to its config and its data."""
+    def has_started(self) -> bool:
+        """Whether a step was taken: from then on the folder is bound to its config and its data."""
         return bool(self.metrics) or any(self.checkpoints_folder.glob("step_*"))
 
     @property
@@ -95,6 +68,11 @@ class Run:
     @property
     def checkpoints_folder(self) -> Path:
         return self.folder / "checkpoints"
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The contents of `NAME.json`; None where there is none."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def plot(self) -> Any:
         """The run's curves as a picture; in Jupyter it is shown."""
@@ -114,89 +92,89 @@ class Run:
         model = open_chat(str(self.folder))
         return "".join(model.answer(turns, max_new_tokens=max_new_tokens, temperature=temperature))
 
-    # Starting and going on
+    # Starting and resuming
 
     def start(self, config: StageConfig, overrides: Sequence[str], place: dict[str, Any]) -> None:
         """Take the lock; write the identity of a new run, or check that of an old one.
 
-        place: where it computes, such as {"processes": 2, "threads": 1}. What differs from before, of it or of
-        versions, is logged: the run goes on, but not bit for bit.
+        place: where it computes, such as {"processes": 2, "threads": 1}. Where it or a version differs from before,
+        that is logged: the run resumes, but not bit for bit.
         Raises UserError when another process trains here, or when the config has changed.
         """
         self._make_folder()
-        self._take_lock()
-        if self.begun:
+        self._lock.acquire()
+        if self.has_started:
             self._refuse_changes(config)
-        self._write("config.json", to_json(config))
-        self._write("overrides.json", json.dumps(list(overrides), indent=1))
-        self._log_moves(now := versions() | place)
-        self._write("versions.json", json.dumps(now, indent=1))
-        self._keep_functions(config)
+        replace_text(self.folder / "config.json", to_json(config))
+        replace_text(self.folder / "overrides.json", json.dumps(list(overrides), indent=1))
+        environment = versions() | place
+        self._log_changes(environment)
+        self.save_json("versions", environment)
+        self._pin_functions(config)
 
-    def check_same(self, what: str, fingerprint: str, **facts: Any) -> None:
-        """Write what the run is made from (`data`, `base`, `functions`), or refuse to go on with something else."""
-        known = (self.kept(what) or {}).get("fingerprint", fingerprint) if self.begun else fingerprint
-        if known != fingerprint:
+    def pin(self, name: str, fingerprint: str, **details: Any) -> None:
+        """Bind the run to what it is made from (`data`, `base`, `functions`), written to `NAME.json`.
+
+        Raises UserError when a run that has started was bound to something else.
+        """
+        saved = self.read_json(name) if self.has_started else None
+        pinned = (saved or {}).get("fingerprint", fingerprint)
+        if pinned != fingerprint:
             raise UserError(
-                f"{self.folder}: the {what} changed since this run began (was {known[:12]}, is {fingerprint[:12]}); "
+                f"{self.folder}: the {name} changed since this run began (was {pinned[:12]}, is {fingerprint[:12]}); "
                 "put the old back, or start another run with name=..."
             )
-        self.keep(what, {"fingerprint": fingerprint, **facts})
+        self.save_json(name, {"fingerprint": fingerprint, **details})
 
     def changes(self, config: StageConfig) -> list[tuple[str, Any, Any]]:
         """(path, old, new) of the leaves in which a config differs from the run's and may not."""
-        found = differences(self.config, config)
-        return [change for change in found if not change[0].startswith(FREE_ON_RESUME)]
+        return changes_that_bind(self.config, config)
 
     def abandon(self) -> None:
         """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind."""
-        if self._is_new and not self.begun:
+        if self._is_new and not self.has_started:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:
         """Give the lock back."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     # Writing while it runs
 
     def rewind(self, step: int) -> None:
-        """Forget the records after `step`, so that going on repeats none."""
+        """Remove the records after `step`, which a resumed run writes again."""
         for name in ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl"):
-            if (self.folder / name).is_file():
-                kept = [_line(record) for record in self._records(name) if record["step"] <= step]
-                self._write(name, "".join(kept))
+            path = self.folder / name
+            if path.is_file():
+                records = [record for record in read_records(path) if record["step"] <= step]
+                replace_text(path, "".join(map(to_json_line, records)))
 
     def record(self, record: dict[str, Any]) -> None:
         """Append a step to metrics.jsonl; losses unrounded."""
-        self._append("metrics.jsonl", _line(record))
+        append_line(self.folder / "metrics.jsonl", to_json_line(record))
 
     def record_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Append to samples.jsonl."""
         for sample in samples:
-            self._append("samples.jsonl", _line({"step": step, **asdict(sample)}))
+            append_line(self.folder / "samples.jsonl", to_json_line({"step": step, **asdict(sample)}))
 
     def record_answers(self, step: int, answers: Sequence[dict[str, Any]]) -> None:
-        """Some of a rollout's answers, in rollouts.jsonl."""
+        """Append some of a rollout's answers to rollouts.jsonl."""
         for answer in answers:
-            self._append("rollouts.jsonl", _line({"step": step, **answer}))
+            append_line(self.folder / "rollouts.jsonl", to_json_line({"step": step, **answer}))
 
     def log(self, text: str) -> None:
-        """A line in log.txt, with the time."""
-        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        """Append a line to log.txt, with the time."""
+        append_line(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def keep(self, name: str, value: dict[str, Any]) -> None:
-        """A measure taken on the way, as `NAME.json`."""
-        self._write(f"{name}.json", json.dumps(finite(value), indent=1))
-
-    def kept(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    def save_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write `NAME.json`; numbers that are not finite become null."""
+        replace_text(self.folder / f"{name}.json", json.dumps(finite(value), indent=1))
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Write results.json, which says that the run is over."""
+        """Write results.json, which marks the run as finished."""
         self.draw_curves()
-        self._write("results.json", json.dumps(finite(results), indent=1))
+        self.save_json("results", results)
 
     def draw_curves(self) -> Path:
         path = self.folder / "curves.png"
@@ -212,21 +190,6 @@ class Run:
                 f"{self.folder}: this folder cannot be made ({error.strerror}); choose another with --runs"
             ) from error
 
-    def _take_lock(self) -> None:
-        lock = (self.folder / ".lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"{self.folder}: process {lock.read().strip() or 'unknown'} is training here; "
-                "wait for it, or give this run another name=..."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock
-
     def _refuse_changes(self, config: StageConfig) -> None:
         changes = [f"{path} was {old!r} and is now {new!r}" for path, old, new in self.changes(config)]
         if changes:
@@ -235,23 +198,23 @@ class Run:
                 "put it back to go on, give the run another name=..., or remove the folder"
             )
 
-    def _log_moves(self, now: dict[str, Any]) -> None:
-        before = self.kept("versions") or now
-        for name in now:
-            if before.get(name) != now[name]:
+    def _log_changes(self, environment: dict[str, Any]) -> None:
+        """Log what differs from the environment that the run was in before."""
+        before = self.read_json("versions") or environment
+        for name, value in environment.items():
+            if before.get(name) != value:
                 self.log(
-                    f"{name} was {before.get(name)} and is now {now[name]}: going on, perhaps not bit for bit"
+                    f"{name} was {before.get(name)} and is now {value}: going on, perhaps not bit for bit"
                 )
 
-    def _keep_functions(self, config: StageConfig) -> None:
-        """Copy the files that hold the config's own functions, and refuse to go on with other code."""
-        files = sorted({Path(reference.rpartition(":")[0]) for reference in functions_of(config)})
-        digests = {file: _hash_of_code(file) for file in files if file.is_file()}
-        if not digests:
+    def _pin_functions(self, config: StageConfig) -> None:
+        """Copy the files that hold the config's own functions, and refuse to resume with other code."""
+        fingerprints = code_fingerprints(config)
+        if not fingerprints:
             return
-        together = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
-        copies = {str(file): f"code/{file.stem}_{digest[:8]}.py" for file, digest in digests.items()}
-        self.check_same("functions", together, copies=copies)
+        fingerprint = hashlib.sha256("".join(fingerprints.values()).encode()).hexdigest()
+        copies = {str(file): f"code/{file.stem}_{digest[:8]}.py" for file, digest in fingerprints.items()}
+        self.pin("functions", fingerprint, copies=copies)
         (self.folder / "code").mkdir(exist_ok=True)
         for file, copy in copies.items():
             shutil.copy2(file, self.folder / copy)
@@ -262,91 +225,9 @@ class Run:
         except FileNotFoundError:
             raise UserError(f"{self.folder}: not a run folder, it has no {name}") from None
 
-    def _write(self, name: str, text: str) -> None:
-        unfinished = self.folder / f".writing-{name}"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self.folder / name)
-
-    def _append(self, name: str, line: str) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(line)
-
-    def _records(self, name: str) -> list[dict[str, Any]]:
-        """The records of a .jsonl file; a last line that a kill left half-written is no record."""
-        path = self.folder / name
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return [json.loads(line) for line in lines[:-1]]  # not splitlines: texts hold other line separators
-
-
-def _hash_of_code(file: Path) -> str:
-    """Of what a file does: comments and layout aside, and the config that may stand in it, which is compared itself."""
-    try:
-        tree = ast.parse(file.read_bytes(), filename=str(file))
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{file}: {type(error).__name__}: {error}; correct this file") from error
-    tree.body = [one for one in tree.body if not _sets_config(one)]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
-
-
-def _sets_config(statement: ast.stmt) -> bool:
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id == "config" for target in targets)
-
-
-def finite(value: Any) -> Any:
-    """The value; None for a number, also within, that JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-
 
 def open_run(folder: Path | str) -> Run:
     """A run that exists; UserError when the folder is none."""
     run = Run(folder)
     _ = run.config
     return run
-
-
-def functions_of(config: ConfigBase) -> list[str]:
-    """The "file.py:name" references of a config, or of a part of it."""
-    found: list[str] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, dict | list):
-            for item in value.values() if isinstance(value, dict) else value:
-                visit(item)
-        elif isinstance(value, str) and value.rpartition(":")[0].endswith(".py"):
-            found.append(value)
-
-    visit(config.model_dump(mode="json"))
-    return list(dict.fromkeys(found))
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what decides a run's numbers, and the commit of the working directory."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found | {"commit": _commit()}
-
-
-def _commit() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

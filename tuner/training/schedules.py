@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-from tuner.config import Constant, Cosine, Linear
-from tuner.config.training import Schedule
+from tuner.config.training import Constant, Cosine, Linear, Schedule
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, total: int) -> float:
     """Learning rate of 0-based `step` out of `total`.
 
-    Warm-up rises in a straight line and reaches the peak with its last step; decay starts from the peak and
-    would reach `final` one step after the last, so that no step is wasted at zero.
+    Warm-up rises in a straight line and reaches the peak with its last step. Decay starts from the peak, and would
+    reach `final` one step after the last: no step is wasted at a learning rate of zero.
     """
     warmup = warmup_steps(schedule, total)
     if step < warmup:
@@ -28,6 +27,6 @@ def learning_rate(schedule: Schedule, peak: float, step: int, total: int) -> flo
 
 
 def warmup_steps(schedule: Schedule, total: int) -> int:
-    """Steps of warm-up: a share of all steps below 1, a number of steps from 1 on; at most all but one."""
+    """Steps of warm-up, at most all but one; `schedule.warmup` is a share of all steps below 1, a number from 1 on."""
     steps = schedule.warmup * total if schedule.warmup < 1 else schedule.warmup
     return min(round(steps), max(0, total - 1))

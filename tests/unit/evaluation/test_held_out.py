@@ -36,7 +36,7 @@ ENDS = frozenset({2, 2047})
 def scene():
     loaded = load_model(SCORED.model, precision="fp32", device=torch.device("cpu"))
     roles = Roles.of("policy", loaded, lambda: torch.autocast("cpu", enabled=False))
-    return load_data(SCORED.data, loaded.tokenizer).train, roles, Devices(SCORED)
+    return load_data(SCORED.data, loaded.tokenizer).train, roles, Devices.of(SCORED)
 
 
 @pytest.mark.parametrize("tokens_per_pass", [64, 4096])

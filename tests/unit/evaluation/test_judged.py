@@ -54,7 +54,7 @@ def scene(monkeypatch):
     monkeypatch.setattr(module, "score_sequences", score)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     roles = SimpleNamespace(role=nullcontext, tokenizer=tokenizer)
-    return roles, Devices(CONFIG), given
+    return roles, Devices.of(CONFIG), given
 
 
 def judge(devices, rule=None, config=CONFIG) -> Judge:

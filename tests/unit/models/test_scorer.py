@@ -125,7 +125,7 @@ def test_a_score_depends_on_nothing_beside_its_conversation(run, scorer):
 def test_held_out_rows_are_scored_alike(run, scorer):
     """The trainer's own measure, and the scores of the report card."""
     config = run.config
-    devices = Devices(config)
+    devices = Devices.of(config)
     roles = Roles.of("reward", scorer.loaded, devices.autocast)
     data = load_rows(config, scorer.loaded.tokenizer).test
     expected = plain_scores(scorer, sequences_of(run, "test"))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tuner.config import Evaluation, override
+from tuner.config import Evaluation
 from tuner.errors import UserError
 from tuner.training.counters import Counters, is_rising
 from tuner.training.devices import Devices
@@ -15,11 +15,11 @@ from tuner.training.devices import Devices
     [
         ([(3.0, 2.0), (2.0, 2.1), (1.0, 2.2)], True),
         ([(3.0, 2.0), (2.0, 2.1), (1.0, 2.05)], False),  # fell again
-        ([(3.0, 2.0), (3.5, 2.1), (1.0, 2.2)], False),  # training loss rose too: not learning by heart
+        ([(3.0, 2.0), (3.5, 2.1), (1.0, 2.2)], False),  # training loss rose too: not memorizing
         ([(3.0, 2.0), (2.0, 2.1)], False),  # two are no trend
     ],
 )
-def test_learning_by_heart_by_hand(recent, rising):
+def test_memorizing_by_hand(recent, rising):
     assert is_rising(recent) is rising
 
 
@@ -29,31 +29,29 @@ def test_sharding_plugins_are_refused(plugin, monkeypatch):
 
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     with pytest.raises(UserError, match=f"accelerate is configured for {plugin}"):
-        Devices(SMALL)
+        Devices.of(SMALL)
 
 
 def test_an_absent_gpu_is_said():
     import torch
 
-    from tests.equivalence.conftest import SMALL
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match="torch sees no GPU here"):
-        Devices(override(SMALL, {"device": "cuda"}))
+        Devices(device="cuda")
 
 
 def test_patience_and_the_best_by_hand():
     counters, limits = Counters(), Evaluation(patience=2, keep_best=True)
-    said = []
+    messages = []
     for step, loss in enumerate([3.0, 2.0, 2.5, 0.0, 0.1, 0.2], start=1):
-        counters.count(tokens=10, good=True, loss=1.0 / step)
-        said += counters.judge(loss, limits)
+        counters.count(tokens=10, is_finite=True, loss=1.0 / step)
+        messages += counters.judge(loss, limits)
         if counters.stopped_early:
             break
     assert (counters.best_loss, counters.best_step, counters.step, counters.tokens) == (0.0, 4, 6, 60)
-    assert said == [
-        "validation loss rises while training loss falls: the model begins to learn the rows by heart",
+    assert messages == [
+        "validation loss rises while training loss falls: the model begins to memorize the rows",
         "no better validation loss in 2 measurements: stopping early",
     ]
 
@@ -61,5 +59,5 @@ def test_patience_and_the_best_by_hand():
 def test_skipped_steps_are_counted_by_hand():
     counters = Counters()
     for loss in [1.0, math.nan, math.inf, 0.0, math.nan]:
-        counters.count(tokens=1, good=math.isfinite(loss), loss=loss)
+        counters.count(tokens=1, is_finite=math.isfinite(loss), loss=loss)
     assert (counters.bad_steps, counters.bad_in_a_row, counters.losses) == (3, 1, [1.0, 0.0])

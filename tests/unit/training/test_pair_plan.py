@@ -2,13 +2,10 @@
 
 import pytest
 
-from tuner.config import DPO, Model, Preferences, override
 from tuner.errors import UserError
 from tuner.training.pair_plan import PairPlan
 
-CONFIG = DPO(
-    model=Model(path="tuner:tiny"), data=Preferences(files=("x.jsonl",)), pairs_per_step=8, pairs_per_pass=2
-)
+CONFIG = {"pairs_per_step": 8, "pairs_per_pass": 2, "epochs": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +23,7 @@ CONFIG = DPO(
     ],
 )
 def test_counts(changes: dict, pairs: int, processes: int, steps: int, passes: int, seen: int) -> None:
-    plan = PairPlan(override(CONFIG, changes), pairs, processes)
+    plan = PairPlan(pairs=pairs, processes=processes, **(CONFIG | changes))
     assert (plan.steps, plan.passes, plan.seen) == (steps, passes, seen)
 
 
@@ -34,4 +31,4 @@ def test_processes_must_fill_a_step() -> None:
     with pytest.raises(
         UserError, match=r"pairs_per_step \(8\) is not a multiple of pairs_per_pass \(2\) times 3"
     ):
-        _ = PairPlan(CONFIG, 100, 3).passes_per_step
+        _ = PairPlan(pairs=100, processes=3, **CONFIG).passes_per_step

@@ -13,7 +13,8 @@ from tuner.config import load_config, override
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import PolicyMeasure
 from tuner.evaluation.position_loss import RangeLoss
-from tuner.training.run_folder import Run, finite
+from tuner.training.json_lines import finite
+from tuner.training.run_folder import Run
 from tuner.training.watchers import Sample
 
 FILE = '''"""A config with its own function."""
@@ -61,12 +62,12 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_goes_on_with_functions_that_do_the_same(tmp_path, file, change):
     run = begun(tmp_path / "own", file)
-    before = run.kept("functions")
+    before = run.read_json("functions")
     file.write_text(CHANGES[change](FILE))
     assert file.read_text() != FILE
     run.start(load_config(file), (), {})
     run.release()
-    assert run.kept("functions") == before
+    assert run.read_json("functions") == before
     (copy,) = before["copies"].values()
     assert (run.folder / copy).read_text() == file.read_text()
 
@@ -103,7 +104,7 @@ def test_numbers_that_json_has_no_word_for_become_none_at_any_depth():
 
 
 @pytest.mark.parametrize(
-    "write", [lambda run, value: run.keep("results", value), Run.finish], ids=["keep", "finish"]
+    "write", [lambda run, value: run.save_json("results", value), Run.finish], ids=["save_json", "finish"]
 )
 def test_what_a_run_keeps_is_valid_json(tmp_path, write):
     run = Run(tmp_path / "run")
@@ -136,8 +137,8 @@ def test_a_measure_that_is_no_number_is_none_in_its_file_and_no_number_again_beh
         {"gold": 0.5, "score": math.nan, "score/polite": math.nan},
         [RangeLoss(0, 256, math.nan, 3.0), RangeLoss(256, 512, 1.5, 2.0)],
     )
-    run.keep("before", measure.to_dict())
-    again = PolicyMeasure.from_dict(run.kept("before"))
+    run.save_json("before", measure.to_dict())
+    again = PolicyMeasure.from_dict(run.read_json("before"))
     assert again.means["gold"] == 0.5
     assert math.isnan(again.means["score"])
     assert math.isnan(again.means["score/polite"])

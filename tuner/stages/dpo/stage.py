@@ -14,8 +14,8 @@ from tuner.stages.check import CheckReport, check_model
 from tuner.stages.context import Context
 from tuner.stages.dpo.figures import FIGURES
 from tuner.stages.dpo.loop import dpo
+from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.stage import Preview, Stage
-from tuner.training.pair_plan import PairPlan
 
 
 class DPOStage(Stage[DPO]):
@@ -48,7 +48,7 @@ class DPOStage(Stage[DPO]):
 
 def _plan_figures(config: DPO, rows: Dataset[Comparisons]) -> dict[str, Any]:
     """Steps, tokens, passes and fill of a run in one process; tokens by the mean over all pairs."""
-    plan, lengths = PairPlan(config, len(rows.train.better)), rows.train.sequences.lengths
+    plan, lengths = plan_pairs(config, len(rows.train.better)), rows.train.sequences.lengths
     tokens = sum(int(lengths[answers].sum()) for answers in answers_of_pairs(rows.train))
     return {
         "steps": plan.steps,

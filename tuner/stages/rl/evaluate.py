@@ -53,7 +53,7 @@ def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Eva
 
 
 def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
-    folder, devices = run.folder, Devices(config)
+    folder, devices = run.folder, Devices.of(config)
     rule = _load_gold_rule(run, config)
     location = _locate_reward(config)
     prompts, chat_template = _test_prompts(run, config)
@@ -97,7 +97,7 @@ def _kept_copy(run: Run, reference: object) -> str | None:
     if reference is None:
         return None
     file, _, function = str(reference).rpartition(":")
-    copies = (run.kept("functions") or {}).get("copies", {})
+    copies = (run.read_json("functions") or {}).get("copies", {})
     if not Path(file).is_file() and file in copies:
         return f"{run.folder / copies[file]}:{function}"
     return str(reference)

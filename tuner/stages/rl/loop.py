@@ -46,8 +46,8 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
             setup.engine.weights_changed()
         step.tokens = rollout.num_tokens
         setup.record_answers(step, rollout, scores_A)
-        step.facts |= rollout_figures(rollout, scores_A, rewards_A)
-        step.facts |= algorithm.derived_figures(
+        step.metrics |= rollout_figures(rollout, scores_A, rewards_A)
+        step.metrics |= algorithm.derived_figures(
             token_means(rollout, experiences, algorithm.token_figures, devices)
         )
         step.finish()

@@ -32,7 +32,8 @@ from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import load_policy_prompts, plan_run
-from tuner.training.loop import Loop, Step
+from tuner.training.loop import Loop
+from tuner.training.step import Step
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,17 @@ class Setup:
 
     def measure_before(self) -> PolicyMeasure:
         """The policy before the first step; a resumed run has it in its before.json."""
-        saved = self.context.run.kept("before")
+        saved = self.context.run.read_json("before")
         if self.loop.counters.step and saved is not None:
             return PolicyMeasure.from_dict(saved)
         before = self._measure("before", None)
         if self.context.devices.is_main:
-            self.context.run.keep("before", before.to_dict())
+            self.context.run.save_json("before", before.to_dict())
         return before
 
     def shape(self, scores_A: np.ndarray, ended_A: np.ndarray) -> np.ndarray:
         """Shaped scores, float64 [A]; the run's moments, by which they are normalized, go on in the loop's state."""
-        config, state = self.config, self.loop.kept
+        config, state = self.config, self.loop.state
         shaped_A, state["scores"] = shape_scores(
             scores_A,
             ended_A,
@@ -122,8 +123,8 @@ class Setup:
         """The rows due beside a rollout of so many tokens, counted in the step's record."""
         if self.replay is None:
             return []
-        rows, self.loop.kept["replay"] = self.replay.draw(self.loop.kept.get("replay", {}), tokens)
-        step.facts["replay_tokens"] = self.replay.tokens(rows)
+        rows, self.loop.state["replay"] = self.replay.draw(self.loop.state.get("replay", {}), tokens)
+        step.metrics["replay_tokens"] = self.replay.tokens(rows)
         return rows
 
 
@@ -134,7 +135,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     roles = loaded.roles
     if devices.is_main:
         for name, fingerprint in loaded.fingerprints.items():
-            context.run.check_same(name, fingerprint, path=getattr(config, name).path)
+            context.run.pin(name, fingerprint, path=getattr(config, name).path)
     context.seed_dropout(config.seed)
     prompts, stream, replay = _load_rows(config, context, roles)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
@@ -142,7 +143,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     reward = reward_source(config, loaded, context)
     held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
-    for sentence in (loaded.told, *prompts.report.notes, *algorithm.warnings(loop.total)):
+    for sentence in (loaded.told, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
         loop.say(sentence)
     return Setup(
         config=config,

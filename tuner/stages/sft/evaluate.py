@@ -35,10 +35,10 @@ def held_out_rows(config: SFT, roles: Roles, devices: Devices, rows: Examples | 
 def measure_before(context: Context, rows: HeldOutRows, loop: Loop) -> Measures:
     """Measures before the first step; a resumed run has them in its before.json."""
     if loop.counters.step:
-        return context.run.kept("before") or {"score": None, "loss": None}
+        return context.run.read_json("before") or {"score": None, "loss": None}
     measures = measure("before", rows, loop)
     if context.devices.is_main:
-        context.run.keep("before", measures)
+        context.run.save_json("before", measures)
     return measures
 
 

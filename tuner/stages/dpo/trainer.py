@@ -1,0 +1,71 @@
+"""TRL's DPOTrainer as a run of ours uses it: its dataset, its settings and what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+from datasets import Dataset
+
+from tuner.config import DPO
+from tuner.data.load_pairs import Pair
+from tuner.errors import UserError
+from tuner.models.adapters import is_adapted
+from tuner.models.load import Loaded
+from tuner.models.locate import first_line
+from tuner.stages.dpo.plan import plan_pairs
+from tuner.training.devices import Devices
+from tuner.training.loop_settings import LoopSettings
+from tuner.training.run_folder import Run
+from tuner.training.trl_trainer import RunTrainer, common_arguments, without_deprecations
+
+# isort: split
+# after our door to TRL, which imports bitsandbytes without its advice
+from trl import DPOConfig, DPOTrainer
+
+MEASURES = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+"""What is measured on held-out pairs, and TRL's names for it."""
+
+
+class Trainer(RunTrainer, DPOTrainer):
+    """DPO in a run folder."""
+
+    measures = MEASURES
+    recorded = MEASURES | {"chosen_reward": "rewards/chosen", "rejected_reward": "rewards/rejected"}
+
+
+def make_dataset(pairs: Iterable[Pair]) -> Dataset:
+    """Pairs of tokens in TRL's columns."""
+    columns: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
+    for pair in pairs:
+        for name, tokens in pair.items():
+            columns[name].append(tokens)
+    return Dataset.from_dict(columns)
+
+
+@without_deprecations()
+def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices: Devices) -> Trainer:
+    """TRL's trainer over the model's trained weights. Raises UserError where TRL refuses.
+
+    The reference of an adapter is a frozen copy of it, that of full weights a copy of the model, in fp32 as they are.
+    """
+    arguments = common_arguments(config, plan_pairs(config, len(pairs), devices.world), run, devices)
+    loaded.transformer.set_attn_implementation("sdpa")  # batches are padded here
+    try:
+        return Trainer(
+            LoopSettings.of(config),
+            {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad},
+            model=loaded.model,
+            ref_model=None if is_adapted(loaded.model) else deepcopy(loaded.model).requires_grad_(False),
+            args=DPOConfig(
+                **arguments,
+                beta=config.beta,
+                loss_type=[config.loss],
+                label_smoothing=config.label_smoothing,
+            ),
+            train_dataset=pairs,
+            processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token
+        )
+    except ValueError as error:  # such as an adapter on the head
+        raise UserError(f"{config.name}: TRL's DPO cannot train this ({first_line(error)})") from error

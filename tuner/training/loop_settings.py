@@ -1,0 +1,52 @@
+"""What a training loop takes from a stage's config, whichever stage it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tuner.config.evaluation import EvaluationBase
+from tuner.config.stage_config import StageConfig
+from tuner.config.training import AdamW, Checkpoint, Schedule
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Parts of a stage's config, by the names they have there."""
+
+    optimizer: AdamW
+    schedule: Schedule
+    checkpoint: Checkpoint
+    evaluation: EvaluationBase
+    """When held-out rows are measured; a `Validation` also says what follows from their loss."""
+    max_steps: int | None = None
+    max_grad_norm: float | None = None
+    """L2 norm that gradients are clipped to; None: they are not."""
+    max_bad_steps: int = 1
+    """Consecutive steps with a loss or gradient that is not finite after which training fails."""
+
+    @classmethod
+    def of(cls, config: StageConfig) -> Self:
+        """The settings of any stage whose config has these fields; one without `max_bad_steps` skips no step."""
+        stage: Any = config  # `evaluation` and `max_bad_steps` belong to some stages only
+        return cls(
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            checkpoint=config.checkpoint,
+            evaluation=stage.evaluation,
+            max_steps=config.max_steps,
+            max_grad_norm=config.max_grad_norm,
+            max_bad_steps=getattr(stage, "max_bad_steps", 1),
+        )
+
+    def evaluates_at(self, step: int, total_steps: int) -> bool:
+        """Whether held-out rows are measured after this many steps: by default ten times over the run."""
+        return _is_due(self.evaluation.every or max(1, total_steps // 10), step, total_steps)
+
+    def saves_at(self, step: int, total_steps: int) -> bool:
+        """Whether a checkpoint is written after this many steps."""
+        return _is_due(self.checkpoint.every, step, total_steps)
+
+
+def _is_due(every: int | None, step: int, total_steps: int) -> bool:
+    return step == total_steps or (every is not None and step % every == 0)

@@ -1,0 +1,59 @@
+"""Stopping on request: a signal lets the running step finish; then the run is saved and `Interrupted` raised."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tuner.training.devices import Devices
+
+
+class Interrupted(Exception):  # noqa: N818 (an outcome, not an error)
+    """A signal stopped the run after a finished step, which was saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, saved")
+        self.exit_code = 128 + signal_number
+
+
+class StopSignals:
+    """SIGINT and SIGTERM as requests to stop after the running step, agreed on by all ranks."""
+
+    def __init__(self) -> None:
+        self.agreed: int | None = None
+        """The signal that all ranks stop for."""
+        self._received: int | None = None
+        """The signal that this process was sent."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals meanwhile. Outside the main thread, which alone may, they act as before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {
+            number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def agree(self, devices: Devices) -> bool:
+        """Whether to stop: if one rank was sent a signal, all stop. Every rank calls this at the same place."""
+        self.agreed = max(filter(None, devices.gather([self._received])), default=None)
+        return self.agreed is not None
+
+    def raise_if_agreed(self, step: int, total_steps: int) -> None:
+        """Raise Interrupted where the run was stopped before its end."""
+        if self.agreed is not None and step < total_steps:
+            raise Interrupted(self.agreed, step)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self._received == signal.SIGINT == number:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        self._received = number
