@@ -14,7 +14,7 @@ from tuner.config.functions import Function, load_function
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
 from tuner.models.roles import Roles
-from tuner.models.scorer import Sequences
+from tuner.models.scorer import RewardInputs
 from tuner.training.answering import answer_all, score_all
 from tuner.training.devices import Devices
 
@@ -89,7 +89,7 @@ class Judge:
 
     prompts: PromptSet
     config: PPO
-    sequences: Sequences
+    sequences: RewardInputs
     devices: Devices
     rule: Rule | None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tuner.config import PPO
 from tuner.models.roles import Roles
-from tuner.models.scorer import Sequences
+from tuner.models.scorer import RewardInputs
 from tuner.rollout.rollout import Rollout
 from tuner.training.answering import score_all
 from tuner.training.devices import Devices
@@ -23,7 +23,7 @@ EPSILON = 1e-8
 
 
 def score_answers(
-    roles: Roles, sequences: Sequences, rollout: Rollout, tokens_per_pass: int, devices: Devices
+    roles: Roles, sequences: RewardInputs, rollout: Rollout, tokens_per_pass: int, devices: Devices
 ) -> np.ndarray:
     """The reward model's score of every answer, float64 [A]; the same on every rank."""
     return score_all(roles, sequences, rollout.prompts, rollout.texts, tokens_per_pass, devices)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tuner.config import (
     DPO,
@@ -29,22 +29,23 @@ from tuner.config import (
 from tuner.data.dataset import Dataset, load_data
 from tuner.data.load_pairs import answers_of_pairs
 from tuner.data.load_prompts import load_prompts
-from tuner.errors import UserError
 from tuner.evaluation.held_out_chat import load_score
 from tuner.evaluation.judged import load_rule
-from tuner.models.adapters import add_adapter
-from tuner.models.fingerprint import fingerprint
-from tuner.models.freeze import freeze
+from tuner.models.adapters import belongs_to, is_adapted
 from tuner.models.kv_cache import numbers_per_token
-from tuner.models.load import check_precision, load_model_config, load_tokenizer
-from tuner.models.load_roles import check_critic_adapter, check_language, is_on_one_base, without_adapter
-from tuner.models.locate import Location, locate
-from tuner.models.memory import NF4_BYTES, Weights, peak_bytes
+from tuner.models.load import Loaded, load_model
+from tuner.models.load_roles import load_policy_roles
+from tuner.models.memory import MemoryBudget, Weights, peak_bytes, roles_bytes
+from tuner.models.roles import Role, Roles
 from tuner.models.rope import describe_rope
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
+from tuner.stages.rl.prepare import policy_models
 from tuner.stages.rows import all_warm_up, load_rows, packed, plan, plan_run, reward_reader
 from tuner.training.pair_plan import PairPlan
+
+META = torch.device("meta")
+"""Models are built here, without weights."""
 
 
 @dataclass(frozen=True)
@@ -98,35 +99,50 @@ def _check(config: StageConfig, replaced: tuple[str, ...]) -> Checked:
     config = _modelled(config)
     if isinstance(config, SFT):
         load_score(config.evaluation.score)
-    location = locate(config.model, weights=False)
-    check_precision(location, config.precision)
-    adapter = config.adapter or location.lora
-    shape = load_model_config(config.model)
-    with torch.device("meta"):
-        kind = AutoModelForCausalLM
-        if isinstance(config, RewardModel):
-            kind, shape.num_labels = AutoModelForSequenceClassification, 1
-        model = kind.from_config(shape, trust_remote_code=config.model.trust_remote_code)
-    model.requires_grad_(adapter is None)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    wrapped = add_adapter(model, adapter, config.seed) if adapter else model
-    if isinstance(config, PackedConfig):
-        freeze(wrapped, config.freeze)
-    trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
-    data = load_rows(config)
+    loaded = load_model(
+        config.model,
+        precision=config.precision,
+        device=META,
+        adapter=config.adapter,
+        freeze=config.freeze if isinstance(config, PackedConfig) else None,
+        seed=config.seed,
+        head="score" if isinstance(config, RewardModel) else "language",
+    )
+    facts = _facts(loaded)
+    data = load_rows(config, loaded.tokenizer)
     planned = _plan_pairs(config, data) if isinstance(config, DPO) else _plan(packed(config), data)
-    peak = peak_bytes(config, shape, Weights.of(wrapped), location.reference.quantization)
-    if isinstance(config, DPO) and adapter is None:
-        peak += 4 * parameters  # the copy that the policy is compared with
+    peak = peak_bytes(_budget(config, config.tokens_per_pass), [loaded])
+    if isinstance(config, DPO) and not is_adapted(loaded.model):
+        peak += 4 * facts["parameters"]  # the copy that the policy is compared with
     return Checked(
-        family=type(model).__name__,
-        parameters=parameters,
-        trained=trained,
-        rope=describe_rope(shape),
+        **facts,
+        trained=Weights.of(loaded).trained,
         data=str(data.report),
         **planned,
         peak_gib=peak / 2**30,
         replaced=replaced,
+    )
+
+
+def _facts(loaded: Loaded) -> dict[str, Any]:
+    """Family, number of weights without adapters, and rotary positions of a model."""
+    weights = loaded.model.named_parameters()
+    return {
+        "family": type(loaded.transformer).__name__,
+        "parameters": sum(weight.numel() for name, weight in weights if belongs_to(name, None)),
+        "rope": describe_rope(loaded.transformer.config),
+    }
+
+
+def _budget(config: Any, tokens_per_pass: int) -> MemoryBudget:
+    """What of a config decides how much memory its steps need."""
+    return MemoryBudget(
+        precision=config.precision,
+        optimizer_bits=config.optimizer.bits,
+        tokens_per_pass=tokens_per_pass,
+        gradient_checkpointing=config.gradient_checkpointing,
+        adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
+        language_head=isinstance(config, SFT | PPO),
     )
 
 
@@ -164,28 +180,12 @@ def _modelled(config: StageConfig) -> SingleModelConfig:
 def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = False) -> Checked:
     """The same of PPO: its policy, its reward model, its prompts and replayed rows.
 
-    stands_in: the reward model is a small one that nobody taught: what it was trained on is not known.
+    stands_in: the reward model is an untrained small one: it has no template and no conditions, and no critic can
+    start from it.
     """
     load_rule(config.evaluation.rule)
-    shape = load_model_config(config.policy)
-    policy, reward = (
-        locate(model, config.precision, weights=False) for model in (config.policy, config.reward)
-    )
-    one_base = stands_in or is_on_one_base(_identified(policy, reward), reward)
-    check_precision(policy, config.precision)
-    check_precision(reward, config.precision)
-    if not stands_in:
-        check_language(config, policy, reward)
-        check_critic_adapter(config, policy, reward)
-    adapter = config.adapter or policy.lora
-    if config.roles == "shared" and adapter is None and policy.adapter_folder is None:
-        raise UserError(without_adapter(config))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.policy.trust_remote_code)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    model.requires_grad_(adapter is None)
-    counted = Weights.of(add_adapter(model, adapter, config.seed) if adapter else model)
-    tokenizer = load_tokenizer(config.policy)
+    roles = _load_roles(config, stands_in)
+    facts, tokenizer = _facts(roles.loaded), roles.tokenizer
     prompts = load_prompts(config.prompts, tokenizer, None if stands_in else reward_reader(config))
     replay = None if config.replay is None else load_data(config.replay.data, tokenizer)
     stream = plan_run(config, prompts)
@@ -193,35 +193,35 @@ def _check_policy(config: PPO, replaced: tuple[str, ...], stands_in: bool = Fals
     asked = steps * (float(prompts.train.lengths.mean()) + config.sampling.max_new_tokens)
     answered = min(config.prompts_per_step, stream.drawn)
     return Checked(
-        family=type(model).__name__,
-        parameters=parameters,
-        trained=2 * counted.trained,
-        rope=describe_rope(shape),
+        **facts,
+        trained=sum(
+            weight.numel() for name in ("policy", "critic") for weight in roles.trained(name).values()
+        ),
         data="; ".join(str(part.report) for part in (prompts, replay) if part is not None),
         steps=steps,
         tokens=round(asked * answered),
         passes=None,
         fill=answered / config.prompts_per_step,
-        peak_gib=_policy_peak(config, shape, counted, policy, None if one_base else reward) / 2**30,
+        peak_gib=policy_peak(config, roles) / 2**30,
         replaced=replaced,
-        warnings=(*_two_bases(config, one_base), *all_warm_up(config, steps)),
+        warnings=(*_two_bases(config, roles, stands_in), *all_warm_up(config, steps)),
     )
 
 
-def _identified(policy: Location, reward: Location) -> Location:
-    """The policy with its base's fingerprint; without its weights here, that of the reward model's, if so called."""
-    base, folder = policy.reference, policy.base_folder
-    if base.fingerprint:
-        return policy
-    if any(folder.glob("*.safetensors")):
-        found = fingerprint(folder)
-    else:
-        found = reward.reference.fingerprint if base.path == reward.reference.path else ""
-    return replace(policy, reference=replace(base, fingerprint=found))
+def _load_roles(config: PPO, stands_in: bool) -> Roles:
+    """The roles of a config without their weights; a stand-in for the reward model has one of its own beside them."""
+    models = policy_models(config)
+    if not stands_in:
+        return load_policy_roles(models, META, nullcontext).roles
+    adapter = None if config.roles == "shared" else config.critic_adapter
+    models = replace(models, reward=None, critic_from="policy", critic_adapter=adapter)
+    reward = load_model(config.reward, precision=config.precision, device=META, train=False, head="score")
+    roles = load_policy_roles(models, META, nullcontext).roles
+    return Roles({name: roles[name] for name in roles} | {"reward": Role(reward)}, nullcontext)
 
 
-def _two_bases(config: PPO, one_base: bool) -> list[str]:
-    if one_base or config.roles == "separate":
+def _two_bases(config: PPO, roles: Roles, stands_in: bool) -> list[str]:
+    if stands_in or config.roles == "separate" or len(roles.models) == 1:
         return []
     return [
         "policy and reward model stand on two bases, which are both held: they differ, or in quantization, rope or "
@@ -229,33 +229,13 @@ def _two_bases(config: PPO, one_base: bool) -> list[str]:
     ]
 
 
-def _policy_peak(
-    config: PPO, shape: Any, weights: Weights, policy: Location, reward: Location | None
-) -> float:
-    """Estimated peak: the policy's as in SFT, the critic's state, the frozen roles, and the cache of answers.
-
-    reward: where the reward model lies, if it stands on another base; taken to be as large.
-    """
-    trained = replace(weights, trained=2 * weights.trained)
-    frozen = 2 if config.precision == "bf16" else 4
+def policy_peak(config: PPO, roles: Roles) -> float:
+    """Estimated peak memory, in bytes, with the cache of a step's answers."""
+    plain = 2 if config.precision == "bf16" else 4
     longest = config.prompts_per_step * (config.prompts.max_length + config.sampling.max_new_tokens)
-    cache = min(config.sampling.cache_gib * 2**30, longest * numbers_per_token(shape) * frozen)
-    peak = peak_bytes(config, shape, trained, policy.reference.quantization, cache)
-    adapters = 4 * weights.trained
-    if (
-        config.roles == "separate"
-    ):  # beside the policy: critic, reference (held as the policy is), reward model
-        elsewhere = [policy if config.critic_from == "policy" else reward or policy, policy, reward or policy]
-        full = config.adapter is None and policy.adapter_folder is None
-        kept = adapters + (frozen * weights.trained if full else adapters)
-        return peak + kept + sum(_base_bytes(weights, one, frozen) for one in elsewhere)
-    return peak + 2 * adapters + (0 if reward is None else _base_bytes(weights, reward, frozen))
-
-
-def _base_bytes(weights: Weights, location: Location, plain: int) -> float:
-    """Memory of a frozen base."""
-    held = {None: plain, "nf4": NF4_BYTES, "int8": 1}[location.reference.quantization]
-    return weights.linear * held + weights.other * plain
+    per_token = numbers_per_token(roles.loaded.transformer.config) * plain
+    cache = min(config.sampling.cache_gib * 2**30, longest * per_token)
+    return roles_bytes(_budget(config, config.tokens_per_pass), roles, cache)
 
 
 def _made_tiny(config: StageConfig, folder: Path) -> tuple[StageConfig, tuple[str, ...]]:

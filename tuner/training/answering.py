@@ -10,7 +10,7 @@ from tuner.config import PPO
 from tuner.data.conversation import Prompt
 from tuner.models.generate import Answer, generate, uniforms
 from tuner.models.roles import Roles
-from tuner.models.scorer import Asked, Sequences, score_sequences
+from tuner.models.scorer import RewardInputs, ScoreRequest, score_sequences
 from tuner.training.devices import Devices
 
 
@@ -50,7 +50,7 @@ def answer_all(
 
 def score_all(
     roles: Roles,
-    sequences: Sequences,
+    sequences: RewardInputs,
     prompts: Sequence[Prompt],
     texts: Sequence[str],
     tokens_per_pass: int,
@@ -62,7 +62,7 @@ def score_all(
     """
 
     def score(places: list[int]) -> list[float]:
-        made = sequences.make([Asked.of(prompts[place], texts[place]) for place in places])
+        made = sequences.make([ScoreRequest.of(prompts[place], texts[place]) for place in places])
         with roles.role("reward") as model:
             return score_sequences(model, made, tokens_per_pass, devices.device).tolist()
 

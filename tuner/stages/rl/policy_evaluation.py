@@ -27,7 +27,7 @@ from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.locate import Location, locate
 from tuner.models.roles import Roles
-from tuner.models.scorer import Sequences
+from tuner.models.scorer import RewardInputs
 from tuner.models.tokenizer import read_tokenizer
 from tuner.stages.rows import load_rows
 from tuner.training.devices import Devices
@@ -179,7 +179,7 @@ def _judge(
     loaded = load_model(
         config.reward, precision=config.precision, device=devices.device, train=False, head="score"
     )
-    sequences = Sequences.of(config.reward, location, loaded)
+    sequences = RewardInputs.of(config.reward, location, loaded)
     judge = Judge(prompts, config, sequences, devices, rule)
     with progress_bar("Judging answers", sum(len(one.texts) for one in answers)) as advance:
         judged = judge_all(judge, Roles.of("reward", loaded, devices.autocast), answers)

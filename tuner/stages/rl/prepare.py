@@ -22,9 +22,9 @@ from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
 from tuner.evaluation.judged import Judge, load_rule
 from tuner.evaluation.position_loss import HeldOutReplay, by_position
 from tuner.models.chat import end_ids
-from tuner.models.load_roles import PolicyRoles, load_policy_roles
+from tuner.models.load_roles import CRITIC, REFERENCE, REWARD, PolicyModels, PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles
-from tuner.models.scorer import Sequences
+from tuner.models.scorer import RewardInputs
 from tuner.rollout.rollout import Rollout
 from tuner.stages.job import Job
 from tuner.stages.rows import all_warm_up, plan_run
@@ -39,7 +39,7 @@ class Prepared:
     config: PPO
     job: Job
     roles: Roles
-    sequences: Sequences
+    sequences: RewardInputs
     stream: PromptStream
     replay: ReplayStream | None
     held_out: HeldOutPolicy
@@ -100,7 +100,7 @@ class Prepared:
 
 def prepare(config: PPO, job: Job) -> Prepared:
     """Load what a config names. Raises UserError where it does not fit together."""
-    loaded = load_policy_roles(config, job.devices.device, job.devices.autocast)
+    loaded = load_policy_roles(policy_models(config), job.devices.device, job.devices.autocast)
     roles = loaded.roles
     if job.devices.is_main:
         for name, print_of in loaded.fingerprints.items():
@@ -114,18 +114,35 @@ def prepare(config: PPO, job: Job) -> Prepared:
         "critic": Trained(roles.trained("critic"), config.critic_lr),
     }
     loop = Loop(config, job.run, job.devices, trained, stream, held_out, job.watchers)
-    for said in (loaded.told, *prompts.report.notes, *all_warm_up(config, loop.total)):
-        loop.say(said)
+    for note in (loaded.description, *prompts.report.notes, *all_warm_up(config, loop.total)):
+        loop.say(note)
     return Prepared(
         config=config,
         job=job,
         roles=roles,
-        sequences=loaded.sequences,
+        sequences=_sequences(loaded),
         stream=stream,
         replay=None if replay is None else _replay_stream(config, replay.train),
         held_out=held_out,
         end_ids=ends,
         loop=loop,
+    )
+
+
+def policy_models(config: PPO) -> PolicyModels:
+    """What the roles of a config are loaded from."""
+    return PolicyModels(
+        policy=config.policy,
+        reward=config.reward_model,
+        adapter=config.adapter,
+        critic_adapter=config.critic_adapter,
+        critic_from=config.critic_from,
+        layout=config.roles,
+        roles=frozenset({REFERENCE, CRITIC, REWARD}),
+        template=config.prompts.template,
+        precision=config.precision,
+        seed=config.seed,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
 
 
@@ -147,7 +164,7 @@ def _load_rows(
 ) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
     """Prompts, the steps they make, and replayed rows; refuses to go on with other rows than before."""
     tokenizer = loaded.roles.tokenizer
-    reader, replay = loaded.sequences.reader, None
+    reader, replay = _sequences(loaded).reader, None
     with job.reading() as progress:  # one bar, which leaves without a word where the rows do not fit together
         prompts = load_prompts(config.prompts, tokenizer, reader, progress=progress)
         stream = plan_run(config, prompts)
@@ -177,6 +194,11 @@ def _held_out(
 ) -> HeldOutPolicy:
     rule, limit = load_rule(config.evaluation.rule), config.evaluation.rows
     prompts, replay = spread(prompts, limit), spread(replay, limit)
-    judge = None if prompts is None else Judge(prompts, config, loaded.sequences, job.devices, rule)
+    judge = None if prompts is None else Judge(prompts, config, _sequences(loaded), job.devices, rule)
     rows = HeldOutReplay(replay, loaded.roles, job.devices, config.tokens_per_pass)
     return HeldOutPolicy(judge, rows, loaded.roles, ends, config.evaluation.samples)
+
+
+def _sequences(loaded: PolicyRoles) -> RewardInputs:
+    assert loaded.sequences is not None  # PPO has a reward model
+    return loaded.sequences
