@@ -67,7 +67,7 @@ from tuner.config import (
     override,
 )
 from tuner.models.load import load_tokenizer
-from tuner.models.scorer import Asked
+from tuner.models.scorer import ScoreRequest
 from tuner.models.tiny import tiny_model_folder
 from tuner.resources import locate
 from tuner.training.step import Step
@@ -357,7 +357,7 @@ def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
             said = answer[:-1] if answer[-1] in case.kind.ends else answer
             prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
-            asked.append(Asked(prompt.answered(text), prompt.condition, prompt.turns))
+            asked.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
         return [tokens.tolist() for tokens in made.sequences.make(asked)]
 
     def generating(*args: Any) -> Any:

@@ -28,7 +28,7 @@ from tuner.data.dataset import load_data
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy
 from tuner.models.forward import token_logprobs
-from tuner.models.scorer import Asked, open_scorer
+from tuner.models.scorer import ScoreRequest, open_scorer
 from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
 from tuner.rollout.reward_sources import ModelReward
@@ -516,10 +516,10 @@ def test_reward_and_reference_stay_policy_and_critic_move(ppo, tmp_path, watched
     assert np.ptp(again) > 0
     rollout = watched.rollouts[0]
     asked = [
-        Asked(prompt.answered(text), prompt.condition, prompt.turns)
+        ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns)
         for prompt, text in zip(rollout.prompts, rollout.texts, strict=True)
     ]
-    expected = open_scorer(config.reward.path, precision=config.precision).score_asked(asked)
+    expected = open_scorer(config.reward.path, precision=config.precision).score_requests(asked)
     tolerance = 1e-5 if config.precision == "fp32" else 0.02
     assert again.tolist() == pytest.approx(expected.tolist(), rel=tolerance, abs=tolerance)
     rows = [one.row for one in watched.seen[0]]
@@ -823,13 +823,13 @@ def plain_scores(config: PPO, rollout: Any) -> np.ndarray:
         tokens = answer.tokens[:-1] if answer.ended else answer.tokens
         text = scorer.loaded.tokenizer.decode(tokens.tolist())
         turns = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
-        rows.append(Asked(prompt.answered(text), prompt.condition, prompt.turns))
+        rows.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
         if text:
             messages = [*turns, {"role": "assistant", "content": text}]
             row = {"messages": messages, "condition": prompt.condition}
-            one, other = scorer.score([row])[0], scorer.score_asked(rows[-1:])[0]
+            one, other = scorer.score([row])[0], scorer.score_requests(rows[-1:])[0]
             assert one == pytest.approx(other, rel=1e-5)
-    return np.array([scorer.score_asked([row])[0] for row in rows])
+    return np.array([scorer.score_requests([row])[0] for row in rows])
 
 
 SIX = ("generate", "logprobs", "scores", "rewards", "advantages", "updates")

@@ -35,7 +35,7 @@ from tuner.config import (
     Source,
     override,
 )
-from tuner.models.scorer import Asked
+from tuner.models.scorer import ScoreRequest
 from tuner.resources import locate
 from tuner.training.step import Step
 
@@ -240,7 +240,7 @@ def run_twin(
             said = answer[:-1] if answer[-1] in made.end_ids else answer
             prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
-            asked.append(Asked(prompt.answered(text), prompt.condition, prompt.turns))
+            asked.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
         return [tokens.tolist() for tokens in made.sequences.make(asked)]
 
     roles = flat_ppo.load_roles(settings)

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.config.adapter import LoRA
+    from tuner.config.adapter import Adapter, LoRA
     from tuner.config.config_file import load_config
     from tuner.config.data import Chat, Preferences, Prompts, Replay, Source, Split, Text
     from tuner.config.dpo_config import DPO
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tuner.config.training import AdamW, Checkpoint, Constant, Cosine, Linear, Wandb
 
 _HOMES = {
-    "adapter": ("LoRA",),
+    "adapter": ("Adapter", "LoRA"),
     "config_file": ("load_config",),
     "data": (
         "Chat",
@@ -102,6 +102,7 @@ __all__ = [
     "RLOO",
     "SFT",
     "AdamW",
+    "Adapter",
     "Chat",
     "Checkpoint",
     "Constant",

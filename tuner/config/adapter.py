@@ -24,3 +24,7 @@ class LoRA(ConfigBase):
 
     train_whole: tuple[str, ...] = ()
     """Modules trained in full beside the adapters, such as ("embed_tokens", "lm_head")."""
+
+
+Adapter = LoRA
+"""Every kind of adapter, a union once there is a second one; `models/adapters.py` has an entry for each."""

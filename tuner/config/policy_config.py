@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from tuner.config.adapter import LoRA
+from tuner.config.adapter import Adapter
 from tuner.config.base import ConfigBase
 from tuner.config.data import Prompts, Replay
 from tuner.config.evaluation import PolicyEvaluation
@@ -61,7 +61,7 @@ class PolicyConfig(StageConfig):
     policy: Annotated[Model, BeforeValidator(_as_model)]
     """The model to train; its initial weights also serve as the reference policy."""
 
-    adapter: LoRA | None = None
+    adapter: Adapter | None = None
     """Train an adapter of the policy instead of its weights. A policy that is a run with an adapter continues it."""
 
     reward: Reward

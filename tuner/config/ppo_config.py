@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuner.config.adapter import LoRA
+from tuner.config.adapter import Adapter
 from tuner.config.model import Model
 from tuner.config.policy_config import PolicyConfig
 from tuner.config.training import Constant, Schedule
@@ -29,7 +29,7 @@ class PPO(PolicyConfig):
     critic_from: Literal["reward", "policy"] = "reward"
     """Model the critic is initialized from, below a fresh head."""
 
-    critic_adapter: LoRA | None = None
+    critic_adapter: Adapter | None = None
     """Adapter of a critic initialized from a model without one; None: like the policy's, and with roles="separate"
     all its weights are trained."""
 

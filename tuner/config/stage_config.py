@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuner.config.adapter import LoRA
+from tuner.config.adapter import Adapter
 from tuner.config.base import ConfigBase
 from tuner.config.data import Data
 from tuner.config.evaluation import Validation
@@ -68,7 +68,7 @@ class SingleModelConfig(StageConfig):
     model: Model
     """What training starts from."""
 
-    adapter: LoRA | None = None
+    adapter: Adapter | None = None
     """Train an adapter instead of the weights themselves. A model that is a run with an adapter continues it."""
 
     @model_validator(mode="after")

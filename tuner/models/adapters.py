@@ -1,11 +1,15 @@
-"""The peft door: adapters beside frozen layers, in fp32, fresh or continued."""
+"""The only module that imports peft: adapters beside frozen layers, in fp32, fresh or continued.
+
+A kind of adapter is a class in config/adapter.py and an entry of `_KINDS` here.
+"""
 
 import copy
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +25,78 @@ from tuner.models.locate import first_line
 from tuner.models.quantization import bitsandbytes
 
 ADAPTER = "default"
+"""Name of a model's first adapter, peft's default."""
 SCORE = "score"
 """Name of the scalar head in transformers' sequence classification models."""
-SCORES = "SEQ_CLS"
-"""peft's name for what such models do: its folder then holds the head too."""
+SEQUENCE_CLASSIFICATION = "SEQ_CLS"
+"""peft's task type of models with a scalar head: the adapter's folder then holds the head too."""
 _MERGE_FIRST = (
     "leave the adapter out to continue it, or `tuner merge` the run first and train from the merged folder"
 )
 
 
-def add_adapter(model: PreTrainedModel, lora: config.LoRA, seed: int) -> nn.Module:
-    """Put fresh LoRA adapters beside the model's linear layers; everything else is frozen, but for a scalar head.
+def add_adapter(model: PreTrainedModel, adapter: config.Adapter, seed: int) -> nn.Module:
+    """Put a fresh adapter, initialized from `seed`, around a model; all else is frozen but a scalar head.
 
-    A is Kaiming-uniform from `seed`, B is zero: the model starts as it was (Hu et al., 2021). Returns
-    peft's wrapper. Raises UserError when a target or a module of `train_whole` is not in the model.
+    The model computes what it did before. Returns peft's wrapper. Raises UserError when a target or a module of
+    `train_whole` is not in the model.
     """
-    peft = _peft()
-    targets = _targets(model, lora)
-    _check_names(model, lora.train_whole, "adapter.train_whole")
-    settings = peft.LoraConfig(
-        task_type=SCORES if has_score(model) else "CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        modules_to_save=[*lora.train_whole, *_score_of(model)] or None,
-        bias="none",
-    )
+    settings = peft_config(adapter, model)
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         torch.manual_seed(seed)
-        wrapped = peft.get_peft_model(model, settings, adapter_name=ADAPTER)
+        wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
     _train_in_fp32(wrapped)
     return wrapped
+
+
+def peft_config(adapter: config.Adapter, model: PreTrainedModel) -> Any:
+    """peft's settings for an adapter of this model, by the adapter's kind.
+
+    Raises UserError when a target or a module of `train_whole` is not in the model.
+    """
+    return _KINDS[type(adapter)].settings(adapter, model)
 
 
 def continue_adapter(
     model: PreTrainedModel,
     folder: Path,
     *,
-    asked: config.LoRA | None,
-    saved: config.LoRA | None,
+    requested: config.Adapter | None,
+    saved: config.Adapter | None,
     trained: bool,
 ) -> nn.Module:
-    """Load the adapter of a PEFT folder onto its base, to go on training it where `trained`.
+    """Load the adapter of a PEFT folder onto its base, to continue its training where `trained`.
 
-    asked: what the config's adapter says; its rank, alpha and targets must be the saved ones, its dropout is
-    taken. saved: the settings tuner wrote beside the adapter, if it did. A language model's adapter may go on as
-    a reward model's, with the model's own scalar head. Raises UserError on other values, and on missing or
-    unexpected weights.
+    requested: the config's adapter; its dropout is used, its other values must be those of the saved adapter.
+    saved: the settings tuner wrote beside the adapter, if it did. A language model's adapter may be continued as a
+    reward model's, with the model's own scalar head. On the meta device no weights are read. Raises UserError on
+    other values, and on missing or unexpected weights.
     """
-    peft = _peft()
-    settings = peft.PeftConfig.from_pretrained(str(folder))
-    if not isinstance(settings, peft.LoraConfig):
-        raise UserError(
-            f"{folder}: a {settings.peft_type} adapter; only LoRA adapters can be continued or merged"
-        )
-    if asked is not None:
-        _check_same(asked, saved, settings, folder)
-        settings.lora_dropout = asked.dropout
+    settings = _read_settings(folder)
+    kind = _kind_of(settings, folder)
+    if requested is not None:
+        _check_same(requested, saved, settings, folder)
+        kind.take_dropout(settings, requested)
     settings.inference_mode = not trained
-    settings.base_model_name_or_path = None  # or peft warns that the base was called otherwise
-    without_score = has_score(model) and settings.task_type != SCORES
-    if without_score:
-        _take_on_score(settings, folder)
+    settings.base_model_name_or_path = None  # or peft warns when the base had another name
+    new_head = has_score(model) and settings.task_type != SEQUENCE_CLASSIFICATION
+    if new_head:
+        _add_score_to(settings, folder)
     file = Path(folder, "adapter_model.safetensors")
-    try:
-        weights = load_file(str(file))
-        if without_score:
-            weights[f"base_model.model.{SCORE}.weight"] = model.score.weight.detach()
+    with _adapter_errors(folder):
+        weights = _read_weights(model, file)
+        if weights is not None and new_head:
+            weights[_SAVED_HEAD] = model.score.weight.detach()
         with _without_deprecations():
-            wrapped = peft.get_peft_model(model, settings, adapter_name=ADAPTER)
-            _check_keys(peft, wrapped, set(weights), file)
-            peft.set_peft_model_state_dict(wrapped, weights, adapter_name=ADAPTER)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: its adapter does not fit the base model or cannot be read "
-            f"({first_line(error)}); restore it or train again"
-        ) from error
+            wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
+            _set_weights(wrapped, weights, file, ADAPTER)
     if trained:
         _train_in_fp32(wrapped)
     return wrapped
 
 
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:
-    """Put a copy of one of the model's adapters beside it, with what it trains whole."""
+    """Put a copy of one of the model's adapters beside it, with the modules it trains whole."""
     _add_beside(model, target, model.peft_config[source])
     with torch.no_grad():
         weights = dict(model.named_parameters())
@@ -116,69 +108,70 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
 def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
     """Put the adapter of a reward model's PEFT folder beside those of a language model, as `name`.
 
-    Returns its scalar head's weight, [1, D]. Raises UserError where it does not fit.
+    Returns the weight of its scalar head, [1, D]; on the meta device no weights are read. Raises UserError where
+    the adapter does not fit.
     """
-    peft = _peft()
-    settings = peft.PeftConfig.from_pretrained(str(folder))
-    settings.modules_to_save = [one for one in settings.modules_to_save or () if one != SCORE] or None
+    settings = _read_settings(folder)
+    settings.modules_to_save = [
+        module for module in settings.modules_to_save or () if module != SCORE
+    ] or None
     file = Path(folder, "adapter_model.safetensors")
-    try:
-        weights = load_file(str(file))
-        head = weights.pop(f"base_model.model.{SCORE}.weight")
+    with _adapter_errors(folder):
+        weights = _read_weights(model, file)
+        head = _meta_head(model) if weights is None else weights.pop(_SAVED_HEAD)
         _add_beside(model, name, settings)
-        _check_keys(peft, model, set(weights), file, name)
         _hold_in_fp32(weight for key, weight in model.named_parameters() if _is_of(key, name))
         with _without_deprecations():
-            peft.set_peft_model_state_dict(model, weights, adapter_name=name)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: its adapter does not fit the base model or cannot be read "
-            f"({first_line(error)}); restore it or train again"
-        ) from error
+            _set_weights(model, weights, file, name)
     return head
 
 
 def train_only(model: nn.Module, *adapters: str) -> None:
-    """Train the weights of these adapters and no others, in fp32; who is active changes nothing of it."""
+    """Train the weights of these adapters and no others, in fp32, whichever adapter is active."""
     for name, weight in model.named_parameters():
         weight.requires_grad_(any(_is_of(name, adapter) for adapter in adapters))
     _train_in_fp32(model)
 
 
 def activate(model: nn.Module, adapter: str | None) -> None:
-    """Have the model compute with one of its adapters, or with none. What is trained stays as it was.
+    """Make the model compute with one of its adapters, or with none; which weights are trained stays as it was.
 
-    peft's own set_adapter makes the active adapter the trained one, and freezes all others.
+    peft's own set_adapter trains the active adapter and freezes all others.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    places = vars(model).get("_tuner_places")
-    if places is None:  # walking all modules costs a small model more than it computes
-        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        places = [module for module in model.modules() if isinstance(module, kinds)]
-        vars(model)["_tuner_places"] = places
-    for place in places:
-        known = adapter is not None and (
-            isinstance(place, BaseTunerLayer) or adapter in place.modules_to_save
+    layers = vars(model).get("_tuner_layers")
+    if layers is None:  # walking all modules takes longer than a small model's forward pass
+        wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        layers = [module for module in model.modules() if isinstance(module, wrappers)]
+        vars(model)["_tuner_layers"] = layers
+    for layer in layers:
+        has_it = adapter is not None and (
+            isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save
         )
-        place._active_adapter = [adapter] if known else []
+        layer._active_adapter = [adapter] if has_it else []
 
 
 def belongs_to(parameter: str, adapter: str | None) -> bool:
-    """Whether a weight of this name is an adapter's; every weight that is no adapter's belongs to all."""
+    """Whether an adapter's computation uses the weight of this name: its own weights, and those of no adapter."""
     owner = _OWNER.search(parameter)
     return owner is None or owner[2] == adapter
 
 
 def has_score(model: nn.Module) -> bool:
-    """Whether a model without peft's wrapper ends in a scalar head, as reward models do, and not in logits."""
+    """Whether a model without peft's wrapper ends in a scalar head, as reward models do, instead of logits."""
     return isinstance(getattr(model, SCORE, None), nn.Module)
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether adapters lie around the model; costs no peft where there are none."""
+    """Whether the model has adapters; does not import peft."""
     return type(model).__module__.startswith("peft.")
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Whether the model was built without weights, on the meta device."""
+    return any(weight.is_meta for weight in model.parameters())
 
 
 def save_adapter(
@@ -189,23 +182,19 @@ def save_adapter(
     state_dict: weights by the wrapped model's names, where they are a copy and not the model's own.
     """
     model.peft_config[ADAPTER].base_model_name_or_path = base
-    # Embeddings are in it when they were trained whole, never because peft guesses that they were resized.
+    # False: else peft also saves embeddings that it guesses were resized; those trained whole are saved anyway.
     model.save_pretrained(
         str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=state_dict
     )
-    Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, a form nobody has filled in
+    Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
     file = Path(folder, "adapter_config.json")
     values = json.loads(file.read_text(encoding="utf-8"))
     values["target_modules"] = sorted(
         values["target_modules"]
-    )  # a set in peft: sorted, the file is reproducible
-    if values["modules_to_save"]:  # peft adds its names for heads again whenever it loads
+    )  # a set in peft; sorted, files are reproducible
+    if values["modules_to_save"]:  # peft adds its names for heads at every load
         values["modules_to_save"] = list(dict.fromkeys(values["modules_to_save"]))
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-_OWNER = re.compile(r"\.(lora_\w+|modules_to_save)\.(\w+)(?=\.|$)")
-"""In a weight's name, what kind of adapter's it is, and whose."""
 
 
 def _is_of(parameter: str, adapter: str) -> bool:
@@ -214,19 +203,19 @@ def _is_of(parameter: str, adapter: str) -> bool:
 
 
 def _renamed(parameter: str, target: str, source: str) -> str:
-    return _OWNER.sub(lambda found: f".{found[1]}.{source}", parameter)
+    return _OWNER.sub(lambda match: f".{match[1]}.{source}", parameter)
 
 
 def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
     settings = copy.deepcopy(settings)
     settings.base_model_name_or_path = None
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
-        # not PeftModelFor...'s own, which would add a head for sequence classification by every name it knows
+        # not the add_adapter of PeftModelForSequenceClassification, which also wraps modules named like a head
         _peft().PeftModel.add_adapter(model, name, settings)
 
 
 def _peft() -> Any:
-    bitsandbytes()  # peft imports it, with the advice this door leaves out
+    bitsandbytes()  # peft imports it too, and its log messages would be seen
     import peft
 
     return peft
@@ -240,31 +229,132 @@ def _without_deprecations() -> Iterator[None]:
         yield
 
 
-def _targets(model: PreTrainedModel, lora: config.LoRA) -> list[str]:
+def _read_settings(folder: Path) -> Any:
+    return _peft().PeftConfig.from_pretrained(str(folder))
+
+
+def _read_weights(model: nn.Module, file: Path) -> dict[str, Tensor] | None:
+    """The weights in an adapter's file; None for a model on the meta device."""
+    return None if is_meta(model) else load_file(str(file))
+
+
+def _set_weights(model: nn.Module, weights: dict[str, Tensor] | None, file: Path, adapter: str) -> None:
+    if weights is not None:
+        _check_keys(model, set(weights), file, adapter)
+        _peft().set_peft_model_state_dict(model, weights, adapter_name=adapter)
+
+
+def _meta_head(model: nn.Module) -> Tensor:
+    return torch.empty(1, model.config.hidden_size, device="meta")  # type: ignore[union-attr]
+
+
+@contextmanager
+def _adapter_errors(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise about an adapter's files into a UserError."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: its adapter does not fit the base model or cannot be read "
+            f"({first_line(error)}); restore it or train again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of adapter, between its class in tuner.config and peft's settings."""
+
+    name: str
+    """As users know it."""
+    weight_prefix: str
+    """What peft's names of its modules begin with."""
+    settings: Callable[[Any, PreTrainedModel], Any]
+    """From the config and the model to peft's settings."""
+    saved_values: Callable[[Any], dict[str, Any]]
+    """From peft's settings back to those fields of the config that a continued adapter must agree in."""
+    tuner_values: tuple[str, ...]
+    """Further such fields, which only tuner's own record of a saved adapter has."""
+    take_dropout: Callable[[Any, Any], None]
+    """Write the config's dropout into peft's settings."""
+
+
+def _kind_of(settings: Any, folder: Path) -> _Kind:
+    for kind in _KINDS.values():
+        if settings.peft_type == kind.name.upper():
+            return kind
+    names = ", ".join(kind.name for kind in _KINDS.values())
+    raise UserError(
+        f"{folder}: a {settings.peft_type} adapter; only {names} adapters can be continued or merged"
+    )
+
+
+def _lora_settings(lora: config.LoRA, model: PreTrainedModel) -> Any:
+    """Low-rank adapters (Hu et al., 2021): A is Kaiming-uniform, B is zero."""
+    targets = _targets(model, lora)
+    _check_names(model, lora.train_whole, "adapter.train_whole")
+    return _peft().LoraConfig(
+        task_type=SEQUENCE_CLASSIFICATION if has_score(model) else "CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        modules_to_save=[*lora.train_whole, *_score_of(model)] or None,
+        bias="none",
+    )
+
+
+def _lora_saved_values(settings: Any) -> dict[str, Any]:
+    return {"r": settings.r, "alpha": float(settings.lora_alpha)}
+
+
+def _lora_take_dropout(settings: Any, lora: config.LoRA) -> None:
+    settings.lora_dropout = lora.dropout
+
+
+_KINDS: dict[type, _Kind] = {
+    config.LoRA: _Kind(
+        name="LoRA",
+        weight_prefix="lora_",
+        settings=_lora_settings,
+        saved_values=_lora_saved_values,
+        tuner_values=("targets", "train_whole"),
+        take_dropout=_lora_take_dropout,
+    )
+}
+"""Every kind of adapter, by its class in tuner.config."""
+
+_OWNER = re.compile(
+    rf"\.((?:{'|'.join(kind.weight_prefix for kind in _KINDS.values())})\w+|modules_to_save)\.(\w+)(?=\.|$)"
+)
+"""In a weight's name: the module that peft added, and the name of the adapter it belongs to."""
+_SAVED_HEAD = f"base_model.model.{SCORE}.weight"
+"""Name of the scalar head in an adapter's file."""
+
+
+def _targets(model: PreTrainedModel, adapter: config.LoRA) -> list[str]:
     """Name endings of the layers that get an adapter."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if lora.targets == "all-linear":
-        head = model.get_output_embeddings()
-        whole = {name for name, _ in _named(model, (*lora.train_whole, *_score_of(model)))}
-        return sorted(
-            {
-                name.rpartition(".")[2]
-                for name in linear
-                if model.get_submodule(name) is not head and name not in whole
-            }
-        )
-    _check_names(model, lora.targets, "adapter.targets")
-    return list(lora.targets)
+    if adapter.targets != "all-linear":
+        _check_names(model, adapter.targets, "adapter.targets")
+        return list(adapter.targets)
+    head = model.get_output_embeddings()
+    whole = {name for name, _ in _named(model, (*adapter.train_whole, *_score_of(model)))}
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head and name not in whole
+        }
+    )
 
 
 def _check_names(model: nn.Module, names: tuple[str, ...], where: str) -> None:
-    for wanted in names:
-        if not any(True for _ in _named(model, (wanted,))):
+    for name in names:
+        if not any(True for _ in _named(model, (name,))):
             layers = {
-                name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")
+                path.rpartition(".")[2] for path, module in model.named_modules() if hasattr(module, "weight")
             }
             raise UserError(
-                f"{where}: no module of the model is named {wanted!r}; it has {', '.join(sorted(layers))}"
+                f"{where}: no module of the model is named {name!r}; it has {', '.join(sorted(layers))}"
             )
 
 
@@ -278,15 +368,15 @@ def _score_of(model: nn.Module) -> tuple[str, ...]:
     return (SCORE,) if has_score(model) else ()
 
 
-def _take_on_score(settings: Any, folder: Path) -> None:
-    """Make a language model's adapter one of a reward model, whose head is trained whole."""
+def _add_score_to(settings: Any, folder: Path) -> None:
+    """Turn the settings of a language model's adapter into a reward model's, whose head is trained whole."""
     whole = list(settings.modules_to_save or ())
     if "lm_head" in {*whole, *settings.target_modules}:
         raise UserError(
             f"{folder}: its adapter comes with a language head of its own, which a reward model has no place for; "
             "`tuner merge` the run first and train from the merged folder"
         )
-    settings.task_type, settings.modules_to_save = SCORES, [*whole, SCORE]
+    settings.task_type, settings.modules_to_save = SEQUENCE_CLASSIFICATION, [*whole, SCORE]
 
 
 def _devices(model: nn.Module) -> list[torch.device]:
@@ -302,22 +392,27 @@ def _hold_in_fp32(weights: Iterable[nn.Parameter]) -> None:
         weight.data = weight.data.float()
 
 
-def _check_same(asked: config.LoRA, saved: config.LoRA | None, settings: Any, folder: Path) -> None:
-    pairs = {"r": (asked.r, settings.r), "alpha": (float(asked.alpha), float(settings.lora_alpha))}
+def _check_same(requested: config.Adapter, saved: config.Adapter | None, settings: Any, folder: Path) -> None:
+    """UserError where the config's adapter is not the saved one; dropout may differ."""
+    kind = _kind_of(settings, folder)
+    if _KINDS[type(requested)] is not kind:
+        raise UserError(f"adapter: the adapter in {folder} is {kind.name}; {_MERGE_FIRST}")
+    values = kind.saved_values(settings)
     if saved is not None:
-        pairs["targets"] = (asked.targets, saved.targets)
-        pairs["train_whole"] = (asked.train_whole, saved.train_whole)
-    for name, (wanted, had) in pairs.items():
-        if wanted != had:
-            raise UserError(f"adapter.{name}={wanted!r}: the adapter in {folder} has {had!r}; {_MERGE_FIRST}")
-
-
-def _check_keys(peft: Any, wrapped: nn.Module, found: set[str], file: Path, adapter: str = ADAPTER) -> None:
-    """Every weight must be there: peft leaves a missing one at its random start with a mere warning."""
-    state = peft.get_peft_model_state_dict(wrapped, adapter_name=adapter, save_embedding_layers=False)
-    for kind, names in (("missing", set(state) - found), ("unexpected", found - set(state))):
-        if names:
+        values |= {name: getattr(saved, name) for name in kind.tuner_values}
+    for name, value in values.items():
+        if getattr(requested, name) != value:
             raise UserError(
-                f"{file}: {len(names)} {kind} weights, such as {', '.join(sorted(names)[:3])}; "
+                f"adapter.{name}={getattr(requested, name)!r}: the adapter in {folder} has {value!r}; {_MERGE_FIRST}"
+            )
+
+
+def _check_keys(model: nn.Module, names: set[str], file: Path, adapter: str) -> None:
+    """Every weight must be in the file: peft leaves a missing one at its random start with a mere warning."""
+    state = _peft().get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    for kind, wrong in (("missing", set(state) - names), ("unexpected", names - set(state))):
+        if wrong:
+            raise UserError(
+                f"{file}: {len(wrong)} {kind} weights, such as {', '.join(sorted(wrong)[:3])}; "
                 "it belongs to another model or is damaged: restore it or train again"
             )

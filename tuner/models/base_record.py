@@ -1,9 +1,11 @@
-"""What a saved model says of the base it was trained on: `tuner.json`, beside the weights."""
+"""The record of the base a model was trained on: `tuner.json`, beside the weights."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 import tuner
 from tuner import config
@@ -14,10 +16,10 @@ FILE = "tuner.json"
 
 @dataclass(frozen=True)
 class BaseReference:
-    """A base model, so that it can be found again and known to be the same."""
+    """Identifies a base model: where it is found, and the fingerprint it must have."""
 
     path: str
-    """As the user named it: hub name, folder, run folder, or `tuner:tiny`."""
+    """As in the config: hub name, folder, run folder, or `tuner:tiny`."""
 
     revision: str | None
     """Commit on the hub; None for folders."""
@@ -26,28 +28,29 @@ class BaseReference:
     """Of the folder's configuration and weights, independent of where it lies."""
 
     quantization: Literal["nf4", "int8"] | None
-    """Precision the base was held in."""
+    """Quantization of the base in training."""
 
     rope: config.Rope | None
-    """Long-context settings that were applied to it."""
+    """Long-context settings of the base in training."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
-    """What its unquantised weights were held in; NF4 codes are of weights rounded to this first."""
+    """Precision of its unquantized weights; weights are rounded to it before they are quantized."""
 
     found_at: str | None = None
-    """Absolute folder it was read from, the second place to look; None for hub models."""
+    """Absolute folder it was read from, used where `path` is no longer found; None for hub models."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """The content of tuner.json: the base, and the adapter's settings where there is an adapter."""
+    """The content of tuner.json."""
 
     base: BaseReference
-    adapter: config.LoRA | None
+    adapter: config.Adapter | None
+    """Settings of the adapter; None for full weights."""
     version: str
 
 
-def write_record(folder: Path, base: BaseReference, adapter: config.LoRA | None) -> None:
+def write_record(folder: Path, base: BaseReference, adapter: config.Adapter | None) -> None:
     """Write tuner.json into a model folder."""
     values = {
         "tuner_version": tuner.__version__,
@@ -58,7 +61,7 @@ def write_record(folder: Path, base: BaseReference, adapter: config.LoRA | None)
 
 
 def read_record(folder: Path) -> Record | None:
-    """tuner.json of a model folder; None where there is none. Raises UserError when it makes no sense."""
+    """tuner.json of a model folder; None where there is none. Raises UserError when it cannot be read."""
     file = Path(folder, FILE)
     if not file.is_file():
         return None
@@ -67,7 +70,7 @@ def read_record(folder: Path) -> Record | None:
         base = values["base"] | {"rope": _parse(config.Rope, values["base"].get("rope"))}
         return Record(
             base=BaseReference(**base),
-            adapter=_parse(config.LoRA, values.get("adapter")),
+            adapter=_parse(config.Adapter, values.get("adapter")),
             version=values.get("tuner_version", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -76,9 +79,9 @@ def read_record(folder: Path) -> Record | None:
         ) from error
 
 
-def _dump(part: config.Rope | config.LoRA | None) -> dict[str, Any] | None:
+def _dump(part: config.Rope | config.Adapter | None) -> dict[str, Any] | None:
     return part.model_dump(mode="json") if part is not None else None
 
 
 def _parse(kind: Any, values: dict[str, Any] | None) -> Any:
-    return kind.model_validate_json(json.dumps(values)) if values is not None else None
+    return TypeAdapter(kind).validate_json(json.dumps(values)) if values is not None else None

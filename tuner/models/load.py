@@ -1,8 +1,11 @@
-"""Loading: a model ready to be trained or used, with its tokenizer and what it is based on."""
+"""Loading: a model ready to be trained or used, with its tokenizer and the record of its base.
+
+On the meta device the same model is built by the same code without reading weights: `tuner check` loads so.
+"""
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,25 +42,26 @@ Precision = Literal["bf16", "fp32"]
 Head = Literal["language", "score"]
 """What a model ends in: logits over the vocabulary, or one scalar (reward models)."""
 _LANGUAGE_HEADS = ("lm_head.weight", "lm_head.bias", "output.weight")
-"""Weights of a checkpoint that a reward model leaves where they are."""
+"""Weights of a checkpoint that a reward model does not load."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory and what belongs to it."""
+    """A model in memory, its tokenizer, and the record of what it was loaded from."""
 
     model: nn.Module
     """transformers' model, or peft's wrapper around it."""
 
     tokenizer: PreTrainedTokenizerBase
     base: BaseReference
-    """What is trained on: the frozen base of an adapter, or where full training started."""
+    """The frozen base of an adapter, or the model that full training starts from. Its quantization is recorded on the
+    meta device, too, where it is not applied."""
 
-    lora: config.LoRA | None
-    """Settings of the adapter; None for full weights, and for adapters made elsewhere."""
+    adapter: config.Adapter | None
+    """Settings of the adapter; None for full weights, and for adapters that tuner did not write."""
 
     precision: Precision
-    """What frozen weights are held in, and matrix products are to be computed in."""
+    """Precision of frozen weights and of matrix products."""
 
     @property
     def transformer(self) -> PreTrainedModel:
@@ -70,20 +74,20 @@ def load_model(
     *,
     precision: Precision,
     device: torch.device,
-    adapter: config.LoRA | None = None,
+    adapter: config.Adapter | None = None,
     freeze: config.Freeze | None = None,
     seed: int = 0,
     train: bool = True,
     head: Head = "language",
 ) -> Loaded:
-    """Load a model to train it, or with `train=False` to use it; it comes in eval mode.
+    """Load a model to train it, or with `train=False` to use it; returned in eval mode.
 
-    Frozen weights are held in `precision` (or quantised), trained ones in fp32: all of them without an
-    adapter, else the adapter, fresh from `seed` or the saved one continued. A scalar head is in fp32 and trained,
-    the saved one or zeros. Raises UserError when the model is missing, broken, or not what the config or a saved
-    adapter says, and when a language model is asked for and a reward model found.
+    Frozen weights are held in `precision` (or quantized), trained ones in fp32: all weights without an adapter, else
+    the adapter's, fresh from `seed` or the saved ones. A scalar head is in fp32 and trained, the saved one or zeros.
+    On the meta device no weights are read, or fetched from the hub. Raises UserError when the model is missing or
+    broken, differs from what the config or a saved adapter says, or is a reward model where head="language".
     """
-    location = locate(model, precision)
+    location = locate(model, precision, weights=device.type != "meta")
     if head == "language":
         refuse_reward_model(location, model.path)
     if train:
@@ -91,43 +95,49 @@ def load_model(
     reference = replace(location.reference, precision=precision)
     full = train and adapter is None and location.adapter_folder is None and reference.quantization is None
     held_in = torch.float32 if full or precision == "fp32" else torch.bfloat16
-    transformer = load_base(
-        location,
-        held_in,
-        compute_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
-        device=device,
-        trust_remote_code=model.trust_remote_code,
-        head=head,
-    )
-    transformer.requires_grad_(full)
-    wrapped, lora = _with_adapter(transformer, location, adapter, seed, train)
+    with built_on(device):
+        transformer = load_base(
+            location,
+            held_in,
+            compute_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+            device=device,
+            trust_remote_code=model.trust_remote_code,
+            head=head,
+        )
+        transformer.requires_grad_(full)
+        wrapped, settings = _with_adapter(transformer, location, adapter, seed, train)
     if train:
         freeze_weights(wrapped, freeze)
     if full and precision == "bf16":
         _hold_frozen_in_bf16(wrapped)
     tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
-    return Loaded(wrapped.eval(), tokenizer, reference, lora, precision)
+    return Loaded(wrapped.eval(), tokenizer, reference, settings, precision)
+
+
+def built_on(device: torch.device) -> AbstractContextManager[Any]:
+    """New weights are made on the meta device where that is meant; libraries put them elsewhere by themselves."""
+    return device if device.type == "meta" else nullcontext()
 
 
 def check_precision(location: Location, precision: Precision) -> None:
-    """UserError where an adapter on 4-bit or 8-bit codes is to be held in another precision than it was trained in.
+    """UserError where the base of an adapter is quantized and the precision is not that of the adapter's training.
 
-    Codes are of weights rounded to the precision first: another gives another base.
+    Weights are rounded to the precision before they are quantized, so another precision gives another base.
     """
-    had = location.reference.precision
+    trained_in = location.reference.precision
     if (
         location.adapter_folder is not None
         and location.reference.quantization is not None
-        and had != precision
+        and trained_in != precision
     ):
         raise UserError(
-            f"precision={precision!r}: the adapter in {location.adapter_folder} was trained on a base held in {had}; "
-            f"write precision={had}, or `tuner merge` the run first"
+            f"precision={precision!r}: the adapter in {location.adapter_folder} was trained on a base held in "
+            f"{trained_in}; write precision={trained_in}, or `tuner merge` the run first"
         )
 
 
 def refuse_reward_model(location: Location, path: str) -> None:
-    """UserError for a model that ends in a scalar head where one is to talk."""
+    """UserError for a model with a scalar head where a language model is needed."""
     if location.has_score:
         raise UserError(
             f"{path}: this is a reward model, and a language model is needed; name that, or its run"
@@ -135,7 +145,7 @@ def refuse_reward_model(location: Location, path: str) -> None:
 
 
 def load_model_config(model: config.Model) -> PreTrainedConfig:
-    """transformers' configuration of a model with its rope applied: shape and lengths, without weights."""
+    """transformers' configuration of a model with its rope applied; reads no weights."""
     location = locate(model, weights=False)
     values = _read_config(location.base_folder, model.trust_remote_code)
     apply_rope(location.reference.rope, values)
@@ -153,55 +163,85 @@ def load_base(
 ) -> PreTrainedModel:
     """The base of a location, without its adapter.
 
-    held_in: dtype of unquantised weights; compute_dtype: of the products of 4-bit layers. A scalar head that the
-    base does not have is zero.
+    held_in: dtype of weights that are not quantized; compute_dtype: of the products of 4-bit layers. A scalar head
+    that the base does not have is zero. On the meta device the model is built from its config.json alone, without
+    quantization.
     """
     register_attention()
     folder, reference = location.base_folder, location.reference
     values = _read_config(folder, trust_remote_code)
     apply_rope(reference.rope, values)
-    options: dict[str, Any] = {}
     scores = head == "score"
     if scores:
-        values.num_labels, values.problem_type = 1, "regression"  # vLLM takes it for: no sigmoid on the score
-    if reference.quantization is not None:
-        options["quantization_config"] = quantization_config(
-            reference.quantization, compute_dtype, [SCORE] if scores else None
-        )
-    if reference.quantization is not None or device.type != "cpu":
-        options["device_map"] = {"": device}
+        # regression: vLLM then applies no sigmoid to the score
+        values.num_labels, values.problem_type = 1, "regression"
+    auto_class = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    options = {
+        "dtype": held_in,
+        "attn_implementation": ATTENTION,
+        "trust_remote_code": trust_remote_code,
+    }
     try:
         with _quiet_without_terminal():
-            kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-            transformer, report = kind.from_pretrained(
-                str(folder),
-                config=values,
-                dtype=held_in,
-                attn_implementation=ATTENTION,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # else they are a table in the log: _check_report says them
-                **options,
-            )
+            if device.type == "meta":
+                transformer, report = _from_config(auto_class, values, options)
+            else:
+                options |= _device_options(location, device, compute_dtype, head)
+                transformer, report = _from_weights(auto_class, values, folder, options)
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
     if scores:
-        _settle_score(transformer, report, folder, saved=location.base_has_score)
+        _prepare_score(transformer, report, folder, saved=location.base_has_score)
     _check_report(report, folder)
     keep_unpacked(transformer)
     install_segmented_rope(transformer)
     return transformer
 
 
+def _device_options(
+    location: Location, device: torch.device, compute_dtype: torch.dtype, head: Head
+) -> dict[str, Any]:
+    """Options of `from_pretrained` by which weights are quantized and placed."""
+    options: dict[str, Any] = {}
+    quantization = location.reference.quantization
+    if quantization is not None:
+        whole = [SCORE] if head == "score" else None
+        options["quantization_config"] = quantization_config(quantization, compute_dtype, whole)
+    if quantization is not None or device.type != "cpu":
+        options["device_map"] = {"": device}
+    return options
+
+
+def _from_weights(
+    auto_class: Any, values: PreTrainedConfig, folder: Path, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model with the weights in a folder, and transformers' report on which of them were missing."""
+    return auto_class.from_pretrained(
+        str(folder),
+        config=values,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # else they are a table in the log; _check_report names them in a sentence
+        **options,
+    )
+
+
+def _from_config(
+    auto_class: Any, values: PreTrainedConfig, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model on the meta device, and the report of a load in which nothing was wrong."""
+    with torch.device("meta"):
+        transformer = auto_class.from_config(values, **options)
+    report = {f"{kind}_keys": set() for kind in ("missing", "unexpected", "mismatched")}
+    return transformer, {**report, "error_msgs": []}
+
+
 def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except (
-        Exception
-    ) as error:  # config.json is the user's: whatever it makes a library raise is about the file
+    except Exception as error:  # the file is the user's: whatever a library raises here is about it
         hint = (
             "" if trust_remote_code else ", or set model.trust_remote_code=true if it needs code of its own"
         )
@@ -211,16 +251,17 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def _with_adapter(
-    transformer: PreTrainedModel, location: Location, asked: config.LoRA | None, seed: int, train: bool
-) -> tuple[nn.Module, config.LoRA | None]:
+    transformer: PreTrainedModel, location: Location, adapter: config.Adapter | None, seed: int, train: bool
+) -> tuple[nn.Module, config.Adapter | None]:
+    """The model with its saved adapter, or a fresh one, or none; and the adapter's settings."""
     if location.adapter_folder is not None:
-        saved = location.lora
+        saved = location.adapter
         wrapped = continue_adapter(
-            transformer, location.adapter_folder, asked=asked, saved=saved, trained=train
+            transformer, location.adapter_folder, requested=adapter, saved=saved, trained=train
         )
-        return wrapped, asked or saved
-    if asked is not None:
-        return add_adapter(transformer, asked, seed), asked
+        return wrapped, adapter or saved
+    if adapter is not None:
+        return add_adapter(transformer, adapter, seed), adapter
     return transformer, None
 
 
@@ -230,26 +271,29 @@ def _hold_frozen_in_bf16(model: nn.Module) -> None:
             weight.data = weight.data.bfloat16()
 
 
-def _settle_score(transformer: PreTrainedModel, report: dict[str, Any], folder: Path, *, saved: bool) -> None:
-    """The scalar head in fp32: as it was saved, or zeros on a language model, whose own head is no longer asked for.
+def _prepare_score(
+    transformer: PreTrainedModel, report: dict[str, Any], folder: Path, *, saved: bool
+) -> None:
+    """Put the scalar head in fp32: as saved, or zeros on a language model, whose own head is not loaded.
 
-    From zeros every answer begins with the same score, and nothing depends on a draw.
+    With zeros every answer starts with the same score, and nothing depends on a random draw.
     """
     score = getattr(transformer, SCORE, None)
     if not isinstance(score, torch.nn.Linear) or score.out_features != 1:
         raise UserError(
             f"{folder}: {type(transformer).__name__} has no scalar head named {SCORE!r}, so it cannot be a reward model"
         )
-    if not saved:  # what is missing of a reward model's stays in the report, to be refused
+    if not saved:  # a saved reward model's missing head stays in the report and is refused
         torch.nn.init.zeros_(score.weight)
-        vars(transformer).pop("_weight_conversions", None)  # those met while loading, so without the head's
+        # recorded while loading a checkpoint without this head; the class's own conversions include it
+        vars(transformer).pop("_weight_conversions", None)
         report["missing_keys"] = set(report["missing_keys"]) - {f"{SCORE}.weight"}
     score.float()
     report["unexpected_keys"] = set(report["unexpected_keys"]) - set(_LANGUAGE_HEADS)
 
 
 def _check_report(report: dict[str, Any], folder: Path) -> None:
-    """transformers leaves missing weights at random with a mere warning."""
+    """UserError for missing weights, which transformers leaves at random with a mere warning, and for others."""
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[f"{kind}_keys"])
         if names:
@@ -263,8 +307,8 @@ def _check_report(report: dict[str, Any], folder: Path) -> None:
 
 @contextmanager
 def _quiet_without_terminal() -> Iterator[None]:
-    """No progress bar in log files, and no table of mismatches: those become one sentence."""
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    """No progress bar in log files, and no table of mismatched weights, which `_check_report` names in a sentence."""
+    had_bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -272,5 +316,5 @@ def _quiet_without_terminal() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if bars:
+        if had_bar:
             transformers_logging.enable_progress_bar()

@@ -1,16 +1,21 @@
-"""The four roles of PPO, loaded: policy, reference, critic and reward, on as few models as their layout allows."""
+"""The roles of a policy stage, loaded: the policy and, where they are needed, reference, critic and reward model.
+
+They stand on as few models as their layout allows. On the meta device no weights are read: `tuner check` counts memory
+on what is built there.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 
-from tuner.config import PPO, LoRA, Model
+from tuner.config import Adapter, Model
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.template import Template
 from tuner.errors import UserError
@@ -26,216 +31,319 @@ from tuner.models.adapters import (
 )
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.fingerprint import fingerprint
-from tuner.models.load import Loaded, check_precision, load_model, refuse_reward_model
+from tuner.models.load import (
+    Head,
+    Loaded,
+    Precision,
+    built_on,
+    check_precision,
+    load_model,
+    refuse_reward_model,
+)
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
 from tuner.models.reward_record import FILE as REWARD_RECORD
 from tuner.models.roles import Role, Roles, ScalarHead
-from tuner.models.scorer import Sequences, reward_template
+from tuner.models.scorer import RewardInputs, reward_template
 from tuner.models.tokenizer import read_tokenizer
 
-REFERENCE, CRITIC, REWARD = "reference", "critic", "reward"
-"""Names of the adapters beside the policy's, which is peft's default."""
+POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"
+"""Names of the roles; on a shared base those of their adapters, too, but for the policy's, which is peft's default."""
+
+
+@dataclass(frozen=True)
+class PolicyModels:
+    """What the roles of a policy stage are loaded from."""
+
+    policy: Model
+    reward: Model | None
+    """The reward model; None where a rule computes rewards."""
+    adapter: Adapter | None
+    """The policy's adapter."""
+    critic_adapter: Adapter | None
+    """The critic's adapter, where it starts from a model without one."""
+    critic_from: Literal["reward", "policy"]
+    """Model the critic is initialized from."""
+    layout: Literal["shared", "separate"]
+    """"shared": adapters and heads on each distinct base; "separate": one model per role."""
+    roles: frozenset[str]
+    """Roles needed beside the policy: of "reference", "critic", "reward"."""
+    template: str
+    """Chat template of the prompts."""
+    precision: Precision
+    seed: int
+    """Seed of fresh adapters."""
+    gradient_checkpointing: bool
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a critic that starts from a reward model without a role."""
+        if self.critic_starts_from == REWARD and self.reward_role is None:
+            raise ValueError("a critic that starts from the reward model needs one, with a role")
+
+    @property
+    def critic_starts_from(self) -> Literal["reward", "policy"] | None:
+        """Model the critic is initialized from; None without a critic."""
+        return self.critic_from if CRITIC in self.roles else None
+
+    @property
+    def reward_role(self) -> Model | None:
+        """The reward model, where there is one and its role is needed."""
+        return self.reward if REWARD in self.roles else None
 
 
 @dataclass(frozen=True)
 class PolicyRoles:
-    """PPO's roles, and how the reward model is asked."""
+    """The roles of a policy stage, and the inputs of its reward model."""
 
     roles: Roles
-    """`policy`, `reference`, `critic` and `reward`."""
-    sequences: Sequences
-    """From answers and conditions to what the reward model reads."""
+    """`policy`, and those of `reference`, `critic` and `reward` that were needed."""
+    sequences: RewardInputs | None
+    """From answers and conditions to what the reward model reads; None without a reward role."""
     fingerprints: dict[str, str]
-    """What policy and reward model were made of when the run began: bases and adapters."""
-    told: str
+    """Of the policy and the reward model as they are loaded: bases and adapters."""
+    description: str
     """Which roles stand on which base, in words."""
 
 
 def load_policy_roles(
-    config: PPO, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+    models: PolicyModels, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> PolicyRoles:
-    """Load the four roles of a config, without dropout, proven to keep packed samples apart.
+    """Load the roles of a policy stage, without dropout, proven to keep packed samples apart.
 
-    The reference is the policy as it starts; the critic starts from the reward model or the policy, with a fresh
-    head of zeros. Raises UserError when a model is missing, the reward model is none, or the critic cannot read
-    what the policy writes.
+    The reference is the policy as it starts; the critic starts from the reward model or the policy, with a fresh head
+    of zeros. On the meta device the same roles are built without reading weights. Raises UserError when a model is
+    missing, the reward model has no scalar head, or the critic cannot read what the policy writes.
     """
-    places = _Places(config, device)
-    shared = config.roles == "shared"
-    roles = _shared(places) if shared else _separate(places)
-    for loaded in _models(roles):
+    loader = _Loader(models, device)
+    with built_on(device):
+        roles = _shared(loader) if models.layout == "shared" else _separate(loader)
+    together = Roles(roles, autocast)
+    for loaded in together.models:
         switch_off_dropout(loaded.model)
-        if config.gradient_checkpointing:
+        if models.gradient_checkpointing:
             recompute_activations(loaded.model)
-        prove_isolation(loaded, device, autocast())
-    reward = roles[REWARD].loaded
-    sequences = Sequences.of(config.reward, places.reward, reward)
-    fingerprints = {"policy": _identity(places.policy), "reward": _identity(places.reward)}
-    return PolicyRoles(Roles(roles, autocast), sequences, fingerprints, _told(roles))
+        if device.type != "meta":
+            prove_isolation(loaded, device, autocast())
+    sequences, fingerprints = None, {POLICY: _identity(loader.policy)}
+    if models.reward_role is not None:
+        sequences = RewardInputs.of(models.reward_role, loader.reward, roles[REWARD].loaded)
+        fingerprints[REWARD] = _identity(loader.reward)
+    return PolicyRoles(together, sequences, fingerprints, _description(roles, together))
 
 
-class _Places:
-    """Where the models of a config lie, and how they are loaded."""
+class _Loader:
+    """Locates the models of a policy stage, checks that they fit together, and loads them."""
 
-    def __init__(self, config: PPO, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.policy = locate(config.policy, config.precision)
-        self.reward = locate(config.reward, config.precision)
-        check_precision(self.reward, config.precision)
-        check_language(config, self.policy, self.reward)
-        check_critic_adapter(config, self.policy, self.reward)
+    def __init__(self, models: PolicyModels, device: torch.device) -> None:
+        self.models, self.device = models, device
+        self.policy = self._locate(models.policy)
+        refuse_reward_model(self.policy, models.policy.path)
+        if models.reward_role is not None:
+            check_precision(self.reward, models.precision)
+            _check_reward_model(models.reward_role, self.reward)
+        if models.critic_starts_from == REWARD:
+            _check_language(models, self.policy, self.reward)
+        _check_critic_adapter(self)
+
+    @cached_property
+    def reward(self) -> Location:
+        """Where the reward model lies."""
+        assert self.models.reward_role is not None
+        return self._locate(self.models.reward_role)
 
     def load(
-        self, model: Model, *, head: Any = "language", train: bool = True, adapter: LoRA | None = None
+        self, model: Model, *, head: Head = "language", train: bool = True, adapter: Adapter | None = None
     ) -> Loaded:
         return load_model(
             model,
-            precision=self.config.precision,
+            precision=self.models.precision,
             device=self.device,
             adapter=adapter,
-            seed=self.config.seed,
+            seed=self.models.seed,
             train=train,
             head=head,
         )
 
+    def _locate(self, model: Model) -> Location:
+        """Without weights where none are read; their fingerprint is taken where they are at hand all the same."""
+        weights = self.device.type != "meta"
+        location = locate(model, self.models.precision, weights=weights)
+        if not location.reference.fingerprint and any(location.base_folder.glob("*.safetensors")):
+            reference = replace(location.reference, fingerprint=fingerprint(location.base_folder))
+            return replace(location, reference=reference)
+        return location
 
-def check_language(config: PPO, policy: Location, reward: Location) -> None:
-    """Policy and reward model must be what they are called, and a critic made from the reward model must read what
-    the policy reads; UserError where it is otherwise."""
-    refuse_reward_model(policy, config.policy.path)
-    if not reward.has_score:
+
+def _check_reward_model(model: Model, location: Location) -> None:
+    if not location.has_score:
         raise UserError(
-            f"{config.reward.path}: this is no reward model: it has no scalar head; train one from it first"
+            f"{model.path}: this is no reward model: it has no scalar head; train one from it first"
         )
-    if config.critic_from == "policy":
-        return
-    ours = read_tokenizer(policy.tokenizer_folder, trust_remote_code=config.policy.trust_remote_code)
-    theirs, talk = reward_template(config.reward, reward)
-    if ours.get_vocab() != theirs.get_vocab():
+
+
+def _check_language(models: PolicyModels, policy: Location, reward: Location) -> None:
+    """UserError where a critic made from the reward model would not read what the policy reads."""
+    assert models.reward is not None
+    policy_tokenizer = read_tokenizer(
+        policy.tokenizer_folder, trust_remote_code=models.policy.trust_remote_code
+    )
+    tokenizer, template = reward_template(models.reward, reward)
+    if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
         what = "tokenizers"
-    elif _spoken(Template(config.prompts.template, ours)) != _spoken(talk):
+    elif _rendered_probe(Template(models.template, policy_tokenizer)) != _rendered_probe(template):
         what = "chat templates"
     else:
         return
     raise UserError(
-        f"{config.reward.path}: the {what} of policy and reward model differ, so the critic cannot start from "
+        f"{models.reward.path}: the {what} of policy and reward model differ, so the critic cannot start from "
         'the reward model; write critic_from="policy" (answers are scored through their text)'
     )
 
 
-def check_critic_adapter(config: PPO, policy: Location, reward: Location) -> None:
-    """UserError where a shared critic goes on with an adapter that is there, and critic_adapter is another."""
-    asked = config.critic_adapter
-    if asked is None or config.roles == "separate":  # there the adapter is loaded as any that is gone on with
+def _check_critic_adapter(loader: _Loader) -> None:
+    """UserError where a shared critic continues a saved adapter, and critic_adapter is another."""
+    models = loader.models
+    requested = models.critic_adapter
+    if (
+        requested is None or models.layout == "separate"
+    ):  # a separate critic's adapter is checked as it is loaded
         return
-    if config.critic_from == "policy":
-        start, had = "policy", config.adapter or policy.lora
-    elif reward.adapter_folder is not None:
-        start, had = "reward model", reward.lora
+    if models.critic_starts_from == POLICY:
+        start, adapter = "policy", models.adapter or loader.policy.adapter
+    elif models.critic_starts_from == REWARD and loader.reward.adapter_folder is not None:
+        start, adapter = "reward model", loader.reward.adapter
     else:
         return
-    if had is None or asked.model_copy(update={"dropout": had.dropout}) != had:
+    if adapter is None or requested.model_copy(update={"dropout": adapter.dropout}) != adapter:
         raise UserError(
             f'critic_adapter: with roles="shared" this critic starts as a copy of the {start}\'s own adapter, which is '
             "another; leave critic_adapter out"
         )
 
 
-def _spoken(template: Template) -> str:
-    """Conversations as a template has them: two may be written differently and say the same."""
+def _rendered_probe(template: Template) -> str:
+    """Conversations as a template renders them: two templates may differ in source and render the same text."""
     turns = tuple(Turn(role, role) for role in ("system", "user", "assistant", "user", "assistant"))
-    return "".join(_rendered(template, some) for some in (turns, turns[1:]))
+    return "".join(_rendered(template, conversation) for conversation in (turns, turns[1:]))
 
 
 def _rendered(template: Template, turns: tuple[Turn, ...]) -> str:
     try:
         return template.render(Conversation(turns, origin="a probe")).text
-    except UserError:  # not every family takes a system turn
+    except UserError:  # not every template accepts a system turn
         return ""
 
 
-def without_adapter(config: PPO) -> str:
-    """What is said of a policy that is to share its base and has no adapter."""
-    return (
-        f'{config.policy.path}: roles="shared" trains adapters on a frozen base, and this policy has none; '
-        'add adapter=LoRA(), or write roles="separate"'
-    )
-
-
-def _shared(places: _Places) -> dict[str, Role]:
+def _shared(loader: _Loader) -> dict[str, Role]:
     """Every base once: adapters and heads on the policy's, and on the reward model's where that is another."""
-    config = places.config
-    loaded = places.load(config.policy, adapter=config.adapter)
+    models = loader.models
+    loaded = loader.load(models.policy, adapter=models.adapter)
     policy = loaded.model
     if not is_adapted(policy):
-        raise UserError(without_adapter(config))
-    copy_adapter(policy, ADAPTER, REFERENCE)
-    roles = {"policy": Role(loaded), REFERENCE: Role(loaded, REFERENCE)}
-    trained = [ADAPTER]
-    zeros = torch.zeros(1, loaded.transformer.config.hidden_size, device=places.device)
-    if config.critic_from == "policy":
+        return _whole_policy(loader, loaded)
+    roles, trained = {POLICY: Role(loaded)}, [ADAPTER]
+    if REFERENCE in models.roles:
+        copy_adapter(policy, ADAPTER, REFERENCE)
+        roles[REFERENCE] = Role(loaded, REFERENCE)
+    zeros = torch.zeros(1, loaded.transformer.config.hidden_size, device=loader.device)
+    if models.critic_starts_from == POLICY:
         copy_adapter(policy, ADAPTER, CRITIC)
         roles[CRITIC] = Role(loaded, CRITIC, ScalarHead(zeros, trained=True))
         trained.append(CRITIC)
-    if is_on_one_base(places.policy, places.reward):
-        assert places.reward.adapter_folder is not None
-        head = load_beside(policy, places.reward.adapter_folder, REWARD)
-        roles[REWARD] = Role(loaded, REWARD, ScalarHead(head.to(places.device), trained=False))
-        if config.critic_from == "reward":
+    if models.reward_role is not None and _is_on_one_base(loader.policy, loader.reward):
+        roles |= _reward_beside(loader, loaded)
+        if models.critic_starts_from == REWARD:
             copy_adapter(policy, REWARD, CRITIC)
             roles[CRITIC] = Role(loaded, CRITIC, ScalarHead(zeros, trained=True))
             trained.append(CRITIC)
     else:
-        roles |= _on_its_own_base(places, loaded.lora)
+        roles |= _on_its_own_base(loader, loaded.adapter)
     train_only(policy, *trained)
     activate(policy, ADAPTER)
-    return {name: roles[name] for name in ("policy", REFERENCE, CRITIC, REWARD) if name in roles}
+    return _in_order(roles)
 
 
-def _on_its_own_base(places: _Places, lora: LoRA | None) -> dict[str, Role]:
+def _whole_policy(loader: _Loader, loaded: Loaded) -> dict[str, Role]:
+    """A policy that is trained without an adapter: no other role can share its weights, which change."""
+    models = loader.models
+    if models.roles - {REWARD}:
+        raise UserError(
+            f'{models.policy.path}: roles="shared" trains adapters on a frozen base, and this policy has none; '
+            'add adapter=LoRA(), or write roles="separate"'
+        )
+    return {POLICY: Role(loaded), **_on_its_own_base(loader, None)}
+
+
+def _reward_beside(loader: _Loader, loaded: Loaded) -> dict[str, Role]:
+    """The reward model as an adapter and a head on the policy's base."""
+    assert loader.reward.adapter_folder is not None
+    head = load_beside(loaded.model, loader.reward.adapter_folder, REWARD)
+    return {REWARD: Role(loaded, REWARD, ScalarHead(head.to(loader.device), trained=False))}
+
+
+def _on_its_own_base(loader: _Loader, policy_adapter: Adapter | None) -> dict[str, Role]:
     """The reward model on the base it was trained on, and the critic beside it where it starts from there."""
-    config = places.config
-    loaded = places.load(config.reward, head="score", train=False)
-    adapted = is_adapted(loaded.model)
-    if config.critic_from == "policy":
+    models = loader.models
+    if models.reward_role is None:
+        return {}
+    loaded = loader.load(models.reward_role, head="score", train=False)
+    if models.critic_starts_from != REWARD:
         return {REWARD: Role(loaded)}
-    if adapted:
+    if is_adapted(loaded.model):
         copy_adapter(loaded.model, ADAPTER, CRITIC)
         train_only(loaded.model, CRITIC)
         roles = {CRITIC: Role(loaded, CRITIC), REWARD: Role(loaded)}
     else:
-        made = config.critic_adapter or config.adapter or lora
-        if made is None:
+        adapter = models.critic_adapter or models.adapter or policy_adapter
+        if adapter is None:
             raise UserError(
-                f"{config.reward.path}: the critic needs an adapter on this reward model, and the policy's was made "
-                "elsewhere, so its settings are not known; add critic_adapter=LoRA(...)"
+                f"{models.reward_role.path}: the critic needs an adapter on this reward model, and the settings of the "
+                "policy's are not known, as tuner did not write it; add critic_adapter=LoRA(...)"
             )
-        wrapped = add_adapter(loaded.transformer, made.model_copy(update={"dropout": 0.0}), config.seed)
-        loaded = Loaded(wrapped.eval(), loaded.tokenizer, loaded.base, made, loaded.precision)
+        wrapped = add_adapter(loaded.transformer, adapter.model_copy(update={"dropout": 0.0}), models.seed)
+        loaded = replace(loaded, model=wrapped.eval(), adapter=adapter)
         roles = {CRITIC: Role(loaded, ADAPTER), REWARD: Role(loaded, None)}
     _clear_head(roles[CRITIC])
     return roles
 
 
-def _separate(places: _Places) -> dict[str, Role]:
-    """Four models, each as it would be loaded alone; policy and critic trained."""
-    config = places.config
-    policy = places.load(config.policy, adapter=config.adapter)
-    reference = places.load(config.policy, adapter=config.adapter)
-    reference.model.requires_grad_(False)  # held as the policy is: rounded weights would be another's
-    reward = places.load(config.reward, head="score", train=False)
-    start = config.reward if config.critic_from == "reward" else config.policy
-    asked = config.critic_adapter
-    if config.critic_from == "policy" and asked is None:
-        asked = config.adapter
-    critic = places.load(start, head="score", adapter=asked)
-    _clear_head(Role(critic))
-    return {"policy": Role(policy), REFERENCE: Role(reference), CRITIC: Role(critic), REWARD: Role(reward)}
+def _separate(loader: _Loader) -> dict[str, Role]:
+    """One model per role, each as it would be loaded alone; policy and critic are trained."""
+    models = loader.models
+    roles = {POLICY: Role(loader.load(models.policy, adapter=models.adapter))}
+    if REFERENCE in models.roles:
+        reference = loader.load(models.policy, adapter=models.adapter)
+        reference.model.requires_grad_(
+            False
+        )  # in the policy's dtypes: rounded weights would be another model
+        roles[REFERENCE] = Role(reference)
+    if models.reward_role is not None:
+        roles[REWARD] = Role(loader.load(models.reward_role, head="score", train=False))
+    if CRITIC in models.roles:
+        roles[CRITIC] = _separate_critic(loader)
+    return _in_order(roles)
+
+
+def _separate_critic(loader: _Loader) -> Role:
+    models = loader.models
+    adapter = models.critic_adapter
+    if models.critic_starts_from == REWARD:
+        assert models.reward is not None
+        start = models.reward
+    else:
+        start = models.policy
+        adapter = adapter or models.adapter
+    critic = Role(loader.load(start, head="score", adapter=adapter))
+    _clear_head(critic)
+    return critic
+
+
+def _in_order(roles: dict[str, Role]) -> dict[str, Role]:
+    return {name: roles[name] for name in (POLICY, REFERENCE, CRITIC, REWARD) if name in roles}
 
 
 def _clear_head(critic: Role) -> None:
-    """A critic begins at zero: its head is fresh, whatever it was made from."""
+    """Set the critic's head to zeros, whatever model it was made from."""
     with torch.no_grad():
         for name, weight in critic.trained().items():
             if f".{SCORE}." in f".{name}":
@@ -243,7 +351,7 @@ def _clear_head(critic: Role) -> None:
 
 
 def switch_off_dropout(model: torch.nn.Module) -> None:
-    """No dropout in training mode either: a ratio of two passes must be that of the weights alone."""
+    """No dropout in training mode either: the ratio of two passes must depend on the weights alone."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -251,34 +359,31 @@ def switch_off_dropout(model: torch.nn.Module) -> None:
             module.attention_dropout = 0.0
 
 
-def _models(roles: dict[str, Role]) -> Iterator[Loaded]:
-    """Every model once."""
-    yield from {id(role.loaded.model): role.loaded for role in roles.values()}.values()
-
-
 def _identity(location: Location) -> str:
-    """Hash of a model's adapter and base, of how it talks, and of how it is to be asked."""
-    beside = hashlib.sha256()
+    """Hash of a model's base and adapter, its chat template and tokenizer, and its reward record."""
+    files = hashlib.sha256()
     for name in ("adapter_config.json", REWARD_RECORD, "chat_template.jinja", "tokenizer.json"):
         if (location.folder / name).is_file():
-            beside.update((location.folder / name).read_bytes())
+            files.update((location.folder / name).read_bytes())
     adapter = location.adapter_folder
-    own = [] if adapter is None else [fingerprint(adapter)]
-    return "-".join([*own, location.reference.fingerprint, beside.hexdigest()])
+    of_adapter = [] if adapter is None else [fingerprint(adapter)]
+    return "-".join([*of_adapter, location.reference.fingerprint, files.hexdigest()])
 
 
-def _told(roles: dict[str, Role]) -> str:
-    said = []
-    for loaded in _models(roles):
+def _description(roles: dict[str, Role], together: Roles) -> str:
+    parts = []
+    for loaded in together.models:
         names = [name for name, role in roles.items() if role.loaded.model is loaded.model]
-        held = loaded.base.quantization or loaded.precision
-        said.append(f"{', '.join(names)} on {loaded.base.path} ({held})")
-    return "roles: " + "; ".join(said)
+        held_in = loaded.base.quantization or loaded.precision
+        parts.append(f"{', '.join(names)} on {loaded.base.path} ({held_in})")
+    return "roles: " + "; ".join(parts)
 
 
-def is_on_one_base(policy: Location, reward: Location) -> bool:
-    """Whether a reward model is an adapter on what a policy stands on."""
-    same = ("fingerprint", "quantization", "rope", "precision")
+def _is_on_one_base(policy: Location, reward: Location) -> bool:
+    """Whether a reward model is an adapter on the policy's base; by its path where no weights are at hand."""
+    bases = policy.reference, reward.reference
+    fields = ["quantization", "rope", "precision"]
+    fields.append("fingerprint" if all(base.fingerprint for base in bases) else "path")
     return reward.adapter_folder is not None and all(
-        getattr(policy.reference, name) == getattr(reward.reference, name) for name in same
+        getattr(bases[0], name) == getattr(bases[1], name) for name in fields
     )

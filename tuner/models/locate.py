@@ -1,4 +1,4 @@
-"""From what a config calls a model to the folders it is read from: the one place that knows."""
+"""From a config's model to the folders it is read from."""
 
 import json
 import re
@@ -23,42 +23,41 @@ _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 @dataclass(frozen=True)
 class Location:
-    """The folders of a model, and what its base is."""
+    """The folders of a model, and a reference to its base."""
 
     base_folder: Path
-    """Configuration and weights of the base."""
+    """Folder with the configuration and weights of the base."""
 
     adapter_folder: Path | None
-    """A PEFT folder trained on that base, if any."""
+    """PEFT folder of an adapter trained on that base, if any."""
 
     reference: BaseReference
-    """The base with its quantisation and rope, inherited by an adapter or asked for by the config."""
+    """The base with its quantization and rope, those of the adapter's training or else the config's."""
 
-    lora: config.LoRA | None
-    """Settings of the saved adapter, where tuner wrote them down."""
+    adapter: config.Adapter | None
+    """Settings of the saved adapter; None where tuner did not write it."""
 
     @property
     def folder(self) -> Path:
-        """The adapter's folder, or else the base's: what stands beside the weights is read from it."""
+        """The adapter's folder, or else the base's: chat template and reward record are read from it."""
         return self.adapter_folder or self.base_folder
 
     @property
     def has_score(self) -> bool:
-        """Whether it is a reward model: one that ends in a scalar head, in the base or beside the adapter."""
+        """Whether it is a reward model, with a scalar head in the base or beside the adapter."""
         if self.adapter_folder is not None:
             return _read(self.adapter_folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
         return self.base_has_score
 
     @property
     def base_has_score(self) -> bool:
-        """Whether the base itself ends in a scalar head."""
-        kinds = _read(self.base_folder / "config.json").get("architectures") or [""]
-        return kinds[0].endswith(("ForSequenceClassification", "ForRewardModel"))
+        """Whether the base itself has a scalar head."""
+        architectures = _read(self.base_folder / "config.json").get("architectures") or [""]
+        return architectures[0].endswith(("ForSequenceClassification", "ForRewardModel"))
 
     @property
     def precision(self) -> Literal["bf16", "fp32"]:
-        """What weights are to be held in to be those that were trained: 4-bit codes are of weights rounded to it.
-        Of a complete model, what its file holds."""
+        """Precision in which an adapter's base was held in training; of a complete model, that of its file."""
         if self.adapter_folder is not None:
             return self.reference.precision
         values = _read(self.base_folder / "config.json")
@@ -76,9 +75,9 @@ class Location:
 def locate(model: config.Model, precision: str = "bf16", *, weights: bool = True) -> Location:
     """Find a model: `tuner:...`, a run folder, an adapter's folder, a full model's folder, or a hub name.
 
-    weights: False fetches configuration and tokenizer only, and leaves the fingerprint empty.
-    Raises UserError when it is not there, or an adapter's base is not the one it was trained on, or the
-    config names another quantisation or rope than the adapter was trained with.
+    weights: False fetches configuration and tokenizer only, leaves the fingerprint empty (an adapter's is the recorded
+    one), and accepts a folder without weights. Raises UserError when the model is missing, an adapter's base is not
+    the one it was trained on, or the config names another quantization or rope than the adapter was trained with.
     """
     folder, revision = _folder(model.path, model, weights)
     if model.revision is not None and revision is None:
@@ -105,7 +104,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first: the rest is advice for programmers."""
+    """First line of a library's error; the rest is advice for programmers."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -113,15 +112,15 @@ def _locate_adapter(model: config.Model, folder: Path, precision: str, weights: 
     record = read_record(folder)
     if record is None:
         base = model.model_copy(update={"path": _base_of_foreign(folder), "revision": None})
-        found = locate(base, precision, weights=weights)
-        return Location(found.base_folder, folder, found.reference, None)
+        location = locate(base, precision, weights=weights)
+        return Location(location.base_folder, folder, location.reference, None)
     _check_inherits(model, record, folder)
     base_folder = _base_folder(model, record, folder, weights)
-    found = fingerprint(base_folder) if weights else record.base.fingerprint
-    if found != record.base.fingerprint:
+    current = fingerprint(base_folder) if weights else record.base.fingerprint
+    if current != record.base.fingerprint:
         raise UserError(
             f"{folder}: its adapter was trained on another {record.base.path} than is in {base_folder} now "
-            f"(fingerprint {record.base.fingerprint[:12]}, found {found[:12]}); restore it, or train again"
+            f"(fingerprint {record.base.fingerprint[:12]}, found {current[:12]}); restore it, or train again"
         )
     return Location(base_folder, folder, record.base, record.adapter)
 
@@ -165,7 +164,7 @@ def _download(name: str, model: config.Model, weights: bool) -> tuple[Path, str]
 
 
 def _base_folder(model: config.Model, record: Record, folder: Path, weights: bool) -> Path:
-    """Where an adapter's base lies: under its name, or else where it was when the adapter was trained."""
+    """Folder of an adapter's base: by its name, or else where it was when the adapter was trained."""
     base = record.base
     named = model.model_copy(update={"revision": base.revision})
     elsewhere = Path(base.found_at) if base.found_at else None
@@ -202,9 +201,9 @@ def _check_is_model(folder: Path, path: str, weights: bool) -> None:
 
 def _check_inherits(model: config.Model, record: Record, folder: Path) -> None:
     for name in ("quantization", "rope"):
-        asked, had = getattr(model, name), getattr(record.base, name)
-        if asked is not None and asked != had:
+        requested, trained_with = getattr(model, name), getattr(record.base, name)
+        if requested is not None and requested != trained_with:
             raise UserError(
-                f"model.{name}={asked!r}: the adapter in {folder} was trained with {had!r}; "
+                f"model.{name}={requested!r}: the adapter in {folder} was trained with {trained_with!r}; "
                 f"leave {name} out, or `tuner merge` the run first and name the merged folder"
             )

@@ -2,69 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from tuner.config import PPO, SFT, PackedConfig
 from tuner.losses.token import CHUNK_ELEMENTS
+from tuner.models.adapters import SCORE, belongs_to
+from tuner.models.load import Loaded, Precision
+from tuner.models.roles import Roles, ScalarHead
+from tuner.models.unwrap import unwrapped
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in 4 bit, its share of a block's 8-bit scale (64 weights) and of that scale's fp32 one (256 blocks)."""
+_QUANTIZED_BYTES = {"nf4": NF4_BYTES, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """The settings of a stage that decide how much memory its training steps need."""
+
+    precision: Precision
+    optimizer_bits: Literal[32, 8]
+    tokens_per_pass: int
+    gradient_checkpointing: bool
+    adapter_dropout: float
+    """Dropout of the adapter's inputs; 0 without an adapter."""
+    language_head: bool
+    """Whether logits are computed."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How many weights a model has, by what becomes of them."""
+    """What the weights of a model are held in, and how many of them are trained."""
 
-    linear: int
-    """Frozen, in linear layers other than the head: what quantisation holds in 4 or 8 bit."""
-    other: int
-    """Frozen, elsewhere: embeddings, head, norms."""
+    frozen_bytes: float
+    """Memory of the frozen weights, quantized ones included."""
     trained: int
+    """Number of trained weights."""
+    embedding_bytes: int
+    """Size of one number of the embedding: layers pass on hidden states in its dtype."""
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> Weights:
-        """Count a model, also one on the meta device."""
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        linear = {
-            id(module.weight)
-            for module in model.modules()
-            if isinstance(module, torch.nn.Linear) and module is not head
-        }
-        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        in_linear = sum(parameter.numel() for parameter in frozen if id(parameter) in linear)
-        return cls(
-            linear=in_linear,
-            other=sum(parameter.numel() for parameter in frozen) - in_linear,
-            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        )
+    def of(cls, loaded: Loaded) -> Weights:
+        """Count a model, also one on the meta device, where its quantization is recorded and not applied.
+
+        Quantization holds frozen linear layers other than the head in 4 or 8 bit, every other weight in its dtype.
+        """
+        transformer = unwrapped(loaded.model)
+        embedding = transformer.get_input_embeddings().weight
+        quantized_bytes = _QUANTIZED_BYTES.get(loaded.base.quantization or "")
+        quantized = set() if quantized_bytes is None else _quantized(loaded.model)
+        frozen, trained = 0.0, 0
+        for weight in loaded.model.parameters():
+            if weight.requires_grad:
+                trained += weight.numel()
+            elif quantized_bytes is not None and id(weight) in quantized:
+                frozen += weight.numel() * quantized_bytes
+            else:
+                frozen += weight.numel() * weight.element_size()
+        return cls(frozen, trained, embedding.element_size())
 
 
-def peak_bytes(
-    config: PackedConfig | PPO, shape: Any, weights: Weights, quantization: str | None, cache: float = 0.0
-) -> float:
+def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.0) -> float:
     """Estimated peak of a training step on one device, in bytes, without the CUDA context (about 0.5 GiB).
 
-    Weights, gradients and optimiser state are counted exactly; activations as those of one layer, plus each
-    layer's input where gradient checkpointing keeps only that. cache: keys and values held while answers are
-    generated, when there are no activations.
+    models: all that are held, built on the meta device; the activations are those of the first. Weights, gradients
+    and optimizer state are counted exactly; activations as those of one layer, plus each layer's input where gradient
+    checkpointing keeps only that. cache: keys and values held while answers are generated, when there are no
+    activations.
     """
-    plain = 2 if config.precision == "bf16" else 4
-    quantised = {None: plain, "nf4": NF4_BYTES, "int8": 1}[quantization]
-    moments = 2 if config.optimizer.bits == 8 else 8
-    copies = 2 if config.precision == "bf16" else 0  # autocast keeps trained weights in bf16 over a pass
-    state = weights.linear * quantised + weights.other * plain + weights.trained * (4 + 4 + moments + copies)
-    tokens, layers = config.tokens_per_pass, shape.num_hidden_layers
+    weights = [Weights.of(loaded) for loaded in models]
+    state = sum(part.frozen_bytes + part.trained * _trained_bytes(budget) for part in weights)
+    shape = unwrapped(models[0].model).config
+    return state + max(_activation_bytes(budget, shape, weights[0].embedding_bytes), cache)
+
+
+def roles_bytes(budget: MemoryBudget, roles: Roles, cache: float = 0.0) -> float:
+    """The same of a stage with several roles: every distinct model once, and the roles' own heads."""
+    return peak_bytes(budget, roles.models, cache) + sum(_head_bytes(budget, head) for head in roles.heads)
+
+
+def _trained_bytes(budget: MemoryBudget) -> int:
+    """Of one trained weight: itself and its gradient in fp32, the optimizer's two moments, a copy under autocast."""
+    moments = 2 if budget.optimizer_bits == 8 else 8
+    copy = 2 if budget.precision == "bf16" else 0
+    return 4 + 4 + moments + copy
+
+
+def _head_bytes(budget: MemoryBudget, head: ScalarHead) -> int:
+    return head.weight.numel() * (_trained_bytes(budget) if head.weight.requires_grad else 4)
+
+
+def _activation_bytes(budget: MemoryBudget, shape: Any, embedding_bytes: int) -> float:
+    plain = 2 if budget.precision == "bf16" else 4
+    tokens, layers = budget.tokens_per_pass, shape.num_hidden_layers
     # kept by one layer for its backward pass: two norms' and two blocks' in- and outputs, q, k, v, and the MLP's three
     layer = tokens * plain * (10 * shape.hidden_size + 4 * shape.intermediate_size)
-    if config.adapter is not None:  # the adapters' own inputs, cast and perhaps dropped out
-        layer += tokens * 4 * (4 * shape.hidden_size + shape.intermediate_size) * (config.adapter.dropout > 0)
-    stream = plain if weights.linear else 4  # layers hand on what the embedding is held in
-    inputs = layers * tokens * shape.hidden_size * stream
-    activations = layer + inputs if config.gradient_checkpointing else layers * layer
-    logits = 0  # a reward model has none
-    if isinstance(config, SFT | PPO):
+    if budget.adapter_dropout > 0:  # the adapters' own inputs, in fp32 after dropout
+        layer += tokens * 4 * (4 * shape.hidden_size + shape.intermediate_size)
+    inputs = layers * tokens * shape.hidden_size * embedding_bytes
+    activations = layer + inputs if budget.gradient_checkpointing else layers * layer
+    logits = 0
+    if (
+        budget.language_head
+    ):  # a chunk of them and of their gradient in fp32, and the product they are cast from
         logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
-    return state + max(activations + logits, cache)
+    return activations + logits
+
+
+def _quantized(model: torch.nn.Module) -> set[int]:
+    """Ids of the weights of linear layers, which quantization holds in 4 or 8 bit, but for heads and adapters."""
+    head = unwrapped(model).get_output_embeddings()
+    return {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module is not head
+        and belongs_to(f"{name}.weight", None)
+        and SCORE not in name.split(".")
+    }

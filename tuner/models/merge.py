@@ -223,7 +223,7 @@ def _dequantised(adapted: nn.Module) -> PreTrainedModel:
 def _adapt(model: PreTrainedModel, location: Location) -> nn.Module:
     folder = location.adapter_folder
     assert folder is not None
-    return continue_adapter(model, folder, asked=None, saved=location.lora, trained=False)
+    return continue_adapter(model, folder, requested=None, saved=location.adapter, trained=False)
 
 
 def _separate_head(model: PreTrainedModel) -> bool:

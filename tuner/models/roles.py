@@ -1,4 +1,4 @@
-"""Roles: what the models of a stage are asked for. Several may be adapters and heads on one base."""
+"""Roles of a stage: policy, reference, critic, reward model. Several may be adapters and heads on one base."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuner.models.unwrap import unwrapped
 
 
 class ScalarHead(torch.nn.Module):
-    """A head of a role's own on a base that others use too: from a hidden state [.., D] to one number."""
+    """A role's own head on a base that other roles share: from a hidden state [.., D] to one number."""
 
     def __init__(self, weight_1D: torch.Tensor, *, trained: bool) -> None:
         super().__init__()
@@ -27,22 +27,19 @@ class ScalarHead(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Role:
-    """One use of a model."""
+    """One use of a model: with one of its adapters, and perhaps a head of its own."""
 
     loaded: Loaded
     adapter: str | None = ADAPTER
-    """Which of the model's adapters is active; None: none. Of a model without adapters it says nothing."""
+    """The adapter that is active; None: none. Ignored for a model without adapters."""
     head: ScalarHead | None = None
-    """The role's own head, where the model's is not meant."""
+    """The role's own head; None: the model's."""
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The weights of this role that are trained, by name, in the model's order; not those of a head it has no use
-        for."""
-        unused = (
-            set()
-            if self.head is None
-            else set(unwrapped(self.loaded.model).get_output_embeddings().parameters())
-        )
+        """This role's trained weights by name, in the model's order, without the model's head where it has its own."""
+        unused = set()
+        if self.head is not None:
+            unused = set(unwrapped(self.loaded.model).get_output_embeddings().parameters())
         named = {
             name: parameter
             for name, parameter in self.loaded.model.named_parameters()
@@ -53,8 +50,8 @@ class Role:
         return named
 
 
-class _Headed(torch.nn.Module):
-    """A shared base as a role with a head of its own sees it."""
+class _WithHead(torch.nn.Module):
+    """A shared base under a role's own head."""
 
     def __init__(self, model: torch.nn.Module, score: ScalarHead) -> None:
         super().__init__()
@@ -66,7 +63,7 @@ class _Headed(torch.nn.Module):
 
 
 class Roles:
-    """The roles of a stage, one open at a time. The first is the one that the stage is about."""
+    """The roles of a stage, one open at a time. The first is the one the stage trains and saves."""
 
     def __init__(
         self, roles: Mapping[str, Role], autocast: Callable[[], AbstractContextManager[Any]]
@@ -78,19 +75,32 @@ class Roles:
             users[id(role.loaded.model)] = users.get(id(role.loaded.model), 0) + 1
         self._shared = {model for model, count in users.items() if count > 1}
         self._views = {
-            name: role.loaded.model if role.head is None else _Headed(role.loaded.model, role.head)
+            name: role.loaded.model if role.head is None else _WithHead(role.loaded.model, role.head)
             for name, role in roles.items()
         }
 
     @classmethod
     def of(cls, name: str, loaded: Loaded, autocast: Callable[[], AbstractContextManager[Any]]) -> Roles:
-        """One model in its one role."""
+        """A single model in a single role."""
         return cls({name: Role(loaded)}, autocast)
 
     @property
     def loaded(self) -> Loaded:
         """The model of the first role: what the stage trains and saves."""
         return next(iter(self._roles.values())).loaded
+
+    @property
+    def models(self) -> list[Loaded]:
+        """Every distinct model, in the order of the roles."""
+        return list({id(role.loaded.model): role.loaded for role in self._roles.values()}.values())
+
+    @property
+    def heads(self) -> list[ScalarHead]:
+        """The roles' own heads."""
+        return [role.head for role in self._roles.values() if role.head is not None]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._roles)
 
     @property
     def tokenizer(self) -> Any:
@@ -105,15 +115,15 @@ class Roles:
         return self._roles[name]
 
     def trained(self, name: str | None = None) -> dict[str, torch.nn.Parameter]:
-        """The weights of a role, by default the first, that are trained, by name, in the model's order."""
+        """A role's trained weights by name, in the model's order; by default the first role's."""
         return self[name or next(iter(self._roles))].trained()
 
     @contextmanager
     def role(self, name: str, *, train: bool = False) -> Iterator[torch.nn.Module]:
         """The model in a role, in training or evaluation mode, in the run's precision.
 
-        A role stays open over its backward pass: switching adapters in between would leave the trained one
-        without gradients, so asking for another meanwhile raises RuntimeError.
+        A role must stay open until its backward pass is done: with gradient checkpointing that pass computes the
+        layers again, under the adapter that is active then. Opening a second role meanwhile raises RuntimeError.
         """
         if self._open is not None:
             raise RuntimeError(f"role {self._open!r} is still open: close it before asking for {name!r}")
@@ -122,7 +132,7 @@ class Roles:
         self._open = name
         if id(model) in self._shared:
             activate(model, role.adapter)
-        if model.training != train:  # walking all modules costs a small model more than it computes
+        if model.training != train:  # walking all modules takes longer than a small model's forward pass
             model.train(train)
         try:
             with self._autocast(), torch.set_grad_enabled(train):

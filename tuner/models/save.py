@@ -44,7 +44,7 @@ def save_model(
         else:
             save_full(loaded.transformer, folder, precision or loaded.precision, state_dict)
         save_tokenizer(loaded.tokenizer, folder)
-        write_record(folder, loaded.base, loaded.lora)
+        write_record(folder, loaded.base, loaded.adapter)
 
 
 def save_full(

@@ -55,7 +55,7 @@ def score_sequences(
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoreRequest:
     """A conversation whose score is asked for."""
 
     conversation: Conversation
@@ -64,13 +64,13 @@ class Asked:
     """The turns that are answered: by these the wording of the condition is drawn, for every answer the same."""
 
     @classmethod
-    def of(cls, prompt: Prompt, answer: str) -> Asked:
+    def of(cls, prompt: Prompt, answer: str) -> ScoreRequest:
         """A prompt with an answer to it, under the prompt's condition."""
         return cls(prompt.answered(answer), prompt.condition, prompt.turns)
 
 
 @dataclass(frozen=True)
-class Sequences:
+class RewardInputs:
     """From conversations to the tokens a reward model reads: with its template, conditions and reward token."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ class Sequences:
     template: Template
 
     @classmethod
-    def of(cls, model: Model, location: Location, loaded: Loaded) -> Sequences:
+    def of(cls, model: Model, location: Location, loaded: Loaded) -> RewardInputs:
         """Those of a loaded reward model, from what stands beside its weights.
 
         Raises UserError where its record or its chat template is missing.
@@ -91,7 +91,7 @@ class Sequences:
         """What can be asked."""
         return RewardReader(tuple(self.record.conditions), self.template)
 
-    def make(self, asked: Sequence[Asked]) -> list[np.ndarray]:
+    def make(self, asked: Sequence[ScoreRequest]) -> list[np.ndarray]:
         """Tokens of each, int32 [t], the last of which is scored. Raises UserError on unknown conditions."""
         maker = SequenceMaker(self.tokenizer, self.record.reward_token)
         wordings = {name: Wordings(texts) for name, texts in self.record.conditions.items()}
@@ -126,30 +126,30 @@ class Scorer:
         reader, numbers = conversation_reader(), itertools.count(1)
         asked = (self._read(row, reader, next(numbers), condition) for row in rows)
         while window := list(itertools.islice(asked, WINDOW)):
-            yield from self.score_asked(window).tolist()
+            yield from self.score_requests(window).tolist()
 
-    def score_asked(self, asked: Sequence[Asked]) -> np.ndarray:
+    def score_requests(self, asked: Sequence[ScoreRequest]) -> np.ndarray:
         """Scores, float64, of conversations under their conditions."""
-        sequences = Sequences(self.loaded.tokenizer, self.record, self.template).make(asked)
+        sequences = RewardInputs(self.loaded.tokenizer, self.record, self.template).make(asked)
         with self._autocast():
             return score_sequences(self.loaded.model, sequences, self.tokens_per_pass, self.device)
 
     def _read(
         self, row: Conversation | Mapping[str, Any], reader: Reader, number: int, condition: str | None
-    ) -> Asked:
+    ) -> ScoreRequest:
         if isinstance(row, Conversation):
-            return Asked(row, condition, prompt_of(row))
+            return ScoreRequest(row, condition, prompt_of(row))
         conversation = reader.read(row, f"row {number}")
         if not isinstance(conversation, Conversation):
             raise UserError(f"row {number}: a text, and conversations are scored; write messages")
-        return Asked(conversation, row.get("condition") or condition, prompt_of(conversation))
+        return ScoreRequest(conversation, row.get("condition") or condition, prompt_of(conversation))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.loaded.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _conditioned(asked: Asked, conditions: Conditions) -> Conversation:
+def _conditioned(asked: ScoreRequest, conditions: Conditions) -> Conversation:
     system = conditions.prompt(asked.condition, drawing_key(asked.prompt), asked.conversation.origin)
     return asked.conversation if system is None else asked.conversation.behind(system)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner.data.conversation import Prompt
 from tuner.models.roles import Roles
-from tuner.models.scorer import Asked, Sequences, score_sequences
+from tuner.models.scorer import RewardInputs, ScoreRequest, score_sequences
 from tuner.rollout.rules import Rule, rule_scores
 from tuner.training.devices import Devices
 
@@ -33,7 +33,7 @@ class ModelReward:
 
     roles: Roles
     """Has the role `reward`."""
-    sequences: Sequences
+    sequences: RewardInputs
     tokens_per_pass: int
     devices: Devices
 
@@ -41,7 +41,7 @@ class ModelReward:
         """See RewardSource."""
 
         def share(places: list[int]) -> list[float]:
-            sequences = self.sequences.make([Asked.of(prompts[place], answers[place]) for place in places])
+            sequences = self.sequences.make([ScoreRequest.of(prompts[place], answers[place]) for place in places])
             with self.roles.role("reward") as model:
                 return score_sequences(model, sequences, self.tokens_per_pass, self.devices.device).tolist()
 

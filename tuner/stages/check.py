@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from tuner.config import Freeze, SingleModelConfig, StageConfig
+from tuner.config import Freeze, PolicyConfig, SingleModelConfig, StageConfig
 from tuner.data.dataset import Dataset
+from tuner.models.adapters import belongs_to, has_score
 from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, Weights, peak_bytes
 from tuner.models.rope import describe_rope
@@ -49,6 +50,10 @@ class CheckReport:
     """What would run, and is hardly meant."""
 
 
+META = torch.device("meta")
+"""Where models are built without weights."""
+
+
 @dataclass(frozen=True)
 class CheckedModel:
     """A stage's one model as training would load it, without its weights."""
@@ -56,36 +61,42 @@ class CheckedModel:
     config: SingleModelConfig
     loaded: Loaded
 
-    @property
-    def is_adapted(self) -> bool:
-        return self.loaded.model is not self.loaded.transformer
-
-    @property
-    def weights(self) -> Weights:
-        return Weights.of(self.loaded.model)
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the base, without adapters."""
-        weights = self.weights
-        return weights.linear + weights.other + (0 if self.is_adapted else weights.trained)
-
-    def report(self, rows: Dataset[Any], plan: dict[str, Any], *, further_bytes: float = 0.0) -> CheckReport:
+    def report(
+        self, rows: Dataset[Any], plan: dict[str, Any], *, tokens_per_pass: int, further_bytes: float = 0.0
+    ) -> CheckReport:
         """The report of a run of this model over these rows. further_bytes: of memory beside training's own."""
-        budget = MemoryBudget.of(
-            self.config, language_head=self.loaded.transformer.get_output_embeddings() is not None
-        )
-        shape, weights = self.loaded.transformer.config, self.weights
-        peak = peak_bytes(budget, shape, weights, self.loaded.base.quantization) + further_bytes
+        budget = memory_budget(self.config, tokens_per_pass, language_head=not has_score(self.loaded.transformer))
         return CheckReport(
-            family=type(self.loaded.transformer).__name__,
-            parameters=self.parameters,
-            trained=weights.trained,
-            rope=describe_rope(shape),
+            **model_figures(self.loaded),
+            trained=Weights.of(self.loaded).trained,
             data=str(rows.report),
             **plan,
-            peak_gib=peak / 2**30,
+            peak_gib=(peak_bytes(budget, [self.loaded]) + further_bytes) / 2**30,
         )
+
+
+def model_figures(loaded: Loaded) -> dict[str, Any]:
+    """Class, number of weights without adapters, and rotary positions of a model."""
+    weights = loaded.model.named_parameters()
+    return {
+        "family": type(loaded.transformer).__name__,
+        "parameters": sum(weight.numel() for name, weight in weights if belongs_to(name, None)),
+        "rope": describe_rope(loaded.transformer.config),
+    }
+
+
+def memory_budget(
+    config: SingleModelConfig | PolicyConfig, tokens_per_pass: int, *, language_head: bool
+) -> MemoryBudget:
+    """The settings of a config that decide how much memory its steps need."""
+    return MemoryBudget(
+        precision=config.precision,
+        optimizer_bits=config.optimizer.bits,
+        tokens_per_pass=tokens_per_pass,
+        gradient_checkpointing=config.gradient_checkpointing,
+        adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
+        language_head=language_head,
+    )
 
 
 def check_model(
@@ -95,7 +106,7 @@ def check_model(
     loaded = load_model(
         config.model,
         precision=config.precision,
-        device=torch.device("meta"),
+        device=META,
         adapter=config.adapter,
         freeze=freeze,
         seed=config.seed,

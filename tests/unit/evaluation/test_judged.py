@@ -25,7 +25,7 @@ CONFIG = PPO(
 PROMPTS = prompts_of([("a", "polite"), ("b", None), ("c", "json"), ("d", "polite")])
 
 
-class Sequences:
+class RewardInputs:
     """Stands for the reward model's words: what is asked, as it is."""
 
     def make(self, asked):
@@ -58,7 +58,7 @@ def scene(monkeypatch):
 
 
 def judge(devices, rule=None, config=CONFIG) -> Judge:
-    return Judge(PROMPTS, config, Sequences(), devices, rule)  # type: ignore[arg-type]
+    return Judge(PROMPTS, config, RewardInputs(), devices, rule)  # type: ignore[arg-type]
 
 
 def test_answers_are_texts_without_their_end_but_with_its_length(scene):

@@ -109,7 +109,7 @@ def test_a_run_folder_is_a_model_with_its_adapter_and_quantisation(
     run, trained = run_of(internlm2_folder, tmp_path, adapter=LoRA(r=4), quantization=quantization)
     loaded = load(run)
     assert loaded.base.quantization == quantization
-    assert loaded.lora == LoRA(r=4)
+    assert loaded.adapter == LoRA(r=4)
     assert torch.equal(logits(loaded, tokens), logits(trained, tokens))
 
 
@@ -312,7 +312,7 @@ def test_a_peft_folder_from_elsewhere_is_continued(internlm2_folder, tmp_path, t
     run, trained = run_of(internlm2_folder, tmp_path, adapter=LoRA(r=4))
     (run / "model" / "tuner.json").unlink()
     loaded = load(run / "model")
-    assert loaded.lora is None
+    assert loaded.adapter is None
     assert torch.equal(logits(loaded, tokens), logits(trained, tokens))
 
 

@@ -18,7 +18,7 @@ from tuner.models.load import load_model
 from tuner.models.load_roles import PolicyRoles, load_policy_roles, switch_off_dropout
 from tuner.models.reward_record import RewardRecord, write_reward_record
 from tuner.models.save import save_model
-from tuner.models.scorer import Asked, open_scorer, prompt_of, score_sequences
+from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of, score_sequences
 
 CPU = torch.device("cpu")
 LORA = LoRA(r=4, alpha=8)
@@ -116,8 +116,12 @@ def conversations() -> list[Conversation]:
     ]
 
 
-def asked() -> list[Asked]:
-    return [Asked(one, condition, prompt_of(one)) for one in conversations() for condition in ("brief", None)]
+def asked() -> list[ScoreRequest]:
+    return [
+        ScoreRequest(one, condition, prompt_of(one))
+        for one in conversations()
+        for condition in ("brief", None)
+    ]
 
 
 def scored(roles: PolicyRoles) -> np.ndarray:
@@ -311,7 +315,7 @@ def hidden(model, batch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scores_are_those_of_the_reward_model_alone(load, folder, layout):
     scorer = open_scorer(folder("score"))
-    expected = scorer.score_asked(asked())
+    expected = scorer.score_requests(asked())
     assert len(set(expected.tolist())) == len(expected)  # every answer and condition tells
     roles = load(**LAYOUTS[layout])
     assert scored(roles).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
@@ -499,7 +503,7 @@ def test_a_reward_model_of_another_template(load, folder):
         load(reward=reward)
     scorer = open_scorer(reward)
     assert scored(load(reward=reward, critic_from="policy")).tolist() == pytest.approx(
-        scorer.score_asked(asked()).tolist(), rel=1e-5
+        scorer.score_requests(asked()).tolist(), rel=1e-5
     )
 
 
@@ -511,7 +515,7 @@ def test_a_reward_model_of_another_tokenizer(load, folder, internlm2_folder):
     scorer = open_scorer(reward)
     for layout in ("shared", "separate"):
         roles = load(reward=reward, critic_from="policy", roles=layout)
-        assert scored(roles).tolist() == pytest.approx(scorer.score_asked(asked()).tolist(), rel=1e-5)
+        assert scored(roles).tolist() == pytest.approx(scorer.score_requests(asked()).tolist(), rel=1e-5)
 
 
 def test_a_language_model_scores_nothing(load, folder):

@@ -15,7 +15,7 @@ from tuner.models.load import load_model
 from tuner.models.locate import locate
 from tuner.models.reward_record import RewardRecord, write_reward_record
 from tuner.models.save import save_model
-from tuner.models.scorer import Asked, Sequences, open_scorer, prompt_of, reward_template
+from tuner.models.scorer import RewardInputs, ScoreRequest, open_scorer, prompt_of, reward_template
 from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate as locate_shipped
 
@@ -55,7 +55,7 @@ def test_a_template_whose_spans_cannot_be_found_can_be_scored(tokenizer, templat
         template.render(conversation("7"))
     record = RewardRecord(END, {"brief": ("Be brief.",)})
     rows = [conversation(answer, learn) for answer in ("7", "", "It is seven.")]
-    asked = [Asked(row, condition, prompt_of(row)) for row in rows for condition in ("brief", None)]
+    asked = [ScoreRequest(row, condition, prompt_of(row)) for row in rows for condition in ("brief", None)]
     texts = [
         f"{system}user 4: What is 2 + 5?\nassistant 3: 8\nuser 2: No.\nassistant 1: {row.turns[-1].content}\n"
         for row in rows
@@ -63,7 +63,7 @@ def test_a_template_whose_spans_cannot_be_found_can_be_scored(tokenizer, templat
     ]
     (end,) = tokenizer.convert_tokens_to_ids([END])
     expected = [[*tokens, end] for tokens in encode(tokenizer, texts)]
-    assert [tokens.tolist() for tokens in Sequences(tokenizer, record, template).make(asked)] == expected
+    assert [tokens.tolist() for tokens in RewardInputs(tokenizer, record, template).make(asked)] == expected
 
 
 @pytest.fixture(scope="module")

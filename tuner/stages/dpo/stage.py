@@ -10,7 +10,8 @@ from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.data.load_pairs import answers_of_pairs, load_pairs
 from tuner.errors import UserError
-from tuner.stages.check import CheckReport, check_model
+from tuner.models.adapters import is_adapted
+from tuner.stages.check import CheckReport, check_model, model_figures
 from tuner.stages.context import Context
 from tuner.stages.dpo.figures import FIGURES
 from tuner.stages.dpo.loop import dpo
@@ -39,8 +40,15 @@ class DPOStage(Stage[DPO]):
     def check(self, config: DPO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         model = check_model(config)
         rows = self.load_rows(config, model.loaded.tokenizer)
-        reference = 0 if model.is_adapted else 4 * model.parameters  # the copy the policy is compared with
-        return model.report(rows, _plan_figures(config, rows), further_bytes=reference)
+        reference = 0.0  # of an adapter; full weights are compared with a copy of theirs
+        if not is_adapted(model.loaded.model):
+            reference = 4.0 * model_figures(model.loaded)["parameters"]
+        return model.report(
+            rows,
+            _plan_figures(config, rows),
+            tokens_per_pass=config.tokens_per_pass,
+            further_bytes=reference,
+        )
 
     def train(self, config: DPO, context: Context) -> None:
         dpo(config, context)

@@ -16,12 +16,12 @@ from tuner.data.sources import Row, Rows
 from tuner.display.progress import progress_bar
 from tuner.errors import UserError
 from tuner.models.load import Precision
-from tuner.models.scorer import Asked, open_scorer, prompt_of
+from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of
 
 WINDOW = 2048
 """Rows read ahead, so that passes can be filled."""
 
-Asking = tuple[Row, list[Asked], tuple[int, ...] | None]
+Asking = tuple[Row, list[ScoreRequest], tuple[int, ...] | None]
 """A row, what is scored for it, and which of these its answers are, in its order; None for one conversation."""
 
 
@@ -53,7 +53,7 @@ def score_file(
     with progress_bar("Scoring", None) as advance:
         while window := list(itertools.islice(asked, WINDOW)):
             flat = [one for _, asked_for, _ in window for one in asked_for]
-            scores = iter(scorer.score_asked(flat).tolist())
+            scores = iter(scorer.score_requests(flat).tolist())
             if standardise and reference is not None:
                 scores = iter([reference.standardised(score) for score in scores])
             for row, asked_for, order in window:
@@ -76,7 +76,7 @@ def _asked(rows: Rows, condition: str | None) -> Iterator[Asking]:
         if isinstance(item, Preference):
             conversations = (item.conversation(answer) for answer in range(len(item.answers)))
             name = item.condition or condition
-            yield row, [Asked(one, name, item.prompt) for one in conversations], item.given
+            yield row, [ScoreRequest(one, name, item.prompt) for one in conversations], item.given
         else:
             name = row.values.get("condition") or condition
-            yield row, [Asked(item, name, prompt_of(item))], None
+            yield row, [ScoreRequest(item, name, prompt_of(item))], None

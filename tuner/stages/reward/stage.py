@@ -45,7 +45,8 @@ class RewardStage(Stage[RewardModel]):
     def check(self, config: RewardModel, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         model = check_model(config, freeze=config.freeze, head="score")
         rows = self.load_rows(config, model.loaded.tokenizer)
-        return model.report(rows, plan_figures(config, plan(config, rows)))
+        figures = plan_figures(config, plan(config, rows))
+        return model.report(rows, figures, tokens_per_pass=config.tokens_per_pass)
 
     def train(self, config: RewardModel, context: Context) -> None:
         reward(config, context)

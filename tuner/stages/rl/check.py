@@ -2,26 +2,87 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
-import torch
-
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
-from tuner.config import Model, PolicyConfig, Rule
+from tuner.config import PolicyConfig, Rule
 from tuner.data.dataset import load_data
 from tuner.data.load_prompts import load_prompts
-from tuner.models.load_roles import PolicyRoles, load_policy_roles
-from tuner.models.rope import describe_rope
+from tuner.models.kv_cache import numbers_per_token
+from tuner.models.load import load_model
+from tuner.models.load_roles import load_policy_roles
+from tuner.models.memory import roles_bytes
+from tuner.models.roles import Role, Roles
 from tuner.rollout.rules import load_rule
-from tuner.stages.check import CheckReport
+from tuner.stages.check import META, CheckReport, memory_budget, model_figures
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import plan_run, reward_reader
 
 
 def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport:
-    """See Stage.check."""
+    """The dry run; see Stage.check."""
     load_rule(config.evaluation.rule, "evaluation.rule")
     if isinstance(config.reward, Rule):
         load_rule(config.reward.function, "reward")
-    algorithm = algorithm_of(config)
-    ...
+    algorithm, untrained_reward = algorithm_of(config), "reward" in stand_ins
+    roles = _load_roles(config, algorithm, untrained_reward)
+    reader = None if untrained_reward else reward_reader(config)
+    prompts = load_prompts(config.prompts, roles.tokenizer, reader)
+    replay = None if config.replay is None else load_data(config.replay.data, roles.tokenizer)
+    stream = plan_run(config, prompts)
+    steps = min(len(stream), config.max_steps or len(stream))
+    answers = min(config.prompts_per_step, stream.drawn) * algorithm.answers_per_prompt
+    tokens_per_answer = float(prompts.train.lengths.mean()) + config.sampling.max_new_tokens
+    trained = (weight for part in algorithm.trained(roles).values() for weight in part.parameters.values())
+    return CheckReport(
+        **model_figures(roles.loaded),
+        trained=sum(weight.numel() for weight in trained),
+        data="; ".join(str(part.report) for part in (prompts, replay) if part is not None),
+        steps=steps,
+        tokens=round(steps * answers * tokens_per_answer),
+        passes=None,
+        fill=min(config.prompts_per_step, stream.drawn) / config.prompts_per_step,
+        peak_gib=policy_peak(config, algorithm, roles) / 2**30,
+        warnings=(*_two_bases(config, roles, untrained_reward), *algorithm.warnings(steps)),
+    )
+
+
+def policy_peak(config: PolicyConfig, algorithm: Algorithm, roles: Roles) -> float:
+    """Estimated peak memory, in bytes, with the key/value cache of a step's answers."""
+    plain = 2 if config.precision == "bf16" else 4
+    answers = config.prompts_per_step * algorithm.answers_per_prompt
+    longest = answers * (config.prompts.max_length + config.sampling.max_new_tokens)
+    per_token = numbers_per_token(roles.loaded.transformer.config) * plain
+    cache = min(config.sampling.cache_gib * 2**30, longest * per_token)
+    budget = memory_budget(config, config.tokens_per_pass, language_head=True)
+    return roles_bytes(budget, roles, cache)
+
+
+def _load_roles(config: PolicyConfig, algorithm: Algorithm, untrained_reward: bool) -> Roles:
+    """The roles of a config without their weights.
+
+    untrained_reward: a random small model stands in for the reward model. It has no template, no conditions, and no
+    critic can start from it; it is held beside the others.
+    """
+    models = policy_models(config, algorithm.roles)
+    if not untrained_reward:
+        return load_policy_roles(models, META, nullcontext).roles
+    adapter = None if config.roles == "shared" else models.critic_adapter
+    models = replace(models, reward=None, critic_from="policy", critic_adapter=adapter)
+    models = replace(models, roles=models.roles - {"reward"})
+    assert config.reward_model is not None
+    reward = load_model(
+        config.reward_model, precision=config.precision, device=META, train=False, head="score"
+    )
+    roles = load_policy_roles(models, META, nullcontext).roles
+    return Roles({name: roles[name] for name in roles} | {"reward": Role(reward)}, nullcontext)
+
+
+def _two_bases(config: PolicyConfig, roles: Roles, untrained_reward: bool) -> list[str]:
+    if untrained_reward or config.roles == "separate" or len(roles.models) == 1:
+        return []
+    return [
+        "policy and reward model stand on two bases, which are both held: they differ, or in quantization, rope or "
+        "precision, or the reward model is no adapter"
+    ]

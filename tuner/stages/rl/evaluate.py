@@ -28,7 +28,7 @@ from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.locate import Location, locate
 from tuner.models.roles import Roles
-from tuner.models.scorer import Sequences
+from tuner.models.scorer import RewardInputs
 from tuner.models.tokenizer import read_tokenizer
 from tuner.rollout.engine import LocalEngine
 from tuner.rollout.reward_sources import ModelReward, RewardSource, RuleReward
@@ -222,7 +222,7 @@ def _reward_source(config: PolicyConfig, devices: Devices, location: Location | 
     loaded = load_model(
         config.reward, precision=config.precision, device=devices.device, train=False, head="score"
     )
-    sequences = Sequences.of(config.reward, location, loaded)
+    sequences = RewardInputs.of(config.reward, location, loaded)
     roles = Roles.of("reward", loaded, devices.autocast)
     return ModelReward(roles, sequences, config.tokens_per_pass, devices)
 

@@ -143,7 +143,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     reward = reward_source(config, loaded, context)
     held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
-    for sentence in (loaded.told, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
+    for sentence in (loaded.description, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
         loop.say(sentence)
     return Setup(
         config=config,

@@ -36,7 +36,8 @@ class SFTStage(Stage[SFT]):
         load_score(config.evaluation.score)
         model = check_model(config, freeze=config.freeze)
         rows = self.load_rows(config, model.loaded.tokenizer)
-        return model.report(rows, plan_figures(config, plan(config, rows)))
+        figures = plan_figures(config, plan(config, rows))
+        return model.report(rows, figures, tokens_per_pass=config.tokens_per_pass)
 
     def train(self, config: SFT, context: Context) -> None:
         sft(config, context)
