@@ -10,10 +10,10 @@ _HOME = {
     "override": "tuner.config",
     "train": "tuner.stages",
     "view_data": "tuner.stages.rows",
-    "open_run": "tuner.training.run_folder",
+    "open_run": "tuner.stages.run",
     "open_scorer": "tuner.models.scorer",
     "Scorer": "tuner.models.scorer",
-    "Run": "tuner.training.run_folder",
+    "Run": "tuner.stages.run",
     "UserError": "tuner.errors",
 }
 __all__ = [

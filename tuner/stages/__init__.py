@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from tuner.config import StageConfig
 from tuner.errors import UserError
 
 if TYPE_CHECKING:
-    from tuner.training.run_folder import Run
+    from tuner.stages.run import Run
+    from tuner.training.figures import StageFigures
 
 
 def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence[str] = ()) -> Run:
@@ -23,10 +25,10 @@ def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence
 
     from tuner.display.notebook import in_notebook
     from tuner.stages.job import Job
+    from tuner.stages.run import Run
     from tuner.training.checkpoint import explain_write
     from tuner.training.devices import Devices
     from tuner.training.loop import Interrupted
-    from tuner.training.run_folder import Run
     from tuner.training.watchers import Outcome, Watchers
 
     if config.name is None:
@@ -82,5 +84,15 @@ def _watchers(config: StageConfig) -> list[Any]:
     from tuner.display.progress import ProgressWatcher
     from tuner.training.wandb_tracker import WandbTracker
 
-    watchers: list[Any] = [NotebookWatcher() if in_notebook() else ProgressWatcher()]
-    return watchers + ([WandbTracker(config.tracking)] if config.tracking else [])
+    figures = figures_of(config)
+    watchers: list[Any] = [NotebookWatcher(figures) if in_notebook() else ProgressWatcher(figures)]
+    return watchers + ([WandbTracker(config.tracking, figures)] if config.tracking else [])
+
+
+def figures_of(config: StageConfig) -> StageFigures:
+    """What is shown of a config's stage; needs no torch."""
+    if config.stage in ("ppo", "grpo", "rloo"):
+        from tuner.stages.rl.figures import figures
+
+        return figures(config.stage, critic=config.stage == "ppo")
+    return importlib.import_module(f"tuner.stages.{config.stage}.figures").FIGURES

@@ -25,11 +25,11 @@ from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
 from tuner.models.save import save_model
 from tuner.stages.rows import load_rows
+from tuner.stages.run import Run
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import HeldOut, Loop
 from tuner.training.optimizers import Trained
-from tuner.training.run_folder import Run
 from tuner.training.watchers import Watchers
 
 Measured = dict[str, float | None]
@@ -131,6 +131,7 @@ class Job:
                     ends = sorted(end_ids(talk, roles.tokenizer))
                     transformer.generation_config.eos_token_id = ends
             write_atomically(self.run.model_folder, write)
+            self.run.draw_curves()
             self.run.finish(results)
         self.devices.wait()
 

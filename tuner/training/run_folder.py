@@ -20,7 +20,6 @@ from typing import IO, Any
 
 from tuner.config import StageConfig, differences, from_json, to_json
 from tuner.config.base import ConfigBase
-from tuner.display.curves import draw_curves
 from tuner.errors import UserError
 from tuner.training.watchers import Sample
 
@@ -95,24 +94,6 @@ class Run:
     @property
     def checkpoints_folder(self) -> Path:
         return self.folder / "checkpoints"
-
-    def plot(self) -> Any:
-        """The run's curves as a picture; in Jupyter it is shown."""
-        path = self.draw_curves()
-        try:
-            from IPython.display import Image
-        except ImportError:
-            return path
-        return Image(filename=str(path))
-
-    def chat(self, message: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
-        """One answer of the run's model to one message."""
-        from tuner.data.conversation import Turn
-        from tuner.models.chat import open_chat
-
-        turns = [Turn("user", message)]
-        model = open_chat(str(self.folder))
-        return "".join(model.answer(turns, max_new_tokens=max_new_tokens, temperature=temperature))
 
     # Starting and going on
 
@@ -195,13 +176,7 @@ class Run:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json, which says that the run is over."""
-        self.draw_curves()
         self._write("results.json", json.dumps(finite(results), indent=1))
-
-    def draw_curves(self) -> Path:
-        path = self.folder / "curves.png"
-        draw_curves(self.metrics, path, self.folder.name)
-        return path
 
     def _make_folder(self) -> None:
         self._is_new = not self.folder.exists()
@@ -304,13 +279,6 @@ def finite(value: Any) -> Any:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def open_run(folder: Path | str) -> Run:
-    """A run that exists; UserError when the folder is none."""
-    run = Run(folder)
-    _ = run.config
-    return run
 
 
 def functions_of(config: ConfigBase) -> list[str]:
