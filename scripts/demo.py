@@ -27,7 +27,7 @@ from tuner.stages.evaluating import evaluate_run
 
 import tuner
 from tuner.config import load_config, override
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 from tuner.training.versions import versions
 
 SEEDS = (0, 1, 2)

@@ -33,7 +33,7 @@ from tuner.config import (
 from tuner.errors import UserError
 from tuner.evaluation.held_out_chat import HeldOutRows
 from tuner.resources import locate
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 
 SMALL = SFT(
     name="small",

@@ -503,7 +503,7 @@ def test_a_full_disk_while_merging(tuner: Tuner, folder: Path, small_disk: Path)
 HOLDER = """
 import sys
 from tuner.config import from_json
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 run = Run("runs/mine")
 run.start(from_json(open(sys.argv[1]).read()), (), {})
 print("held", flush=True)

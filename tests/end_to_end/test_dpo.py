@@ -34,7 +34,7 @@ from tuner.config import (
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.resources import locate
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 from tuner.training.stopping import Interrupted
 
 BASE = DPO(
@@ -71,7 +71,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / f"{name}.jsonl").write_text("".join(f"{polite[index]}\n" for index in chosen))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("tuner.training.run_folder.draw_curves", lambda metrics, path, title: path.touch())
+        patch.setattr("tuner.display.curves.draw_curves", lambda metrics, path, *_: path.touch())
         yield
 
 

@@ -46,7 +46,7 @@ from tuner.config import (
 from tuner.config.base import ConfigBase
 from tuner.errors import UserError
 from tuner.resources import locate
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 
 BASE = SFT(
     name="fields",
@@ -473,7 +473,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     save_file({**weights, "model.norm.weight": weights["model.norm.weight"] * 2}, other, {"format": "pt"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("tuner.training.run_folder.draw_curves", lambda metrics, path, title: path.touch())
+        patch.setattr("tuner.display.curves.draw_curves", lambda metrics, path, *_: path.touch())
         yield
 
 

@@ -29,7 +29,7 @@ from tuner.config import (
     override,
     to_json,
 )
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 
 SMALL = SFT(
     name="small",

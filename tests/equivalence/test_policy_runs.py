@@ -23,7 +23,7 @@ from tuner.errors import UserError
 from tuner.evaluation import judged
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
 from tuner.resources import locate
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 
 job = importlib.import_module("tuner.stages.job")
 MEASURED = {

@@ -32,7 +32,7 @@ from tuner.models.scorer import ScoreRequest, open_scorer
 from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
 from tuner.rollout.reward_sources import ModelReward
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 from tuner.training.step import Step
 from tuner.training.stopping import Interrupted
 

@@ -17,8 +17,8 @@ from tests.equivalence.conftest import curve, weights
 from tuner.config import to_json
 from tuner.errors import UserError
 from tuner.resources import locate
+from tuner.stages.run import Run
 from tuner.training import checkpoint as checkpoint_module
-from tuner.training.run_folder import Run
 from tuner.training.step import Step
 
 STEPS = 5

@@ -19,7 +19,7 @@ from tuner.config import AdamW, FocalRanking, LoRA, Model, Preferences, RewardMo
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.models.merge import merge
-from tuner.training.run_folder import Run
+from tuner.stages.run import Run
 
 CPU = torch.device("cpu")
 CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")

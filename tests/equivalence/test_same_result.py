@@ -55,7 +55,7 @@ def test_two_processes_equal_one(small, train, tmp_path):
         "idle": small({"tokens_per_step": 64, "tokens_per_pass": 64}),
     }
     in_two_processes(tmp_path, cases)
-    from tuner.training.run_folder import Run
+    from tuner.stages.run import Run
 
     for name, config in cases.items():
         one, two = train(config, f"one/{name}"), Run(tmp_path / "two" / name / "small")

@@ -9,7 +9,7 @@ import typer
 
 def configs(as_json: Annotated[bool, typer.Option("--json", help="The same for scripts.")] = False) -> None:
     """The configs that come with tuner, by name."""
-    from tuner.cli.table import print_table
+    from tuner.display.table import print_table
     from tuner.resources import configs_folder
 
     found = [(file.stem, first_line(file)) for file in sorted(configs_folder().glob("*.py"))]

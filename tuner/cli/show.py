@@ -15,9 +15,9 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="The same for scripts.")] = False,
 ) -> None:
     """Every value of a config: where it comes from, and what it means."""
-    from tuner.cli.table import print_table
     from tuner.config import load_config, override
     from tuner.config.config_table import table
+    from tuner.display.table import print_table
 
     loaded = override(load_config(config), changes or [])
     rows = table(loaded, [change.partition("=")[0] for change in changes or []])

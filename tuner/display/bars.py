@@ -1,11 +1,15 @@
-"""Progress on a terminal: live bars at the bottom, all else above them. rich is imported only when one is drawn."""
+"""Progress on a terminal: live bars at the bottom, everything else above them.
+
+rich is imported only when a bar is drawn.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TextIO
 
-from tuner.display.run_facts import sample_lines
+from tuner.display.run_facts import Fact, Tone
+from tuner.display.sample_text import sample_lines
 from tuner.printable import printable
 from tuner.training.watchers import Sample
 
@@ -14,10 +18,10 @@ GOOD_SCORE = 0.5
 
 
 class Bar:
-    """A terminal: two live lines at the bottom, all else above them."""
+    """A run's progress: two live lines."""
 
     running = False
-    """While true, other bars vanish when they are done: they would come back at every evaluation."""
+    """Whether one is on screen. Other bars then vanish when they are done: every evaluation would add one."""
 
     def __init__(
         self, stream: TextIO, name: str, before: int, total: int, clock: Callable[[], float]
@@ -33,14 +37,17 @@ class Bar:
         )
         self._progress = _live(stream, columns, transient=False)
         self._task = self._progress.add_task(
-            printable(name), total=total, completed=before, facts={}, left=""
+            printable(name), total=total, completed=before, facts=[], left=""
         )
         self._progress.start()
         Bar.running = True
 
-    def step(self, step: int, facts: Callable[[], dict[str, str]], important: bool) -> None:
-        known = facts()
-        self._progress.update(self._task, completed=step, left=known.pop("left", ""), facts=known)
+    def step(self, step: int, facts: Callable[[], list[Fact]], important: bool) -> None:
+        """Time left stands beside the bar, the other facts below it."""
+        shown = facts()
+        left = "".join(fact.text for fact in shown if fact.tone == "time left")
+        below = [fact for fact in shown if fact.tone != "time left"]
+        self._progress.update(self._task, completed=step, left=left, facts=below)
 
     def sample(self, title: str, sample: Sample) -> None:
         self._progress.console.print(_sample_panel(title, sample))
@@ -48,7 +55,7 @@ class Bar:
     def message(self, text: str) -> None:
         self._progress.console.print(text, style="yellow", markup=False, highlight=False)
 
-    def end(self, step: int, facts: Callable[[], dict[str, str]], summary: str, good: bool) -> None:
+    def end(self, step: int, facts: Callable[[], list[Fact]], summary: str, good: bool) -> None:
         Bar.running = False
         self._progress.update(self._task, completed=step, left="", facts=facts())
         self._progress.stop()
@@ -58,12 +65,14 @@ class Bar:
 
 
 class CountingBar:
+    """Items done, as a bar."""
+
     def __init__(self, stream: TextIO, description: str, total: int | None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = _live(stream, columns, transient=Bar.running)
-        self._task = self._progress.add_task(printable(description), total=total, facts={})
+        self._task = self._progress.add_task(printable(description), total=total, facts=[])
         self._progress.start()
 
     def advance(self, count: int = 1) -> None:
@@ -78,14 +87,14 @@ class CountingBar:
 
 @cache
 def _console(stream: TextIO) -> Any:
-    """One console per terminal: bars within bars stack on it instead of overwriting each other."""
+    """One console per terminal: nested bars stack on it instead of overwriting each other."""
     from rich.console import Console
 
     return Console(file=stream)
 
 
 def _live(stream: TextIO, columns: tuple[Any, ...], transient: bool) -> Any:
-    """Bars with facts below. They leave a piped stdout alone and are drawn seldom: training needs the CPU."""
+    """Bars with facts below. A piped stdout is left alone; redraws are rare, because training needs the CPU."""
     from rich.progress import Progress as RichProgress
 
     class Live(RichProgress):
@@ -111,24 +120,22 @@ def _sample_panel(title: str, sample: Sample) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"condition": "magenta", "prompt": "dim", "answer": "", "reference": "cyan"}
+    styles = {"condition": "magenta", "prompt": "dim", "answer": "", "reference": "cyan"}
     table = Table.grid(padding=(0, 1))
     for name, text in sample_lines(sample):
-        table.add_row(Text(name, style="bold"), Text(text, style=colours[name]))
+        table.add_row(Text(name, style="bold"), Text(text, style=styles[name]))
     if sample.score is not None:
-        good = sample.score >= GOOD_SCORE
+        is_good = sample.score >= GOOD_SCORE
         table.add_row(
-            Text("score", style="bold"), Text(f"{sample.score:.2f}", style="green" if good else "red")
+            Text("score", style="bold"), Text(f"{sample.score:.2f}", style="green" if is_good else "red")
         )
     return Panel(table, title=title, title_align="left", border_style="dim", expand=False)
 
 
-def _styled(facts: dict[str, str]) -> Any:
+STYLES: dict[Tone, str] = {"plain": "dim", "main": "bold", "held out": "magenta", "warning": "red"}
+
+
+def _styled(facts: list[Fact]) -> Any:
     from rich.text import Text
 
-    styles = {
-        **dict.fromkeys(("loss", "score"), "bold"),
-        **dict.fromkeys(("eval loss", "held out"), "magenta"),
-        "skipped": "red",
-    }
-    return Text("  ").join(Text(text, style=styles.get(name, "dim")) for name, text in facts.items())
+    return Text("  ").join(Text(fact.text, style=STYLES.get(fact.tone, "dim")) for fact in facts)

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture: loss, learning rate, gradient norm and speed against steps.
+"""The curves of a run as one picture, curves.png, laid out as its stage declares.
 
 matplotlib is used through its objects: pyplot keeps figures alive and guesses at displays.
 """
@@ -6,7 +6,7 @@ matplotlib is used through its objects: pyplot keeps figures alive and guesses a
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,121 +14,105 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from tuner.display.panels import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    Point,
-    count,
-    draw_held_out,
-    draw_noisy,
-    draw_small,
-    limit_steps,
-    mark_skipped,
-    plain,
-    points_of,
-    style,
-    usual,
-)
-from tuner.display.policy_curves import POLICY_SIZE_INCHES, draw_policy
-from tuner.training.step_records import of_policy
+from tuner.display.panels import GREY, INK, limit_steps, plain
+from tuner.training.figures import Metrics, Panel, Picture, StageFigures, phases_of
 
-SIZE_INCHES = (11.0, 6.2)
 DOTS_PER_INCH = 130
+PHASE = "#F2F2F2"
+"""Background of the steps of a named phase."""
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def draw_curves(metrics: Metrics, path: Path, title: str, figures: StageFigures) -> None:
     """Write the curves of these records of metrics.jsonl as a PNG, which is replaced as a whole."""
     unfinished = path.with_name(f".writing-{path.name}")
-    unfinished.write_bytes(curves_png(metrics, title))
+    unfinished.write_bytes(curves_png(metrics, title, figures))
     unfinished.replace(path)
 
 
-def curves_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
-    """The same picture as bytes, for notebooks."""
-    figure = draw(metrics, title)
+def curves_png(metrics: Metrics, title: str, figures: StageFigures) -> bytes:
+    """The same picture as bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    draw(metrics, title, figures).savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
 
 
-def draw(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
-    """The figure itself; what it shows depends on what the records hold."""
+def draw(metrics: Metrics, title: str, figures: StageFigures) -> Figure:
+    """The same picture as a figure of matplotlib: its axes are the large panels, then the small ones."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    policy = any(map(of_policy, metrics))
-    size = POLICY_SIZE_INCHES if policy else SIZE_INCHES
-    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    picture = figures.picture
+    figure = Figure(figsize=picture.size_inches, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    (draw_policy if policy else _draw_losses)(figure, metrics)
+    large = [panel for panel in picture.large if panel.shown(metrics, panel)]
+    small = _small(picture, metrics)
+    large_axes, small_axes = _lay_out(figure, picture, large, len(small))
+    phases = _phase_spans(metrics, figures)
+    for axes, panel in zip([*large_axes, *small_axes], [*large, *small], strict=True):
+        panel.draw(axes, panel, metrics, picture.around)
+        for first, last, _ in phases:
+            axes.axvspan(first - 0.5, last + 0.5, color=PHASE, linewidth=0, zorder=0)
+    _name_phases(large_axes[0], phases)
+    _label_steps(picture, large_axes, small_axes)
+    limit_steps(large_axes[0], [record["step"] for record in metrics])
     figure.suptitle(plain(title), x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     return figure
 
 
-def _draw_losses(figure: Figure, metrics: Sequence[dict[str, Any]]) -> None:
-    """A large panel with the loss, small ones beside it; of pairs also what is right."""
-    accuracy = points_of(metrics, "accuracy")
-    panels = [(accuracy, "accuracy over pairs", ORANGE, True)] if accuracy else []
-    panels += [
-        (points_of(metrics, "lr"), "learning rate", PURPLE, False),
-        (points_of(metrics, "grad_norm"), "gradient norm", GREEN, True),
-        (points_of(metrics, "tokens_per_second"), "tokens per second", GREY, True),
-    ]
-    grid = figure.add_gridspec(len(panels), 2, width_ratios=(2.1, 1))
-    loss = figure.add_subplot(grid[:, 0])
-    small = [figure.add_subplot(grid[row, 1], sharex=loss) for row in range(len(panels))]
-    _draw_loss(loss, metrics)
-    for axes, panel in zip(small, panels, strict=True):
-        draw_small(axes, *panel)
-    for axes in small[:-1]:
-        axes.tick_params(labelbottom=False)
-    for axes in (loss, small[-1]):
-        axes.set_xlabel("optimiser step", color=INK, fontsize=9)
-    limit_steps(loss, [record["step"] for record in metrics])
+def _small(picture: Picture, metrics: Metrics) -> list[Panel]:
+    panels = [panel for panel in picture.small if panel.shown(metrics, panel)]
+    if picture.filler is not None and len(panels) % picture.columns:
+        panels.append(picture.filler)
+    return panels
 
 
-def _draw_loss(axes: Axes, metrics: Sequence[dict[str, Any]]) -> None:
-    training, held_out = points_of(metrics, "loss"), points_of(metrics, "eval_loss")
-    style(axes, "loss")
-    low, high = usual([value for _, value in training + held_out])
-    if training:
-        draw_noisy(axes, training, high, BLUE, "training")
-    if held_out:
-        draw_held_out(axes, held_out, best=min)
-    if training or held_out:
-        # a flat loss must not look like a noisy one
-        margin = max(0.06 * (high - low), 0.01 * abs(high), 1e-6)
-        axes.set_ylim(low - margin, high + margin)
-    else:
-        axes.text(0.5, 0.5, "no finite loss yet", transform=axes.transAxes, ha="center", color=GREY)
-        axes.set_yticks([])
-    mark_skipped(axes, metrics)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, loc="upper right", labelcolor=INK, fontsize=9)
-    _add_tokens(axes, points_of(metrics, "tokens"))
+def _lay_out(
+    figure: Figure, picture: Picture, large: list[Panel], small: int
+) -> tuple[list[Axes], list[Axes]]:
+    """The axes of the large panels and of `small` small ones; all share their steps."""
+    halves = figure.add_gridspec(1, 2, width_ratios=picture.width_ratios)
+    left = halves[0].subgridspec(len(large), 1, height_ratios=[panel.height for panel in large])
+    right = halves[1].subgridspec(-(-small // picture.columns), picture.columns)
+    first = figure.add_subplot(left[0])
+    others = [figure.add_subplot(left[row], sharex=first) for row in range(1, len(large))]
+    places = (divmod(place, picture.columns) for place in range(small))
+    return [first, *others], [figure.add_subplot(right[row, column], sharex=first) for row, column in places]
 
 
-def _add_tokens(axes: Axes, tokens: list[Point]) -> None:
-    """Tokens seen along the top. Steps hold about as many each, so that a straight line relates the two."""
-    if len(tokens) < 2 or tokens[-1][0] == tokens[0][0] or tokens[-1][1] <= tokens[0][1]:
-        return
-    from matplotlib.ticker import MaxNLocator
+def _label_steps(picture: Picture, large: list[Axes], small: list[Axes]) -> None:
+    """Steps are written below the lowest panels alone."""
+    lowest = {large[-1], *small[-picture.columns :]}
+    for axes in (*large, *small):
+        axes.tick_params(labelbottom=axes in lowest)
+        if axes in lowest:
+            axes.set_xlabel(picture.x_label, color=INK, fontsize=9)
 
-    (first, at_first), (last, at_last) = tokens[0], tokens[-1]
-    slope = (at_last - at_first) / (last - first)
-    top = axes.secondary_xaxis(
-        "top",
-        functions=(
-            lambda step: at_first + (step - first) * slope,
-            lambda token: first + (token - at_first) / slope,
-        ),
-    )
-    top.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    top.xaxis.set_major_formatter(lambda value, _: count(value))
-    top.set_xlabel("tokens seen", color=GREY, fontsize=9)
-    top.tick_params(colors=GREY, labelsize=8, length=3)
-    top.spines["top"].set_visible(False)
+
+def _phase_spans(metrics: Metrics, figures: StageFigures) -> list[tuple[int, int, str]]:
+    """First step, last step and name of every stretch of a named phase."""
+    steps = [record["step"] for record in metrics]
+    spans = []
+    for name, group in groupby(
+        zip(phases_of(metrics, figures.phase), steps, strict=True), lambda pair: pair[0]
+    ):
+        stretch = [step for _, step in group]
+        if name:
+            spans.append((stretch[0], stretch[-1], name))
+    return spans
+
+
+def _name_phases(axes: Axes, phases: list[tuple[int, int, str]]) -> None:
+    """Each phase is named where it first begins."""
+    starts: dict[str, Any] = {}
+    for first, _, name in phases:
+        starts.setdefault(name, first)
+    for name, first in starts.items():
+        axes.annotate(
+            name,
+            (first - 0.5, 0.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(4, 5),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=8.5,
+        )

@@ -5,27 +5,23 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from tuner.config.stage_config import StageConfig
-from tuner.display.run_facts import Seen, condition_of, duration, shortened
-from tuner.display.smoothing import Smoothed, horizon_of
+from tuner.display.durations import duration
+from tuner.display.run_facts import RunFacts
+from tuner.display.sample_text import shortened
+from tuner.display.smoothing import RunningMean, horizon_of
 from tuner.display.svg import BLUE, HEIGHT, ORANGE, WIDTH, Point, curve
-from tuner.training.step_records import of_policy, warming_up
+from tuner.training.figures import Curve, StageFigures
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
 SECONDS_BETWEEN = 1.0
 """Shortest time between two drawings."""
 MESSAGES_SHOWN = 6
-DRAWN = ("loss", "eval_loss", "score", "eval_score", "eval_gold", "kl")
-"""Numbers of the record that are drawn against the steps, whatever the stage."""
-
-Facts = list[tuple[str, float | None, Callable[[float], str]]]
-"""Name, value and how it is written; a fact without a value is left out."""
 
 
 def in_notebook() -> bool:
@@ -37,16 +33,18 @@ def in_notebook() -> bool:
 class NotebookWatcher:
     """Shows a run in the output of its cell. Outside Jupyter it shows nothing."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, figures: StageFigures, clock: Callable[[], float] = time.monotonic) -> None:
+        self._figures = figures
         self._clock = clock
         self._handle: Any = None
         self._drawn = -SECONDS_BETWEEN
 
     def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
         self._folder, self._total, self._before = run_folder, total_steps, first_step
-        self._seen = Seen(total_steps)
+        self._run_facts = RunFacts(self._figures, total_steps)
         self._step = first_step
-        self._series: dict[str, _Series] = defaultdict(lambda: _Series(horizon_of(total_steps)))
+        keys = [key for each in self._figures.curves for key in (each.key, each.held_out)]
+        self._series = {key: _Series(horizon_of(total_steps)) for key in filter(None, keys)}
         self._samples: list[Sample] = []
         self._messages: list[str] = []
         self._outcome = "training"
@@ -59,10 +57,10 @@ class NotebookWatcher:
     def step(self, record: Record) -> None:
         if self._handle is None:
             return
-        self._seen.add(record)
+        self._run_facts.add(record)
         self._step = int(record["step"] or 0)
-        for name in DRAWN:
-            self._series[name].add(self._step, record.get(name))
+        for key, series in self._series.items():
+            series.add(self._step, record.get(key))
         self._draw()
 
     def samples(self, step: int, samples: list[Sample]) -> None:
@@ -71,7 +69,7 @@ class NotebookWatcher:
             self._draw()
 
     def report(self, tables: Tables) -> None:
-        """Nothing: it stands in the run's folder."""
+        """Nothing: the run's folder has it."""
 
     def message(self, text: str) -> None:
         if self._handle is not None:
@@ -87,12 +85,12 @@ class NotebookWatcher:
             self._handle = None
 
     def html(self) -> str:
-        """All that is shown; colours follow the notebook's theme."""
+        """Everything that is shown; colors follow the notebook's theme."""
         parts = [
             f"<b>{escape(str(self._folder))}</b> {escape(self._outcome)}",
             self._bar(),
-            _table(self._facts()),
-            self._policy_curves() if of_policy(self._seen.record) else self._curve("loss", "eval_loss"),
+            _fact_table(self._facts()),
+            self._curves(),
             *(
                 f'<div style="color:{ORANGE}">{escape(text)}</div>'
                 for text in self._messages[-MESSAGES_SHOWN:]
@@ -115,45 +113,43 @@ class NotebookWatcher:
             f'<div style="height:6px;border-radius:3px;background:{BLUE};width:{share:.1%}"></div></div>'
         )
 
-    def _curve(self, name: str, held_out: str) -> str:
-        series, evaluated = self._series[name], self._series[held_out].values
-        return curve(series.values, series.means, evaluated, name) if series.values else ""
-
-    def _policy_curves(self) -> str:
-        """Of PPO: the score, and below it how far the policy went and what the gold score says."""
-        score = self._curve("score", "eval_score")
-        kl, gold = self._series["kl"], self._series["eval_gold"].values
-        half = {"width": WIDTH // 2, "height": HEIGHT * 2 // 3}
-        below = {
-            "KL to the reference": curve(kl.values, kl.means, [], "KL", **half),
-            "gold score, held out": curve([], [], gold, "gold score", **half),
-        }
-        cells = "".join(_captioned(name, drawn, "50%") for name, drawn in below.items() if drawn)
-        return (
-            _captioned("score", score, "100%") + f'<div style="display:flex">{cells}</div>' if score else ""
+    def _curves(self) -> str:
+        """The curves of which there are two points; halves stand below the others."""
+        whole, half = (
+            [svg for each in self._figures.curves if each.half == is_half and (svg := self._curve(each))]
+            for is_half in (False, True)
         )
+        below = f'<div style="display:flex">{"".join(half)}</div>' if half else ""
+        return "".join(whole) + below
+
+    def _curve(self, declared: Curve) -> str:
+        size = {"width": WIDTH // 2, "height": HEIGHT * 2 // 3} if declared.half else {}
+        series, held_out = (self._series.get(key, _Series(1)) for key in (declared.key, declared.held_out))
+        svg = curve(series.values, series.means, held_out.values, declared.name, **size)
+        if not svg or not declared.caption:
+            return svg
+        caption = f'<div style="opacity:.6;font-size:11px">{escape(declared.caption)}</div>'
+        return f'<div style="width:{"50%" if declared.half else "100%"}">{caption}{svg}</div>'
 
     def _facts(self) -> list[tuple[str, str]]:
-        record, done = self._seen.record, self._step - self._before
-        left = (self._clock() - self._started) / done * (self._total - self._step) if done > 0 else None
-        facts: Facts = [
-            *(_policy_facts(self._seen) if of_policy(record) else _loss_facts(self._seen)),
-            ("memory", record.get("memory_gib"), "{:.1f} GiB".format),
-            ("skipped", record.get("bad_steps") or None, "{:.0f}".format),
-            ("left", left if self._step < self._total else None, duration),
-        ]
-        shown = [(name, form(value)) for name, value, form in facts if value is not None]
+        """(name, text) of the table above the curves."""
         step = f"{self._step:,} of {self._total:,}"
-        return [("step", step + " (critic warm-up)" if warming_up(record) else step), *shown]
+        phase = self._run_facts.phase
+        facts = [("step", f"{step} ({phase})" if phase else step), *self._run_facts.notebook()]
+        steps_done, steps_left = self._step - self._before, self._total - self._step
+        if steps_done > 0 and steps_left > 0:
+            seconds_per_step = (self._clock() - self._started) / steps_done
+            facts.append(("left", duration(seconds_per_step * steps_left)))
+        return facts
 
 
 class _Series:
-    """One number over the steps, and its running mean."""
+    """One number by step, and its running mean."""
 
     def __init__(self, horizon: float) -> None:
         self.values: list[Point] = []
         self.means: list[Point] = []
-        self._mean = Smoothed(horizon)
+        self._mean = RunningMean(horizon)
 
     def add(self, step: int, value: float | None) -> None:
         if value is not None and math.isfinite(value):
@@ -161,36 +157,7 @@ class _Series:
             self.means.append((step, self._mean.add(value) or 0.0))
 
 
-def _loss_facts(seen: Seen) -> Facts:
-    record = seen.record
-    return [
-        ("loss", record.get("loss"), "{:.4f}".format),
-        ("mean loss", seen.mean("loss"), "{:.4f}".format),
-        ("held-out loss", seen.held_out("loss"), "{:.4f}".format),
-        ("learning rate", record.get("lr"), "{:.2e}".format),
-        ("tokens", record.get("tokens"), "{:,.0f}".format),
-        ("tokens/s", record.get("tokens_per_second"), "{:,.0f}".format),
-    ]
-
-
-def _policy_facts(seen: Seen) -> Facts:
-    record = seen.record
-    return [
-        ("score", record.get("score"), "{:.3f}".format),
-        ("mean score", seen.mean("score"), "{:.3f}".format),
-        ("held-out score", seen.held_out("score"), "{:.3f}".format),
-        ("gold score", seen.held_out("gold"), "{:.3f}".format),
-        ("KL", record.get("kl"), "{:.4f}".format),
-        ("answer length", record.get("length"), "{:,.0f}".format),
-        ("ended", seen.mean("ended"), "{:.0%}".format),
-        ("entropy", record.get("entropy"), "{:.3f}".format),
-        ("explained variance", record.get("explained_variance"), "{:.2f}".format),
-        ("tokens", record.get("tokens"), "{:,.0f}".format),
-        ("a step takes", record.get("seconds"), duration),
-    ]
-
-
-def _table(facts: list[tuple[str, str]]) -> str:
+def _fact_table(facts: list[tuple[str, str]]) -> str:
     cells = "".join(
         f'<div style="margin-right:18px"><div style="opacity:.6;font-size:11px">{escape(name)}</div>'
         f'<div style="font-variant-numeric:tabular-nums">{escape(text)}</div></div>'
@@ -199,15 +166,10 @@ def _table(facts: list[tuple[str, str]]) -> str:
     return f'<div style="display:flex;flex-wrap:wrap">{cells}</div>'
 
 
-def _captioned(name: str, drawn: str, width: str) -> str:
-    caption = f'<div style="opacity:.6;font-size:11px">{escape(name)}</div>'
-    return f'<div style="width:{width}">{caption}{drawn}</div>'
-
-
 def _sample_table(samples: list[Sample]) -> str:
-    """A condition, a reference and a score get a column where any sample has one."""
+    """Condition, reference and score have a column where any sample has one."""
     columns: dict[str, list[str]] = {
-        "condition": [condition_of(sample) for sample in samples],
+        "condition": [sample.condition or "" for sample in samples],
         "prompt": [shortened(sample.prompt) for sample in samples],
         "answer": [shortened(sample.answer) for sample in samples],
         "reference": [shortened(sample.reference) for sample in samples],

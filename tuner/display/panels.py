@@ -1,8 +1,7 @@
-"""The parts of a run's picture: how a panel looks, and how a noisy series is drawn in it."""
+"""Panels of curves.png that any stage can declare, and what all panels are made of: axes, means, held-out dots."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -10,46 +9,68 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+from tuner.training.figures import Metrics, Panel, points_of, skipped
+
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#8E5A9E"
-"""Told apart by colour-blind eyes too (Okabe & Ito, 2008; the purple darkened for thin lines)."""
+AMBER, SKY = "#E69F00", "#56B4E9"
+"""Distinguishable to color-blind readers too (Okabe & Ito, 2008; the purple darkened for thin lines)."""
 INK, GREY, GRID = "#2B2B2B", "#7A7A7A", "#E8E8E8"
 SHARE_OF_STEPS = 1 / 40
-"""How far the thick lines look around, as a share of the steps shown."""
+"""How many steps the mean looks to both sides, as a share of the steps shown."""
 FEW = 50
-"""Below so many values none is a spike."""
+"""With fewer values, none counts as a spike."""
 
 Point = tuple[float, float]
 
 
-def draw_small(
-    axes: Axes, points: list[Point], name: str, colour: str, noisy: bool = True, around: float = 1.0
-) -> None:
-    """A small panel with one series, from zero on."""
-    style(axes, name, small=True)
+def draw_series(axes: Axes, panel: Panel, metrics: Metrics, around: float) -> None:
+    """One noisy series with its mean, from zero on."""
+    points = points_of(metrics, panel.key)
+    style(axes, panel.title, small=True)
     if not points:
         axes.set_yticks([])
         return
     low, high = usual([value for _, value in points])
-    if noisy:
-        draw_noisy(axes, points, high, colour, None, around)
-    else:
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, **dot(points))
+    draw_noisy(axes, points, high, panel.color, None, around)
+    start_at_zero(axes, low, high)
+
+
+def draw_exact(axes: Axes, panel: Panel, metrics: Metrics, around: float) -> None:
+    """One series without noise, such as a learning rate, from zero on."""
+    points = points_of(metrics, panel.key)
+    style(axes, panel.title, small=True)
+    if not points:
+        axes.set_yticks([])
+        return
+    axes.plot(*zip(*points, strict=True), color=panel.color, linewidth=1.8, **dot(points))
+    start_at_zero(axes, *usual([value for _, value in points]))
+
+
+def draw_share(axes: Axes, panel: Panel, metrics: Metrics, around: float) -> None:
+    """One noisy series of shares, on an axis from 0 to 1."""
+    draw_series(axes, panel, metrics, around)
+    if points_of(metrics, panel.key):
+        axes.set_ylim(0, 1.05)
+
+
+def start_at_zero(axes: Axes, low: float, high: float) -> None:
+    """A drop by half should look like one."""
     if max(high, 0) > min(low, 0):
-        axes.set_ylim(min(low, 0), 1.08 * high)  # from zero on: a drop by half should look like one
+        axes.set_ylim(min(low, 0), 1.08 * high)
 
 
 def draw_noisy(
-    axes: Axes, points: list[Point], high: float, colour: str, label: str | None, around: float = 1.0
+    axes: Axes, points: list[Point], high: float, color: str, label: str | None, around: float = 1.0
 ) -> None:
-    """The values, faint, and their mean, for which a spike counts as the highest usual value."""
+    """The values, faint, and their mean, in which a spike counts as `high`, the highest usual value."""
     steps, values = zip(*points, strict=True)
-    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1.0, **dot(points))
+    axes.plot(steps, values, color=color, alpha=0.25, linewidth=1.0, **dot(points))
     usual_points = [(step, min(value, high)) for step, value in points]
-    draw_mean(axes, usual_points, around, color=colour, linewidth=2.0, label=label, zorder=3)
+    draw_mean(axes, usual_points, around, color=color, linewidth=2.0, label=label, zorder=3)
 
 
 def draw_mean(axes: Axes, points: list[Point], around: float, **look: Any) -> None:
-    """The mean of a noisy series, which looks at least `around` steps to both sides."""
+    """The mean of a noisy series, over at least `around` steps to both sides."""
     steps, values = zip(*points, strict=True)
     means = centred(values, max(around, len(values) * SHARE_OF_STEPS))
     axes.plot(steps, means, **look, **dot(points))
@@ -58,7 +79,7 @@ def draw_mean(axes: Axes, points: list[Point], around: float, **look: Any) -> No
 def draw_held_out(
     axes: Axes, points: list[Point], best: Callable[..., Point] | None = None, label: str | None = "held out"
 ) -> None:
-    """What was measured now and then; with `min` or `max`, its best is named."""
+    """Values measured now and then; best: `min` or `max`, to write the best value beside it."""
     axes.plot(
         *zip(*points, strict=True),
         color=ORANGE,
@@ -87,7 +108,7 @@ def draw_held_out(
 
 
 def centred(values: Sequence[float], horizon: float) -> list[float]:
-    """Mean with weights falling to both sides: unlike a running mean it does not lag behind."""
+    """Mean with weights falling by 1 - 1/horizon to both sides: unlike a running mean it does not lag behind."""
     decay = 1 - 1 / max(1.0, horizon)
     before = _decayed_sums(values, decay)
     after = _decayed_sums(values[::-1], decay)[::-1]
@@ -100,27 +121,34 @@ def _decayed_sums(values: Sequence[float], decay: float) -> list[float]:
 
 
 def dot(points: list[Point]) -> dict[str, Any]:
-    """One point makes no line: show it as a dot."""
+    """A line needs two points: a single one is shown as a dot."""
     return {"marker": "o", "markersize": 6} if len(points) == 1 else {}
 
 
-def mark_skipped(axes: Axes, metrics: Sequence[dict[str, Any]]) -> None:
-    skipped = [record["step"] for record in metrics if record.get("loss", 0.0) is None]
-    if skipped:
+def mark_skipped(axes: Axes, metrics: Metrics) -> None:
+    """Crosses at the foot of a panel for the steps that were skipped."""
+    steps = [record["step"] for record in metrics if skipped(record)]
+    if steps:
         axes.plot(
-            skipped,
-            [0.015] * len(skipped),
+            steps,
+            [0.015] * len(steps),
             linestyle="",
             marker="x",
             color=INK,
             markersize=6,
             transform=axes.get_xaxis_transform(),
-            label=f"skipped ({len(skipped)})",
+            label=f"skipped ({len(steps)})",
         )
 
 
+def say_empty(axes: Axes, text: str) -> None:
+    """A panel without values says so."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=GREY)
+    axes.set_yticks([])
+
+
 def usual(values: list[float]) -> tuple[float, float]:
-    """Lowest and highest value to show: a few spikes of a long run may leave the picture above."""
+    """Lowest and highest value to show: a few spikes of a long run may lie above the picture."""
     if not values:
         return 0.0, 0.0
     ordered = sorted(values)
@@ -131,15 +159,17 @@ def usual(values: list[float]) -> tuple[float, float]:
 
 
 def limit_steps(axes: Axes, steps: list[int]) -> None:
+    """The x axis ends a little before the first and after the last step."""
     if steps:
         margin = max(0.5, 0.015 * (max(steps) - min(steps)))
         axes.set_xlim(min(steps) - margin, max(steps) + margin)
 
 
-def style(axes: Axes, name: str, small: bool = False) -> None:
+def style(axes: Axes, title: str, small: bool = False) -> None:
+    """Title, grid, ticks and colors of a panel."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(name, loc="left", fontsize=10, color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -149,12 +179,6 @@ def style(axes: Axes, name: str, small: bool = False) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4 if small else 8))
     axes.yaxis.set_major_formatter(lambda value, _: count(value))
-
-
-def points_of(metrics: Sequence[dict[str, Any]], name: str) -> list[Point]:
-    """(step, value) where there is a finite value."""
-    found = ((record["step"], record.get(name)) for record in metrics)
-    return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
 
 
 def count(value: float) -> str:
@@ -169,5 +193,5 @@ def count(value: float) -> str:
 
 
 def plain(text: str) -> str:
-    """A text in which a dollar sign does not begin a formula."""
+    """The text with dollar signs that begin no formula in matplotlib."""
     return text.replace("$", r"\$")

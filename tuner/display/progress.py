@@ -1,6 +1,6 @@
-"""Progress on a terminal as a live bar, and as plain lines where there is none.
+"""Progress in a shell: a live bar on a terminal, plain lines where there is none.
 
-Both go to stderr, so that stdout keeps a command's results. rich is imported only for a terminal.
+Both go to stderr, so that stdout carries a command's results only. rich is imported only for a terminal.
 """
 
 import os
@@ -13,9 +13,11 @@ from typing import TextIO
 
 from tuner.config.stage_config import StageConfig
 from tuner.display.bars import Bar, CountingBar
+from tuner.display.durations import duration
 from tuner.display.lines import CountingLines, Lines
-from tuner.display.run_facts import Seen, duration
+from tuner.display.run_facts import Fact, RunFacts
 from tuner.printable import printable
+from tuner.training.figures import StageFigures
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
 
@@ -25,9 +27,15 @@ def on_terminal(stream: TextIO) -> bool:
 
 
 class ProgressWatcher:
-    """The watcher that people look at in a shell."""
+    """Shows a run in a shell."""
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        figures: StageFigures,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._figures = figures
         self._stream = stream or sys.stderr
         self._clock = clock
         self._display: Bar | Lines | None = None
@@ -37,7 +45,7 @@ class ProgressWatcher:
         self._before = first_step  # steps that an earlier process took
         self._total = total_steps
         self._last_step = self._before
-        self._seen = Seen(total_steps)
+        self._run_facts = RunFacts(self._figures, total_steps)
         self._started = self._clock()
         self._display = (Bar if on_terminal(self._stream) else Lines)(
             self._stream, config.name or run_folder.name, self._before, total_steps, self._clock
@@ -48,7 +56,7 @@ class ProgressWatcher:
     def step(self, record: Record) -> None:
         if self._display is None:
             return
-        self._seen.add(record)
+        self._run_facts.add(record)
         self._last_step = int(record["step"] or 0)
         evaluated = any(name.startswith("eval_") for name in record)
         self._display.step(self._last_step, self._facts, important=evaluated)
@@ -60,10 +68,10 @@ class ProgressWatcher:
             self._display.sample(f"step {step:,}, sample {number} of {len(samples)}", sample)
 
     def report(self, tables: Tables) -> None:
-        """Nothing: the command that trains prints it."""
+        """Nothing: the command prints it."""
 
     def message(self, text: str) -> None:
-        """Before begin and after end too: a warning must reach someone."""
+        """Shown before begin and after end too: a warning must reach someone."""
         if self._display is not None:
             self._display.message(printable(text))
         else:
@@ -76,12 +84,12 @@ class ProgressWatcher:
             )
             self._display = None
 
-    def _facts(self) -> dict[str, str]:
+    def _facts(self) -> list[Fact]:
         left = self._time_left()
-        return self._seen.facts() | ({"left": left} if left else {})
+        return [*self._run_facts.line(), *([Fact(left, "time left")] if left else [])]
 
     def _time_left(self) -> str:
-        """By the wall clock of this process, so that evaluating and saving are in it."""
+        """By this process's wall clock, so that evaluating and saving count."""
         done = self._last_step - self._before
         if done <= 0 or self._last_step >= self._total:
             return ""
@@ -90,17 +98,17 @@ class ProgressWatcher:
 
     def _summary(self, outcome: Outcome) -> str:
         seconds = self._clock() - self._started
-        said = f"{outcome} after step {self._last_step:,} of {self._total:,} in {duration(seconds)}"
-        return " · ".join([said, *self._seen.summary(), str(self._folder)])
+        ending = f"{outcome} after step {self._last_step:,} of {self._total:,} in {duration(seconds)}"
+        return " · ".join([ending, *self._run_facts.summary(), str(self._folder)])
 
 
 @contextmanager
 def progress_bar(
     description: str, total: int | None, stream: TextIO | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """A bar, or plain lines, around work of `total` items (None: unknown); call what it yields with counts.
+    """A bar, or plain lines, around work of `total` items (None: unknown); yields a function that takes counts.
 
-    with progress_bar("Tokenising", total=len(rows)) as advance:
+    with progress_bar("Tokenizing", total=len(rows)) as advance:
         for part in parts:
             advance(len(part))
     """
@@ -109,20 +117,20 @@ def progress_bar(
     try:
         yield counter.advance
     except BaseException:
-        counter.stop()  # what went wrong is said by others
+        counter.stop()  # the caller reports what went wrong
         raise
     counter.close()
 
 
 @contextmanager
 def reading_bar() -> Iterator[Callable[[int], None]]:
-    """A bar for rows that are read, of one set after another; call what it yields with the rows done so far."""
+    """A bar for rows read from one set after another; yields a function that takes the rows read so far."""
     with progress_bar("Reading rows", None) as advance:
         done = 0
 
         def progress(rows: int) -> None:
             nonlocal done
-            advance(rows - done if rows >= done else rows)  # a number below the last begins another set
+            advance(rows - done if rows >= done else rows)  # a smaller number begins another set
             done = rows
 
         yield progress

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from tuner.display.curves import BLUE, GREEN, ORANGE
+from tuner.display.panels import BLUE, GREEN, ORANGE
 from tuner.evaluation.report_card.tables import Table as PlainTable
 from tuner.printable import printable
 

@@ -1,14 +1,16 @@
-"""An exponential mean of a noisy series, exact from the first value on, that passes over missing ones."""
+"""The running mean of a noisy series."""
 
 import math
-from collections.abc import Iterable
 
 HORIZON = 20
 """How many values back the mean mostly looks, by default."""
 
 
-class Smoothed:
-    """Mean with weights falling by 1 - 1/horizon per value, divided by their sum (Kingma & Ba, 2015, 3)."""
+class RunningMean:
+    """Mean with weights falling by 1 - 1/horizon per value, divided by their sum (Kingma & Ba, 2015, section 3).
+
+    So it is exact from the first value on; missing values are passed over.
+    """
 
     def __init__(self, horizon: float = HORIZON) -> None:
         self._decay = 1 - 1 / max(horizon, 1)
@@ -21,7 +23,7 @@ class Smoothed:
         return self._sum / self._weight if self._weight else None
 
     def add(self, value: float | None) -> float | None:
-        """Take one value in, unless it is missing or not finite; the mean thereafter."""
+        """Take in one value, unless it is missing or not finite; returns the mean thereafter."""
         if value is not None and math.isfinite(value):
             self._sum = self._decay * self._sum + value
             self._weight = self._decay * self._weight + 1
@@ -29,11 +31,5 @@ class Smoothed:
 
 
 def horizon_of(total_steps: int) -> float:
-    """How many steps a run's mean loss looks back: fewer in a short run, where the loss falls fast."""
+    """How many steps a run's means look back: fewer in a short run, where values change fast."""
     return min(HORIZON, max(3.0, total_steps / 40))
-
-
-def smoothed(values: Iterable[float | None], horizon: float = HORIZON) -> list[float | None]:
-    """The running mean after each value."""
-    mean = Smoothed(horizon)
-    return [mean.add(value) for value in values]

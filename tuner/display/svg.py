@@ -1,9 +1,9 @@
-"""A noisy series as SVG, drawn anew at every step: it costs a millisecond, where a plotting library costs hundreds."""
+"""A noisy series as SVG, redrawn while a run trains: that costs a millisecond, with a plotting library hundreds."""
 
 from html import escape
 
 POINTS_DRAWN = 300
-"""Steps that a curve shows at most, evenly chosen: a notebook keeps what it displays."""
+"""Most points of a curve, evenly chosen: a notebook file stores what it displays."""
 WIDTH, HEIGHT, MARGIN = 620, 200, 42
 """A curve's size in pixels; the margin holds the labels at the left and below."""
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -19,7 +19,7 @@ def curve(
     width: int = WIDTH,
     height: int = HEIGHT,
 ) -> str:
-    """Every step's value faint, their mean, and the held-out ones as dots; empty before there are two to draw."""
+    """Every step's value faint, their mean, and held-out values as dots; empty before there are two points."""
     series = values or held_out
     if len(series) < 2:
         return ""
@@ -33,9 +33,9 @@ def curve(
         y = 8 + (high - point[1]) / ((high - low) or 1.0) * (height - 32)
         return x, y
 
-    def line(points: list[Point], opacity: float, thickness: float, colour: str = BLUE) -> str:
+    def line(points: list[Point], opacity: float, thickness: float, color: str = BLUE) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, points))
-        style = f'stroke="{colour}" stroke-opacity="{opacity}" stroke-width="{thickness}"'
+        style = f'stroke="{color}" stroke-opacity="{opacity}" stroke-width="{thickness}"'
         return f'<polyline points="{path}" fill="none" {style}/>'
 
     def dot(point: Point) -> str:
@@ -65,12 +65,12 @@ def _labels(low: float, high: float, first: float, last: float, width: int, heig
 
 
 def _label(value: float) -> str:
-    """Three digits, or one where they would not fit in the margin."""
+    """Three significant digits, or one where they would not fit in the margin."""
     text = f"{value:.3g}"
     return text if len(text) <= 8 else f"{value:.0e}"
 
 
 def thinned(points: list[Point]) -> list[Point]:
-    """At most POINTS_DRAWN of them, evenly chosen, the last among them."""
+    """At most POINTS_DRAWN of the points, evenly chosen, with the last."""
     stride = -(-len(points) // POINTS_DRAWN)
     return points[(len(points) - 1) % stride :: stride] if points else []

@@ -41,7 +41,9 @@ class ModelReward:
         """See RewardSource."""
 
         def share(places: list[int]) -> list[float]:
-            sequences = self.sequences.make([ScoreRequest.of(prompts[place], answers[place]) for place in places])
+            sequences = self.sequences.make(
+                [ScoreRequest.of(prompts[place], answers[place]) for place in places]
+            )
             with self.roles.role("reward") as model:
                 return score_sequences(model, sequences, self.tokens_per_pass, self.devices.device).tolist()
 

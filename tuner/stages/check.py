@@ -65,7 +65,9 @@ class CheckedModel:
         self, rows: Dataset[Any], plan: dict[str, Any], *, tokens_per_pass: int, further_bytes: float = 0.0
     ) -> CheckReport:
         """The report of a run of this model over these rows. further_bytes: of memory beside training's own."""
-        budget = memory_budget(self.config, tokens_per_pass, language_head=not has_score(self.loaded.transformer))
+        budget = memory_budget(
+            self.config, tokens_per_pass, language_head=not has_score(self.loaded.transformer)
+        )
         return CheckReport(
             **model_figures(self.loaded),
             trained=Weights.of(self.loaded).trained,

@@ -13,7 +13,6 @@ import torch
 from tuner.config import PackedConfig, StageConfig
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.template import Template
-from tuner.display.curves import draw_curves
 from tuner.display.progress import reading_bar
 from tuner.models.adapters import has_score
 from tuner.models.chat import end_ids
@@ -23,12 +22,12 @@ from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
 from tuner.models.save import save_model
 from tuner.stages.registry import stage_of
+from tuner.stages.run import Run
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.loop import HeldOut, Loop, Steps
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
-from tuner.training.run_folder import Run
 from tuner.training.watchers import Watchers
 
 
@@ -133,7 +132,6 @@ class Context:
                 if not has_score(transformer):
                     transformer.generation_config.eos_token_id = sorted(end_ids(chat, roles.tokenizer))
             write_atomically(self.run.model_folder, write)
-            figures = stage_of(self.run.config).figures
-            draw_curves(self.run.metrics, self.run.folder / "curves.png", self.run.folder.name, figures)
+            self.run.draw_curves()
             self.run.finish(results)
         self.devices.wait()

@@ -13,9 +13,9 @@ from tuner.display import data_page
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
 from tuner.stages.registry import stage_of
+from tuner.stages.run import Run
 from tuner.stages.stage import Preview
 from tuner.training.code_fingerprint import functions_of
-from tuner.training.run_folder import Run
 
 
 @dataclass(frozen=True)

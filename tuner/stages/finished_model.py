@@ -5,8 +5,8 @@ from __future__ import annotations
 from tuner.config import SingleModelConfig
 from tuner.models.load import Head, load_model
 from tuner.models.roles import Roles
+from tuner.stages.run import Run
 from tuner.training.devices import Devices
-from tuner.training.run_folder import Run
 
 
 def load_finished(

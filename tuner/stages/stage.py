@@ -54,8 +54,6 @@ class Evaluation:
 class Stage(ABC, Generic[Config]):
     """One kind of training. Its methods are called with configs of its own class."""
 
-    figures: StageFigures
-    """The figures of a step's record: how they are written, charted and drawn."""
     rows_field: ClassVar[str] = "data"
     """Config field with the rows that `tuner eval --files` replaces."""
     example_rows: ClassVar[Mapping[str, str]] = {"data": "messages.jsonl"}
@@ -66,6 +64,10 @@ class Stage(ABC, Generic[Config]):
     """Config fields to lower when memory runs out."""
     compares_policies: ClassVar[bool] = False
     """Whether an evaluation can compare the run's model with others."""
+
+    @abstractmethod
+    def figures(self, config: Config) -> StageFigures:
+        """The figures of a step's record: how they are written, charted and drawn."""
 
     # Rows
 

@@ -36,7 +36,7 @@ def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence
     if run.results is not None and not run.changes(config):
         return run
     stage = stage_of(config)
-    watchers = Watchers(_watchers(config, stage.figures) if devices.is_main else [])
+    watchers = Watchers(_watchers(config, stage.figures(config)) if devices.is_main else [])
     outcome: Outcome = "failed"
     try:
         if devices.is_main:

@@ -20,7 +20,7 @@ from tuner.training.devices import Devices
 from tuner.training.json_lines import finite
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
-from tuner.training.run_folder import Run
+from tuner.training.run_folder import RunFolder
 from tuner.training.step import Step
 from tuner.training.stopping import StopSignals
 from tuner.training.updater import Updater
@@ -70,7 +70,7 @@ class Loop:
         held_out: HeldOut,
         *,
         config: StageConfig,
-        run: Run,
+        run: RunFolder,
         devices: Devices,
         watchers: Watchers,
     ) -> None:

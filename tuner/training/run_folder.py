@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import StageConfig, from_json, to_json
-from tuner.display.curves import draw_curves
 from tuner.errors import UserError
 from tuner.training.code_fingerprint import code_fingerprints
 from tuner.training.json_lines import append_line, finite, read_records, replace_text, to_json_line
@@ -22,7 +21,7 @@ from tuner.training.versions import versions
 from tuner.training.watchers import Sample
 
 
-class Run:
+class RunFolder:
     """A run folder. Reading it needs nothing; writing it needs its lock, which `start` takes."""
 
     def __init__(self, folder: Path | str) -> None:
@@ -31,7 +30,7 @@ class Run:
         self._is_new = False
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r})"
+        return f"RunFolder({str(self.folder)!r})"
 
     # What can be read
 
@@ -73,24 +72,6 @@ class Run:
         """The contents of `NAME.json`; None where there is none."""
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    def plot(self) -> Any:
-        """The run's curves as a picture; in Jupyter it is shown."""
-        path = self.draw_curves()
-        try:
-            from IPython.display import Image
-        except ImportError:
-            return path
-        return Image(filename=str(path))
-
-    def chat(self, message: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
-        """One answer of the run's model to one message."""
-        from tuner.data.conversation import Turn
-        from tuner.models.chat import open_chat
-
-        turns = [Turn("user", message)]
-        model = open_chat(str(self.folder))
-        return "".join(model.answer(turns, max_new_tokens=max_new_tokens, temperature=temperature))
 
     # Starting and resuming
 
@@ -173,13 +154,7 @@ class Run:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json, which marks the run as finished."""
-        self.draw_curves()
         self.save_json("results", results)
-
-    def draw_curves(self) -> Path:
-        path = self.folder / "curves.png"
-        draw_curves(self.metrics, path, self.folder.name)
-        return path
 
     def _make_folder(self) -> None:
         self._is_new = not self.folder.exists()
@@ -224,10 +199,3 @@ class Run:
             return (self.folder / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"{self.folder}: not a run folder, it has no {name}") from None
-
-
-def open_run(folder: Path | str) -> Run:
-    """A run that exists; UserError when the folder is none."""
-    run = Run(folder)
-    _ = run.config
-    return run

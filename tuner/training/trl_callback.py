@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from tuner.errors import UserError
 from tuner.training.devices import Devices
-from tuner.training.run_folder import Run
+from tuner.training.run_folder import RunFolder
 from tuner.training.schedules import learning_rate
 from tuner.training.trl_trainer import RunTrainer
 from tuner.training.watchers import Watchers
@@ -24,7 +24,7 @@ class RunCallback(TrainerCallback):
     def __init__(
         self,
         trainer: RunTrainer,
-        run: Run,
+        run: RunFolder,
         devices: Devices,
         watchers: Watchers,
         *,

@@ -33,7 +33,7 @@ from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import make_optimizer
 from tuner.training.pair_plan import PairPlan
-from tuner.training.run_folder import Run
+from tuner.training.run_folder import RunFolder
 from tuner.training.schedules import learning_rate
 from tuner.training.stopping import StopSignals
 
@@ -151,7 +151,7 @@ class RunTrainer(transformers.Trainer):
         pass
 
 
-def common_arguments(config: StageConfig, plan: PairPlan, run: Run, devices: Devices) -> dict[str, Any]:
+def common_arguments(config: StageConfig, plan: PairPlan, run: RunFolder, devices: Devices) -> dict[str, Any]:
     """The arguments that TRL's configs (`DPOConfig` and others) have in common."""
     return {
         "output_dir": str(run.checkpoints_folder),

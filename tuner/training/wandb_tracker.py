@@ -14,38 +14,31 @@ from urllib.parse import urlsplit
 
 from tuner.config.stage_config import StageConfig
 from tuner.config.training import Wandb
-from tuner.display.run_facts import condition_of
 from tuner.errors import UserError
-from tuner.training.step_records import of_policy
+from tuner.training.figures import Charts, StageFigures
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
-GROUPS = {
-    **dict.fromkeys(("tokens", "epoch", "weight_per_token", "pairs", "answers", "fill", "passes"), "data"),
-    **dict.fromkeys(("seconds", "tokens_per_second", "memory_gib"), "system"),
-}
-"""Chart group of a number; `eval_...` goes to eval/, what is not named here to train/."""
-POLICY_GROUPS = {
-    **GROUPS,
-    "prompts": "data",
-    **dict.fromkeys(("value_loss", "explained_variance", "value", "grad_norm_critic", "lr_critic"), "critic"),
-}
-"""The same of PPO, where what is not named goes to ppo/."""
 EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 SECONDS_TO_CONNECT = 30.0
-"""How long the start of a run may wait for the network: many compute nodes have a key and no way out."""
+"""How long the start of a run may wait for the network: many compute nodes have a key but no route to it."""
 SECONDS_TO_UPLOAD = 60.0
 """How long the end of a run may wait for the network; what is left stays on disk for `wandb sync`."""
 
 
 class WandbTracker:
-    """The watcher that logs to W&B. All its files lie in the run folder; it prints nothing of its own."""
+    """The watcher that logs to W&B. All its files lie in the run folder; it prints nothing of its own.
 
-    def __init__(self, tracking: Wandb, report: Callable[[str], None] | None = None) -> None:
+    report: called with a sentence where the network fails; by default it is printed to stderr.
+    """
+
+    def __init__(
+        self, tracking: Wandb, figures: StageFigures, report: Callable[[str], None] | None = None
+    ) -> None:
         self._tracking = tracking
+        self._charts: Charts = figures.charts
         self._report = report or _print_line
         self._run: Any = None
-        self._policy = False  # whether the records are those of PPO
-        self._borrowed: list[str] = []  # environment variables set for the time of the run
+        self._borrowed: list[str] = []  # environment variables set for the duration of the run
 
     def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
         (run_folder / "wandb").mkdir(parents=True, exist_ok=True)  # without it W&B would write to /tmp
@@ -67,14 +60,11 @@ class WandbTracker:
     def step(self, record: Record) -> None:
         if self._run is None:
             return
-        if of_policy(record) and not self._policy:
-            self._policy = True
-            self._define_policy_axes()
         numbers = {
             name: value for name, value in record.items() if value is not None and math.isfinite(value)
         }
         row = {"step": numbers["step"], "tokens": numbers.get("tokens", 0)}
-        row |= {charted(name, self._policy): value for name, value in numbers.items() if name != "step"}
+        row |= {self._charts.chart_of(name): value for name, value in numbers.items() if name != "step"}
         self._run.log(row, step=int(numbers["step"]))
 
     def samples(self, step: int, samples: list[Sample]) -> None:
@@ -84,10 +74,10 @@ class WandbTracker:
 
         rows = [[step, sample.prompt, sample.answer, sample.reference, sample.score] for sample in samples]
         columns = ["step", "prompt", "answer", "reference", "score"]
-        if any(map(condition_of, samples)):
+        if any(sample.condition for sample in samples):
             columns.insert(1, "condition")
             for row, sample in zip(rows, samples, strict=True):
-                row.insert(1, condition_of(sample) or None)
+                row.insert(1, sample.condition)
         table = wandb.Table(columns=columns, data=rows)
         self._run.log({"samples": table}, step=step)  # becomes one row with the record of the same step
 
@@ -96,15 +86,15 @@ class WandbTracker:
             return
         import wandb
 
-        made: dict[str, Any] = {}
+        logged: dict[str, Any] = {}
         for name, (columns, rows) in tables.items():
-            made[f"report/{name}"] = table = wandb.Table(columns=columns, data=rows)
+            logged[f"report/{name}"] = table = wandb.Table(columns=columns, data=rows)
             if "accuracy" in columns:
                 title = f"accuracy by {columns[0]}"
-                made[f"report/{name}_chart"] = wandb.plot.bar(table, columns[0], "accuracy", title)
+                logged[f"report/{name}_chart"] = wandb.plot.bar(table, columns[0], "accuracy", title)
                 for row in rows:
                     self._run.summary[f"report/{name}/{row[0]}"] = row[columns.index("accuracy")]
-        self._run.log(made)
+        self._run.log(logged)
 
     def message(self, text: str) -> None:
         if self._run is not None:
@@ -116,27 +106,27 @@ class WandbTracker:
         run, self._run = self._run, None
         run.summary["outcome"] = outcome
         if outcome == "interrupted":
-            run.mark_preempting()  # W&B then shows it as preempted, not as crashed: it will go on
+            run.mark_preempting()  # shown as preempted, not as crashed: it can be resumed
         run.finish(exit_code=EXIT_CODES[outcome])
         for name in self._borrowed:
             os.environ.pop(name, None)
 
     def _keep_files_in(self, folder: Path) -> None:
-        """Staged tables and W&B's own logs would go to the home folder, which may not be writable."""
+        """W&B's staged tables and logs would otherwise go to the home folder, which may not be writable."""
         self._borrowed = [name for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR") if name not in os.environ]
         os.environ |= dict.fromkeys(self._borrowed, str(folder.resolve()))
 
     def _mode(self) -> str:
-        """What W&B is asked for; the environment decides where the config says "auto"."""
-        asked = self._tracking.mode
-        if asked == "auto":
-            asked = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        if asked == "online" and not has_key():  # W&B would stop and ask for one on the terminal
+        """W&B's mode; where the config says "auto", the environment decides."""
+        mode = self._tracking.mode
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        if mode == "online" and not has_key():  # W&B would stop and prompt for one on the terminal
             raise UserError(
-                "W&B is asked to be online, but there is no key: run `wandb login`, set WANDB_API_KEY, "
+                "W&B is set to online, but there is no key: run `wandb login`, set WANDB_API_KEY, "
                 'or write tracking.mode="offline"'
             )
-        return asked
+        return mode
 
     def _start(self, run_folder: Path, config: StageConfig, mode: str) -> Any:
         import wandb
@@ -162,27 +152,21 @@ class WandbTracker:
         axis = self._tracking.x_axis
         for name in ("step", "tokens"):
             self._run.define_metric(name, hidden=True)
-        for group in ("train", "eval", "data", "system"):
+        for group in self._charts.all_groups():
             self._run.define_metric(f"{group}/*", step_metric=axis)
-        self._run.define_metric("eval/loss", step_metric=axis, summary="min,last")
-
-    def _define_policy_axes(self) -> None:
-        """When the first record shows what stage it is."""
-        axis = self._tracking.x_axis
-        for group in ("ppo", "critic", "conditions", "replay", "time"):
-            self._run.define_metric(f"{group}/*", step_metric=axis)
-        self._run.define_metric("eval/gold", step_metric=axis, summary="max,last")
+        for chart, summary in self._charts.summaries.items():
+            self._run.define_metric(chart, step_metric=axis, summary=summary)
 
 
 def _forget_failure() -> None:
-    """W&B's background process holds on to the id of a run that could not start; a new process does not."""
+    """W&B's background process remembers the id of a run that could not start; a new process does not."""
     import wandb
 
     wandb.teardown()
 
 
 def _settings() -> Any:
-    """Nothing on the console, nothing of it sent, and no endless wait for the network."""
+    """Nothing printed, no console output uploaded, no endless wait for the network."""
     import wandb
 
     return wandb.Settings(
@@ -196,29 +180,8 @@ def _settings() -> Any:
     )
 
 
-def charted(name: str, policy: bool = False) -> str:
-    """The chart of a number of metrics.jsonl: eval_loss is eval/loss, lr is train/lr, or ppo/lr of a `policy`."""
-    if name.startswith("eval_"):
-        return f"eval/{name.removeprefix('eval_')}"
-    if policy:
-        return _policy_chart(name)
-    return f"{GROUPS.get(name, 'train')}/{name}"
-
-
-def _policy_chart(name: str) -> str:
-    """Of PPO: score/polite is conditions/score/polite, seconds/generate is time/generate."""
-    if name == "seconds":
-        return "time/step"
-    group, _, part = name.partition("/")
-    if part:
-        return f"time/{part}" if group == "seconds" else f"conditions/{name}"
-    if name.startswith("replay_"):
-        return f"replay/{name.removeprefix('replay_')}"
-    return f"{POLICY_GROUPS.get(name, 'ppo')}/{name}"
-
-
 def run_id(run_folder: Path) -> str:
-    """The run's id on W&B, made once and kept in the run folder: going on continues the same charts."""
+    """The run's id on W&B, drawn once and stored in the run folder, so that a resumed run continues its charts."""
     path = run_folder / "wandb_id"
     if not path.is_file():
         path.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
@@ -238,7 +201,7 @@ def has_key() -> bool:
 
 
 def _hosts() -> list[str]:
-    """Names under which the server's key may be kept; the public server has two."""
+    """Names under which ~/.netrc may hold the server's key; the public server has two."""
     import wandb
 
     host = urlsplit(wandb.setup().settings.base_url).netloc

@@ -1,4 +1,4 @@
-"""What looks on while a run trains, and never changes it: progress, trackers, notebooks, logs."""
+"""Watchers follow a run and never change it: progress lines, notebooks, trackers."""
 
 import sys
 from collections.abc import Iterable
@@ -11,8 +11,7 @@ from tuner.errors import UserError
 
 Outcome = Literal["finished", "interrupted", "failed"]
 Record = dict[str, float | int | None]
-"""One line of metrics.jsonl: numbers by name, for one optimiser step; `loss` is None when it was skipped."""
-
+"""One line of metrics.jsonl: numbers by name, for one optimizer step; `loss` is None when it was skipped."""
 
 Tables = dict[str, tuple[list[str], list[list[Any]]]]
 """Name -> columns and rows of plain values."""
@@ -20,7 +19,10 @@ Tables = dict[str, tuple[list[str], list[list[Any]]]]
 
 @dataclass(frozen=True)
 class Sample:
-    """An answer to a held-out prompt, or in PPO without any to one of the step's, beside the one in the data."""
+    """A sampled answer, and the one in the data.
+
+    The prompt is a held-out one; in reinforcement learning without held-out prompts, one of the step's.
+    """
 
     prompt: str
     answer: str
@@ -28,41 +30,41 @@ class Sample:
     score: float | None
     """In 0..1; None when the config names no score."""
     condition: str | None = None
-    """Under which the answer is judged, where a reward model judges it."""
+    """The condition a reward model scores the answer under, where it has one."""
 
 
 class Watcher(Protocol):
-    """Is told what happens, in this order: begin, then step, samples and message, perhaps report, then end."""
+    """Hears of a run, in this order: begin; step, samples and message; perhaps report; end."""
 
     def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
-        """Training is about to start, after `first_step` steps taken before: 0, or more when it goes on."""
+        """Training is about to start after `first_step` earlier steps: 0, or more where a run is resumed."""
         ...
 
     def step(self, record: Record) -> None:
-        """An optimiser step is over."""
+        """An optimizer step is over."""
         ...
 
     def samples(self, step: int, samples: list[Sample]) -> None:
-        """Answers were drawn after this many steps."""
+        """Answers were sampled after this many steps."""
         ...
 
     def message(self, text: str) -> None:
-        """A warning or a fact, in words."""
+        """A warning or a fact, as a sentence."""
         ...
 
     def report(self, tables: Tables) -> None:
-        """What was found out about the trained model."""
+        """Tables of what was measured of the trained model."""
         ...
 
     def end(self, outcome: Outcome) -> None:
-        """Training is over. Always comes after begin, also when training failed."""
+        """Training is over; always called after begin, also when training failed."""
         ...
 
 
 class Watchers:
-    """Several watchers as one. One that raises is reported in words and dropped; training goes on.
+    """Several watchers as one. One that raises is reported and dropped; training goes on.
 
-    The exception is a UserError in `begin`: nothing has been spent yet, and the user can mend it.
+    The exception is a UserError in `begin`: nothing has been spent yet, and the user can correct it.
     """
 
     def __init__(self, watchers: Iterable[Watcher] = ()) -> None:
@@ -75,7 +77,7 @@ class Watchers:
                 watcher.begin(run_folder, config, first_step, total_steps)
                 begun.append(watcher)
             except UserError:
-                self._watchers = begun  # the others have nothing to end
+                self._watchers = begun  # the others have not begun
                 self.end("failed")  # restores the terminal
                 self._watchers = []
                 raise
@@ -83,37 +85,37 @@ class Watchers:
                 self._drop(watcher, "begin", error)
 
     def step(self, record: Record) -> None:
-        self._tell("step", record)
+        self._notify("step", record)
 
     def samples(self, step: int, samples: list[Sample]) -> None:
-        self._tell("samples", step, samples)
+        self._notify("samples", step, samples)
 
     def message(self, text: str) -> None:
-        self._tell("message", text)
+        self._notify("message", text)
 
     def report(self, tables: Tables) -> None:
-        self._tell("report", tables)
+        self._notify("report", tables)
 
     def end(self, outcome: Outcome) -> None:
-        """Tell the last one first, so that the display, which began first, can show what the others say."""
+        """In reverse order, so that the display, which began first, can show the messages of the others."""
         self._watchers.reverse()
-        self._tell("end", outcome)
+        self._notify("end", outcome)
         self._watchers.reverse()
 
-    def _tell(self, verb: str, *arguments: Any) -> None:
+    def _notify(self, method: str, *arguments: Any) -> None:
         for watcher in list(self._watchers):
             try:
-                getattr(watcher, verb)(*arguments)
+                getattr(watcher, method)(*arguments)
             except Exception as error:
-                self._drop(watcher, verb, error)
+                self._drop(watcher, method, error)
 
-    def _drop(self, watcher: Watcher, verb: str, error: Exception) -> None:
+    def _drop(self, watcher: Watcher, method: str, error: Exception) -> None:
         if watcher not in self._watchers:  # it failed again while another failure was being reported
             return
         self._watchers.remove(watcher)
         text = (
-            f"{type(watcher).__name__} failed in {verb} ({type(error).__name__}: {error}) "
-            "and no longer looks on; training goes on"
+            f"{type(watcher).__name__} failed in {method} ({type(error).__name__}: {error}) "
+            "and is dropped; training goes on"
         )
         if self._watchers:
             self.message(text)

@@ -13,8 +13,8 @@ from tuner.config import load_config, override
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import PolicyMeasure
 from tuner.evaluation.position_loss import RangeLoss
+from tuner.stages.run import Run
 from tuner.training.json_lines import finite
-from tuner.training.run_folder import Run
 from tuner.training.watchers import Sample
 
 FILE = '''"""A config with its own function."""

@@ -12,8 +12,10 @@ import tuner
 from tests.equivalence.conftest import SMALL, SMALL_PPO, SMALL_REWARD
 from tuner.config import SFT, Chat, Model, Wandb, override
 from tuner.errors import UserError
-from tuner.training.run_folder import Run
-from tuner.training.wandb_tracker import WandbTracker, charted, has_key, run_id
+from tuner.stages.rl.figures import figures
+from tuner.stages.run import Run
+from tuner.stages.sft.figures import FIGURES
+from tuner.training.wandb_tracker import WandbTracker, has_key, run_id
 from tuner.training.watchers import Sample
 
 BLOCK = 32_768
@@ -44,7 +46,7 @@ def _track(folder: Path, config: SFT, steps: range, outcome: str = "finished") -
     """What the loop does: at an evaluation the samples come before the record of their step."""
     folder.mkdir(exist_ok=True)
     assert config.tracking is not None
-    tracker = WandbTracker(config.tracking)
+    tracker = WandbTracker(config.tracking, FIGURES)
     tracker.begin(folder, config, steps.start - 1, 10)
     for step in steps:
         if step % 3 == 0:
@@ -186,7 +188,7 @@ def test_online_without_a_key_says_what_to_do(tmp_path: Path) -> None:
     config = _config(mode="online")
     assert config.tracking is not None
     with pytest.raises(UserError, match="wandb login"):
-        WandbTracker(config.tracking).begin(tmp_path, config, 0, 1)
+        WandbTracker(config.tracking, FIGURES).begin(tmp_path, config, 0, 1)
 
 
 def test_an_unreachable_server_means_offline_and_the_key_is_nowhere(
@@ -201,7 +203,7 @@ def test_an_unreachable_server_means_offline_and_the_key_is_nowhere(
     monkeypatch.setattr("tuner.training.wandb_tracker.SECONDS_TO_CONNECT", 2.0)
     config, said = _config(), []
     assert config.tracking is not None
-    tracker = WandbTracker(config.tracking, report=said.append)
+    tracker = WandbTracker(config.tracking, FIGURES, report=said.append)
     tracker.begin(tmp_path, config, 0, 1)
     tracker.step(_record(1))
     tracker.end("failed")
@@ -227,7 +229,7 @@ def test_a_key_is_found_where_wandb_login_puts_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_charts_by_name() -> None:
-    named = {name: charted(name) for name in ("eval_loss", "lr", "fill", "memory_gib", "kl")}
+    named = {name: FIGURES.charts.chart_of(name) for name in ("eval_loss", "lr", "fill", "memory_gib", "kl")}
     assert named == {
         "eval_loss": "eval/loss",
         "lr": "train/lr",
@@ -235,11 +237,13 @@ def test_charts_by_name() -> None:
         "memory_gib": "system/memory_gib",
         "kl": "train/kl",
     }
-    assert charted("score/a.b c", policy=True) == "conditions/score/a.b c"
+    chart = figures("grpo", critic=False).charts.chart_of
+    assert chart("score/a.b c") == "conditions/score/a.b c"
+    assert chart("loss") == "grpo/loss"
 
 
 def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
-    tracker = WandbTracker(Wandb(mode="offline"))
+    tracker = WandbTracker(Wandb(mode="offline"), FIGURES)
     tracker.begin(tmp_path, _config(), 0, 1)
     tracker.step(_record(1))
     controls = (["control", "accuracy"], [["seen", 0.9], ["blank", 0.5]])

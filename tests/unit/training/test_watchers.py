@@ -66,7 +66,7 @@ def test_a_failing_watcher_is_reported_once_and_dropped(verb: str) -> None:
     _whole_run(Watchers([good, bad]))
     reports = [text for said, text in good.told if said == "message" and text != "a fact"]
     assert reports == [
-        f"Recorder failed in {verb} (RuntimeError: no network) and no longer looks on; training goes on"
+        f"Recorder failed in {verb} (RuntimeError: no network) and is dropped; training goes on"
     ]
     assert bad.verbs[-1] == verb, "it hears nothing more"
     assert good.told[-1] == ("end", "finished")

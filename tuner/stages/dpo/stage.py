@@ -17,14 +17,17 @@ from tuner.stages.dpo.figures import FIGURES
 from tuner.stages.dpo.loop import dpo
 from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.stage import Preview, Stage
+from tuner.training.figures import StageFigures
 
 
 class DPOStage(Stage[DPO]):
     """Pairs of answers, padded; losses and loop by TRL's DPOTrainer."""
 
-    figures = FIGURES
     example_rows = {"data": "pair_messages.jsonl"}  # noqa: RUF012 (a constant); without a weight, which TRL has not
     memory_fields = ("pairs_per_pass",)
+
+    def figures(self, config: DPO) -> StageFigures:
+        return FIGURES
 
     def load_rows(
         self, config: DPO, tokenizer: Any, *, progress: Progress | None = None

@@ -15,9 +15,9 @@ from tuner.models.adapters import is_adapted
 from tuner.models.load import Loaded
 from tuner.models.locate import first_line
 from tuner.stages.dpo.plan import plan_pairs
+from tuner.stages.run import Run
 from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
-from tuner.training.run_folder import Run
 from tuner.training.trl_trainer import RunTrainer, common_arguments, without_deprecations
 
 # isort: split

@@ -19,14 +19,17 @@ from tuner.stages.reward.figures import FIGURES
 from tuner.stages.reward.loop import reward
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation, Preview, Stage
+from tuner.training.figures import StageFigures
 
 
 class RewardStage(Stage[RewardModel]):
     """Answers to the same prompt, packed; ranking loss of their scores."""
 
-    figures = FIGURES
     example_rows = {"data": "pair.jsonl"}  # noqa: RUF012 (a constant of the class)
     has_page = True
+
+    def figures(self, config: RewardModel) -> StageFigures:
+        return FIGURES
 
     def load_rows(
         self, config: RewardModel, tokenizer: Any, *, progress: Progress | None = None

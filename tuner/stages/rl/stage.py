@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.algorithms.algorithm import algorithm_of
 from tuner.config import LoRA, Model, PolicyConfig
 from tuner.data.batch import pack_all
 from tuner.data.dataset import Dataset, Progress
@@ -14,22 +15,25 @@ from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
 from tuner.stages.rl.check import check_policy
 from tuner.stages.rl.evaluate import evaluate
-from tuner.stages.rl.figures import FIGURES
+from tuner.stages.rl.figures import figures
 from tuner.stages.rl.loop import reinforce
 from tuner.stages.rl.prompts import load_policy_prompts, plan_run
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation, Preview, Stage
+from tuner.training.figures import StageFigures
 
 
 class RLStage(Stage[PolicyConfig]):
     """Prompts, answered by the policy; losses by the algorithm that the config's class names."""
 
-    figures = FIGURES
     rows_field = "prompts"
     example_rows = {"prompts": "prompt.jsonl", "replay": "messages.jsonl"}  # noqa: RUF012 (a constant)
     memory_fields = ("tokens_per_pass", "sampling.cache_gib")
     has_page = True
     compares_policies = True
+
+    def figures(self, config: PolicyConfig) -> StageFigures:
+        return figures(config.stage, critic="critic" in algorithm_of(config).roles)
 
     def tokenizer_model(self, config: PolicyConfig) -> Model:
         return config.policy

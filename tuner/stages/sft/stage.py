@@ -17,12 +17,14 @@ from tuner.stages.sft.evaluate import evaluate
 from tuner.stages.sft.figures import FIGURES
 from tuner.stages.sft.loop import sft
 from tuner.stages.stage import Evaluation, Preview, Stage
+from tuner.training.figures import StageFigures
 
 
 class SFTStage(Stage[SFT]):
     """Conversations or raw texts, packed; cross entropy of the tokens the loss is taken on."""
 
-    figures = FIGURES
+    def figures(self, config: SFT) -> StageFigures:
+        return FIGURES
 
     def load_rows(
         self, config: SFT, tokenizer: Any, *, progress: Progress | None = None

@@ -11,6 +11,10 @@ import pytest
 
 from tuner.display.curves import curves_png, draw, draw_curves
 from tuner.display.panels import centred, count, usual
+from tuner.stages.rl.figures import figures
+from tuner.stages.sft.figures import FIGURES as SFT
+
+PPO = figures("ppo", critic=True)
 
 
 def _record(step: int, **more: float | None) -> dict[str, Any]:
@@ -36,7 +40,7 @@ RUNS = {
 @pytest.mark.filterwarnings("error")
 def test_any_run_makes_a_picture(metrics: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
-    draw_curves(metrics, path, "run with $signs$ and_underscores")
+    draw_curves(metrics, path, "run with $signs$ and_underscores", SFT)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG")
     assert struct.unpack(">II", data[16:24]) == (1430, 806)
@@ -44,7 +48,7 @@ def test_any_run_makes_a_picture(metrics: list[dict[str, Any]], tmp_path: Path) 
 
 
 def test_what_is_drawn_is_what_was_recorded() -> None:
-    figure = draw(RUNS["a run"], "run")
+    figure = draw(RUNS["a run"], "run", SFT)
     loss, lr, norm, speed = figure.axes
     assert [axes.get_title(loc="left") for axes in (loss, lr, norm, speed)] == [
         "loss",
@@ -60,7 +64,7 @@ def test_what_is_drawn_is_what_was_recorded() -> None:
 
 
 def test_skipped_steps_are_marked_and_not_drawn_as_losses() -> None:
-    loss = draw(RUNS["skipped steps"], "run").axes[0]
+    loss = draw(RUNS["skipped steps"], "run", SFT).axes[0]
     raw, _, skipped = loss.lines
     assert list(raw.get_xdata()) == [2]
     assert list(skipped.get_xdata()) == [1, 3]
@@ -105,16 +109,16 @@ def test_ticks_are_short(value: float, text: str) -> None:
 
 def test_pyplot_is_left_alone_and_importing_costs_nothing() -> None:
     program = (
-        "import sys, tuner.display.curves as curves\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "curves.curves_png([], 'x')\n"
+        "import sys, tuner.display.curves as curves, tuner.stages.rl.figures as rl, tuner.stages.sft.figures\n"
+        "assert not {'matplotlib', 'torch'} & sys.modules.keys()\n"
+        "curves.curves_png([], 'x', rl.figures('ppo', critic=True))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_bytes_for_notebooks() -> None:
-    assert curves_png(RUNS["one record"], "run").startswith(b"\x89PNG")
+    assert curves_png(RUNS["one record"], "run", SFT).startswith(b"\x89PNG")
 
 
 # PPO
@@ -164,13 +168,13 @@ POLICY_RUNS = {
 
 
 def _titles(metrics: list[dict[str, Any]]) -> list[str]:
-    return [axes.get_title(loc="left") for axes in draw(metrics, "run").axes]
+    return [axes.get_title(loc="left") for axes in draw(metrics, "run", PPO).axes]
 
 
 @pytest.mark.parametrize("metrics", POLICY_RUNS.values(), ids=POLICY_RUNS)
 @pytest.mark.filterwarnings("error")
 def test_any_run_of_ppo_makes_a_picture(metrics: list[dict[str, Any]], tmp_path: Path) -> None:
-    draw_curves(metrics, tmp_path / "curves.png", "run")
+    draw_curves(metrics, tmp_path / "curves.png", "run", PPO)
     assert struct.unpack(">II", (tmp_path / "curves.png").read_bytes()[16:24]) == (1690, 962)
 
 
@@ -194,7 +198,7 @@ def test_what_ppo_shows_is_what_there_is() -> None:
 
 def test_the_score_is_drawn_with_its_mean_and_what_was_held_out() -> None:
     records = [_policy(step, **({"eval_score": 1.0} if step == 3 else {})) for step in (1, 2, 3)]
-    raw, mean, held_out = draw(records, "run").axes[0].lines
+    raw, mean, held_out = draw(records, "run", PPO).axes[0].lines
     assert list(raw.get_ydata()) == pytest.approx([0.1, 0.2, 0.3])
     # the mean looks three steps around at least: weights 1, 2/3, 4/9
     expected = (0.1 + 0.2 * 2 / 3 + 0.3 * 4 / 9) / (1 + 2 / 3 + 4 / 9)
@@ -204,12 +208,12 @@ def test_the_score_is_drawn_with_its_mean_and_what_was_held_out() -> None:
 
 def test_the_gold_score_names_its_best() -> None:
     records = [_policy(step, eval_gold=gold) for step, gold in ((1, 0.25), (2, 0.75), (3, 0.5))]
-    gold = draw(records, "run").axes[1]
+    gold = draw(records, "run", PPO).axes[1]
     assert [text.get_text() for text in gold.texts] == ["best 0.750"]
 
 
 def test_each_condition_has_a_line_and_one_or_too_many_have_none() -> None:
-    legend = draw(POLICY_RUNS["conditions"], "run").axes[1].get_legend()
+    legend = draw(POLICY_RUNS["conditions"], "run", PPO).axes[1].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [
         *("helpful", "harmless", "polite"), r"costs \$5 or a nam…",
     ]  # fmt: skip
@@ -218,17 +222,17 @@ def test_each_condition_has_a_line_and_one_or_too_many_have_none() -> None:
 
 
 def test_gold_and_score_of_a_condition_look_alike() -> None:
-    _, gold, score, *_ = draw(POLICY_RUNS["gold by condition"], "run").axes
+    _, gold, score, *_ = draw(POLICY_RUNS["gold by condition"], "run", PPO).axes
     assert gold.lines[0].get_color() == score.lines[FOUR.index("polite")].get_color()
 
 
 def _shaded(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    patches = draw(metrics, "run").axes[0].patches
+    patches = draw(metrics, "run", PPO).axes[0].patches
     return [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in patches]  # type: ignore[attr-defined]
 
 
 def test_the_critics_warm_up_is_shaded_in_every_panel_and_named_once() -> None:
-    figure = draw(POLICY_RUNS["warm-up"], "run")
+    figure = draw(POLICY_RUNS["warm-up"], "run", PPO)
     assert all(len(axes.patches) == 1 for axes in figure.axes)
     assert _shaded(POLICY_RUNS["warm-up"]) == [(0.5, 5.5)]
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["critic warm-up"]
@@ -237,10 +241,10 @@ def test_the_critics_warm_up_is_shaded_in_every_panel_and_named_once() -> None:
 def test_a_skipped_step_is_no_warm_up_but_may_lie_in_one() -> None:
     assert _shaded(POLICY_RUNS["skipped steps"]) == []
     assert _shaded([_warm(1), _policy(2, **SKIPPED), _warm(3), _policy(4)]) == [(0.5, 3.5)]
-    skipped = draw(POLICY_RUNS["skipped steps"], "run").axes[0].lines[-1]
+    skipped = draw(POLICY_RUNS["skipped steps"], "run", PPO).axes[0].lines[-1]
     assert (list(skipped.get_xdata()), skipped.get_label()) == ([2], "skipped (1)")
 
 
 def test_norms_that_differ_much_are_in_powers_of_ten() -> None:
-    assert draw(POLICY_RUNS["a run"], "run").axes[-1].get_yscale() == "log"
-    assert draw([_policy(1, grad_norm_policy=4.0)], "run").axes[-1].get_yscale() == "linear"
+    assert draw(POLICY_RUNS["a run"], "run", PPO).axes[-1].get_yscale() == "log"
+    assert draw([_policy(1, grad_norm_policy=4.0)], "run", PPO).axes[-1].get_yscale() == "linear"

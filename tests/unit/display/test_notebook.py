@@ -4,7 +4,6 @@ import itertools
 import sys
 import types
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,9 @@ import pytest
 from tuner.config import SFT, Chat, Model
 from tuner.display.notebook import NotebookWatcher, in_notebook
 from tuner.display.svg import POINTS_DRAWN, curve, thinned
+from tuner.stages.rl.figures import figures
+from tuner.stages.sft.figures import FIGURES
+from tuner.training.figures import StageFigures
 from tuner.training.watchers import Sample
 
 CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))
@@ -43,9 +45,9 @@ def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
     return found
 
 
-def _begun(clock: Any, total: int = 100) -> NotebookWatcher:
-    watcher = NotebookWatcher(clock)
-    watcher.begin(Path("runs/tiny_run"), CONFIG, 0, total)
+def _begun(clock: Any, figures: StageFigures = FIGURES) -> NotebookWatcher:
+    watcher = NotebookWatcher(figures, clock)
+    watcher.begin(Path("runs/tiny_run"), CONFIG, 0, 100)
     return watcher
 
 
@@ -115,9 +117,7 @@ def test_a_shell_without_a_kernel_is_no_notebook(monkeypatch: pytest.MonkeyPatch
 # PPO
 
 
-@dataclass(frozen=True)
-class Conditioned(Sample):
-    condition: str | None = None
+PPO = figures("ppo", critic=True)
 
 
 def _policy(step: int, **more: float | None) -> dict[str, float | None]:
@@ -127,7 +127,7 @@ def _policy(step: int, **more: float | None) -> dict[str, float | None]:
 
 
 def test_of_ppo_score_kl_and_gold_are_shown(cell: Cell) -> None:
-    watcher = _begun(lambda: 0.0)
+    watcher = _begun(lambda: 0.0, PPO)
     for step in (1, 2, 3, 4):
         watcher.step(_policy(step, **({"eval_gold": 0.1 * step, "eval_score": 1.0} if step > 1 else {})))
     watcher.end("finished")
@@ -148,12 +148,12 @@ def test_of_ppo_score_kl_and_gold_are_shown(cell: Cell) -> None:
 
 
 def test_ppo_without_gold_and_with_missing_numbers(cell: Cell) -> None:
-    watcher = _begun(lambda: 0.0)
+    watcher = _begun(lambda: 0.0, PPO)
     watcher.step(_policy(1, policy_loss=None, kl=None))
     watcher.end("interrupted")
     assert "<svg" not in cell.shown[-1], "one point makes no curve"
     assert "1 of 100 (critic warm-up)" in cell.shown[-1]
-    watcher = _begun(lambda: 0.0)
+    watcher = _begun(lambda: 0.0, PPO)
     for step in (1, 2, 3):
         watcher.step(_policy(step, score=None if step == 2 else 1.0, kl=float("nan")))
     watcher.end("finished")
@@ -164,7 +164,7 @@ def test_ppo_without_gold_and_with_missing_numbers(cell: Cell) -> None:
 
 def test_samples_have_a_column_for_conditions_only_where_there_are_some(cell: Cell) -> None:
     watcher = _begun(lambda: 0.0)
-    watcher.samples(1, [Conditioned("p", "a", "", None, "polite"), Conditioned("p", "a", "", None)])
+    watcher.samples(1, [Sample("p", "a", "", None, "polite"), Sample("p", "a", "", None)])
     watcher.end("finished")
     heads = [head.text for head in ElementTree.fromstring(cell.shown[-1]).iter("th")]
     assert heads == ["condition", "prompt", "answer"]

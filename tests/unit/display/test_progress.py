@@ -1,25 +1,21 @@
 """Progress: a live bar on a terminal, few plain lines without one."""
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tuner.config import SFT, Chat, Model
-from tuner.display.progress import ProgressWatcher, duration, on_terminal, printable, progress_bar
-from tuner.display.smoothing import Smoothed, smoothed
+from tuner.display.durations import duration
+from tuner.display.progress import ProgressWatcher, on_terminal, progress_bar
+from tuner.display.smoothing import RunningMean
+from tuner.printable import printable
+from tuner.stages.rl.figures import figures
+from tuner.stages.sft.figures import FIGURES
 from tuner.training.watchers import Sample
 
 CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))
 FOLDER = Path("runs/tiny_run")
-
-
-@dataclass(frozen=True)
-class Conditioned(Sample):
-    """A sample that knows under which condition it was scored."""
-
-    condition: str | None = None
 
 
 class Clock:
@@ -49,7 +45,7 @@ class Stream(io.StringIO):
 
 def _lines(total: int, seconds_per_step: float, first: int = 0, **more: float | None) -> list[str]:
     stream, clock = Stream(), Clock()
-    watcher = ProgressWatcher(stream, clock)
+    watcher = ProgressWatcher(FIGURES, stream, clock)
     watcher.begin(FOLDER, CONFIG, first, total)
     for step in range(first + 1, total + 1):
         clock.now += seconds_per_step
@@ -92,7 +88,7 @@ def test_going_on_counts_time_from_where_it_went_on() -> None:
 
 def test_a_skipped_step_is_no_number() -> None:
     stream = Stream()
-    watcher = ProgressWatcher(stream, Clock())
+    watcher = ProgressWatcher(FIGURES, stream, Clock())
     watcher.begin(FOLDER, CONFIG, 0, 2)
     watcher.step({"step": 1, "loss": None, "bad_steps": 1})
     watcher.step({"step": 2, "loss": 1.5, "bad_steps": 1, "eval_loss": 1.75})
@@ -105,7 +101,7 @@ def test_a_skipped_step_is_no_number() -> None:
 
 def test_messages_and_samples_are_readable_and_cannot_command_the_terminal() -> None:
     stream = Stream()
-    watcher = ProgressWatcher(stream, Clock())
+    watcher = ProgressWatcher(FIGURES, stream, Clock())
     watcher.message("before it begins")
     watcher.begin(FOLDER, CONFIG, 0, 2)
     watcher.samples(1, [Sample("two\nlines", "\x1b[2J" + "x" * 700, "right", 0.25)])
@@ -125,7 +121,7 @@ def test_a_terminal_gets_a_bar_with_all_else_above_it(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     stream = Stream(terminal=True)
-    watcher = ProgressWatcher(stream)
+    watcher = ProgressWatcher(FIGURES, stream)
     watcher.begin(FOLDER, CONFIG, 0, 3)
     for step in (1, 2, 3):
         watcher.step({"step": step, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 5e3})
@@ -195,17 +191,20 @@ def test_printable_keeps_text_of_all_languages() -> None:
 
 def test_the_mean_is_exact_from_the_first_value_on_and_passes_over_missing_ones() -> None:
     # horizon 2: weights 1, 1/2, 1/4, ... from the newest back
-    assert smoothed([4.0, None, 1.0, float("nan"), 3.0], horizon=2) == [
+    mean = RunningMean(horizon=2)
+    assert [mean.add(value) for value in (4.0, None, 1.0, float("nan"), 3.0)] == [
         4.0,
         4.0,
         (1 + 4 / 2) / 1.5,
         (1 + 4 / 2) / 1.5,
         (3 + 1 / 2 + 4 / 4) / 1.75,
     ]
-    assert Smoothed().value is None
+    assert RunningMean().value is None
 
 
 # PPO
+
+PPO = figures("ppo", critic=True)
 
 
 def _policy(step: int, **more: float | None) -> dict[str, float | None]:
@@ -216,7 +215,7 @@ def _policy(step: int, **more: float | None) -> dict[str, float | None]:
 
 def _policy_lines(*records: dict[str, float | None]) -> list[str]:
     stream, clock = Stream(), Clock()
-    watcher = ProgressWatcher(stream, clock)
+    watcher = ProgressWatcher(PPO, stream, clock)
     watcher.begin(FOLDER, CONFIG, 0, len(records))
     for record in records:
         clock.now += 60.0
@@ -261,7 +260,7 @@ def test_a_skipped_step_of_ppo_keeps_the_mean() -> None:
 
 def test_an_evaluation_of_ppo_gets_a_line_of_its_own() -> None:
     stream, clock = Stream(), Clock()
-    watcher = ProgressWatcher(stream, clock)
+    watcher = ProgressWatcher(PPO, stream, clock)
     watcher.begin(FOLDER, CONFIG, 0, 100)
     for step in (1, 2, 3):
         watcher.step(_policy(step, **({"eval_gold": 0.5} if step == 2 else {})))
@@ -272,10 +271,10 @@ def test_a_bar_of_ppo_has_its_facts_below(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "140")
     stream = Stream(terminal=True)
-    watcher = ProgressWatcher(stream)
+    watcher = ProgressWatcher(PPO, stream)
     watcher.begin(FOLDER, CONFIG, 0, 1)
     watcher.step(_policy(1, eval_gold=0.75))
-    watcher.samples(1, [Conditioned("p", "a", "", 1.0, "polite")])
+    watcher.samples(1, [Sample("p", "a", "", 1.0, "polite")])
     watcher.end("finished")
     for part in ("score 0.500 (mean 0.500)", "gold 0.750", "explained 0.41", "condition", "polite"):
         assert part in stream.getvalue()
@@ -283,9 +282,9 @@ def test_a_bar_of_ppo_has_its_facts_below(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_sample_says_its_condition_where_it_has_one() -> None:
     stream = Stream()
-    watcher = ProgressWatcher(stream, Clock())
+    watcher = ProgressWatcher(PPO, stream, Clock())
     watcher.begin(FOLDER, CONFIG, 0, 1)
-    watcher.samples(1, [Conditioned("p", "a", "", None, "polite"), Conditioned("p", "a", "", None)])
+    watcher.samples(1, [Sample("p", "a", "", None, "polite"), Sample("p", "a", "", None)])
     one, other = stream.getvalue().split("step 1, sample ")[1:]
     assert "  condition: polite\n" in one
     assert "condition" not in other

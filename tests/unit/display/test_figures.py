@@ -1,0 +1,53 @@
+"""What stages declare of their figures, and what is read from records by it."""
+
+from tuner.display.policy_panels import conditions_of
+from tuner.display.run_facts import RunFacts
+from tuner.stages.reward.figures import FIGURES as REWARD
+from tuner.stages.rl.figures import critic_warmup, figures
+from tuner.training.figures import no_phase, phases_of
+
+
+def test_the_critic_is_trained_alone_where_the_policy_has_no_loss() -> None:
+    assert critic_warmup({"value_loss": 1.0})
+    assert critic_warmup({"value_loss": 1.0, "policy_loss": None})
+    assert not critic_warmup({"value_loss": 1.0, "policy_loss": 0.0})
+    assert not critic_warmup({"value_loss": None, "policy_loss": None}), "skipped: nothing was trained"
+
+
+def test_a_skipped_step_belongs_to_the_phase_before_it() -> None:
+    warm, skip, trained = ({"phase": "warm", "loss": 1.0}, {"loss": None}, {"phase": "", "loss": 1.0})
+    names = phases_of([skip, warm, skip, trained, skip], lambda record: str(record.get("phase", "")))
+    assert names == ["warm", "warm", "warm", "", ""]
+    assert phases_of([skip, skip], no_phase) == ["", ""]
+
+
+def test_conditions_come_in_the_order_of_the_records() -> None:
+    records = [
+        {"step": 1, "score": 0.0},
+        {"score/b": 1.0, "reward/c": 1.0},
+        {"score/a/x": None, "score/b": 1.0},
+    ]
+    assert conditions_of(records, "score") == ["b", "a/x"]
+    assert conditions_of(records, "reward") == ["c"]
+
+
+def test_without_a_critic_nothing_of_one_is_shown() -> None:
+    declared = figures("grpo", critic=False)
+    assert "critic" not in declared.charts.all_groups()
+    assert not {"explained_variance", "value_loss"} & {figure.key for figure in declared.figures}
+    assert not {"explained_variance", "value_loss"} & {panel.key for panel in declared.picture.small}
+    facts = RunFacts(declared, 10)
+    facts.add({"step": 1, "score": 0.5, "length": 10.0, "value_loss": 1.0})
+    assert [fact.text for fact in facts.line()] == ["score 0.500 (mean 0.500)", "length 10"]
+
+
+def test_accuracy_is_a_running_mean_between_held_out_loss_and_learning_rate() -> None:
+    facts = RunFacts(REWARD, 10)
+    facts.add({"step": 1, "loss": 0.5, "accuracy": 0.75, "lr": 1e-3, "eval_loss": 0.6})
+    facts.add({"step": 2, "loss": 0.5, "accuracy": 0.75, "lr": 1e-3})
+    assert [(fact.text, fact.tone) for fact in facts.line()] == [
+        ("loss 0.5000 (mean 0.5000)", "main"),
+        ("eval loss 0.6000", "held out"),
+        ("accuracy 0.750", "plain"),
+        ("lr 1.00e-03", "plain"),
+    ]

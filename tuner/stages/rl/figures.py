@@ -1,0 +1,143 @@
+"""What is shown of reinforcement learning: scores, how far the policy went, how its answers look, what it costs.
+
+Its loss says nothing of how well it learns, so it is not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from tuner.display.durations import duration
+from tuner.display.panels import AMBER, BLUE, GREEN, GREY, PURPLE, draw_series, draw_share
+from tuner.display.policy_panels import (
+    draw_conditions,
+    draw_explained,
+    draw_gold,
+    draw_norms,
+    draw_replay,
+    draw_score,
+    has_conditions,
+)
+from tuner.training.figures import (
+    TOKENS,
+    Charts,
+    Curve,
+    Figure,
+    Metrics,
+    Panel,
+    Picture,
+    StageFigures,
+    ever_positive,
+    no_phase,
+    points_of,
+    recorded,
+)
+
+SCORES = (
+    Figure(
+        "score", "{:.3f}".format, "score {}", "value and mean", summary=True, notebook="score", missing=""
+    ),
+    Figure("eval_gold", "{:.3f}".format, "gold {}", "latest", summary=True, notebook="gold score"),
+    Figure(
+        *("eval_score", "{:.3f}".format, "eval score {}", "latest"),
+        summary=True,
+        notebook="held-out score",
+        unless="eval_gold",  # nothing is trained on the gold score, so it says more
+    ),
+)
+ANSWERS = (
+    Figure("kl", "{:.4f}".format, "kl {}", summary=True, notebook="KL"),
+    Figure("length", "{:,.0f}".format, "length {}", notebook="answer length"),
+    Figure("ended", "{:.0%}".format, "ended {}", "mean", notebook="ended"),
+    Figure("entropy", "{:.3f}".format, line=False, notebook="entropy"),
+)
+CRITIC = (Figure("explained_variance", "{:.2f}".format, "explained {}", notebook="explained variance"),)
+TIME = (Figure("seconds", duration, "{} a step", notebook="a step takes"),)
+
+GROUPS = {
+    "data": "tokens prompts epoch",
+    "system": "tokens_per_second memory_gib",
+}
+CRITIC_GROUP = {"critic": "value_loss value explained_variance grad_norm_critic lr_critic"}
+RULES = {
+    "seconds": "time/step",
+    "seconds/": "time/",
+    "replay_": "replay/",
+    "score/": "conditions/score/",
+    "reward/": "conditions/reward/",
+}
+
+CURVES = (
+    Curve("score", "score", held_out="eval_score", caption="score"),
+    Curve("KL", "kl", caption="KL to the reference", half=True),
+    Curve("gold score", held_out="eval_gold", caption="gold score, held out", half=True),
+)
+
+LARGE = (
+    Panel("score", "score by the reward model", draw_score, BLUE, held_out="eval_score", height=2.0),
+    Panel("eval_gold", "gold score, held out", draw_gold, shown=recorded, height=1.2),
+    Panel("score", "score by condition", draw_conditions, shown=has_conditions, height=1.2),
+)
+ANSWER_PANELS = (
+    Panel("kl", "KL to the reference, per token", draw_series, PURPLE),
+    Panel("entropy", "entropy, nats per token", draw_series, PURPLE),
+    Panel("length", "answer length, tokens", draw_series, GREEN),
+    Panel("ended", "answers that ended", draw_share, GREEN),
+)
+
+
+def _not_explained(metrics: Metrics, panel: Panel) -> bool:
+    return not points_of(metrics, "explained_variance")
+
+
+CRITIC_PANELS = (
+    Panel("explained_variance", "explained by the critic", draw_explained, AMBER, shown=recorded),
+    Panel("value_loss", "value loss", draw_series, AMBER, shown=_not_explained),
+)
+NORMS_PANEL = Panel(
+    "grad_norm", "gradient norm", partial(draw_norms, sets={"policy": PURPLE, "critic": AMBER})
+)
+NORM_PANEL = Panel("grad_norm", "gradient norm", draw_series, PURPLE)
+UPDATE_PANELS = (
+    Panel("clipped", "share of tokens clipped", draw_series, PURPLE, shown=ever_positive),
+    Panel("replay_loss", "replay loss", draw_replay, BLUE, held_out="eval_replay_loss", shown=recorded),
+)
+FILLER = Panel("seconds", "seconds per step", draw_series, GREY)
+
+
+def critic_warmup(record: Mapping[str, Any]) -> str:
+    """The phase in which the critic alone is trained; of a skipped step nothing is known."""
+    alone = record.get("policy_loss") is None and record.get("value_loss") is not None
+    return "critic warm-up" if alone else ""
+
+
+def figures(algorithm: str, *, critic: bool) -> StageFigures:
+    """What is shown of an algorithm; what its records lack draws nothing.
+
+    algorithm: the tracker's group of what belongs to no other, such as "ppo". critic: whether it trains one; without,
+    there is one set of weights, whose gradient norm is `grad_norm`.
+    """
+    panels = (*CRITIC_PANELS, NORMS_PANEL) if critic else (NORM_PANEL,)
+    return StageFigures(
+        figures=(TOKENS, *SCORES, *ANSWERS, *(CRITIC if critic else ()), *TIME),
+        charts=Charts(
+            default=algorithm,
+            groups=GROUPS | (CRITIC_GROUP if critic else {}),
+            rules=RULES,
+            summaries={"eval/gold": "max,last"},
+        ),
+        curves=CURVES,
+        picture=Picture(
+            large=LARGE,
+            small=(*ANSWER_PANELS, *panels, *UPDATE_PANELS),
+            columns=2,
+            filler=FILLER,
+            size_inches=(13.0, 7.4),
+            width_ratios=(1.25, 1.0),
+            around=3.0,  # a rollout is noisy, and runs have few
+            x_label="step",
+        ),
+        phase=critic_warmup if critic else no_phase,
+    )

@@ -1,0 +1,45 @@
+"""A run as a person uses it, in Python and in Jupyter: its folder, its curves, and its model to talk to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuner.display.curves import draw_curves
+from tuner.stages.registry import stage_of
+from tuner.training.run_folder import RunFolder
+
+
+class Run(RunFolder):
+    """A run folder whose curves can be drawn and whose model can be talked to."""
+
+    def plot(self) -> Any:
+        """Draw curves.png anew: an image that Jupyter shows, or its path where IPython is not installed."""
+        path = self.draw_curves()
+        try:
+            from IPython.display import Image
+        except ImportError:
+            return path
+        return Image(filename=str(path))
+
+    def draw_curves(self) -> Path:
+        """Write curves.png from the metrics so far; returns its path."""
+        path, config = self.folder / "curves.png", self.config
+        draw_curves(self.metrics, path, self.folder.name, stage_of(config).figures(config))
+        return path
+
+    def chat(self, message: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
+        """The answer of the run's model to one message."""
+        from tuner.data.conversation import Turn
+        from tuner.models.chat import open_chat
+
+        turns = [Turn("user", message)]
+        model = open_chat(str(self.folder))
+        return "".join(model.answer(turns, max_new_tokens=max_new_tokens, temperature=temperature))
+
+
+def open_run(folder: Path | str) -> Run:
+    """An existing run. Raises UserError where the folder is not a run's."""
+    run = Run(folder)
+    _ = run.config
+    return run
