@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tuner.config import PPO, SFT, PackedConfig
-from tuner.losses.token import CHUNK_ELEMENTS
+from tuner.losses.chunked_softmax import CHUNK_ELEMENTS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in 4 bit, its share of a block's 8-bit scale (64 weights) and of that scale's fp32 one (256 blocks)."""
