@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from tuner.config import PPO
-from tuner.losses.policy import Moments, advantages, kl_estimate, token_rewards, whitened
+from tuner.losses.moments import MomentSums
+from tuner.losses.policy import advantages, kl_estimate, token_rewards, whitened
 from tuner.models.forward import token_logprobs, values
 from tuner.models.roles import Roles
 from tuner.rollout.rollout import Row
@@ -85,6 +86,6 @@ def with_advantages(rewarded: Sequence[Rewarded], config: PPO, devices: Devices)
         made.append(Experience(**vars(one), advantages_N=advantages_N, returns_N=returns_N))
     if not config.whiten_advantages:
         return made
-    own = sum((Moments.of(one.advantages_N) for one in made), start=Moments(0, 0, 0))
-    moments = Moments(**devices.sum(asdict(own)))  # of the tokens of all ranks
+    own = sum((MomentSums.of(one.advantages_N) for one in made), start=MomentSums(0, 0, 0))
+    moments = MomentSums(**devices.sum(asdict(own)))  # of the tokens of all ranks
     return [replace(one, advantages_N=whitened(one.advantages_N, moments)) for one in made]

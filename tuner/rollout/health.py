@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tuner.losses.policy import Moments, explained_variance, kl_estimate
+from tuner.losses.moments import MomentSums
+from tuner.losses.policy import explained_variance, kl_estimate
 from tuner.rollout.experience import Experience
 from tuner.rollout.rollout import Rollout
 from tuner.training.devices import Devices, added
@@ -25,7 +26,7 @@ def health(
     """The record's figures of the answers, their scores, and what policy, reference and critic say of them."""
     sums = devices.sum(added([_sums(rollout, one) for one in experiences]))
     returns, residuals = (
-        Moments(sums["tokens"], sums[name], sums[f"{name}_squares"]) for name in ("returns", "residuals")
+        MomentSums(sums["tokens"], sums[name], sums[f"{name}_squares"]) for name in ("returns", "residuals")
     )
     rewards_A = _rewards(len(rollout), experiences, devices)
     return {

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tuner.config import PPO, Prompts, Sampling, override
-from tuner.rollout.scores import ScoreMoments, learned_scores
+from tuner.losses.moments import RunningMoments
+from tuner.rollout.scores import learned_scores
 
 CONFIG = PPO(
     policy={"path": "none"},
@@ -60,10 +61,10 @@ def test_moments_are_those_of_all_scores_so_far_this_steps_too():
 def test_far_from_zero_moments_lose_no_digits():
     draw = np.random.default_rng(0)
     steps = [1e6 + draw.normal(0, 1e-3, 50) for _ in range(20)]
-    moments = ScoreMoments()
+    moments = RunningMoments()
     for scores in steps:
         moments = moments.merged(scores)
-    assert moments.spread == pytest.approx(np.concatenate(steps).std(), rel=1e-6)
+    assert moments.std == pytest.approx(np.concatenate(steps).std(), rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.3, -4.9])
