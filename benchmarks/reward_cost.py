@@ -36,7 +36,6 @@ import torch
 from report import report, verdict
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from tuner.stages.rows import load_rows, plan
 
 import tuner
 import tuner.resources
@@ -46,6 +45,8 @@ from tuner.models.adapters import add_adapter
 from tuner.models.load import load_tokenizer
 from tuner.models.tiny import tiny_model_folder
 from tuner.models.unwrap import unwrapped
+from tuner.stages.data_view import load_rows
+from tuner.stages.packed_rows import plan
 
 BARE, TRL, LLAMAFACTORY, MEMORY = 1.05, 2.4, 2.9, 0.5
 """Limits: tuner over the bare loop at most, TRL and LLaMA-Factory over tuner at least, tuner's memory over TRL's."""

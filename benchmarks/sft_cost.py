@@ -32,7 +32,6 @@ import torch
 from report import report, verdict
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM
-from tuner.stages.rows import load_rows, plan
 
 import tuner
 import tuner.resources
@@ -41,6 +40,8 @@ from tuner.data.stream import Stream
 from tuner.models.adapters import add_adapter
 from tuner.models.load import load_tokenizer
 from tuner.models.tiny import tiny_model_folder
+from tuner.stages.data_view import load_rows
+from tuner.stages.packed_rows import plan
 
 LIMIT = 1.05
 

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.stages.evaluating import evaluate_run
-
 import tuner
 from tuner.config import load_config, override
+from tuner.stages.evaluate_run import evaluate_run
 from tuner.stages.run import Run
 from tuner.training.versions import versions
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import typer
 from safetensors.torch import load_file, save_file
-from tuner.stages.checking import check
 from typer.testing import CliRunner
 
 import tuner
@@ -23,9 +22,10 @@ from tuner.errors import UserError
 from tuner.evaluation import judged
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
 from tuner.resources import locate
+from tuner.stages.check import check
 from tuner.stages.run import Run
 
-job = importlib.import_module("tuner.stages.job")
+job = importlib.import_module("tuner.stages.context")
 MEASURED = {
     "prompts_per_step": 4,
     "prompts.test_files": [{"path": "tuner:sums/test.jsonl", "condition": "polite", "limit": 4}],

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tuner.stages.rows import load_rows
 
 import tuner
 from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, LoRA, Model, override
 from tuner.models.fingerprint import fingerprint
 from tuner.resources import locate
+from tuner.stages.data_view import load_rows
 from tuner.training.versions import versions
 
 FILE = Path(__file__).parent / "losses.json"

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
-from tuner.stages.rows import load_rows
 
 import tests.oracle.test_internlm2 as original
 import tuner
@@ -27,6 +26,7 @@ from tuner.models.reward_record import RewardRecord, tell_others, write_reward_r
 from tuner.models.save import save_model
 from tuner.models.scorer import open_scorer, score_sequences
 from tuner.models.tiny import tiny_model_folder
+from tuner.stages.data_view import load_rows
 
 CPU = torch.device("cpu")
 KINDS = {

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from tuner.stages.rows import load_rows, plan
 
 import tuner
 from tuner.config import AdamW, Constant, FocalRanking, LoRA, Model, Preferences, RewardModel, override
@@ -15,6 +14,8 @@ from tuner.models.load import load_model
 from tuner.models.pair_sums import compare
 from tuner.models.save import save_model
 from tuner.models.unwrap import unwrapped
+from tuner.stages.data_view import load_rows
+from tuner.stages.packed_rows import plan
 
 CPU = torch.device("cpu")
 STEPS = 3

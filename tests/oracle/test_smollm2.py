@@ -19,7 +19,6 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
 )
-from tuner.stages.rows import load_rows
 
 import tuner
 from tests.conftest import ROOT
@@ -34,6 +33,7 @@ from tuner.models.load import load_model
 from tuner.models.merge import MAX_MEAN_KL, merge
 from tuner.models.probe import TOLERANCE, prove_isolation
 from tuner.models.scorer import open_scorer, score_sequences
+from tuner.stages.data_view import load_rows
 
 pytestmark = pytest.mark.weights
 

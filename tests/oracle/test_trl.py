@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from tuner.stages.rows import load_rows, plan
 
 import tuner
 from tuner.config import SFT, AdamW, Chat, Constant, Evaluation, LoRA, Model, override
 from tuner.models.load import load_model, load_tokenizer
+from tuner.stages.data_view import load_rows
+from tuner.stages.packed_rows import plan
 
 CPU = torch.device("cpu")
 STEPS = 3

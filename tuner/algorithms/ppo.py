@@ -13,7 +13,8 @@ import torch
 
 from tuner.algorithms.algorithm import Algorithm
 from tuner.config import PPO as PPOConfig
-from tuner.losses.policy import Moments, advantages, explained_variance, policy_loss, value_loss, whitened
+from tuner.losses.moments import MomentSums
+from tuner.losses.policy import advantages, explained_variance, policy_loss, value_loss, whitened
 from tuner.models.forward import values
 from tuner.models.roles import Roles
 from tuner.rollout.experience import Experience, Observed, Rewarded, token_reward_of
@@ -131,7 +132,7 @@ class PPO(Algorithm[PPOConfig]):
     def derived_figures(self, means: Mapping[str, float]) -> dict[str, float | None]:
         """The explained variance in place of the moments it is made of."""
         returns, residuals = (
-            Moments(1.0, means[name], means[f"{name}_squares"]) for name in ("returns", "residuals")
+            MomentSums(1.0, means[name], means[f"{name}_squares"]) for name in ("returns", "residuals")
         )
         logged = {name: mean for name, mean in means.items() if not name.startswith(("returns", "residuals"))}
         return {**logged, "explained_variance": explained_variance(returns, residuals)}
@@ -139,6 +140,6 @@ class PPO(Algorithm[PPOConfig]):
 
 def _whitened(experiences: Sequence[ValuedExperience], devices: Devices) -> Sequence[ValuedExperience]:
     """With advantages of mean 0 and standard deviation 1 over the tokens of all ranks."""
-    own = sum((Moments.of(row.advantages_N) for row in experiences), start=Moments(0, 0, 0))
-    moments = Moments(**devices.sum(asdict(own)))
+    own = sum((MomentSums.of(row.advantages_N) for row in experiences), start=MomentSums(0, 0, 0))
+    moments = MomentSums(**devices.sum(asdict(own)))
     return [replace(row, advantages_N=whitened(row.advantages_N, moments)) for row in experiences]

@@ -9,15 +9,13 @@ begin and end; an answer may have no tokens.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-EPSILON = 1e-8
-"""Added to a standard deviation that is divided by."""
+from tuner.losses.moments import EPSILON, MomentSums
 
 
 def kl_estimate(
@@ -71,52 +69,12 @@ def advantages(
     return advantages_N, advantages_N + values_N
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Of any set of numbers, as sums in fp64: those of several ranks, added field by field, are those of all."""
-
-    count: float
-    total: float
-    """Sum of the numbers."""
-    squares: float
-    """Sum of their squares."""
-
-    @classmethod
-    def of(cls, values_N: torch.Tensor) -> Moments:
-        """Of a tensor; waits for the device once."""
-        values_N = values_N.detach().double()
-        total, squares = torch.stack([values_N.sum(), values_N.square().sum()]).tolist()
-        return cls(count=float(len(values_N)), total=total, squares=squares)
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
-
-    @property
-    def mean(self) -> float:
-        """0 of nothing."""
-        return self.total / self.count if self.count else 0.0
-
-    @property
-    def variance(self) -> float:
-        """Of the population; 0 of nothing, and of numbers that fp32 could not tell apart."""
-        if not self.count:
-            return 0.0
-        square = self.squares / self.count
-        variance = square - self.mean**2
-        return variance if not variance <= 1e-14 * square else 0.0  # a NaN stays one
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the population."""
-        return math.sqrt(self.variance)
-
-
-def whitened(values_N: torch.Tensor, moments: Moments) -> torch.Tensor:
+def whitened(values_N: torch.Tensor, moments: MomentSums) -> torch.Tensor:
     """(x − mean) / (standard deviation + 1e-8), fp32 [N], by the moments of the tokens of all ranks."""
-    return ((values_N.double() - moments.mean) / (moments.deviation + EPSILON)).float()
+    return ((values_N.double() - moments.mean) / (moments.std + EPSILON)).float()
 
 
-def explained_variance(returns: Moments, residuals: Moments) -> float | None:
+def explained_variance(returns: MomentSums, residuals: MomentSums) -> float | None:
     """1 − Var(return − value) / Var(return): 1 of a perfect critic, 0 of one that knows but the mean.
 
     residuals: moments of return − value. None where the returns do not vary: there is nothing to explain.

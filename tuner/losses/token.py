@@ -1,6 +1,6 @@
-"""The loss of language modelling: summed weighted cross entropy of the learned tokens, without full logits.
+"""The loss of language modeling: summed weighted cross entropy of the target tokens, without full logits.
 
-Shapes: N learned tokens, D hidden size, V vocabulary, C tokens of a chunk.
+Shapes: N target tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**25
-"""Logits held at a time, C · V: 128 MiB of fp32."""
-
-PRODUCT_ROWS = 2**13
-"""Rows of the head's gradient that are added at a time where they are computed in bf16."""
+from tuner.losses.chunked_softmax import add_product, chunk_size, chunks, in_product_dtype
 
 
 def cross_entropy(
@@ -28,11 +24,11 @@ def cross_entropy(
     """sum_n weights_n · −log softmax(W h_n + b)[target_n], as a scalar in fp32; differentiable in h, W and b.
 
     Gradients are computed chunk by chunk in the forward pass, while the chunk's logits exist, so neither
-    pass holds more than CHUNK_ELEMENTS logits. Products are in the dtype of `hidden_ND`, or of autocast where
-    it is on; the softmax is in fp32.
+    pass holds more than CHUNK_ELEMENTS logits (`chunked_softmax.py`). Products are in the dtype of `hidden_ND`, or
+    of autocast where it is on; the softmax is in fp32. Serves one backward pass; a second raises TypeError.
     """
-    hidden_ND = for_products(hidden_ND)
-    if not torch.is_grad_enabled():  # a function is told that its inputs need gradients even so
+    hidden_ND = in_product_dtype(hidden_ND)
+    if not torch.is_grad_enabled():  # needs_input_grad is True of leaves even under no_grad
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, bias_V)
@@ -47,9 +43,10 @@ def cross_entropy_of_head(
 ) -> torch.Tensor:
     """The same sum for a head that is more than one matrix (an adapter, soft caps), recomputed by chunk."""
 
-    def chunk_loss(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        logits = head(hidden).float()
-        return (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
+    def chunk_loss(hidden_CD: torch.Tensor, targets_C: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
+        logits_CV = head(hidden_CD).float()
+        losses_C = torch.nn.functional.cross_entropy(logits_CV, targets_C, reduction="none")
+        return (losses_C * weights_C).sum()
 
     size = chunk_size(vocabulary)
     losses = [
@@ -59,20 +56,9 @@ def cross_entropy_of_head(
     return torch.stack(losses).sum()
 
 
-def for_products(hidden_ND: torch.Tensor) -> torch.Tensor:
-    """In the dtype that products are computed in: autocast, where it is on, leaves those into given memory alone."""
-    device = hidden_ND.device.type
-    if not torch.is_autocast_enabled(device):
-        return hidden_ND
-    return hidden_ND.to(torch.get_autocast_dtype(device))
-
-
-def chunk_size(vocabulary: int) -> int:
-    """Tokens whose logits are held at a time."""
-    return max(1, CHUNK_ELEMENTS // vocabulary)
-
-
 class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Computes the gradients in its forward pass; why it is not _ChunkedLogprobs: see `chunked_softmax.py`."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -90,30 +76,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias_V = (
             torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
         )
-        size = max(1, min(chunk_size(len(matrix_VD)), len(hidden_ND)))
-        # Held once for all chunks: fresh memory of this size costs as much time as the softmax.
-        product_CV = hidden_ND.new_empty(size, len(matrix_VD))
-        in_fp32 = product_CV.dtype == torch.float32
-        logits_CV = product_CV if in_fp32 else torch.empty_like(product_CV, dtype=torch.float32)
-        for start in range(0, len(hidden_ND), size):
-            rows = slice(start, start + size)
-            target_C1, weights_C1 = targets_N[rows, None], weights_N[rows, None]
-            product_CV, logits_CV = product_CV[: len(target_C1)], logits_CV[: len(target_C1)]
-            torch.mm(hidden_ND[rows], matrix_VD.T, out=product_CV)
-            logits_CV.copy_(product_CV)
-            if bias_V is not None:
-                logits_CV += bias_V
+        for chunk in chunks(hidden_ND, matrix_VD, bias_V):
+            rows = chunk.rows
+            targets_C1, weights_C1 = targets_N[rows, None], weights_N[rows, None]
+            logits_CV = chunk.logits_in_fp32()
             logits_CV -= logits_CV.amax(-1, keepdim=True)
-            target_logits_C1 = logits_CV.gather(-1, target_C1)
-            normaliser_C1 = logits_CV.exp_().sum(-1, keepdim=True)
-            loss += ((normaliser_C1.log() - target_logits_C1) * weights_C1).sum()
+            target_logits_C1 = logits_CV.gather(-1, targets_C1)
+            normalizer_C1 = logits_CV.exp_().sum(-1, keepdim=True)
+            loss += ((normalizer_C1.log() - target_logits_C1) * weights_C1).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            grad_CV = logits_CV.mul_(weights_C1 / normaliser_C1)  # weight · (softmax − one-hot)
-            grad_CV.scatter_add_(-1, target_C1, -weights_C1)
+            grad_CV = logits_CV.mul_(weights_C1 / normalizer_C1)  # weight · (softmax − one-hot)
+            grad_CV.scatter_add_(-1, targets_C1, -weights_C1)
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(0)
-            grad_CV = product_CV.copy_(grad_CV)
+            grad_CV = chunk.for_products(grad_CV)
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, matrix_VD, out=grad_hidden_ND[rows])
             if grad_weight_VD is not None:
@@ -128,13 +105,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve one backward pass
         hidden, weight, bias = (None if grad is None else grad.mul_(scale) for grad in gradients)
         return hidden, None if weight is None else weight.to(ctx.weight_dtype), None, None, bias
-
-
-def add_product(sum_VD: torch.Tensor, left_VC: torch.Tensor, right_CD: torch.Tensor) -> None:
-    """sum += left · right, never holding a product as large as the head."""
-    if sum_VD.dtype == left_VC.dtype:
-        sum_VD.addmm_(left_VC, right_CD)
-        return
-    for start in range(0, len(sum_VD), PRODUCT_ROWS):
-        rows = slice(start, start + PRODUCT_ROWS)
-        sum_VD[rows] += left_VC[rows] @ right_CD

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from tuner.losses.token import CHUNK_ELEMENTS
+from tuner.losses.chunked_softmax import CHUNK_ELEMENTS
 from tuner.models.adapters import SCORE, belongs_to
 from tuner.models.load import Loaded, Precision
 from tuner.models.roles import Roles, ScalarHead

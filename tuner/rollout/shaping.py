@@ -5,44 +5,12 @@ Shapes: A answers of a rollout.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 
-EPSILON = 1e-8
-"""Added to the spread of the scores before they are divided by it."""
-
-
-@dataclass(frozen=True)
-class ScoreMoments:
-    """Running count, mean and summed squared deviation of all scores of a run (Chan, Golub & LeVeque, 1983)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def merged(self, values: np.ndarray) -> ScoreMoments:
-        """With some more values taken in."""
-        if not len(values):
-            return self
-        mean = float(values.mean())
-        squares, count = float(((values - mean) ** 2).sum()), self.count + len(values)
-        apart = mean - self.mean
-        return ScoreMoments(
-            count,
-            self.mean + apart * len(values) / count,
-            self.squares + squares + apart**2 * self.count * len(values) / count,
-        )
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the values, not of a population they were drawn from."""
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
-
-    def standardised(self, values: np.ndarray) -> np.ndarray:
-        return (values - self.mean) / (self.spread + EPSILON)
+from tuner.losses.moments import RunningMoments
 
 
 def shape_scores(
@@ -65,5 +33,5 @@ def shape_scores(
     finite_A = scores_A[
         np.isfinite(scores_A)
     ]  # another value spoils its own step, and must not spoil all later ones
-    running = ScoreMoments(**moments).merged(finite_A)  # type: ignore[arg-type]
-    return (running.standardised(scores_A) if normalize else scores_A), asdict(running)
+    running = RunningMoments(**moments).merged(finite_A)  # type: ignore[arg-type]
+    return (running.standardized(scores_A) if normalize else scores_A), asdict(running)

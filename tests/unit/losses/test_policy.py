@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
+from tuner.losses.moments import MomentSums
 from tuner.losses.policy import (
-    Moments,
     advantages,
     explained_variance,
     kl_estimate,
@@ -169,8 +169,8 @@ def test_answers_without_any_tokens_do_no_harm(borders):
     sums = policy_loss(nothing, nothing, nothing, 0.2)
     assert [sums.loss.item(), sums.ratio.item(), sums.clipped.item(), sums.kl.item()] == [0, 0, 0, 0]
     assert value_loss(nothing, nothing, nothing, 0.2).item() == 0
-    assert whitened(nothing, Moments.of(nothing)).shape == (0,)
-    assert explained_variance(Moments.of(nothing), Moments.of(nothing)) is None
+    assert whitened(nothing, MomentSums.of(nothing)).shape == (0,)
+    assert explained_variance(MomentSums.of(nothing), MomentSums.of(nothing)) is None
 
 
 def test_borders_that_are_not_of_these_tokens_are_refused():
@@ -201,7 +201,7 @@ def test_advantages_are_not_learned_through():
 def test_whitening_by_hand():
     """1, 2, 3, 6: mean 3, population variance (4 + 1 + 0 + 9) / 4 = 3.5."""
     values = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    moments = Moments.of(values)
+    moments = MomentSums.of(values)
     assert (moments.count, moments.mean, moments.variance) == (4, 3, 3.5)
     spread = math.sqrt(3.5)
     assert whitened(values, moments).tolist() == pytest.approx([-2 / spread, -1 / spread, 0, 3 / spread])
@@ -209,8 +209,8 @@ def test_whitening_by_hand():
 
 def test_whitening_counts_every_token_once_and_zeros_too():
     values = torch.tensor([0.0, 0.0, 0.0, 4.0])
-    assert Moments.of(values) == Moments(count=4, total=4, squares=16)
-    found = whitened(values, Moments.of(values))
+    assert MomentSums.of(values) == MomentSums(count=4, total=4, squares=16)
+    found = whitened(values, MomentSums.of(values))
     assert found.mean().item() == pytest.approx(0, abs=1e-7)
     assert found.square().mean().item() == pytest.approx(1, rel=1e-6)
 
@@ -219,8 +219,8 @@ def test_moments_of_ranks_add_up_to_those_of_all():
     torch.manual_seed(0)
     values = torch.randn(100) * 3 + 5
     ranks = [values[:1], values[1:1], values[1:90], values[90:]]
-    summed = sum(map(Moments.of, ranks), Moments(0, 0, 0))
-    whole = Moments.of(values)
+    summed = sum(map(MomentSums.of, ranks), MomentSums(0, 0, 0))
+    whole = MomentSums.of(values)
     assert summed.count == whole.count
     assert (summed.mean, summed.variance) == pytest.approx((whole.mean, whole.variance), rel=1e-12)
     parts = torch.cat([whitened(part, summed) for part in ranks])
@@ -231,8 +231,8 @@ def test_moments_far_from_zero_keep_their_digits():
     """Mean 10⁴, deviation 0.1: the squares differ in the tenth digit, where fp32 has seven."""
     torch.manual_seed(0)
     values = 1e4 + 0.1 * torch.randn(10_000)
-    moments = Moments.of(values)
-    assert moments.deviation == pytest.approx(values.double().std(correction=0).item(), rel=1e-5)
+    moments = MomentSums.of(values)
+    assert moments.std == pytest.approx(values.double().std(correction=0).item(), rel=1e-5)
     assert whitened(values, moments).square().mean().item() == pytest.approx(1, rel=1e-4)
 
 
@@ -241,12 +241,12 @@ def test_numbers_that_do_not_vary_become_zero(value):
     """Not the rounding of their sums over the 10⁻⁸."""
     for count in (1, 3, 7, 1000, 1001, 12345):
         values = torch.full((count,), value)
-        assert Moments.of(values).variance == 0
-        assert whitened(values, Moments.of(values)).abs().max().item() < 1e-4
+        assert MomentSums.of(values).variance == 0
+        assert whitened(values, MomentSums.of(values)).abs().max().item() < 1e-4
 
 
 def test_a_number_that_is_none_is_not_hidden():
-    assert math.isnan(Moments.of(torch.tensor([1.0, math.nan])).deviation)
+    assert math.isnan(MomentSums.of(torch.tensor([1.0, math.nan])).std)
 
 
 RATIOS = torch.tensor([1.0, 1.1, 1.5, 0.5, 1.5, 0.5, 1.2])
@@ -323,14 +323,14 @@ def test_before_the_first_update_the_value_clip_does_nothing():
 def test_explained_variance_by_hand():
     """Returns 1, 2, 3, 4 vary by 1.25; residuals 0, 0, 1, 1 by ¼."""
     returns, values = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 2.0, 3.0])
-    every = Moments.of(returns)
-    assert explained_variance(every, Moments.of(returns - values)) == pytest.approx(1 - 0.25 / 1.25)
-    assert explained_variance(every, Moments.of(returns - returns)) == 1
-    assert explained_variance(every, Moments.of(returns - 7)) == pytest.approx(
+    every = MomentSums.of(returns)
+    assert explained_variance(every, MomentSums.of(returns - values)) == pytest.approx(1 - 0.25 / 1.25)
+    assert explained_variance(every, MomentSums.of(returns - returns)) == 1
+    assert explained_variance(every, MomentSums.of(returns - 7)) == pytest.approx(
         0
     )  # but the mean, all is missing
-    assert explained_variance(every, Moments.of(returns + returns)) == pytest.approx(-3)
-    assert explained_variance(Moments.of(torch.full((9,), 0.7)), every) is None
+    assert explained_variance(every, MomentSums.of(returns + returns)) == pytest.approx(-3)
+    assert explained_variance(MomentSums.of(torch.full((9,), 0.7)), every) is None
 
 
 def test_two_ranks_add_up_to_the_whole():
@@ -344,10 +344,10 @@ def test_two_ranks_add_up_to_the_whole():
         rewards = token_rewards(scores[answers], kl, own, 0.1)
         found, returns = advantages(rewards, values[tokens], own, 1.0, 0.95)
         sums = policy_loss(logprobs[tokens], old[tokens], found, 0.2)
-        residuals = Moments.of(returns - values[tokens])
+        residuals = MomentSums.of(returns - values[tokens])
         critic = value_loss(values[tokens] + 1, returns, values[tokens], 0.3)
         measures = torch.stack([sums.loss, sums.ratio, sums.clipped, sums.kl, critic])
-        return measures, found, Moments.of(returns), residuals
+        return measures, found, MomentSums.of(returns), residuals
 
     whole = step(slice(None), slice(None), borders)
     ranks = [step(slice(cut), slice(3), [0, 5, 5, 12]), step(slice(cut, None), slice(3, None), [0, 8])]

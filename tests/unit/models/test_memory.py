@@ -3,7 +3,6 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from tuner.stages.checking import _policy_peak
 
 from tuner.config import load_config
 from tuner.models.adapters import add_adapter
@@ -12,6 +11,7 @@ from tuner.models.internlm2 import InternLM2Config
 from tuner.models.locate import Location
 from tuner.models.memory import Weights
 from tuner.resources import configs_folder
+from tuner.stages.check import _policy_peak
 
 # InternLM2 report, table 2, and the released config.json of each
 SHAPES = {

@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from tuner.stages.rows import load_rows
 
 import tuner
 from tests.equivalence.test_reward import REWARD
@@ -18,6 +17,7 @@ from tuner.evaluation.held_out_pairs import HeldOutPairs, score_comparisons
 from tuner.models import scorer as module
 from tuner.models.roles import Roles
 from tuner.models.scorer import open_scorer, score_sequences
+from tuner.stages.data_view import load_rows
 from tuner.stages.reward.score_file import score_file
 from tuner.training.devices import Devices
 
