@@ -285,15 +285,17 @@ class Watched:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        stage, preparing = (importlib.import_module(f"tuner.stages.{name}") for name in ("ppo", "policy"))
+        stage, preparing = (
+            importlib.import_module(f"tuner.stages.rl.{name}") for name in ("loop", "prepare")
+        )
         prepare, answer, finish = stage.prepare, stage.answer_prompts, Step.finish
 
         def prepared(*args: Any) -> Any:
             self.made = prepare(*args)
             return self.made
 
-        def answered(*args: Any) -> Any:
-            self.rollouts.append(answer(*args))
+        def answered(*args: Any, **settings: Any) -> Any:
+            self.rollouts.append(answer(*args, **settings))
             return self.rollouts[-1]
 
         @contextlib.contextmanager

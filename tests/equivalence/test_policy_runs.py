@@ -19,7 +19,7 @@ from tests.equivalence.test_resume import Killed
 from tuner.cli.check import check as check_command
 from tuner.config import PPO, override, to_json
 from tuner.errors import UserError
-from tuner.evaluation import judged
+from tuner.evaluation import judge as judged
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
 from tuner.resources import locate
 from tuner.stages.check import check

@@ -295,10 +295,9 @@ def test_a_reward_run_goes_on_with_its_head(reward, train, begun, tmp_path, star
 
 def mean_score(config, source):
     """Of the answers of a config's first step, by a model that is only used."""
-    from tuner.stages.data_view import load_rows
-from tuner.stages.packed_rows import plan
-
     from tuner.models.scorer import score_sequences
+    from tuner.stages.data_view import load_rows
+    from tuner.stages.packed_rows import plan
 
     data = load_rows(config)
     sequences = data.train.sequences
@@ -351,7 +350,7 @@ def test_continuing_does_not_lengthen_what_peft_notes(begun, tmp_path):
 def test_the_logged_figures_are_those_of_the_run_itself(reward, train):
     """Loss, accuracy, lead and mean score of a step, from scores by transformers' own forward before it."""
     from tuner.stages.data_view import load_rows
-from tuner.stages.packed_rows import plan
+    from tuner.stages.packed_rows import plan
 
     config = reward({"loss.gamma": 2.0, "max_steps": 3, "checkpoint.every": 1, "checkpoint.keep": 5})
     run = train(config)

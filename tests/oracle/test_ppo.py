@@ -40,6 +40,7 @@ from tuner.resources import locate
 from tuner.training.step import Step
 
 stage = importlib.import_module("tuner.stages.rl.loop")
+preparing = importlib.import_module("tuner.stages.rl.prepare")
 SHAPE = {"precision": "fp32", "gradient_checkpointing": False}
 SFT_RUN = SFT(
     name="sft",
@@ -169,20 +170,21 @@ def product(monkeypatch) -> Product:
     """Notes what the steps of the runs of a test make."""
     found = Product()
 
-    def watch(name: str, note: Any) -> None:
-        original = getattr(stage, name)
+    def watch(name: str, note: Any, place: Any = stage) -> None:
+        original = getattr(place, name)
 
-        def watching(*args: Any) -> Any:
-            result = original(*args)
+        def watching(*args: Any, **settings: Any) -> Any:
+            result = original(*args, **settings)
             note(result, *args)
             return result
 
-        monkeypatch.setattr(stage, name, watching)
+        monkeypatch.setattr(place, name, watching)
 
     def reward(result: Any, *_: Any) -> None:
         learned_A, kept = result
         found.steps[-1] |= {"final_rewards": learned_A.tolist(), "moments": dict(kept)}
 
+    scores: list[np.ndarray] = []
     updating = Step.update
 
     def update(step: Step, *only: str) -> None:
@@ -190,10 +192,15 @@ def product(monkeypatch) -> Product:
         found.update(step)
 
     watch("prepare", lambda made, *_: setattr(found, "made", made))
-    watch("answer_prompts", lambda rollout, roles, prompts, chosen, *_: found.begin(rollout, chosen))
-    watch("learned_scores", reward)
-    watch("health", lambda _, rollout, scores_A, seen, devices: found.see(rollout, scores_A, seen))
-    watch("updates", lambda _, *args: found.steps[-1].update(replay_rows=[int(row) for row in args[3]]))
+    watch("answer_prompts", lambda rollout, engine, tokenizer, prompts, chosen: found.begin(rollout, chosen))
+    watch("shape_scores", reward, preparing)
+    watch("rollout_figures", lambda _, rollout, scores_A, rewards_A: scores.append(scores_A))
+    watch("token_means", lambda _, rollout, seen, *rest: found.see(rollout, scores[-1], seen))
+    watch(
+        "updates",
+        lambda _, *args: found.steps[-1].update(replay_rows=[int(row) for row in args[3]]),
+        preparing,
+    )
     monkeypatch.setattr(Step, "update", update)
     return found
 
@@ -225,7 +232,7 @@ def run_twin(
         | {
             "base": locate("tuner:tiny"),
             "steps": config.max_steps,
-            "end_ids": tuple(made.end_ids),
+            "end_ids": tuple(made.engine.end_ids),
             "entropy": True,
         },
     )
@@ -237,11 +244,11 @@ def run_twin(
     def score(numbers: list[int], answers: list[list[int]]) -> list[list[int]]:
         asked = []
         for number, answer in zip(numbers, answers, strict=True):
-            said = answer[:-1] if answer[-1] in made.end_ids else answer
+            said = answer[:-1] if answer[-1] in made.engine.end_ids else answer
             prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
             asked.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
-        return [tokens.tolist() for tokens in made.sequences.make(asked)]
+        return [tokens.tolist() for tokens in made.reward.sequences.make(asked)]
 
     roles = flat_ppo.load_roles(settings)
     return flat_ppo.train(settings, prompts, score, replay, roles), roles

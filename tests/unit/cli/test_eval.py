@@ -31,7 +31,7 @@ from tuner.config import (
 )
 from tuner.errors import UserError
 from tuner.models.tiny import tiny_model_folder
-from tuner.stages import comparing
+from tuner.stages.rl import evaluate as comparing
 
 app = typer.Typer()
 app.command("eval")(evaluate)

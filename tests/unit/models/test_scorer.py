@@ -255,7 +255,7 @@ def test_windows_and_streams_change_nothing(run, scorer, file, monkeypatch):
     whole = scorer.score(rows)
     assert whole.shape == (13,)
     assert whole.dtype == np.float64
-    from tuner.stages import scoring
+    from tuner.stages.reward import score_file as scoring
 
     monkeypatch.setattr(module, "WINDOW", 4)
     monkeypatch.setattr(scoring, "WINDOW", 3)

@@ -6,14 +6,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tuner.rollout.health import health
 
 from tests.unit.data.test_replay import stream
 from tests.unit.rollout.test_rollout import Alone, rollout
-from tests.unit.rollout.test_scores import CONFIG
+from tests.unit.rollout.test_shaping import CONFIG
+from tuner.algorithms.ppo import PPO, Valued
 from tuner.config import override
-from tuner.rollout.experience import Observed, with_advantages, with_rewards
-from tuner.rollout.updates import updates
+from tuner.rollout import updates as module
+from tuner.rollout.experience import answer_rewards
+from tuner.rollout.rollout_figures import rollout_figures, token_means
+
+
+def with_rewards(observed, scores_A, config):
+    return PPO(config).reward(observed, scores_A)
+
+
+def with_advantages(rewarded, config, devices):
+    return PPO(config).estimate(rewarded, np.zeros(0), devices)
+
+
+def updates(rollout, experiences, replay, replayed, config, devices):
+    epochs, mini_batches = config.update_epochs, config.mini_batches
+    return module.updates(
+        rollout, experiences, replay, replayed, epochs=epochs, mini_batches=mini_batches, devices=devices
+    )
+
+
+def health(rollout, scores_A, experiences, devices):
+    """All that a step's record says of a rollout."""
+    algorithm = PPO(CONFIG)
+    figures = rollout_figures(rollout, scores_A, answer_rewards(experiences, len(rollout), devices))
+    means = token_means(rollout, experiences, algorithm.token_figures, devices)
+    return figures | algorithm.derived_figures(means)
 
 
 class One(Alone):
@@ -26,14 +50,14 @@ class One(Alone):
         return items
 
 
-def observed(made, mini_batches=1, tokens_per_pass=48) -> list[Observed]:
+def observed(made, mini_batches=1, tokens_per_pass=48) -> list[Valued]:
     """With log-probabilities and values drawn by the token, so that a row's order does not matter."""
     found = []
     for row in made.rows(mini_batches, tokens_per_pass, One()):
         tokens = row.batch.tokens_T[row.batch.learned_N].tolist()
         drawn = np.stack([np.random.default_rng(token).normal(size=4) for token in tokens])
         old_N, reference_N, values_N, entropies_N = torch.from_numpy(drawn).float().unbind(1)
-        found.append(Observed(row, old_N, reference_N, values_N, entropies_N))
+        found.append(Valued(row, old_N, reference_N, entropies_N, values_N))
     return found
 
 

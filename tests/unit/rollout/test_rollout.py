@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tuner.rollout.health import repetition
 
 from tuner.data.conversation import Prompt, Turn
 from tuner.models.generate import Answer
 from tuner.rollout.rollout import Rollout
+from tuner.rollout.rollout_figures import repetition
 
 PROMPTS = (4, 9, 2, 30, 6, 1, 12, 3)
 ANSWERS = (1, 5, 8, 2, 1, 8, 3, 4)

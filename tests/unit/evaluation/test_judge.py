@@ -5,13 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tuner.evaluation.judged import Judge, Judged, answer_held_out, load_rule
 
 from tests.unit.evaluation.test_win_rate import prompts_of
 from tuner.config import PPO, Model, PolicyEvaluation, Prompts, Sampling
 from tuner.errors import UserError
+from tuner.evaluation.judge import Judge, Judged, answer_held_out
 from tuner.models.generate import Answer, uniforms
-from tuner.training import answering as module
+from tuner.rollout import engine, reward_sources
+from tuner.rollout.engine import LocalEngine
+from tuner.rollout.reward_sources import ModelReward
+from tuner.rollout.rules import load_rule
 from tuner.training.devices import Devices
 
 CONFIG = PPO(
@@ -50,20 +53,27 @@ def scene(monkeypatch):
         given["scored"] = sequences
         return np.arange(float(len(sequences)))
 
-    monkeypatch.setattr(module, "generate", generate)
-    monkeypatch.setattr(module, "score_sequences", score)
+    monkeypatch.setattr(engine, "generate", generate)
+    monkeypatch.setattr(reward_sources, "score_sequences", score)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     roles = SimpleNamespace(role=nullcontext, tokenizer=tokenizer)
     return roles, Devices.of(CONFIG), given
 
 
-def judge(devices, rule=None, config=CONFIG) -> Judge:
-    return Judge(PROMPTS, config, RewardInputs(), devices, rule)  # type: ignore[arg-type]
+def answered(roles, devices, config=CONFIG):
+    """Answers to the prompts, as a config says."""
+    local = LocalEngine(roles, {2}, config.sampling, config.seed, config.tokens_per_pass, devices)
+    return answer_held_out(PROMPTS, local, roles.tokenizer, config.evaluation.temperature)
+
+
+def judge(roles, devices, rule=None) -> Judge:
+    reward = ModelReward(roles, RewardInputs(), CONFIG.tokens_per_pass, devices)  # type: ignore[arg-type]
+    return Judge(PROMPTS, reward, rule, "rules.py:gold", devices)
 
 
 def test_answers_are_texts_without_their_end_but_with_its_length(scene):
     roles, devices, given = scene
-    found = answer_held_out(PROMPTS, roles, {2}, CONFIG, devices)
+    found = answered(roles, devices)
     assert list(found.texts) == ["10", "11 11 11 11", "12", "13 13 13 13"]
     assert found.ended_A.tolist() == [True, False, True, False]
     assert found.lengths_A.tolist() == [2, 4, 2, 4]
@@ -74,14 +84,14 @@ def test_answers_are_texts_without_their_end_but_with_its_length(scene):
 def test_noise_depends_on_seed_and_prompt_alone(scene):
     roles, devices, given = scene
     warm = CONFIG.model_copy(update={"evaluation": PolicyEvaluation(temperature=0.7), "seed": 3})
-    answer_held_out(PROMPTS, roles, {2}, warm, devices)
+    answered(roles, devices, warm)
     assert given["temperature"] == 0.7
     assert np.array_equal(given["noise"], uniforms(3, 0, [0, 1, 2, 3], 4))
 
 
 def test_scores_are_asked_under_each_prompts_condition(scene):
     roles, devices, given = scene
-    found = judge(devices).judge(roles, ["w", "x", "y", "z"])
+    found = judge(roles, devices).judge(["w", "x", "y", "z"])
     assert given["scored"] == [
         ("a", "w", "polite"),
         ("b", "x", None),
@@ -95,8 +105,8 @@ def test_scores_are_asked_under_each_prompts_condition(scene):
 
 def test_asking_is_answering_and_judging(scene):
     roles, devices, _ = scene
-    said = answer_held_out(PROMPTS, roles, {2}, CONFIG, devices)
-    asked = judge(devices, rule=lambda answer, row: float("11" in answer)).judge(roles, said.texts)
+    said = answered(roles, devices)
+    asked = judge(roles, devices, rule=lambda answer, row: float("11" in answer)).judge(said.texts)
     assert list(asked.answers) == ["10", "11 11 11 11", "12", "13 13 13 13"]
     assert asked.golds_A is not None
     assert asked.golds_A.tolist() == [0, 1, 0, 0]
@@ -107,7 +117,7 @@ def test_asking_is_answering_and_judging(scene):
 def test_a_rule_that_fails_is_said_with_the_row(scene):
     roles, devices, _ = scene
     with pytest.raises(UserError, match=r"prompts\.jsonl:1: evaluation\.rule .* failed on 'w' \(KeyError"):
-        judge(devices, rule=lambda answer, row: row["no such key"]).judge(roles, list("wxyz"))
+        judge(roles, devices, rule=lambda answer, row: row["no such key"]).judge(list("wxyz"))
 
 
 def test_conditions_are_those_that_occur():
@@ -119,11 +129,11 @@ def test_conditions_are_those_that_occur():
 
 
 def test_rules_by_name(tmp_path):
-    assert load_rule(None) is None
+    assert load_rule(None, "evaluation.rule") is None
     file = tmp_path / "rule.py"
     file.write_text("def gold(answer, row):\n    return 1.0\n")
-    rule = load_rule(f"{file}:gold")
+    rule = load_rule(f"{file}:gold", "evaluation.rule")
     assert rule is not None
     assert rule("", {}) == 1.0
     with pytest.raises(UserError, match="no such file"):
-        load_rule(f"{tmp_path}/none.py:gold")
+        load_rule(f"{tmp_path}/none.py:gold", "evaluation.rule")

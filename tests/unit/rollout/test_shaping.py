@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from tuner.rollout.scores import ScoreMoments, learned_scores
 
 from tuner.config import PPO, Prompts, Sampling, override
+from tuner.losses.moments import RunningMoments
+from tuner.rollout.shaping import shape_scores
 
 CONFIG = PPO(
     policy={"path": "none"},
@@ -19,7 +20,15 @@ ENDED = np.array([True, True, False, False])
 
 
 def learned(scores=SCORES, ended=ENDED, kept=None, **changes):
-    found, after = learned_scores(scores, ended, kept or {}, override(CONFIG, changes))
+    config = override(CONFIG, changes)
+    found, after = shape_scores(
+        scores,
+        ended,
+        kept or {},
+        missing_end_penalty=config.missing_end_penalty,
+        clip=config.reward_clip,
+        normalize=config.normalize_rewards,
+    )
     return found.tolist(), after
 
 
@@ -60,10 +69,10 @@ def test_moments_are_those_of_all_scores_so_far_this_steps_too():
 def test_far_from_zero_moments_lose_no_digits():
     draw = np.random.default_rng(0)
     steps = [1e6 + draw.normal(0, 1e-3, 50) for _ in range(20)]
-    moments = ScoreMoments()
+    moments = RunningMoments()
     for scores in steps:
         moments = moments.merged(scores)
-    assert moments.spread == pytest.approx(np.concatenate(steps).std(), rel=1e-6)
+    assert moments.std == pytest.approx(np.concatenate(steps).std(), rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.3, -4.9])
