@@ -23,7 +23,8 @@ def data(
     from rich.console import Console
 
     from tuner.config import load_config, override
-    from tuner.display import data_view as view
+    from tuner.data.inspection import errors, notices
+    from tuner.display.data_terminal import data_terminal
     from tuner.errors import UserError
     from tuner.models.load import load_tokenizer
     from tuner.stages.rows import load_rows, model_of, shown_passes, view_data
@@ -33,9 +34,9 @@ def data(
     rows = load_rows(value, tokenizer)
     report = rows.report
     examples, shown, label = shown_passes(value, rows, passes)
-    wrong = view.errors(examples, tokenizer, report)
+    wrong = errors(examples, tokenizer, report)
     if json:
-        found = {"errors": wrong, "notices": view.notices(examples, tokenizer, report)}
+        found = {"errors": wrong, "notices": notices(examples, tokenizer, report)}
         typer.echo(dumps(report.to_dict() | found | {"fingerprint": rows.fingerprint}, ensure_ascii=False))
     elif html is not None:
         try:
@@ -46,7 +47,7 @@ def data(
     else:
         console = Console()
         console.print(
-            view.terminal(examples, tokenizer, shown, report, color=console.is_terminal, label=label)
+            data_terminal(examples, tokenizer, shown, report, color=console.is_terminal, label=label)
         )
     if wrong:
         raise typer.Exit(1)

@@ -13,13 +13,14 @@ from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import Conditions, read_conditions
 from tuner.data.dataset import Dataset, Progress, load_data
 from tuner.data.examples import Examples
+from tuner.data.inspection import Label
 from tuner.data.load_pairs import load_pairs
 from tuner.data.load_preferences import load_preferences
 from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompt_stream import PromptStream, plan_prompts
 from tuner.data.prompts import PromptSet
 from tuner.data.stream import Stream, make_stream
-from tuner.display import data_view as view
+from tuner.display.data_page import data_html
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
 from tuner.models.locate import locate
@@ -135,13 +136,13 @@ def view_data(config: StageConfig, passes: int = 1) -> DataPage:
     """Look at the tokens of a config's first passes, at statistics, and at what is wrong with the rows."""
     rows, tokenizer = load_rows(config), load_tokenizer(model_of(config))
     samples, shown, label = shown_passes(config, rows, passes)
-    page = view.html(samples, tokenizer, shown, rows.report, title=config.name or "data", label=label)
+    page = data_html(samples, tokenizer, shown, rows.report, title=config.name or "data", label=label)
     return DataPage(page)
 
 
 def shown_passes(
     config: StageConfig, rows: Dataset[Any], passes: int
-) -> tuple[Examples, list[list[int]], view.Label]:
+) -> tuple[Examples, list[list[int]], Label]:
     """Samples, those of the first passes, and what each is; of rows of answers, every answer is one.
 
     Of prompts those of the first step, as they would be packed without their answers.
