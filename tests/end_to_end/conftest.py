@@ -18,7 +18,7 @@ import gc, json, os, sys, traceback
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as main does without a terminal, before the imports
 from tuner.cli.main import main
 import tuner.models.chat, tuner.models.merge, tuner.stages.check, tuner.stages.sft.loop
-import tuner.display.data_view, tuner.display.progress
+import tuner.display.data_page, tuner.display.data_terminal, tuner.display.progress
 from accelerate import Accelerator
 from transformers import LlamaForCausalLM, LlamaTokenizerFast
 from tuner.models.adapters import _peft

@@ -24,7 +24,7 @@ def data(
 
     from tuner.config import load_config, override
     from tuner.data import inspection
-    from tuner.display import data_terminal
+    from tuner.display.data_terminal import data_terminal
     from tuner.errors import UserError
     from tuner.stages.data_view import load_data_view
 
@@ -44,7 +44,7 @@ def data(
     else:
         console = Console()
         console.print(
-            data_terminal.terminal(
+            data_terminal(
                 preview.examples,
                 view.tokenizer,
                 preview.groups,

@@ -1,4 +1,4 @@
-"""A report card for people: in the terminal, and as one page that needs nothing else."""
+"""A reward model's report card, in a terminal and as one page of HTML that needs nothing else."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ TITLES = {
     "scores": "Scores",
     "worst": "Worst pairs",
 }
-"""Tables shown, in this order. The histogram is only drawn."""
+"""Tables shown, in this order. The histogram is drawn only."""
 
-OVER = {
+ROWS_OF_CONTROLS = {
     "twins": "Over the rows with a twin: the same two answers under conditions that prefer opposite ones. Without "
     "a condition exactly half of them are right, and no twins both.",
     "conditions": "Over the rows that name a condition; none has a twin.",
     "all": "Over all rows: none names a condition.",
 }
 CONTROLS = {
-    "seen": "the condition named by the row, in wordings of the training",
-    "unseen": "wordings never trained, with the known key word",
-    "novel": "wordings that share no word with trained ones",
+    "seen": "the condition of the row, in wordings used in training",
+    "unseen": "wordings not used in training, with the same key word",
+    "novel": "wordings that share no word with those used in training",
     "blank": "no condition",
-    "swapped": "another condition's wording",
+    "swapped": "the wording of another condition",
 }
 
 
 def terminal(card: ReportCard) -> RenderableType:
     """The card for a rich console: verdict, figures, tables, and the first of the worst pairs.
 
-    Nothing is said by colour alone, and without a terminal it reads as plain lines.
+    Nothing is conveyed by color alone, and without a terminal it reads as plain lines.
     """
     shown: list[RenderableType] = [
         Text(
@@ -56,7 +56,7 @@ def terminal(card: ReportCard) -> RenderableType:
             style="bold red" if card.failed else "bold yellow" if card.verdict else "bold green",
         )
     ]
-    shown += [Text(f"- {printable(one)}") for one in card.verdict]
+    shown += [Text(f"- {printable(sentence)}") for sentence in card.verdict]
     shown += [Text(), terminal_table(([], [[name, value] for value, name in _figures(card)]))]
     for name, title, note, table in _parts(card):
         shown += [Text(f"\n{title}", style="bold")] + ([Text(printable(note), style="dim")] if note else [])
@@ -69,7 +69,7 @@ def terminal(card: ReportCard) -> RenderableType:
 
 def html(card: ReportCard, title: str) -> str:
     """The card as one HTML page; light and dark as the reader's system is."""
-    verdict = "".join(f"<li>{safe(one)}</li>" for one in card.verdict)
+    verdict = "".join(f"<li>{safe(sentence)}</li>" for sentence in card.verdict)
     figures = "".join(
         f"<div><b>{safe(value)}</b><span>{safe(name)}</span></div>" for value, name in _figures(card)
     )
@@ -96,45 +96,45 @@ def _heading(card: ReportCard) -> str:
 
 
 def _figures(card: ReportCard) -> list[tuple[str, str]]:
-    """(value, name) of what to read first."""
+    """(value, name) of the figures at the top."""
     if card.overall is None:
         return []
-    right, said = card.overall.accuracy, []
-    said.append((f"{right.value:.3f}", f"accuracy ({right.low:.3f} to {right.high:.3f})"))
+    accuracy = card.overall.accuracy
+    figures = [(f"{accuracy.value:.3f}", f"accuracy ({accuracy.low:.3f} to {accuracy.high:.3f})")]
     seen = card.controls.rows[0] if card.controls else None
     if seen is not None and seen.twins is not None:
-        said.append((f"{seen.twins:.3f}", "twins both right"))
+        figures.append((f"{seen.twins:.3f}", "twins both right"))
     if card.length is not None:
-        said.append((f"{card.length.longer_wins.value:.3f}", "if the longer answer won"))
+        figures.append((f"{card.length.longer_wins.value:.3f}", "if the longer answer won"))
         if card.length.spearman is not None:
-            said.append((minus(f"{card.length.spearman:+.2f}"), "rank correlation with length"))
-    said += [
+            figures.append((minus(f"{card.length.spearman:+.2f}"), "rank correlation with length"))
+    figures += [
         (f"{card.overall.calibration.ece:.3f}", "calibration error"),
         (minus(f"{card.overall.margin:.2f}"), "mean margin"),
     ]
     if card.scores is not None and card.scores.outside is not None:
-        said.append((f"{card.scores.outside:.1%}", f"scores outside ±{card.scores.bound:g}"))
-    pairs = [(f"{right.pairs:,}", "pairs")] if right.pairs != right.rows else []
-    return [*said, (f"{right.rows:,}", "rows"), *pairs]
+        figures.append((f"{card.scores.outside:.1%}", f"scores outside ±{card.scores.bound:g}"))
+    pairs = [(f"{accuracy.pairs:,}", "pairs")] if accuracy.pairs != accuracy.rows else []
+    return [*figures, (f"{accuracy.rows:,}", "rows"), *pairs]
 
 
 def _parts(card: ReportCard) -> Iterator[tuple[str, str, str, PlainTable]]:
     """(name, title, note, table) of every table shown."""
-    made, notes = tables(card), _notes(card)
+    drawn, notes = tables(card), _notes(card)
     for name, title in TITLES.items():
-        if name in made:
-            yield name, title, notes.get(name, ""), made[name]
+        if name in drawn:
+            yield name, title, notes.get(name, ""), drawn[name]
 
 
 def _notes(card: ReportCard) -> dict[str, str]:
     notes = {
         "reliability": "Confidence is the larger of P and 1 − P, with P = sigmoid(better − worse).",
-        "length": f"Pairs within {SAME_LENGTH:.0%} show what is left when length cannot help.",
+        "length": f"Pairs of lengths within {SAME_LENGTH:.0%} show the accuracy that is left when length cannot help.",
         "scores": "Mean, standard deviation and quantiles.",
     }
     if card.controls is not None:
-        rows = [f"{one.name}: {CONTROLS[one.name]}" for one in card.controls.rows]
-        notes["controls"] = "\n".join([OVER[card.controls.over], *rows])
+        rows = [f"{control.name}: {CONTROLS[control.name]}" for control in card.controls.rows]
+        notes["controls"] = "\n".join([ROWS_OF_CONTROLS[card.controls.over], *rows])
     if card.length is not None and card.length.pearson is not None and card.length.spearman is not None:
         notes["length"] += (
             f"\nCorrelation of score and length: {card.length.pearson:+.3f} (Pearson), "
@@ -144,37 +144,37 @@ def _notes(card: ReportCard) -> dict[str, str]:
 
 
 def _of_all(table: PlainTable) -> PlainTable:
-    """The reliability of all pairs, without that of each condition."""
+    """The reliability over all pairs, without each condition's."""
     return table[0][1:], [row[1:] for row in table[1] if row[0] == "all"]
 
 
 def _terminal_worst(card: ReportCard) -> list[RenderableType]:
     shown: list[RenderableType] = []
-    for one in card.worst[:WORST_IN_TERMINAL]:
-        text = one.text
-        origin = [text.origin, text.condition] if text else [f"pair {one.index}"]
-        shown.append(one_line(" · ".join([f"margin {cell_text(one.margin)}", *filter(None, origin)])))
-        for name, said in (
-            (("prompt", text.prompt), ("better", text.chosen), ("worse", text.rejected)) if text else ()
-        ):
-            shown.append(one_line(f"  {name:<6}  {said}"))
+    for pair in card.worst[:WORST_IN_TERMINAL]:
+        text = pair.text
+        origin = [text.origin, text.condition] if text else [f"pair {pair.index}"]
+        shown.append(one_line(" · ".join([f"margin {cell_text(pair.margin)}", *filter(None, origin)])))
+        texts = {"prompt": text.prompt, "better": text.chosen, "worse": text.rejected} if text else {}
+        shown += [one_line(f"  {name:<6}  {content}") for name, content in texts.items()]
     more = len(card.worst) - WORST_IN_TERMINAL
     return [*shown, Text(f"and {more:,} more", style="dim")] if more > 0 else shown
 
 
 def _plots(card: ReportCard) -> Iterator[str]:
     if card.controls is not None:
-        rows = [(one.name, one.accuracy, one.twins) for one in card.controls.rows]
+        rows = [(control.name, control.accuracy, control.twins) for control in card.controls.rows]
         yield plots.accuracy_bars("Controls", rows)
     if card.overall is not None:
         groups = [card.overall, *card.conditions[:MOST_BARS]]
-        yield plots.accuracy_bars("Accuracy by condition", [(one.name, one.accuracy, None) for one in groups])
+        yield plots.accuracy_bars(
+            "Accuracy by condition", [(group.name, group.accuracy, None) for group in groups]
+        )
         yield plots.reliability(card.overall.calibration)
     if card.scores is not None:
         yield plots.histogram(card.scores)
     if card.length is not None:
         yield plots.length_curve(card.length.curve)
-        bars = [(name, one, None) for name, one in length_parts(card).items()]
+        bars = [(name, accuracy, None) for name, accuracy in length_parts(card).items()]
         yield plots.accuracy_bars("Accuracy and length", bars)
 
 

@@ -72,7 +72,7 @@ def _lay_out(
     """The axes of the large panels and of `small` small ones; all share their steps."""
     halves = figure.add_gridspec(1, 2, width_ratios=picture.width_ratios)
     left = halves[0].subgridspec(len(large), 1, height_ratios=[panel.height for panel in large])
-    right = halves[1].subgridspec(-(-small // picture.columns), picture.columns)
+    right = halves[1].subgridspec(max(1, -(-small // picture.columns)), picture.columns)
     first = figure.add_subplot(left[0])
     others = [figure.add_subplot(left[row], sharex=first) for row in range(1, len(large))]
     places = (divmod(place, picture.columns) for place in range(small))

@@ -1,4 +1,4 @@
-"""The plots of a report card's page, as SVG: no script, no network, colours from the page's style sheet."""
+"""Plots of a report card's page, as SVG: no script, no network, colors from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tuner.printable import printable
 
 WIDTH, HEIGHT = 500, 300
 LABEL = 19
-"""Characters of a name that fit beside a bar; the rest is in its tooltip."""
+"""Characters of a name that fit beside a bar; the tooltip has it in full."""
 BAR, GAP = 15, 14
-"""Height of a bar and what separates two names, in pixels."""
+"""Height of a bar and the gap below it, in pixels."""
 
 Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Axes:
-    """A rectangle of the picture (pixels) and the values along its sides."""
+    """A rectangle of the picture (pixels) and the ranges of values along its sides."""
 
     left: float
     top: float
@@ -42,21 +42,21 @@ class Axes:
     def across(self, values: Iterable[float], shown: str = "{:g}") -> str:
         """Vertical grid lines with their values below."""
         return "".join(
-            line(self.x(one), self.top, self.x(one), self.bottom, "grid")
-            + text(self.x(one), self.bottom + 16, _figure(one, shown), "middle")
-            for one in values
+            line(self.x(value), self.top, self.x(value), self.bottom, "grid")
+            + text(self.x(value), self.bottom + 16, _figure(value, shown), "middle")
+            for value in values
         )
 
     def upward(self, values: Iterable[float], shown: str = "{:g}") -> str:
         """Horizontal grid lines with their values on the left."""
         return "".join(
-            line(self.left, self.y(one), self.right, self.y(one), "grid")
-            + text(self.left - 7, self.y(one) + 4, _figure(one, shown), "end")
-            for one in values
+            line(self.left, self.y(value), self.right, self.y(value), "grid")
+            + text(self.left - 7, self.y(value) + 4, _figure(value, shown), "end")
+            for value in values
         )
 
     def named(self, along: str, up: str = "") -> str:
-        """What the sides mean."""
+        """Names of the axes."""
         return text((self.left + self.right) / 2, self.bottom + 34, along, "middle") + (
             text(self.left - 7, self.top - 9, up, "start") if up else ""
         )
@@ -66,13 +66,13 @@ WHOLE = Axes(left=46, top=26, right=WIDTH - 14, bottom=HEIGHT - 42, along=(0.0, 
 
 
 def reliability(calibration: Calibration) -> str:
-    """Share right against confidence; circles are as large as the share of pairs."""
+    """Accuracy against confidence; the larger a circle, the larger its share of the pairs."""
     axes = Axes(WHOLE.left, WHOLE.top, WHOLE.right, WHOLE.bottom, along=(0.5, 1.0))
-    points = [(axes.x(one.confidence), axes.y(one.right)) for one in calibration.bins]
+    points = [(axes.x(bin_.confidence), axes.y(bin_.right)) for bin_ in calibration.bins]
     circles = "".join(
-        f'<circle class="a" cx="{x:.1f}" cy="{y:.1f}" r="{2.5 + 10 * math.sqrt(one.share):.1f}">'
-        f"<title>confidence {one.confidence:.3f}, right {one.right:.3f}, {one.pairs:,} pairs</title></circle>"
-        for (x, y), one in zip(points, calibration.bins, strict=True)
+        f'<circle class="a" cx="{x:.1f}" cy="{y:.1f}" r="{2.5 + 10 * math.sqrt(bin_.share):.1f}">'
+        f"<title>confidence {bin_.confidence:.3f}, right {bin_.right:.3f}, {bin_.pairs:,} pairs</title></circle>"
+        for (x, y), bin_ in zip(points, calibration.bins, strict=True)
     )
     body = (
         axes.across((0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
@@ -88,7 +88,7 @@ def reliability(calibration: Calibration) -> str:
 
 
 def histogram(scores: Distribution) -> str:
-    """Scores of better answers (filled) and worse ones (outline), with the bounds."""
+    """Scores of better answers (filled) and of worse ones (outline), with the bounds."""
     low, high = scores.edges[0], scores.edges[-1]
     if scores.bound is not None:
         low, high = min(low, -scores.bound), max(high, scores.bound)
@@ -117,10 +117,10 @@ def histogram(scores: Distribution) -> str:
 
 
 def length_curve(curve: Sequence[LengthBin]) -> str:
-    """Mean score against length, over bins with about as many answers each."""
-    tokens, scores = [max(1.0, one.tokens) for one in curve], [one.score for one in curve]
-    wide = max(tokens) > 12 * min(tokens)
-    place = (lambda value: math.log2(value)) if wide else (lambda value: value)
+    """Mean score against length, over bins of about equally many answers."""
+    tokens, scores = [max(1.0, bin_.tokens) for bin_ in curve], [bin_.score for bin_ in curve]
+    is_wide = max(tokens) > 12 * min(tokens)
+    place = (lambda value: math.log2(value)) if is_wide else (lambda value: value)
     margin = 0.12 * (max(scores) - min(scores)) or 0.5
     ends = place(min(tokens)), place(max(tokens))
     pad = 0.05 * (ends[1] - ends[0]) or 1.0
@@ -128,32 +128,32 @@ def length_curve(curve: Sequence[LengthBin]) -> str:
     axes = Axes(WHOLE.left, WHOLE.top, WHOLE.right, WHOLE.bottom, along=(ends[0] - pad, ends[1] + pad), up=up)
     ticks = (
         [2.0**power for power in range(math.ceil(ends[0]), math.floor(ends[1]) + 1)]
-        if wide
+        if is_wide
         else _ticks(*ends)
     )
     marks = "".join(
-        line(axes.x(place(one)), axes.top, axes.x(place(one)), axes.bottom, "grid")
-        + text(axes.x(place(one)), axes.bottom + 16, f"{one:,.0f}", "middle")
-        for one in ticks
+        line(axes.x(place(tick)), axes.top, axes.x(place(tick)), axes.bottom, "grid")
+        + text(axes.x(place(tick)), axes.bottom + 16, f"{tick:,.0f}", "middle")
+        for tick in ticks
     )
     points = [(axes.x(place(at)), axes.y(score)) for at, score in zip(tokens, scores, strict=True)]
     circles = "".join(
-        f'<circle class="a" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>about {one.tokens:,.0f} tokens: mean score '
-        f"{one.score:.3f}, {one.answers:,} answers</title></circle>"
-        for (x, y), one in zip(points, curve, strict=True)
+        f'<circle class="a" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>about {bin_.tokens:,.0f} tokens: mean score '
+        f"{bin_.score:.3f}, {bin_.answers:,} answers</title></circle>"
+        for (x, y), bin_ in zip(points, curve, strict=True)
     )
     body = (
         marks
         + axes.upward(_ticks(*up, 5))
         + f'<polyline class="a thin" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
         + circles
-        + axes.named("length of the answer in tokens" + (", doubling" if wide else ""), "mean score")
+        + axes.named("length of the answer in tokens" + (", doubling" if is_wide else ""), "mean score")
     )
     return svg("Mean score by length of the answer", body)
 
 
 def accuracy_bars(title: str, rows: Sequence[tuple[str, Accuracy, float | None]]) -> str:
-    """(name, accuracy, twins both right) as bars with whiskers, the line of chance through all."""
+    """(name, accuracy, share of twins both right) as bars with 95% intervals and a line at chance."""
     with_twins = any(twins is not None for _, _, twins in rows)
     step = BAR + GAP + (BAR - 3 if with_twins else 0)
     height = 70 + step * len(rows) + 18 * with_twins
@@ -171,19 +171,21 @@ def accuracy_bars(title: str, rows: Sequence[tuple[str, Accuracy, float | None]]
     return svg(title, body, height)
 
 
-def _bar(axes: Axes, top: float, name: str, right: Accuracy, twins: float | None) -> str:
+def _bar(axes: Axes, top: float, name: str, accuracy: Accuracy, twins: float | None) -> str:
     name, middle = printable(name), top + BAR / 2
     short = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
-    low, high = axes.x(right.low), axes.x(right.high)
-    said = f"{name}: {right.value:.3f}, {right.low:.3f} to {right.high:.3f}, {right.rows:,} rows"
+    low, high = axes.x(accuracy.low), axes.x(accuracy.high)
+    tooltip = (
+        f"{name}: {accuracy.value:.3f}, {accuracy.low:.3f} to {accuracy.high:.3f}, {accuracy.rows:,} rows"
+    )
     drawn = (
-        f"<g><title>{escape(said)}</title>"
+        f"<g><title>{escape(tooltip)}</title>"
         + text(axes.left - 9, middle + 4, short, "end")
-        + f'<rect class="a area" x="{axes.left}" y="{top:.1f}" width="{axes.x(right.value) - axes.left:.1f}" '
+        + f'<rect class="a area" x="{axes.left}" y="{top:.1f}" width="{axes.x(accuracy.value) - axes.left:.1f}" '
         f'height="{BAR}"/>'
         + line(low, middle, high, middle, "whisker")
         + "".join(line(x, middle - 4, x, middle + 4, "whisker") for x in (low, high))
-        + text(axes.right + 8, middle + 4, f"{right.value:.3f}", "start")
+        + text(axes.right + 8, middle + 4, f"{accuracy.value:.3f}", "start")
         + "</g>"
     )
     if twins is not None:
@@ -195,14 +197,14 @@ def _bar(axes: Axes, top: float, name: str, right: Accuracy, twins: float | None
 
 def _bounds(axes: Axes, bound: float) -> str:
     return "".join(
-        line(axes.x(at), axes.top, axes.x(at), axes.bottom, "chance")
-        + text(axes.x(at), axes.top - 5, f"bound {_figure(at, '{:+g}')}", "start" if at < 0 else "end")
-        for at in (-bound, bound)
+        line(axes.x(side), axes.top, axes.x(side), axes.bottom, "chance")
+        + text(axes.x(side), axes.top - 5, f"bound {_figure(side, '{:+g}')}", "start" if side < 0 else "end")
+        for side in (-bound, bound)
     )
 
 
 def _steps(axes: Axes, edges: Sequence[float], counts: Sequence[int]) -> str:
-    """A path over the tops of a histogram's bins, from the ground to the ground."""
+    """A path over the tops of a histogram's bins, from the axis back to the axis."""
     path = [f"M{axes.x(edges[0]):.1f},{axes.bottom:.1f}"]
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         path.append(f"V{axes.y(count):.1f}H{axes.x(right):.1f}" if right > left else "")
@@ -210,12 +212,12 @@ def _steps(axes: Axes, edges: Sequence[float], counts: Sequence[int]) -> str:
 
 
 def _ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round values between two, up to about `most`."""
+    """Up to about `most` round values from low to high."""
     rough = (high - low) / most
     if rough <= 0:
         return [low]
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(one * power for one in (1, 2, 5, 10) if one * power >= rough)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first, last = math.ceil(low / step), math.floor(high / step)
     return [number * step for number in range(first, last + 1)]
 

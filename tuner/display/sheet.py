@@ -1,4 +1,4 @@
-"""What cards for people share, on a page and in the terminal: the style sheet, tables, and text made harmless."""
+"""What report cards share, on a page and in a terminal: style sheet, tables, and text made harmless."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ SHORT = 90
 
 
 def safe(text: str) -> str:
-    """Text that is nothing but text in a page, whatever it holds; lone surrogates would not even be written."""
+    """Text that is nothing but text in a page, whatever it contains; a lone surrogate could not even be encoded."""
     return escape(printable(text))
 
 
 def cell_text(value: Any) -> str:
+    """A value of a table as text; a dash for None."""
     if isinstance(value, float):
         return minus(f"{value:.3f}")
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def minus(figure: str) -> str:
+    """With minus signs for hyphens."""
     return figure.replace("-", "−")
 
 
 def terminal_table(table: PlainTable) -> Table:
+    """A table for a rich console: text on the left of its column, numbers on the right."""
     names, rows = table
-    drawn = Table(box=None, padding=(0, 2, 0, 0), show_header=bool(names), header_style="bold")
-    texts = [any(isinstance(row[at], str) for row in rows) for at in range(len(rows[0]) if rows else 0)]
-    for at, text in enumerate(texts):
-        drawn.add_column(
-            names[at] if names else "", justify="left" if text else "right", overflow="fold", no_wrap=not text
-        )
+    shown = Table(box=None, padding=(0, 2, 0, 0), show_header=bool(names), header_style="bold")
+    for column in range(len(rows[0]) if rows else 0):
+        is_text = any(isinstance(row[column], str) for row in rows)
+        name, side = names[column] if names else "", "left" if is_text else "right"
+        shown.add_column(name, justify=side, overflow="fold", no_wrap=not is_text)
     for row in rows:
-        drawn.add_row(*(Text(cell_text(value)) for value in row))
-    return drawn
+        shown.add_row(*(Text(cell_text(value)) for value in row))
+    return shown
 
 
 def one_line(text: str) -> Text:
@@ -51,16 +53,17 @@ def one_line(text: str) -> Text:
 
 
 def html_table(name: str, table: PlainTable) -> str:
+    """A table of class `name`; that of the reliability's many bins is folded."""
     names, rows = table
-    kinds = ["" if any(isinstance(row[at], str) for row in rows) else "number" for at in range(len(names))]
-    head = "".join(
-        f"<th scope='col' class='{kind}'>{safe(one)}</th>" for one, kind in zip(names, kinds, strict=True)
-    )
+    head = ""
+    for column, title in enumerate(names):
+        kind = "" if any(isinstance(row[column], str) for row in rows) else "number"
+        head += f"<th scope='col' class='{kind}'>{safe(title)}</th>"
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    drawn = f"<div class='wide'><table class='{name}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    html = f"<div class='wide'><table class='{name}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     if name != "reliability":
-        return drawn
-    return f"<details><summary>{len(rows):,} bins</summary>{drawn}</details>"
+        return html
+    return f"<details><summary>{len(rows):,} bins</summary>{html}</details>"
 
 
 def _cell(value: Any) -> str:

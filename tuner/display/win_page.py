@@ -1,4 +1,4 @@
-"""Policies compared, for people: in the terminal, and as one page that needs nothing else."""
+"""Policies compared, in a terminal and as one page of HTML that needs nothing else."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ from tuner.printable import printable
 
 BY = {"score": "the reward model", "gold": "the rule"}
 SHORT_BY = {"score": "reward", "gold": "rule"}
-"""Judges in words, in a sentence and in a table."""
+"""Names of the judges, in a sentence and in a table."""
 MOST_BARS = 30
 LARGEST = 10
-"""Wins, losses and disagreements that are shown apart."""
+"""Wins, losses and disagreements that have a section of their own."""
 MOST_SHOWN = 500
-"""Prompts whose answers a page holds in all."""
+"""Most prompts whose answers are on the page."""
 LABEL = 19
-"""Characters of a name that fit beside a bar; the rest is in its tooltip."""
+"""Characters of a name that fit beside a bar; the tooltip has it in full."""
 WIDTH, BAR, STEP = 500, 15, 29
 
 METHOD = (
-    "Score is the reward model's, gold the rule's; gap is that of the mean scores. Ties count half; learned scores "
-    "that differ by less than 0.0001 tie. Intervals are of 95%: win rates have Tango's score interval, which is "
-    "Wilson's where nothing ties, gold scores Wilson's, means the normal one. p is the sign test's: how likely as "
-    "uneven a result would be, were both as good. Prompts that ask the same thing under several conditions stand and "
-    "fall together in all of these."
+    "The score is the reward model's, the gold score the rule's; the gap is the difference of mean scores. Ties count "
+    "half; the reward model's scores tie where they differ by less than 0.0001. Intervals are 95%: Tango's score "
+    "interval for win rates (Wilson's where nothing ties), Wilson's for gold scores, the normal one for means. p is "
+    "the sign test's: the probability of a result at least as uneven if both policies were equally good. In all of "
+    "these, prompts that ask the same thing under several conditions count as one cluster."
 )
-BRIEFLY = "In brackets 95% intervals; ties count half; a gap is that of the mean scores."
+METHOD_IN_BRIEF = "95% intervals in brackets; ties count half; the gap is the difference of mean scores."
 
 
 def policy_terminal(card: PolicyCard) -> RenderableType:
     """The card for a rich console: who wins, tables of policies, win rates and replay loss.
 
-    Nothing is said by colour alone, and without a terminal it reads as plain lines.
+    Nothing is conveyed by color alone, and without a terminal it reads as plain lines.
     """
     shown: list[RenderableType] = []
     for match in card.matches:
         style = {"good": "bold green", "failed": "bold red", "remarks": "bold yellow"}[_kind(match)]
-        shown += [Text(printable(one), style=style) for one in sentences(card.own, match)]
+        shown += [Text(printable(sentence), style=style) for sentence in sentences(card.own, match)]
     for title, table in _tables(card):
         shown += [Text(f"\n{printable(title)}" if shown else printable(title), style="bold")]
         shown.append(terminal_table(table))
-    shown += [Text(f"\n{BRIEFLY}", style="dim")]
+    shown += [Text(f"\n{METHOD_IN_BRIEF}", style="dim")]
     return Group(*shown)
 
 
@@ -67,7 +67,7 @@ def policy_html(card: PolicyCard, title: str) -> str:
     """The card as one HTML page; light and dark as the reader's system is."""
     verdicts = "".join(
         f'<div class="verdict {_kind(match)}">'
-        + "".join(f"<div>{safe(one)}</div>" for one in sentences(card.own, match))
+        + "".join(f"<div>{safe(sentence)}</div>" for sentence in sentences(card.own, match))
         + "</div>"
         for match in card.matches
     )
@@ -90,59 +90,67 @@ def policy_html(card: PolicyCard, title: str) -> str:
 
 
 def sentences(own: Contestant, match: Match) -> list[str]:
-    """Who wins, by each judge; and a warning where the rule does not agree with a reward model that is learned from."""
-    said = []
+    """Who wins, by each judge; with a warning where the rule contradicts the reward model trained on."""
+    texts = []
     for judge, rates in match.rates.items():
         rate = rates[ALL].rate
-        said.append(
-            f"{own.name} wins {_percent(rate)} against {match.other.name} by {BY[judge]}: {_told(rate)}."
+        texts.append(
+            f"{own.name} wins {_percent(rate)} against {match.other.name} by {BY[judge]}: {_verdict(rate)}."
         )
-    told = {judge: _told(rates[ALL].rate) for judge, rates in match.rates.items()}
-    if told["score"] == "better" and told.get("gold") == "worse":
-        said.append("Better by the reward model and worse by the rule: the policy exploits the reward model.")
-    return said
+    verdicts = {judge: _verdict(rates[ALL].rate) for judge, rates in match.rates.items()}
+    if verdicts["score"] == "better" and verdicts.get("gold") == "worse":
+        texts.append(
+            "Better by the reward model and worse by the rule: the policy exploits the reward model."
+        )
+    return texts
 
 
-def _told(rate: Interval) -> str:
+def _verdict(rate: Interval) -> str:
     return "better" if rate.low > 0.5 else "worse" if rate.high < 0.5 else "undecided"
 
 
 def _kind(match: Match) -> str:
-    told = [_told(rates[ALL].rate) for rates in match.rates.values()]
-    return "failed" if "worse" in told else "good" if set(told) == {"better"} else "remarks"
+    """Class of a match's verdict on the page: how it is colored."""
+    verdicts = {_verdict(rates[ALL].rate) for rates in match.rates.values()}
+    return "failed" if "worse" in verdicts else "good" if verdicts == {"better"} else "remarks"
 
 
 def _figures(card: PolicyCard) -> list[tuple[str, str]]:
-    """(value, name) of what to read first of the policy itself, as HTML."""
-    found = measure(card.own)[ALL]
-    said = [(_number(found.score.value), f"learned score {_around(found.score)}")]
-    if found.gold is not None:
-        said.append((_number(found.gold.value), f"gold score by rule {_around(found.gold)}"))
+    """(value, name) of the policy's own figures at the top, as HTML."""
+    own = measure(card.own)[ALL]
+    figures = [(_number(own.score.value), f"score by the reward model {_brackets(own.score)}")]
+    if own.gold is not None:
+        figures.append((_number(own.gold.value), f"gold score by the rule {_brackets(own.gold)}"))
     return [
-        *said,
-        (f"{found.ended:.0%}", "of answers ended"),
-        (f"{found.length:,.1f}", "tokens an answer, mean"),
-        (f"{found.prompts:,}", "prompts"),
+        *figures,
+        (f"{own.ended:.0%}", "of answers ended"),
+        (f"{own.length:,.1f}", "tokens per answer, mean"),
+        (f"{own.prompts:,}", "prompts"),
     ]
 
 
 def _tables(card: PolicyCard) -> Iterator[tuple[str, PlainTable]]:
-    measured = {one.path: measure(one) for one in card.contestants}
-    ruled = card.own.judged.golds_A is not None
-    head = ["score", *(["gold"] if ruled else [])]
+    measured = {contestant.path: measure(contestant) for contestant in card.contestants}
+    has_rule = card.own.judged.golds_A is not None
+    head = ["score", *(["gold"] if has_rule else [])]
     if card.matches:
         yield f"Win rate of {card.own.name}", _wins(card)
     rows = []
-    for one in card.contestants:
-        found = measured[one.path][ALL]
-        rows.append([one.name, *_scores(found), f"{found.ended:.0%}", f"{found.length:,.1f}"])
+    for contestant in card.contestants:
+        overall = measured[contestant.path][ALL]
+        rows.append([contestant.name, *_scores(overall), f"{overall.ended:.0%}", f"{overall.length:,.1f}"])
     yield "Policies", (["policy", *head, "ended", "length"], rows)
     conditions = [name for name in measured[card.own.path] if name != ALL]
     if conditions:
         rows = [
-            [name, one.name, *_scores(measured[one.path][name]), measured[one.path][name].prompts]
+            [
+                name,
+                contestant.name,
+                *_scores(by_condition := measured[contestant.path][name]),
+                by_condition.prompts,
+            ]
             for name in conditions
-            for one in card.contestants
+            for contestant in card.contestants
         ]
         yield "Policies by condition", (["condition", "policy", *head, "prompts"], rows)
     if card.replay:
@@ -150,13 +158,14 @@ def _tables(card: PolicyCard) -> Iterator[tuple[str, PlainTable]]:
             "Loss of the replay set's held-out rows, by position",
             (
                 ["from token", "to", "nats per token", "tokens"],
-                [[one.start, one.end, one.loss, round(one.weight)] for one in card.replay],
+                [[part.start, part.end, part.loss, round(part.weight)] for part in card.replay],
             ),
         )
 
 
-def _scores(found: Measured) -> list[str]:
-    return [f"{_number(one.value)} {_around(one)}" for one in (found.score, found.gold) if one is not None]
+def _scores(measured: Measured) -> list[str]:
+    scores = (measured.score, measured.gold)
+    return [f"{_number(score.value)} {_brackets(score)}" for score in scores if score is not None]
 
 
 def _wins(card: PolicyCard) -> PlainTable:
@@ -164,15 +173,14 @@ def _wins(card: PolicyCard) -> PlainTable:
     rows = []
     for match in card.matches:
         for judge, rates in match.rates.items():
-            for name, one in rates.items():
-                counts = f"{one.wins}/{one.ties}/{one.losses}"
-                found = [
-                    _percent(one.rate),
-                    counts,
-                    _probability(one.p),
-                    _number(one.difference.value, "+.3f"),
+            for name, rate in rates.items():
+                cells = [
+                    _percent(rate.rate),
+                    f"{rate.wins}/{rate.ties}/{rate.losses}",
+                    _probability(rate.p),
+                    _number(rate.difference.value, "+.3f"),
                 ]
-                rows.append([match.other.name, SHORT_BY[judge], name or "all", *found])
+                rows.append([match.other.name, SHORT_BY[judge], name or "all", *cells])
     return names, rows
 
 
@@ -180,7 +188,7 @@ def _percent(rate: Interval) -> str:
     return f"{100 * rate.value:.0f}% [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
-def _around(interval: Interval) -> str:
+def _brackets(interval: Interval) -> str:
     return f"[{_number(interval.low, '.2f')}, {_number(interval.high, '.2f')}]"
 
 
@@ -193,44 +201,46 @@ def _probability(p: float) -> str:
 
 
 def _bars(own: Contestant, match: Match, judge: str) -> str:
-    """Wins, ties and losses on all prompts and by condition, and the win rate with its interval."""
+    """Wins, ties and losses over all prompts and by condition, and the win rate with its interval."""
     rates = list(match.rates[judge].items())[: MOST_BARS + 1]
     height = 88 + STEP * len(rates)
     axes = Axes(left=148, top=44, right=WIDTH - 52, bottom=height - 40, along=(0.0, 1.0))
     body = (
         axes.across((0, 0.25, 0.5, 0.75, 1), "{:.0%}")
-        + "".join(_bar(axes, axes.top + 8 + STEP * place, *one) for place, one in enumerate(rates))
+        + "".join(_bar(axes, axes.top + 8 + STEP * place, *rate) for place, rate in enumerate(rates))
         + line(axes.x(0.5), axes.top, axes.x(0.5), axes.bottom, "chance")
-        + text(axes.x(0.5), axes.top - 6, "as good", "middle")
+        + text(axes.x(0.5), axes.top - 6, "equally good", "middle")
         + _key(axes.left, "a area", "won")
         + _key(axes.left + 84, "tie", "tied")
         + _key(axes.left + 168, "b area", "lost")
-        + axes.named("prompts; the dot is the win rate, ties half, with its 95% interval")
+        + axes.named("prompts; the dot is the win rate, ties counting half, with its 95% interval")
     )
-    named = f"{own.name} against {match.other.name}, by {BY[judge]}"
-    return svg(printable(named), body, height)
+    title = f"{own.name} against {match.other.name}, by {BY[judge]}"
+    return svg(printable(title), body, height)
 
 
-def _bar(axes: Axes, top: float, name: str, one: WinRate) -> str:
+def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
     name, middle = printable(name or "all prompts"), top + BAR / 2
     short = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
-    said = f"{name}: wins {_percent(one.rate)}; {one.wins:,} won, {one.ties:,} tied, {one.losses:,} lost"
+    tooltip = (
+        f"{name}: wins {_percent(rate.rate)}; {rate.wins:,} won, {rate.ties:,} tied, {rate.losses:,} lost"
+    )
     drawn, start = "", 0
-    for count, kind in ((one.wins, "a area"), (one.ties, "tie"), (one.losses, "b area")):
-        left, right = axes.x(start / one.prompts), axes.x((start + count) / one.prompts)
+    for count, kind in ((rate.wins, "a area"), (rate.ties, "tie"), (rate.losses, "b area")):
+        left, right = axes.x(start / rate.prompts), axes.x((start + count) / rate.prompts)
         drawn += (
             f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{BAR}"/>'
         )
         start += count
-    low, rate, high = (axes.x(value) for value in (one.rate.low, one.rate.value, one.rate.high))
+    low, dot, high = (axes.x(value) for value in (rate.rate.low, rate.rate.value, rate.rate.high))
     return (
-        f"<g><title>{safe(said)}</title>"
+        f"<g><title>{safe(tooltip)}</title>"
         + text(axes.left - 9, middle + 4, short, "end")
         + drawn
         + line(low, middle, high, middle, "whisker")
         + "".join(line(x, middle - 4, x, middle + 4, "whisker") for x in (low, high))
-        + f'<circle class="rate" cx="{rate:.1f}" cy="{middle:.1f}" r="4.5"/>'
-        + text(axes.right + 8, middle + 4, f"{one.rate.value:.0%}", "start")
+        + f'<circle class="rate" cx="{dot:.1f}" cy="{middle:.1f}" r="4.5"/>'
+        + text(axes.right + 8, middle + 4, f"{rate.rate.value:.0%}", "start")
         + "</g>"
     )
 
@@ -242,7 +252,7 @@ def _key(x: float, kind: str, name: str) -> str:
 
 
 def _answers(card: PolicyCard) -> Iterator[str]:
-    """Prompts with their answers side by side, of every match; of a policy alone its own."""
+    """Prompts with the answers of both policies of each match side by side; of a single policy its own."""
     if not card.matches:
         worst = np.argsort(card.own.judged.scores_A, kind="stable")
         yield _chapter("Lowest scores", "By the reward model.", [card.own], worst[:LARGEST])
@@ -259,11 +269,11 @@ def _answers(card: PolicyCard) -> Iterator[str]:
         ):
             note = f"Of {card.own.name} by the reward model. {_of(len(chosen))}"
             yield _chapter(f"{title} {against}", note, pair, chosen[:LARGEST])
-        own_A, other_A = (one.judged.golds_A for one in pair)
+        own_A, other_A = (policy.judged.golds_A for policy in pair)
         if own_A is not None and other_A is not None:
             apart = order[signs_A[order] * outcomes("gold", own_A, other_A)[order] < 0]
             apart = sorted(apart.tolist(), key=lambda index: -abs(apart_A[index]))
-            note = f"On which of the two answers is better. {_of(len(apart))}"
+            note = f"They prefer different answers. {_of(len(apart))}"
             yield _chapter(f"Reward model and rule disagree {against}", note, pair, apart[:LARGEST])
         yield _all(pair)
 
@@ -284,7 +294,7 @@ def _all(policies: Sequence[Contestant]) -> str:
     title = (
         f"All {count:,} prompts" if count <= MOST_SHOWN else f"The first {MOST_SHOWN:,} of {count:,} prompts"
     )
-    names = " and ".join(one.name for one in policies)
+    names = " and ".join(policy.name for policy in policies)
     return (
         f"<section><details><summary>{title}, answered by {safe(names)}</summary>"
         f"{_prompts(policies, shown)}</details></section>"
@@ -297,35 +307,36 @@ def _prompts(policies: Sequence[Contestant], chosen: Sequence[int]) -> str:
 
 def _prompt(policies: Sequence[Contestant], index: int) -> str:
     prompt = policies[0].judged.prompts.prompt(index)
-    scores = [float(one.judged.scores_A[index]) for one in policies]
-    said = [f"gap {_number(scores[0] - scores[1], '+.3f')}"] if len(scores) > 1 else []
-    said += [*filter(None, [prompt.condition]), prompt.origin]
+    scores = [float(policy.judged.scores_A[index]) for policy in policies]
+    header = [f"gap {_number(scores[0] - scores[1], '+.3f')}"] if len(scores) > 1 else []
+    header += [*filter(None, [prompt.condition]), prompt.origin]
     best = max(scores)
     sides = "".join(
-        _side(one, index, colour, won=len(scores) > 1 and score == best and min(scores) < best)
-        for one, score, colour in zip(policies, scores, "ab", strict=False)
+        _side(policy, index, side, won=len(scores) > 1 and score == best and min(scores) < best)
+        for policy, score, side in zip(policies, scores, "ab", strict=False)
     )
     return (
-        f"<article><header>{safe(' · '.join(said))}</header><pre>{safe(_asked(prompt))}</pre>"
+        f"<article><header>{safe(' · '.join(header))}</header><pre>{safe(_prompt_text(prompt))}</pre>"
         f'<div class="sides">{sides}</div></article>'
     )
 
 
-def _side(one: Contestant, index: int, colour: str, *, won: bool) -> str:
-    golds_A = one.judged.golds_A
-    said = f"score {_number(float(one.judged.scores_A[index]))}"
-    said += "" if golds_A is None else f" · gold {float(golds_A[index]):g}"
-    said += "" if one.answers.ended_A[index] else " · not ended"
-    answer = one.answers.texts[index]
+def _side(policy: Contestant, index: int, side: str, *, won: bool) -> str:
+    """One policy's answer; side: "a" or "b", which is also its color."""
+    golds_A = policy.judged.golds_A
+    scores = f"score {_number(float(policy.judged.scores_A[index]))}"
+    scores += "" if golds_A is None else f" · gold {float(golds_A[index]):g}"
+    scores += "" if policy.answers.ended_A[index] else " · not ended"
+    answer = policy.answers.texts[index]
     return (
-        f'<div class="side {colour}{" won" if won else ""}"><b>{safe(one.name)}</b> '
-        f"<span>{'higher · ' if won else ''}{said}</span>"
+        f'<div class="side {side}{" won" if won else ""}"><b>{safe(policy.name)}</b> '
+        f"<span>{'higher · ' if won else ''}{scores}</span>"
         f"<pre>{safe(answer) if answer.strip() else '<i>nothing</i>'}</pre></div>"
     )
 
 
-def _asked(prompt: Prompt) -> str:
-    """What the policy was asked: one turn as it is, several with who says them."""
+def _prompt_text(prompt: Prompt) -> str:
+    """The prompt's turns: a single one as it is, several with their roles."""
     turns = prompt.asked().turns
     if len(turns) == 1:
         return turns[0].content

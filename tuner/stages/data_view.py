@@ -9,7 +9,7 @@ from typing import Any
 
 from tuner.config import StageConfig
 from tuner.data.dataset import Dataset
-from tuner.display import data_page
+from tuner.display.data_page import data_html
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
 from tuner.stages.registry import stage_of
@@ -30,7 +30,7 @@ class DataView:
     def html(self) -> str:
         """One page that needs nothing else."""
         title, preview = self.config.name or "data", self.preview
-        return data_page.html(
+        return data_html(
             preview.examples,
             self.tokenizer,
             preview.groups,

@@ -127,6 +127,7 @@ class Picture:
     """curves.png: large panels in a column at the left, small ones in columns at the right."""
 
     large: Sequence[Panel]
+    """The first must always be shown: all others share its steps."""
     small: Sequence[Panel]
     columns: int = 1
     """Of small panels."""

@@ -46,7 +46,7 @@ def test_examples(write, tokenizer):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, tuner.data.dataset, tuner.display.data_view; "
+        "import sys, tuner.data.dataset, tuner.display.data_page; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'tokenizers')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

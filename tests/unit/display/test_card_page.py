@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tests.unit.evaluation.report.test_card import BLANK, GOOD, NINE, card_of, make_pairs, plain, twin_pairs
 from tuner.display.card_page import html, terminal
-from tuner.display.curves import BLUE, ORANGE
+from tuner.display.panels import BLUE, ORANGE
 from tuner.evaluation.report_card.card import ReportCard
 from tuner.evaluation.report_card.pairs import PairText
 

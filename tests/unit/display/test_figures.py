@@ -1,7 +1,14 @@
 """What stages declare of their figures, and what is read from records by it."""
 
+import subprocess
+import sys
+
+import pytest
+
+from tuner.config.registry import config_class
 from tuner.display.policy_panels import conditions_of
 from tuner.display.run_facts import RunFacts
+from tuner.stages import figures_of
 from tuner.stages.reward.figures import FIGURES as REWARD
 from tuner.stages.rl.figures import critic_warmup, figures
 from tuner.training.figures import no_phase, phases_of
@@ -50,4 +57,43 @@ def test_accuracy_is_a_running_mean_between_held_out_loss_and_learning_rate() ->
         ("eval loss 0.6000", "held out"),
         ("accuracy 0.750", "plain"),
         ("lr 1.00e-03", "plain"),
+    ]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo", "rloo"])
+def test_every_stage_declares_figures_that_have_their_series(stage: str) -> None:
+    declared = figures_of(config_class(stage).model_construct(stage=stage))
+    assert declared.picture.large[0].shown([], declared.picture.large[0]), "others share its steps"
+    keys = [figure.key for figure in declared.figures]
+    assert len(keys) == len(set(keys))
+    assert {figure.unless for figure in declared.figures} <= {"", *keys}
+    charts = [declared.charts.chart_of(key) for key in keys]
+    assert len(charts) == len(set(charts))
+
+
+def test_looking_at_a_finished_run_needs_no_torch() -> None:
+    program = (
+        "import sys, tuner.stages.run, tuner.display.curves, tuner.display.progress, tuner.display.notebook\n"
+        "import tuner.stages.sft.figures, tuner.stages.reward.figures, tuner.stages.dpo.figures\n"
+        "import tuner.stages.rl.figures\n"
+        "sys.exit(', '.join({'torch', 'matplotlib', 'rich'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_charts_follow_the_first_rule_then_the_groups_then_the_default() -> None:
+    chart = figures("ppo", critic=True).charts.chart_of
+    keys = (
+        "seconds",
+        "seconds/generate",
+        "replay_loss",
+        "eval_replay_loss",
+        "value_loss",
+        "ratio",
+        "score/a b",
+    )
+    assert [chart(key) for key in keys] == [
+        *("time/step", "time/generate", "replay/loss", "eval/replay_loss", "critic/value_loss", "ppo/ratio"),
+        "conditions/score/a b",
     ]

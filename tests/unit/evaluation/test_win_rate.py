@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.unit.evaluation.report.test_page import HOSTILE, SHOWN, Page
+from tests.unit.display.test_card_page import HOSTILE, SHOWN, Page
 from tuner.evaluation.judged import Answers, Judge, Judged
 
 from tuner.data.conversation import Prompt, Turn

@@ -41,7 +41,10 @@ SCORES = (
     ),
     Figure("eval_gold", "{:.3f}".format, "gold {}", "latest", summary=True, notebook="gold score"),
     Figure(
-        *("eval_score", "{:.3f}".format, "eval score {}", "latest"),
+        "eval_score",
+        "{:.3f}".format,
+        "eval score {}",
+        "latest",
         summary=True,
         notebook="held-out score",
         unless="eval_gold",  # nothing is trained on the gold score, so it says more
@@ -56,10 +59,7 @@ ANSWERS = (
 CRITIC = (Figure("explained_variance", "{:.2f}".format, "explained {}", notebook="explained variance"),)
 TIME = (Figure("seconds", duration, "{} a step", notebook="a step takes"),)
 
-GROUPS = {
-    "data": "tokens prompts epoch",
-    "system": "tokens_per_second memory_gib",
-}
+GROUPS = {"data": "tokens prompts epoch", "system": "tokens_per_second memory_gib"}
 CRITIC_GROUP = {"critic": "value_loss value explained_variance grad_norm_critic lr_critic"}
 RULES = {
     "seconds": "time/step",
@@ -81,7 +81,7 @@ LARGE = (
     Panel("score", "score by condition", draw_conditions, shown=has_conditions, height=1.2),
 )
 ANSWER_PANELS = (
-    Panel("kl", "KL to the reference, per token", draw_series, PURPLE),
+    Panel("kl", "KL to the reference, per token", draw_series, PURPLE, shown=recorded),
     Panel("entropy", "entropy, nats per token", draw_series, PURPLE),
     Panel("length", "answer length, tokens", draw_series, GREEN),
     Panel("ended", "answers that ended", draw_share, GREEN),

@@ -1,0 +1,89 @@
+"""What `tuner data` shows, in a terminal and as a page."""
+
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from tests.unit.data.conftest import chat
+from tuner.config.data import Chat
+from tuner.data.dataset import load_data
+from tuner.display.data_page import data_html
+from tuner.display.data_terminal import data_terminal
+
+
+@pytest.fixture
+def loaded(write, tokenizer):
+    rows = [chat("<script>alert(1)</script>", "外滩 & 豫园 🙂"), chat("Two?", "2"), chat("Three?", "3")]
+    return load_data(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
+
+
+def printed(shown, **console) -> str:
+    screen = Console(width=200, color_system=None, **console)
+    with screen.capture() as captured:
+        screen.print(shown)
+    return captured.get()
+
+
+def test_plain_marks_stand_around_what_is_learned(loaded, tokenizer):
+    text = printed(data_terminal(loaded.train, tokenizer, report=loaded.report, color=False))
+    assert "⟦外滩 & 豫园 🙂<|im_end|>⟧⏎" in text
+    assert "⟦2<|im_end|>⟧⏎" in text
+    assert "a.jsonl:2 · " in text
+    assert "positions 0–" in text
+
+
+def test_colors_are_there_and_marks_are_not(loaded, tokenizer):
+    screen = Console(width=200, force_terminal=True, color_system="standard")
+    with screen.capture() as captured:
+        screen.print(data_terminal(loaded.train, tokenizer))
+    assert "⟦" not in captured.get()
+    assert "\x1b[30;42m" in captured.get()
+
+
+def test_passes_show_segments_and_where_they_begin(loaded, tokenizer):
+    text = printed(data_terminal(loaded.train, tokenizer, passes=[[2, 0], [1]], color=False))
+    begin = loaded.train.lengths[2]
+    assert "pass 1 of 2: 2 segments" in text
+    assert f"(from {begin} in the pass)" in text
+    assert "mean fill" in text
+
+
+class Tags(HTMLParser):
+    """Collects tags, and the text of them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.opened, self.closed, self.attributes = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.opened.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+    def handle_endtag(self, tag):
+        self.closed.append(tag)
+
+
+def test_html_is_self_contained_balanced_and_escaped(loaded, tokenizer):
+    page = data_html(loaded.train, tokenizer, passes=[[0, 1], [2]], report=loaded.report, title="<x> & y")
+    tags = Tags()
+    tags.feed(page)
+    empty = {"meta"}
+    assert sorted(tag for tag in tags.opened if tag not in empty) == sorted(tags.closed)
+    assert "script" not in tags.opened
+    assert not {"src", "href", "onload"} & set(tags.attributes)
+    assert "http" not in page
+    assert "&lt;x&gt; &amp; y" in page
+    assert "prefers-color-scheme:dark" in page
+    assert "外" in page
+    assert "Nothing wrong was found" in page
+
+
+def test_control_characters_of_a_row_do_not_reach_the_terminal(write, tokenizer):
+    loaded = load_data(
+        Chat(files=(write("a.jsonl", chat("\x1b[2J\x07", "ok\x9b")),), template="chatml"), tokenizer
+    )
+    text = printed(data_terminal(loaded.train, tokenizer, color=False))
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+    assert r"\x1b[2J\x07" in text

@@ -1,0 +1,225 @@
+"""What rows say once they are tokens: the tokens as text, statistics, and what is wrong or worth knowing."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuner.data.data_report import DataReport, PartReport
+from tuner.data.encoding import Tokenizer
+from tuner.data.examples import Examples
+
+ORIGINS_NAMED = 5
+"""Origins named in one finding; the rest are counted."""
+
+Label = Callable[[int], str]
+"""What a sample is, beside its origin: its condition, say."""
+
+Passes = Sequence[Sequence[int]]
+"""Packed rows: the indices of the samples in each, in order."""
+
+TOTALS = {
+    "rows read": ("rows",),
+    "duplicates": ("duplicates",),
+    "too long": ("too_long",),
+    "cut": ("cut",),
+    "split": ("split",),
+    "dropped": ("dropped_too_long", "dropped_duplicates", "cut_to_nothing", "switched_off"),
+}
+"""Statistics of a report -> the counts of its sources that they add up."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens shown together: one, or several that share a character."""
+
+    text: str
+    ids: list[int]
+    position: int
+    """Of the first token, counted from the sample's beginning."""
+    weight: float
+    control: bool
+    """Whether it is a special token."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A sample, and the position in its pass where it begins."""
+
+    index: int
+    begin: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples shown under one heading: those of a pass, or one without a heading."""
+
+    heading: str
+    segments: list[Segment]
+
+
+def errors(examples: Examples, tokenizer: Tokenizer, report: DataReport | None = None) -> list[str]:
+    """What must be corrected before training, a sentence each, with the origins of the first rows.
+
+    Rows whose tokens all have weight 0, parts that the loss is taken on without their end token, two BOS tokens.
+    """
+    sentences = [
+        _finding(examples, _without_loss(examples), "teach nothing: every token has weight 0"),
+        _finding(
+            examples,
+            _without_end(examples, tokenizer, report),
+            "have a learned part without an end token, so the model would not learn to stop; use another template",
+        ),
+        _finding(examples, _double_bos(examples, tokenizer), "begin with BOS twice; take it out of the rows"),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def notices(examples: Examples, tokenizer: Tokenizer, report: DataReport | None = None) -> list[str]:
+    """What is worth knowing: unknown tokens, cut samples, and the report's notes."""
+    sentences = [_unknown_tokens(examples, tokenizer)]
+    for source in report.sources if report is not None else ():
+        if cut := source.cut + source.cut_to_nothing:
+            dropped = source.cut_to_nothing
+            lost = f", {dropped:,} of them dropped with nothing left" if dropped else ""
+            sentences.append(f"{source.path}: {cut:,} rows were cut at max_length{lost}")
+    sentences += report.notes if report is not None else ()
+    return [sentence for sentence in sentences if sentence]
+
+
+def statistics(
+    examples: Examples, report: DataReport | None = None, passes: Passes | None = None
+) -> list[tuple[str, str]]:
+    """(name, value) of lengths, the share the loss is taken on, what became of the rows, and packing."""
+    part, lengths = PartReport.of(examples), examples.lengths
+    values = [
+        ("samples", f"{part.samples:,}"),
+        ("tokens", f"{part.tokens:,}"),
+        ("learned", f"{part.learned_share:.1%}"),
+        ("median length", f"{int(np.median(lengths)):,}"),
+        ("longest", f"{part.longest:,}"),
+    ]
+    for name, fields in TOTALS.items() if report is not None else ():
+        count = sum(getattr(source, field) for source in report.sources for field in fields)
+        if count:
+            values.append((name, f"{count:,}"))
+    if passes:
+        sizes = [int(lengths[list(indices)].sum()) for indices in passes]
+        values += [
+            ("passes", f"{len(passes):,}"),
+            ("fullest pass", f"{max(sizes):,}"),
+            ("mean fill", f"{sum(sizes) / (max(sizes) * len(sizes)):.1%}"),
+        ]
+    return values
+
+
+def pieces(examples: Examples, index: int, tokenizer: Tokenizer) -> Iterator[Piece]:
+    """A sample's tokens as text. Tokens that only together make a character stand in one piece."""
+    tokens, weights = examples.example(index)
+    control = _control_ids(tokenizer)
+    together: list[int] = []
+    for position, (token, weight) in enumerate(zip(tokens.tolist(), weights.tolist(), strict=True)):
+        together.append(token)
+        text = str(tokenizer.decode(together))
+        last = position + 1 == len(tokens) or weights[position + 1] != weight or len(together) == 4
+        if "\ufffd" in text and not last:
+            continue
+        is_control = len(together) == 1 and token in control
+        yield Piece(text, together, position + 1 - len(together), weight, is_control)
+        together = []
+
+
+def groups(examples: Examples, passes: Passes | None, limit: int) -> Iterator[Group]:
+    """The first passes with their samples; without passes the first samples."""
+    if passes is None:
+        for index in range(min(limit, len(examples))):
+            yield Group("", [Segment(index)])
+        return
+    for number, indices in enumerate(passes[:limit], 1):
+        begins = np.concatenate([[0], np.cumsum(examples.lengths[list(indices)])]).tolist()
+        size = f"{counted(len(indices), 'segment')}, {counted(begins[-1], 'token')}"
+        segments = [Segment(index, begin) for index, begin in zip(indices, begins[:-1], strict=True)]
+        yield Group(f"pass {number} of {len(passes):,}: {size}", segments)
+
+
+def describe(examples: Examples, segment: Segment, label: Label) -> str:
+    """One line on a sample: its origin, label, length, and positions."""
+    tokens, weights = examples.example(segment.index)
+    learned = int(np.count_nonzero(weights))
+    positions = f"positions 0–{len(tokens) - 1:,}"
+    positions += f" (from {segment.begin:,} in the pass)" if segment.begin else ""
+    source = " · ".join(filter(None, (examples.origin(segment.index), label(segment.index))))
+    return f"{source} · {counted(len(tokens), 'token')}, {learned:,} learned · {positions}"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 token, 2 tokens."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _unknown_tokens(examples: Examples, tokenizer: Tokenizer) -> str:
+    if tokenizer.unk_token_id is None:
+        return ""
+    unknown = np.flatnonzero(examples.tokens_T == tokenizer.unk_token_id)
+    share = len(unknown) / max(1, len(examples.tokens_T))
+    samples = _samples_of(examples, unknown)
+    return _finding(examples, samples, f"hold unknown tokens ({share:.2%} of all tokens)")
+
+
+def _without_loss(examples: Examples) -> np.ndarray:
+    """Samples without a token the loss is taken on; none where no sample has any: those are prompts."""
+    if not examples.weights_T.any():
+        return np.zeros(0, dtype=np.int64)
+    learned = np.concatenate([[0], np.cumsum(examples.weights_T > 0)])
+    return np.flatnonzero(np.diff(learned[examples.offsets]) == 0)
+
+
+def _without_end(examples: Examples, tokenizer: Tokenizer, report: DataReport | None) -> np.ndarray:
+    """Samples in which a part that the loss is taken on ends on something other than a special token.
+
+    White space may follow the special token (learn="all"). Where samples were cut or split, those as long as
+    the longest are left out: they end where they were cut.
+    """
+    learned = examples.weights_T > 0
+    last = np.zeros(len(learned), dtype=bool)
+    last[examples.offsets[1:] - 1] = True
+    ends = np.flatnonzero(learned & (last | ~np.append(learned[1:], False)))
+    control = np.array(sorted(_control_ids(tokenizer)), dtype=np.int64)
+    suspects = ends[~np.isin(examples.tokens_T[ends], control)]
+    before = np.maximum(suspects - 1, 0)
+    blank = np.array(
+        [not str(tokenizer.decode([int(examples.tokens_T[place])])).strip() for place in suspects], dtype=bool
+    )
+    suspects = suspects[~(blank & np.isin(examples.tokens_T[before], control))]
+    samples = _samples_of(examples, suspects)
+    if report is not None and any(source.cut or source.split for source in report.sources):
+        samples = samples[examples.lengths[samples] < examples.lengths.max()]
+    return samples
+
+
+def _double_bos(examples: Examples, tokenizer: Tokenizer) -> np.ndarray:
+    if tokenizer.bos_token_id is None:
+        return np.zeros(0, dtype=np.int64)
+    starts = examples.offsets[:-1]
+    seconds = np.minimum(starts + 1, len(examples.tokens_T) - 1)
+    bos = examples.tokens_T == tokenizer.bos_token_id
+    return np.flatnonzero(bos[starts] & bos[seconds] & (examples.lengths > 1))
+
+
+def _samples_of(examples: Examples, places: np.ndarray) -> np.ndarray:
+    """Indices of the samples that hold these places of tokens_T."""
+    return np.unique(np.searchsorted(examples.offsets, places, side="right") - 1)
+
+
+def _finding(examples: Examples, samples: np.ndarray, what: str) -> str:
+    if not len(samples):
+        return ""
+    origins = list(dict.fromkeys(examples.origin(int(index)) for index in samples[:ORIGINS_NAMED]))
+    more = f" and {len(samples) - ORIGINS_NAMED:,} more" if len(samples) > ORIGINS_NAMED else ""
+    return f"{counted(len(samples), 'sample')} {what} ({', '.join(origins)}{more})"
+
+
+def _control_ids(tokenizer: Tokenizer) -> set[int]:
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = {token for token, value in added.items() if getattr(value, "special", True)}
+    return ids | set(getattr(tokenizer, "all_special_ids", ()))

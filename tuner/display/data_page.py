@@ -1,0 +1,172 @@
+"""`tuner data` as a page of HTML that needs nothing else; light and dark as the reader's system is."""
+
+from html import escape
+
+import numpy as np
+
+from tuner.data.data_report import HISTOGRAM, DataReport, PartReport
+from tuner.data.encoding import Tokenizer
+from tuner.data.examples import Examples
+from tuner.data.inspection import (
+    Label,
+    Passes,
+    Piece,
+    Segment,
+    describe,
+    errors,
+    groups,
+    notices,
+    pieces,
+    statistics,
+)
+
+
+def data_html(
+    examples: Examples,
+    tokenizer: Tokenizer,
+    passes: Passes | None = None,
+    report: DataReport | None = None,
+    *,
+    title: str = "tuner data",
+    limit: int = 24,
+    label: Label = lambda index: "",
+) -> str:
+    """The first samples (or passes) with their tokens, statistics and findings."""
+    rows = ""
+    for group in groups(examples, passes, limit):
+        samples = "".join(_sample(examples, segment, tokenizer, label) for segment in group.segments)
+        heading = f"<h2>{escape(group.heading)}</h2>{_strip(examples, group.segments)}"
+        rows += f"<section>{heading}{samples}</section>" if group.heading else samples
+    figures = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
+        for name, value in statistics(examples, report, passes)
+    )
+    return _PAGE.format(
+        title=escape(title),
+        style=_STYLE,
+        figures=figures,
+        histogram=_length_histogram(PartReport.of(examples)),
+        findings=_findings(examples, tokenizer, report),
+        sources=_sources(report),
+        rows=rows,
+    )
+
+
+def _findings(examples: Examples, tokenizer: Tokenizer, report: DataReport | None) -> str:
+    items = [f'<li class="error">{escape(text)}</li>' for text in errors(examples, tokenizer, report)]
+    items += [f'<li class="note">{escape(text)}</li>' for text in notices(examples, tokenizer, report)]
+    return f"<ul>{''.join(items)}</ul>" if items else '<p class="good">Nothing wrong was found.</p>'
+
+
+def _sample(examples: Examples, segment: Segment, tokenizer: Tokenizer, label: Label) -> str:
+    shown = enumerate(pieces(examples, segment.index, tokenizer))
+    tokens = "".join(_token(piece, bool(number % 2)) for number, piece in shown)
+    return f"<article><h3>{escape(describe(examples, segment, label))}</h3><pre>{tokens}</pre></article>"
+
+
+def _token(piece: Piece, odd: bool) -> str:
+    classes = {"l": piece.weight, "o": odd, "c": piece.control}
+    kind = " ".join(name for name, applies in classes.items() if applies)
+    weight = "" if piece.weight in (0.0, 1.0) else f", weight {piece.weight:g}"
+    tip = f"position {piece.position}, id {' '.join(map(str, piece.ids))}{weight}"
+    text = escape(piece.text).replace("\n", '<i aria-hidden="true">⏎</i>\n')
+    return f'<span class="{kind}" title="{tip}">{text}</span>'
+
+
+def _strip(examples: Examples, segments: list[Segment]) -> str:
+    """A pass as a bar: a block per segment, as wide as it is long, filled by the share the loss is taken on."""
+    blocks = []
+    for segment in segments:
+        tokens, weights = examples.example(segment.index)
+        share = np.count_nonzero(weights) / len(tokens)
+        tip = escape(f"{examples.origin(segment.index)}: {len(tokens)} tokens, {share:.0%} learned")
+        blocks.append(
+            f'<div style="flex:{len(tokens)}" title="{tip}"><div style="width:{share:.1%}"></div></div>'
+        )
+    return f'<div class="strip">{"".join(blocks)}</div>'
+
+
+def _length_histogram(part: PartReport) -> str:
+    used = [index for index, count in enumerate(part.histogram) if count]
+    most = max(part.histogram)
+    bars = []
+    for index in range(used[0], used[-1] + 1):
+        count = part.histogram[index]
+        bound = f"≤ {HISTOGRAM[index]:,}" if index < len(HISTOGRAM) else f"> {HISTOGRAM[-1]:,}"
+        bars.append(
+            f'<tr><th>{bound}</th><td class="bar"><div style="width:{count / most:.1%}"></div></td>'
+            f"<td>{count:,}</td></tr>"
+        )
+    return f"<table class='histogram'><caption>Length in tokens, samples</caption>{''.join(bars)}</table>"
+
+
+def _sources(report: DataReport | None) -> str:
+    if report is None:
+        return ""
+    columns = ("rows", "kept", "duplicates", "too_long", "cut", "split", "switched_off", "longest")
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in columns)
+    rows = ""
+    for source in report.sources:
+        cells = "".join(f"<td>{getattr(source, name):,}</td>" for name in columns)
+        rows += f"<tr><th>{escape(source.path)}</th>{cells}</tr>"
+    return f"<table class='sources'><caption>Sources</caption><tr><th></th>{head}</tr>{rows}</table>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{style}</style></head><body><main>
+<header><h1>{title}</h1><p class="legend"><span class="l">learned</span><span>not learned</span>
+<span class="c">special token</span></p></header>
+<div class="figures">{figures}</div>
+<div class="findings">{findings}</div>
+<div class="tables">{histogram}{sources}</div>
+{rows}
+</main></body></html>
+"""
+
+_STYLE = """
+:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1d1f;--soft:#75757d;--line:#e4e2dd;
+--learned:#c9ecd0;--learned2:#b5e2bf;--learnedink:#0c4a21;--control:#3a5fc8;--bar:#4caf6e;
+--red:#b3261e;--redback:#fdeceb;--amber:#7a5200;--amberback:#fdf4e0}
+@media(prefers-color-scheme:dark){:root{--paper:#141416;--card:#1c1c20;--ink:#e9e9ec;--soft:#96969f;--line:#303036;
+--learned:#174a2a;--learned2:#1f5c36;--learnedink:#d3f5dc;--control:#93b0ff;--bar:#3f9d60;
+--red:#ff9d95;--redback:#3b1a18;--amber:#f0c674;--amberback:#352a14}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:32px 24px 64px}
+header{display:flex;flex-wrap:wrap;align-items:baseline;justify-content:space-between;gap:8px 24px}
+h1{font-size:24px;margin:0;font-weight:650}h2{font-size:15px;margin:36px 0 8px;font-weight:650}
+h3{font-size:13px;margin:0;padding:10px 16px;color:var(--soft);font-weight:500;
+border-bottom:1px solid var(--line);
+overflow-wrap:anywhere}
+.legend{margin:0;display:flex;gap:16px;color:var(--soft);font-size:13px}
+.legend span{padding:1px 8px;border-radius:4px}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:10px;margin:20px 0}
+.figures div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 16px}
+.figures b{display:block;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums}
+.figures span{color:var(--soft);font-size:13px}
+.findings ul{list-style:none;margin:0;padding:0}
+.findings li,.good{border-radius:8px;padding:8px 14px;margin:6px 0;
+overflow-wrap:anywhere}
+.error{background:var(--redback);color:var(--red)}.note{background:var(--amberback);color:var(--amber)}
+.good{background:var(--learned);color:var(--learnedink)}
+.tables{display:flex;flex-wrap:wrap;gap:12px 40px;margin:20px 0 8px;align-items:flex-start}
+table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
+caption{text-align:left;color:var(--soft);padding-bottom:4px}
+td,th{padding:3px 12px 3px 0;text-align:right;font-weight:400}
+.tables{overflow-x:auto}.sources th:first-child{text-align:left;overflow-wrap:anywhere;min-width:140px}
+.sources tr:first-child th{color:var(--soft)}
+.bar{width:220px;padding-right:10px}.bar div{background:var(--bar);height:12px;border-radius:3px}
+article{background:var(--card);border:1px solid var(--line);border-radius:10px;margin:12px 0;overflow:hidden}
+pre{margin:0;padding:14px 16px;
+font:13.5px/1.75 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;
+white-space:pre-wrap;overflow-wrap:anywhere;color:var(--soft)}
+.l{background:var(--learned);color:var(--learnedink)}.l.o{background:var(--learned2)}
+.c{color:var(--control)}.l.c{color:var(--learnedink);font-weight:650}
+pre span{padding:2px 0}pre span:hover{outline:1px solid currentColor}
+pre i{opacity:.45;font-style:normal}
+.strip{display:flex;gap:2px;height:14px}.strip>div{background:var(--line);border-radius:3px;overflow:hidden;min-width:2px}
+.strip>div>div{background:var(--bar);height:100%}
+"""

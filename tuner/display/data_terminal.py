@@ -1,0 +1,69 @@
+"""`tuner data` in a terminal: tokens as they are trained on, statistics, and findings."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tuner.data.data_report import DataReport
+from tuner.data.encoding import Tokenizer
+from tuner.data.examples import Examples
+from tuner.data.inspection import Label, Passes, describe, errors, groups, notices, pieces, statistics
+from tuner.printable import printable
+
+
+def data_terminal(
+    examples: Examples,
+    tokenizer: Tokenizer,
+    passes: Passes | None = None,
+    report: DataReport | None = None,
+    *,
+    color: bool = True,
+    limit: int = 4,
+    label: Label = lambda index: "",
+) -> RenderableType:
+    """The first samples (or passes) with their tokens, statistics and findings, for a rich console.
+
+    Tokens that the loss is taken on are green, special tokens blue; without color the former stand in ⟦ ⟧.
+    """
+    shown: list[RenderableType] = []
+    for group in groups(examples, passes, limit):
+        if group.heading:
+            shown += [Text(group.heading, style="bold reverse"), Text()]
+        for segment in group.segments:
+            title = Text(describe(examples, segment, label), style="bold")
+            shown += [title, _tokens(examples, segment.index, tokenizer, color), Text()]
+    shown.append(_statistics(examples, report, passes))
+    shown += [Text(f"\nerror: {text}", style="red") for text in errors(examples, tokenizer, report)]
+    shown += [Text(f"\nnote: {text}", style="yellow") for text in notices(examples, tokenizer, report)]
+    return Group(*shown)
+
+
+def _statistics(examples: Examples, report: DataReport | None, passes: Passes | None) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in statistics(examples, report, passes):
+        table.add_row(name, value)
+    return table
+
+
+def _tokens(examples: Examples, index: int, tokenizer: Tokenizer, color: bool) -> Text:
+    text, previous_weight = Text(), 0.0
+    for number, piece in enumerate(pieces(examples, index, tokenizer)):
+        if not color and bool(piece.weight) != bool(previous_weight):
+            text.append("⟦" if piece.weight else "⟧")
+        previous_weight = piece.weight
+        style = "dim"
+        if piece.weight:
+            style = "black on green" if number % 2 else "black on bright_green"
+        elif piece.control:
+            style = "blue"
+        text.append(_visible(piece.text), style=style if color else "")
+    if previous_weight and not color:
+        text.append("⟧")
+    return text
+
+
+def _visible(text: str) -> str:
+    """Line ends as a sign and a line end; nothing that could command the terminal."""
+    return printable(text).replace("\n", "⏎\n")
