@@ -1,7 +1,6 @@
 """An exponential mean of a noisy series, exact from the first value on, that passes over missing ones."""
 
 import math
-from collections.abc import Iterable
 
 HORIZON = 20
 """How many values back the mean mostly looks, by default."""
@@ -31,9 +30,3 @@ class Smoothed:
 def horizon_of(total_steps: int) -> float:
     """How many steps a run's mean loss looks back: fewer in a short run, where the loss falls fast."""
     return min(HORIZON, max(3.0, total_steps / 40))
-
-
-def smoothed(values: Iterable[float | None], horizon: float = HORIZON) -> list[float | None]:
-    """The running mean after each value."""
-    mean = Smoothed(horizon)
-    return [mean.add(value) for value in values]

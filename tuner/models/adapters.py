@@ -181,18 +181,11 @@ def is_adapted(model: nn.Module) -> bool:
     return type(model).__module__.startswith("peft.")
 
 
-def save_adapter(
-    model: nn.Module, folder: Path, base: str, state_dict: dict[str, Tensor] | None = None
-) -> None:
-    """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`.
-
-    state_dict: weights by the wrapped model's names, where they are a copy and not the model's own.
-    """
+def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
+    """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`."""
     model.peft_config[ADAPTER].base_model_name_or_path = base
     # Embeddings are in it when they were trained whole, never because peft guesses that they were resized.
-    model.save_pretrained(
-        str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=state_dict
-    )
+    model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
     Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, a form nobody has filled in
     file = Path(folder, "adapter_config.json")
     values = json.loads(file.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import pytest
 
 from tuner.config import SFT, Chat, Model
 from tuner.display.progress import ProgressWatcher, duration, on_terminal, printable, progress_bar
-from tuner.display.smoothing import Smoothed, smoothed
+from tuner.display.smoothing import Smoothed
 from tuner.training.watchers import Sample
 
 CONFIG = SFT(name="tiny_run", model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",)))
@@ -195,7 +195,8 @@ def test_printable_keeps_text_of_all_languages() -> None:
 
 def test_the_mean_is_exact_from_the_first_value_on_and_passes_over_missing_ones() -> None:
     # horizon 2: weights 1, 1/2, 1/4, ... from the newest back
-    assert smoothed([4.0, None, 1.0, float("nan"), 3.0], horizon=2) == [
+    mean = Smoothed(horizon=2)
+    assert [mean.add(value) for value in (4.0, None, 1.0, float("nan"), 3.0)] == [
         4.0,
         4.0,
         (1 + 4 / 2) / 1.5,
