@@ -12,9 +12,9 @@ from torch.nn.functional import linear, silu
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import tuner.models  # noqa: F401 (registers InternLM2)
+from tests.whole_models import dequantized_weights, full_logits
 from tuner.config import Freeze, LoRA, Model
 from tuner.models.load import load_model
-from tuner.models.quantization import dequantised_state_dict
 from tuner.models.save import save_model
 
 CPU = torch.device("cpu")
@@ -186,7 +186,6 @@ def test_dynamic_scaling_matters_past_the_trained_length(tmp_path):
 @pytest.mark.parametrize("bias", [False, True])
 def test_our_own_loading_computes_the_same_in_packs(tmp_path, bias):
     from tuner.data.batch import make_batch
-    from tuner.models.forward import logits
 
     folder, weights = write(tmp_path / "model", bias=bias, rope_scaling={"type": "dynamic", "factor": 2.0})
     model = load_base_of(folder)
@@ -195,7 +194,7 @@ def test_our_own_loading_computes_the_same_in_packs(tmp_path, bias):
     rows = [torch.randint(0, VOCABULARY, (length,), generator=generator) for length in lengths]
     batch = make_batch([(row.numpy().astype("int32"), torch.ones(len(row)).numpy()) for row in rows])
     with torch.no_grad():
-        packed = logits(model, batch).double()
+        packed = full_logits(model, batch).double()
     expected = torch.cat([reference_logits(weights, row, 2.0) for row in rows])
     torch.testing.assert_close(packed, expected, atol=1e-5, rtol=0)
 
@@ -215,7 +214,7 @@ def test_four_bit_on_load_quantises_the_split_projections(tmp_path, bias):
     folder, weights = write(tmp_path / "model", bias=bias, shards=3)
     model = load_base_of(folder, quantization="nf4")
     group = HEADS // KV_HEADS
-    back = dequantised_state_dict(model)
+    back = dequantized_weights(model)
     assert len(back) == 7 * LAYERS
     for layer in range(LAYERS):
         fused = weights[f"model.layers.{layer}.attention.wqkv.weight"]

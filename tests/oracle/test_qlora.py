@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tests.whole_models import dequantized_weights
 from tuner.config import LoRA, Model
 from tuner.models.load import load_model
-from tuner.models.quantization import dequantised_state_dict, quantised_layers
+from tuner.models.quantization import quantised_layers
 from tuner.models.tiny import tiny_model_folder
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def test_outputs_and_gradients(folder, lora):
     quantised, plain = load(folder, "nf4", lora), load(folder, None, lora)
     assert any(quantised_layers(quantised))
     weights = plain.state_dict()
-    for name, weight in dequantised_state_dict(quantised).items():
+    for name, weight in dequantized_weights(quantised).items():
         weights[name].copy_(weight)
     tokens = torch.randint(16, 1000, (2, 33), generator=torch.Generator().manual_seed(5))
     outputs = []
@@ -57,5 +58,5 @@ def test_outputs_and_gradients(folder, lora):
 def test_the_quantised_base_is_not_the_original(folder):
     """The equality above is not that of a model that was never quantised."""
     plain = load(folder, None, LoRA(r=4)).state_dict()
-    for name, weight in dequantised_state_dict(load(folder, "nf4", LoRA(r=4))).items():
+    for name, weight in dequantized_weights(load(folder, "nf4", LoRA(r=4))).items():
         assert 0.05 < (plain[name] - weight).norm() / weight.norm() < 0.15

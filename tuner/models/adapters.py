@@ -174,18 +174,11 @@ def is_meta(model: nn.Module) -> bool:
     return any(weight.is_meta for weight in model.parameters())
 
 
-def save_adapter(
-    model: nn.Module, folder: Path, base: str, state_dict: dict[str, Tensor] | None = None
-) -> None:
-    """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`.
-
-    state_dict: weights by the wrapped model's names, where they are a copy and not the model's own.
-    """
+def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
+    """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`."""
     model.peft_config[ADAPTER].base_model_name_or_path = base
     # False: else peft also saves embeddings that it guesses were resized; those trained whole are saved anyway.
-    model.save_pretrained(
-        str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=state_dict
-    )
+    model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
     Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
     file = Path(folder, "adapter_config.json")
     values = json.loads(file.read_text(encoding="utf-8"))

@@ -73,11 +73,6 @@ def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return output.last_hidden_state[0]
 
 
-def logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """All logits, fp32 [T, V]: for probes and comparisons of short rows, never for training."""
-    return _logits(unwrapped(model), hidden_states(model, batch)).float()
-
-
 def _logits(causal: torch.nn.Module, hidden_TD: torch.Tensor) -> torch.Tensor:
     head = causal.get_output_embeddings()
     logits_TV = head(hidden_TD)

@@ -75,11 +75,6 @@ def dequantised(layer: nn.Module) -> Tensor:
     return functional.dequantize_4bit(weight.data, state)
 
 
-def dequantised_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Name → fp32 weight of every quantised layer of `model`."""
-    return {f"{name}.weight": dequantised(layer) for name, layer in quantised_layers(model)}
-
-
 def dequantise(model: nn.Module) -> None:
     """Put plain fp32 linear layers in place of the quantised ones; the model then is an ordinary one."""
     for name, layer in list(quantised_layers(model)):

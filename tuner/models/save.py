@@ -23,37 +23,28 @@ __all__ = ["fingerprint", "save_full", "save_model"]
 _SHARD = "5GB"
 
 
-def save_model(
-    loaded: Loaded,
-    folder: Path,
-    *,
-    precision: Precision | None = None,
-    state_dict: dict[str, Tensor] | None = None,
-) -> None:
+def save_model(loaded: Loaded, folder: Path, *, precision: Precision | None = None) -> None:
     """Write a model folder: an adapter as a PEFT folder in fp32, full weights in the family's own layout.
 
     Beside the weights: the tokenizer, and tuner.json naming the base. precision: of full weights in the file,
-    by default what the model was loaded with. state_dict: weights by the model's names where they are not the
-    model's own, such as a copy made for writing in the background. Raises UserError when the disk is full or
-    the folder cannot be written.
+    by default what the model was loaded with. Raises UserError when the disk is full or the folder cannot be
+    written.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if is_adapted(loaded.model):
-            save_adapter(loaded.model, folder, _name_for_others(loaded.base), state_dict)
+            save_adapter(loaded.model, folder, _name_for_others(loaded.base))
         else:
-            save_full(loaded.transformer, folder, precision or loaded.precision, state_dict)
+            save_full(loaded.transformer, folder, precision or loaded.precision)
         save_tokenizer(loaded.tokenizer, folder)
         write_record(folder, loaded.base, loaded.adapter)
 
 
-def save_full(
-    model: PreTrainedModel, folder: Path, precision: Precision, state_dict: dict[str, Tensor] | None = None
-) -> None:
+def save_full(model: PreTrainedModel, folder: Path, precision: Precision) -> None:
     """Write weights and config.json as the model's family does, safetensors shards of 5 GB."""
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     cast: dict[int, Tensor] = {}  # by storage, so that tied weights stay one
-    weights = model.state_dict() if state_dict is None else state_dict
+    weights = model.state_dict()
     for weight in weights.values():
         if weight.data_ptr() not in cast:
             cast[weight.data_ptr()] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype)

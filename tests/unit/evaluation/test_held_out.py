@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.equivalence.conftest import SMALL
+from tests.whole_models import full_logits
 from tuner.config import override
 from tuner.data.dataset import load_data
 from tuner.evaluation.held_out_chat import HeldOutRows, load_score
-from tuner.models.forward import logits
 from tuner.models.generate import Answer
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
@@ -49,7 +49,7 @@ def test_loss_is_the_weighted_mean_over_tokens(scene, tokens_per_pass):
     for index in range(len(examples)):
         batch = make_batch([examples.example(index)])
         with torch.no_grad():
-            logprobs = logits(roles.loaded.model, batch).log_softmax(-1)[batch.learned_N - 1]
+            logprobs = full_logits(roles.loaded.model, batch).log_softmax(-1)[batch.learned_N - 1]
         picked = logprobs.gather(-1, batch.tokens_T[batch.learned_N][:, None])[:, 0]
         total -= float((picked * batch.weights_N).sum())
         weight += float(batch.weights_N.sum())

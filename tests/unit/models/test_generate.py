@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.whole_models import full_logits
 from tuner.config import LoRA, Model, Rope
 from tuner.data.batch import make_batch
 from tuner.models import kv_cache as cache_module
 from tuner.models import varlen
 from tuner.models.checkpointing import recompute_activations
-from tuner.models.forward import logits
 from tuner.models.generate import Answer, generate, stream, uniforms, unpacked
 from tuner.models.load import Loaded, load_model
 from tuner.models.rope import SegmentedDynamicRotary
@@ -158,7 +158,9 @@ def test_logprobs_are_those_of_a_full_forward_pass(skilled):
         for prompt, answer in zip(prompts, answers, strict=True):
             whole = np.array([*prompt, *answer.tokens], np.int32)
             with torch.no_grad():
-                logits_TV = logits(skilled.model, make_batch([(whole, np.zeros(len(whole), np.float32))]))
+                logits_TV = full_logits(
+                    skilled.model, make_batch([(whole, np.zeros(len(whole), np.float32))])
+                )
             logprobs_TV = (logits_TV / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
             expected = logprobs_TV.gather(-1, torch.from_numpy(answer.tokens.astype(np.int64))[:, None])[:, 0]
             np.testing.assert_allclose(answer.logprobs, expected.numpy(), atol=2e-5)
@@ -179,9 +181,9 @@ def test_first_tokens_are_as_likely_as_the_model_says(skilled):
         skilled, [[20, 21]] * count, max_new_tokens=1, temperature=1.0, noise=uniforms(0, 0, range(count), 1)
     )
     with torch.no_grad():
-        exact = logits(skilled.model, make_batch([(np.array([20, 21], np.int32), np.zeros(2, np.float32))]))[
-            -1
-        ]
+        exact = full_logits(
+            skilled.model, make_batch([(np.array([20, 21], np.int32), np.zeros(2, np.float32))])
+        )[-1]
     exact = exact.softmax(-1).numpy()
     found = np.bincount(np.concatenate(tokens(answers)), minlength=len(exact)) / count
     assert np.abs(found - exact).max() < 4 * np.sqrt(0.25 / count)

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
+from tests.whole_models import dequantized_weights
 from tuner.config import LoRA, Model
 from tuner.models.generate import generate
 from tuner.models.load import load_model
 from tuner.models.quantization import (
     dequantise,
-    dequantised_state_dict,
     optimizer_class,
     quantised_layers,
 )
@@ -47,7 +47,7 @@ def test_all_linear_layers_but_the_head_are_quantised(internlm2_folder, quantiza
 def test_nf4_is_double_quantised_and_near_the_original(internlm2_folder):
     plain, quantised = load(internlm2_folder, None).model, load(internlm2_folder, "nf4").model
     weights = plain.state_dict()
-    for name, back in dequantised_state_dict(quantised).items():
+    for name, back in dequantized_weights(quantised).items():
         assert quantised.get_parameter(name).quant_state.nested
         assert ((back - weights[name]).norm() / weights[name].norm()) < 0.12
 

@@ -31,19 +31,6 @@ def test_full_weights_are_written_in_the_asked_precision(internlm2_folder, tmp_p
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("adapter", [None, LoRA(r=4, train_whole=("lm_head",))])
-def test_a_copy_of_the_weights_is_saved_in_their_place(internlm2_folder, tmp_path, adapter):
-    """Written in the background, while the model trains on."""
-    loaded = load(internlm2_folder, adapter, "fp32")
-    save_model(loaded, tmp_path / "direct")
-    copy = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
-    for weight in loaded.model.parameters():
-        weight.data.zero_()
-    save_model(loaded, tmp_path / "copy", state_dict=copy)
-    file = "adapter_model.safetensors" if adapter else "model.safetensors"
-    assert (tmp_path / "copy" / file).read_bytes() == (tmp_path / "direct" / file).read_bytes()
-
-
 def test_saving_twice_gives_the_same_bytes(internlm2_folder, tmp_path):
     loaded = load(internlm2_folder, LoRA(r=4))
     for name in ("first", "second"):

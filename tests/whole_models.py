@@ -1,0 +1,19 @@
+"""What only tests need whole: all logits of a batch, all weights behind quantized layers."""
+
+import torch
+
+from tuner.data.batch import Batch
+from tuner.models.forward import hidden_states
+from tuner.models.quantization import dequantised, quantised_layers
+from tuner.models.unwrap import unwrapped
+
+
+def full_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Logits of every token of a packed batch, fp32 [T, V], of a head without soft caps."""
+    head = unwrapped(model).get_output_embeddings()
+    return head(hidden_states(model, batch)).float()
+
+
+def dequantized_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> fp32 weight of every quantized layer."""
+    return {f"{name}.weight": dequantised(layer) for name, layer in quantised_layers(model)}
