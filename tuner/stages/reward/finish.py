@@ -15,7 +15,7 @@ from tuner.evaluation.held_out_pairs import score_comparisons
 from tuner.evaluation.report_card.card import ReportCard
 from tuner.evaluation.report_card.make import report_on
 from tuner.evaluation.report_card.tables import results, tables
-from tuner.models.reward_record import Reference, RewardRecord, tell_others, write_reward_record
+from tuner.models.reward_record import Reference, RewardRecord, set_score_token, write_reward_record
 from tuner.models.roles import Roles
 from tuner.stages.job import Job
 from tuner.training.devices import Devices
@@ -35,7 +35,7 @@ def finish_reward(config: RewardModel, job: Job, roles: Roles, loop: Loop) -> No
     if job.devices.is_main and reported:
         write_report(job.run.folder, reported[0])
         job.watchers.report(tables(reported[0]))
-    tell_others(roles.loaded, config.reward_token)
+    set_score_token(roles.loaded, config.reward_token)
     beside = partial(write_reward_record, record=record)
     job.finish(config.data.template, roles, outcome(reported), beside)
 
@@ -74,7 +74,8 @@ def outcome(reported: Reported | None) -> dict[str, object]:
     if reported is None:
         return {}
     card, reference = reported
-    return {**results(card), "reference": {"mean": reference.mean, "spread": reference.spread}}
+    statistics = {"mean": reference.mean, "standard_deviation": reference.standard_deviation}
+    return {**results(card), "reference": statistics}
 
 
 def write_report(folder: Path, card: ReportCard) -> None:

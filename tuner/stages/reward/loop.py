@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuner.config import RewardModel
 from tuner.evaluation.held_out_pairs import HeldOutPairs
 from tuner.models.forward import scores
-from tuner.models.pair_sums import compare
+from tuner.models.pair_sums import pair_sums
 from tuner.stages.job import Job
 from tuner.stages.reward.finish import finish_reward
 from tuner.stages.rows import plan
@@ -21,7 +21,7 @@ def reward(config: RewardModel, job: Job) -> None:
     for step in loop:
         for batch in step.batches:
             with roles.role("reward", train=True) as model:
-                found = compare(scores(model, batch), batch, config.loss)
+                found = pair_sums(scores(model, batch), batch, config.loss)
                 step.add(found.ranking, per="pairs", name="ranking")
                 step.add(found.penalty, per="answers", name="penalty")
                 step.note("accuracy", found.right, per="pairs")
