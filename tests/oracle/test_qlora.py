@@ -6,7 +6,7 @@ import torch
 from tests.whole_models import dequantized_weights
 from tuner.config import LoRA, Model
 from tuner.models.load import load_model
-from tuner.models.quantization import quantised_layers
+from tuner.models.quantization import quantized_layers
 from tuner.models.tiny import tiny_model_folder
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def load(folder, quantization, lora):
 @pytest.mark.parametrize("lora", [LoRA(r=4, alpha=8), LoRA(r=8, targets=("q_proj", "down_proj"))])
 def test_outputs_and_gradients(folder, lora):
     quantised, plain = load(folder, "nf4", lora), load(folder, None, lora)
-    assert any(quantised_layers(quantised))
+    assert any(quantized_layers(quantised))
     weights = plain.state_dict()
     for name, weight in dequantized_weights(quantised).items():
         weights[name].copy_(weight)

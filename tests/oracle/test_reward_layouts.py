@@ -22,7 +22,7 @@ from tuner.config import FocalRanking, LoRA, Model, override
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.models.merge import MAX_SCORE_DIFFERENCE, export, merge
-from tuner.models.reward_record import RewardRecord, tell_others, write_reward_record
+from tuner.models.reward_record import RewardRecord, set_score_token, write_reward_record
 from tuner.models.save import save_model
 from tuner.models.scorer import open_scorer, score_sequences
 from tuner.models.tiny import tiny_model_folder
@@ -145,7 +145,7 @@ def outside(runs, sequences, tmp_path_factory):
             if weight.requires_grad:
                 weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
         end = loaded.tokenizer.eos_token_id
-        tell_others(loaded, loaded.tokenizer.eos_token)
+        set_score_token(loaded, loaded.tokenizer.eos_token)
         save_model(loaded, folder / kind)
         rows = [np.append(tokens[:-1] % 1000 + 20, end).astype(np.int32) for tokens in sequences]
         ours[kind] = score_sequences(loaded.model, rows, 300, CPU)
@@ -185,7 +185,7 @@ def complete(run, kind, output, **options):
         return export(run.folder, output, **options)
     report = merge(run.folder, output, texts=TEXTS, **options)
     assert report.folding.largest <= MAX_SCORE_DIFFERENCE
-    assert report.folding.spread > 0.01
+    assert report.folding.standard_deviation > 0.01
     return None
 
 
@@ -287,7 +287,7 @@ def test_a_merge_that_loses_the_head_is_refused(runs, tmp_path, monkeypatch):
 def test_a_score_read_at_the_conversations_own_end(tmp_path):
     """Without a reward token there is none to tell InternLM2's code, which would append its own default."""
     loaded = load_model(Model(path="tuner:tiny"), precision="fp32", device=CPU, head="score")
-    tell_others(loaded, None)
+    set_score_token(loaded, None)
     save_model(loaded, tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     assert values["reward_token_id"] is None

@@ -11,7 +11,7 @@ from tuner.config import AdamW, Constant, FocalRanking, LoRA, Model, Preferences
 from tuner.data.stream import make_stream
 from tuner.models.forward import scores
 from tuner.models.load import load_model
-from tuner.models.pair_sums import compare
+from tuner.models.pair_sums import pair_sums
 from tuner.models.save import save_model
 from tuner.models.unwrap import unwrapped
 from tuner.stages.data_view import load_rows
@@ -275,7 +275,7 @@ def test_loss_and_gradients_by_hand_in_any_split(kind, loss, ties, start, by_han
         totals, total = stream.totals(0), torch.tensor(0.0)
         assert totals == pytest.approx({"pairs": 5.0, "answers": 13.0})
         for batch in stream.batches(0):
-            sums = compare(scores(model, batch), batch, loss)
+            sums = pair_sums(scores(model, batch), batch, loss)
             total = total + sums.ranking / totals["pairs"] + sums.penalty / totals["answers"]
         found[len(stream.passes(0))] = total.item(), torch.autograd.grad(total, trained)
     assert len(found) == 3

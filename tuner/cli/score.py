@@ -17,8 +17,8 @@ def score(
         Path | None, typer.Option("--output", "-o", help="JSONL file to write; default: stdout.")
     ] = None,
     condition: Annotated[str | None, typer.Option(help="Condition of rows that name none.")] = None,
-    standardise: Annotated[
-        bool, typer.Option(help="In spreads from the mean of the model's held-out scores.")
+    standardize: Annotated[
+        bool, typer.Option(help="In standard deviations from the mean of the model's held-out scores.")
     ] = False,
     template: Annotated[
         str, typer.Option(help='Chat template; "tokenizer" is the model\'s own.')
@@ -37,7 +37,7 @@ def score(
 
     options = {
         "condition": condition,
-        "standardise": standardise,
+        "standardize": standardize,
         "template": template,
         "precision": None if precision is None else precision_of(precision, "--precision"),
         "tokens_per_pass": tokens_per_pass,

@@ -12,7 +12,7 @@ from tuner.data.comparisons import Comparisons
 from tuner.data.packing import deal
 from tuner.data.subset import spread
 from tuner.models.forward import scores
-from tuner.models.pair_sums import compare
+from tuner.models.pair_sums import pair_sums
 from tuner.models.roles import Roles
 from tuner.models.scorer import score_sequences
 from tuner.training.devices import Devices
@@ -44,7 +44,7 @@ class HeldOutPairs:
             assert batch.pairs is not None
             with self._roles.role("reward") as model:
                 batch = batch.to(self._devices.device)
-                compared = compare(scores(model, batch), batch, self._loss)
+                compared = pair_sums(scores(model, batch), batch, self._loss)
             for name in ("ranking", "penalty", "right"):
                 sums[name] += getattr(compared, name).item()
             sums["pairs"] += batch.pairs.weights_P.sum().item()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Models: loading, quantisation, adapters, freezing, saving, merging, generation.
+"""Models: loading, quantization, adapters, freezing, saving, merging, generation.
 
 Importing this registers InternLM2 with transformers' Auto classes, the one import effect in tuner.
 """

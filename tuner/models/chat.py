@@ -1,4 +1,4 @@
-"""Talking to a model: a conversation so far to the text of the next answer."""
+"""Chat with a model: from a conversation so far to the text of the next answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tuner.models.locate import locate
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A loaded model with the template it was taught to talk in."""
+    """A loaded model with its chat template."""
 
     loaded: Loaded
     template: Template
@@ -33,7 +33,7 @@ class ChatModel:
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> Iterator[str]:
-        """The next answer, in pieces as they come; greedy at temperature 0."""
+        """The text of the next answer, piece by piece; greedy at temperature 0."""
         prompt = self.template.render_prompt(Conversation(tuple(turns), origin="chat"))
         return stream(
             self.loaded.model,
@@ -47,17 +47,18 @@ class ChatModel:
 
 
 def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | None = None) -> ChatModel:
-    """A run, model folder or hub name, ready to talk. Raises UserError when it is missing or has no template."""
+    """Load a run, model folder or hub name to chat with. Raises UserError when it is missing or has no template."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Model(path=path)
     precision = locate(model, weights=False).precision
     loaded = load_model(model, precision=precision, device=device, train=False)
-    own = Template(template, loaded.tokenizer)
-    return ChatModel(loaded, own, end_ids(own, loaded.tokenizer))
+    chat_template = Template(template, loaded.tokenizer)
+    return ChatModel(loaded, chat_template, end_ids(chat_template, loaded.tokenizer))
 
 
 def end_ids(template: Template, tokenizer: object) -> frozenset[int]:
-    """What ends an answer: the last token learned of one in this template, and the tokenizer's end of text."""
+    """Tokens that end an answer: the last token that loss is taken on in this template, and the tokenizer's end of
+    text."""
     example = Conversation((Turn("user", "a"), Turn("assistant", "b")), origin="end of an answer")
     tokens, weights = tokenize([template.render(example)], tokenizer)[0]  # type: ignore[arg-type]
     end = int(tokens[weights.nonzero()[0][-1]])

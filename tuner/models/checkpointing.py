@@ -1,4 +1,4 @@
-"""Gradient checkpointing: layers keep their input and are computed again in the backward pass."""
+"""Gradient checkpointing: layers keep only their input and are recomputed in the backward pass."""
 
 import warnings
 
@@ -8,13 +8,13 @@ from tuner.models.unwrap import unwrapped
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Turn checkpointing on for training passes, without making frozen layers pay for it.
+    """Turn on checkpointing for training passes, without a backward pass through frozen layers.
 
-    transformers makes the embedding's output require a gradient as well, which reentrant checkpointing needs:
-    every frozen layer would then run a backward pass. This is the non-reentrant kind, which does not.
+    transformers also makes the embedding's output require a gradient, as reentrant checkpointing needs it; every
+    frozen layer would then run a backward pass. Non-reentrant checkpointing does not need it.
     """
     transformer = unwrapped(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its name from transformers 5.23 on is another
+        warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5.23
         transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     transformer.disable_input_require_grads()

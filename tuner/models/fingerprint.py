@@ -1,4 +1,4 @@
-"""A model folder's fingerprint: what its weights and shape are, wherever it lies."""
+"""A hash of a model folder's configuration and weights, independent of where it lies."""
 
 import hashlib
 import json
@@ -6,22 +6,22 @@ import struct
 from pathlib import Path
 
 _CHUNK = 1 << 16  # bytes
-_WHOLE = 1 << 25  # bytes: smaller files are read whole, larger ones in as many bytes, evenly spread
+_WHOLE = 1 << 25  # bytes: smaller files are read whole, of larger ones this many in evenly spaced chunks
 _VOLATILE = ("_name_or_path", "transformers_version", "auto_map", "attn_implementation")
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Sha256, in hex, over config.json and every safetensors file's size, header and content.
+    """SHA-256, in hex, of config.json and of every safetensors file's size, header and content.
 
-    Of a file over 32 MiB, 32 MiB in evenly spread pieces are read, so 15 GB cost a fraction of a second.
+    Of a file over 32 MiB only 32 MiB in evenly spaced chunks are read: 15 GB take a fraction of a second.
     Raises OSError when the folder cannot be read.
     """
     digest = hashlib.sha256()
     config = Path(folder, "config.json")
     if config.is_file():
         values = json.loads(config.read_text(encoding="utf-8"))
-        kept = {name: value for name, value in values.items() if name not in _VOLATILE}
-        digest.update(json.dumps(kept, sort_keys=True).encode())
+        stable = {name: value for name, value in values.items() if name not in _VOLATILE}
+        digest.update(json.dumps(stable, sort_keys=True).encode())
     for file in sorted(Path(folder).glob("*.safetensors")):
         digest.update(file.name.encode())
         _add_weights(digest, file)
@@ -37,7 +37,7 @@ def _add_weights(digest: "hashlib._Hash", file: Path) -> None:
             return
         (header,) = struct.unpack("<Q", stream.read(8))
         digest.update(stream.read(header))
-        pieces = _WHOLE // _CHUNK
-        for piece in range(pieces):
-            stream.seek((size - _CHUNK) * piece // (pieces - 1))
+        chunks = _WHOLE // _CHUNK
+        for chunk in range(chunks):
+            stream.seek((size - _CHUNK) * chunk // (chunks - 1))
             digest.update(stream.read(_CHUNK))

@@ -1,5 +1,7 @@
-"""Forward passes over packed rows. Shapes: T tokens of the row, N of them learned, S segments,
-D hidden size, V vocabulary."""
+"""Forward passes over packed rows.
+
+Shapes: T tokens of the row, N of them with a loss, S segments, D hidden size, V vocabulary, C tokens of a chunk.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from tuner.models.varlen import segment_arguments
 
 
 def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Summed weighted cross entropy (nats) of the batch's learned tokens: a scalar in fp32."""
+    """Weighted sum of the cross entropy (nats) of the tokens the loss is taken on: a scalar in fp32."""
     causal = unwrapped(model)
     hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
     targets_N = batch.tokens_T[batch.learned_N]
@@ -31,10 +33,10 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def token_logprobs(
     model: torch.nn.Module, batch: Batch, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probability of each learned token after what precedes it, fp32 [N], at a temperature above 0.
+    """Log-probability (nats) of each token the loss is taken on, fp32 [N], at a temperature above 0; and its entropy.
 
-    Second, where asked for, the entropy of the distribution it was drawn from, in nats, fp32 [N], not
-    differentiable. The batch's weights play no part.
+    entropy: also return the entropy of each next-token distribution in nats, fp32 [N], without gradients; else None.
+    The batch's weights are ignored.
     """
     causal = unwrapped(model)
     hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
@@ -52,17 +54,17 @@ def token_logprobs(
 
 
 def values(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """The critic's value before each learned token, fp32 [N]: the scalar head on the state that precedes it."""
+    """The critic's value before each token the loss is taken on, fp32 [N]: the scalar head at the preceding token."""
     return _scalars(model, hidden_states(model, batch)[batch.learned_N - 1])
 
 
 def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Score of every segment, fp32 [S]: the scalar head on the hidden state of the segment's last token."""
+    """Score of every segment, fp32 [S]: the scalar head at the segment's last token."""
     return _scalars(model, hidden_states(model, batch)[batch.offsets[1:].long() - 1])
 
 
 def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Outputs of the last layer after its norm, [T, D]; each segment as if it were alone."""
+    """Outputs of the last layer after the final norm, [T, D]; each segment attends to itself only."""
     backbone = unwrapped(model).get_decoder()
     output = backbone(
         input_ids=batch.tokens_T[None],
@@ -81,12 +83,12 @@ def _logits(causal: torch.nn.Module, hidden_TD: torch.Tensor) -> torch.Tensor:
 
 
 def _matrix(causal: torch.nn.Module) -> torch.nn.Linear | None:
-    """The head, where it is one matrix whose logits are used as they are."""
+    """The language head, where it is a plain matrix without a cap on its logits; else None."""
     head = causal.get_output_embeddings()
     capped = getattr(causal.config, "final_logit_softcapping", None) is not None
     return head if type(head) is torch.nn.Linear and not capped else None
 
 
 def _scalars(model: torch.nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(hidden_ND.device.type, enabled=False):  # a score has few digits to lose
+    with torch.autocast(hidden_ND.device.type, enabled=False):  # in bf16 close scores would be equal
         return unwrapped(model).score(hidden_ND.float())[:, 0]

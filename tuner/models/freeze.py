@@ -1,4 +1,4 @@
-"""Which weights stay as they are. What lies below the last trained weight then costs no backward pass."""
+"""Freezing weights. Layers below the lowest trained weight then need no backward pass."""
 
 from fnmatch import fnmatchcase
 
@@ -9,7 +9,7 @@ from tuner.errors import UserError
 
 
 def freeze(model: nn.Module, part: config.Freeze | None) -> None:
-    """Take weights out of training, in place, of those that are in it: the model's own, or its adapters'.
+    """Freeze some of the weights that are trained, in place: the model's own, or its adapters'.
 
     Raises UserError when a pattern matches nothing, there are fewer layers, or nothing is left to train.
     """
@@ -32,15 +32,15 @@ def freeze(model: nn.Module, part: config.Freeze | None) -> None:
 
 
 def plain_name(name: str) -> str:
-    """A name without what peft puts around it: `model.layers.0.self_attn.q_proj.lora_A.weight`."""
+    """A parameter name without peft's additions, such as `model.layers.0.self_attn.q_proj.lora_A.weight`."""
     plain = name.removeprefix("base_model.model.")
-    for wrapping in (".modules_to_save.default", ".default", ".base_layer"):
-        plain = plain.replace(wrapping, "")
+    for addition in (".modules_to_save.default", ".default", ".base_layer"):
+        plain = plain.replace(addition, "")
     return plain
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Plain name and module of a decoder's stack of layers. Raises UserError when it has none."""
+    """Plain name and module of the decoder's list of layers. Raises UserError when there is none."""
     depth = model.config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -51,7 +51,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _below(model: nn.Module, weights: dict[str, nn.Parameter], num_trained: int) -> set[str]:
-    """Trained weights outside the last layers, the final norm and the head."""
+    """Names of the trained weights below the last `num_trained` layers."""
     stack, layers = decoder_layers(model)
     if num_trained > len(layers):
         raise UserError(
@@ -62,8 +62,8 @@ def _below(model: nn.Module, weights: dict[str, nn.Parameter], num_trained: int)
     return {name for name in weights if name.startswith(tuple(below))}
 
 
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(plain_name(name) for name, module in model.named_modules() if module is wanted)
+def _name_of(model: nn.Module, target: nn.Module) -> str:
+    return next(plain_name(name) for name, module in model.named_modules() if module is target)
 
 
 def _some(names: dict[str, nn.Parameter]) -> str:

@@ -1,6 +1,6 @@
-"""Answers from a model: prompts read packed, then one token of every row at a time, from a cache.
+"""Generation: packed prompts fill a key-value cache, then every row gets one token at a time.
 
-Shapes: B rows answered together, L of them not ended, V vocabulary, M most new tokens.
+Shapes: B rows generated together, L of them not ended, V vocabulary, M maximum number of new tokens.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ __all__ = ["Answer", "generate", "stream", "uniforms", "unpacked"]
 
 CACHE_BYTES = 4 * 2**30
 TOKENS_PER_PASS = 16_384
-_PADDED = "sdpa"  # takes a mask and a cache; `varlen` is for packed rows
+_PADDED = "sdpa"  # accepts a mask and a cache; `varlen` is for packed rows
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a model answered to one prompt."""
+    """A model's answer to one prompt."""
 
     tokens: np.ndarray
-    """Its tokens, int32, the end token included."""
+    """Its tokens, int32 [tokens], the end token included."""
 
     ended: bool
-    """Whether the last one is an end token; else there was no room for more."""
+    """Whether its last token is an end token; False: it was truncated at the maximum length."""
 
     logprobs: np.ndarray
-    """Log-probability of each token at the temperature, without top_p, float32; at temperature 1 where greedy. As this
-    engine computed it: to compare with, not to learn from."""
+    """Log-probability of each token at the sampling temperature, before top_p, float32 [tokens]; at temperature 1 for
+    greedy decoding. As computed in generation, which rounds differently from a training pass: losses recompute them."""
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """In words, special tokens included but for the end: what was said must not be hidden from who judges it."""
+        """The decoded answer without the end token; other special tokens are kept, so that a reward sees them."""
         return tokenizer.decode(self.content.tolist(), skip_special_tokens=False)  # type: ignore[return-value]
 
     @property
@@ -64,13 +64,13 @@ def generate(
     cache_bytes: int = CACHE_BYTES,
     tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> list[Answer]:
-    """An answer to each prompt, ended by the first of `end_ids`.
+    """Generate an answer to each prompt, ended by the first token of `end_ids`.
 
-    Greedy at temperature 0; else token t of answer i is the one that noise[i, t] picks of the top_p nucleus (`choose`;
+    Greedy at temperature 0; else token t of answer i is selected by noise[i, t] from the top_p nucleus (see `choose`;
     noise float64 [prompts, M], see `uniforms`). cache_bytes bounds the keys and values held at a time, tokens_per_pass
-    the prompt tokens read at a time (one prompt at least in both cases): memory and speed, never the result. The model
-    comes back as it was: attention, training mode and the global random state are untouched. Raises ValueError on an
-    empty prompt, and UserError for models with other layers than attention.
+    the prompt tokens of a pass (at least one prompt in both cases); they affect memory and speed, never the result.
+    The model's attention and training mode are restored, and the global random state is not used. Raises ValueError on
+    an empty prompt, and UserError for models with layers other than attention.
     """
     _check(prompts, max_new_tokens, temperature, noise)
     answers: dict[int, Answer] = {}
@@ -102,7 +102,7 @@ def stream(
     end_ids: Collection[int],
     seed: int = 0,
 ) -> Iterator[str]:
-    """The answer's text in pieces as they come; joined, they are the decoded answer."""
+    """The answer's text, piece by piece as it is generated; joined, the pieces are the decoded answer."""
     noise = uniforms(seed, 0, [0], max_new_tokens)
     _check([prompt], max_new_tokens, temperature, noise)
     answer: list[int] = []
@@ -121,7 +121,7 @@ def stream(
                 break
             answer.append(int(step.tokens_L[0]))
             text = tokenizer.decode(answer, skip_special_tokens=True)
-            if not text.endswith("�"):  # half of a character: wait for its other bytes
+            if not text.endswith("�"):  # an incomplete character: wait for its other bytes
                 yield text[len(shown) :]
                 shown = text
     yield tokenizer.decode(answer, skip_special_tokens=True)[len(shown) :]
@@ -129,10 +129,10 @@ def stream(
 
 @contextmanager
 def unpacked(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """The transformers model in eval mode, under padded attention and its precision; put back afterwards."""
+    """The transformers model in eval mode, with attention for padded rows, under autocast; restored afterwards."""
     transformer = unwrapped(model)
     training = [module for module in model.modules() if module.training]
-    model.eval()  # dropout off; gradient checkpointing acts in training mode only
+    model.eval()  # gradient checkpointing is off in eval mode, too
     try:
         with _attention(transformer, _PADDED), _autocast(transformer):
             yield transformer
@@ -143,7 +143,7 @@ def unpacked(model: nn.Module) -> Iterator[PreTrainedModel]:
 
 @dataclass(frozen=True)
 class _Step:
-    """One token of every row that has not ended before."""
+    """One token of every row that has not ended."""
 
     rows_L: np.ndarray
     """Numbers of the rows."""
@@ -165,18 +165,18 @@ def _decode(
     noise: np.ndarray | None,
     tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> Iterator[_Step]:
-    """Answer all prompts at once, token by token. Rows that have ended leave when half of those computed have."""
+    """Generate for all prompts at once, token by token; ended rows are dropped once they are half of all."""
     device, ends = transformer.device, np.fromiter(end_ids, np.int64)
     lengths = [len(prompt) for prompt in prompts]
     cache = RowCache(transformer, lengths, max_new_tokens)
-    logits_BV = _read(transformer, prompts, cache, tokens_per_pass)
+    logits_BV = _prefill(transformer, prompts, cache, tokens_per_pass)
     rows_B, live_B = np.arange(len(prompts)), np.ones(len(prompts), bool)
     positions_B1 = torch.tensor(lengths, device=device)[:, None]
     noise_BM = None if noise is None or temperature == 0 else torch.from_numpy(noise).to(device)
     for place in range(max_new_tokens):
         uniform_B = None if noise_BM is None else noise_BM[:, place]
         tokens_B, logprobs_B = choose(logits_BV, temperature, top_p, uniform_B)
-        # with `nucleus`'s, the only times that a token waits for the device; float64 holds both exactly
+        # besides that in `nucleus` the only synchronization with the device; float64 holds both exactly
         tokens, logprobs = torch.stack((tokens_B.double(), logprobs_B.double())).cpu().numpy()
         ended_B = np.isin(tokens, ends)
         yield _Step(rows_B[live_B], tokens[live_B], logprobs[live_B], ended_B[live_B])
@@ -184,10 +184,10 @@ def _decode(
         if place + 1 == max_new_tokens or not live_B.any():
             return
         if cache.is_full or 2 * live_B.sum() <= len(live_B):
-            kept = cache.keep(np.flatnonzero(live_B))
+            kept_B = cache.keep(np.flatnonzero(live_B))
             rows_B, live_B = rows_B[live_B], live_B[live_B]
-            tokens_B, positions_B1 = tokens_B[kept], positions_B1[kept]
-            noise_BM = None if noise_BM is None else noise_BM[kept]
+            tokens_B, positions_B1 = tokens_B[kept_B], positions_B1[kept_B]
+            noise_BM = None if noise_BM is None else noise_BM[kept_B]
         output = transformer(
             input_ids=tokens_B[:, None],
             attention_mask=cache.mask,
@@ -200,17 +200,17 @@ def _decode(
         positions_B1 = positions_B1 + 1
 
 
-def _read(
+def _prefill(
     transformer: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: RowCache, tokens_per_pass: int
 ) -> Tensor:
-    """Fill the cache with the prompts, packed; returns the logits after the last token of each, [B, V]."""
-    found = []
+    """Fill the cache with the packed prompts; returns the logits at the last token of each, [B, V]."""
+    logits = []
     with _attention(transformer, varlen.NAME):
         for rows in _passes([len(prompt) for prompt in prompts], tokens_per_pass):
             samples = [np.asarray(prompts[row], dtype=np.int32) for row in rows]
             batch = make_batch([(tokens, np.zeros(len(tokens), np.float32)) for tokens in samples])
             batch = batch.to(transformer.device)
-            cache.read(rows)
+            cache.prefill(rows)
             output = transformer(
                 input_ids=batch.tokens_T[None],
                 position_ids=batch.positions_T[None],
@@ -219,13 +219,13 @@ def _read(
                 logits_to_keep=batch.offsets[1:].long() - 1,
                 **varlen.segment_arguments(batch),
             )
-            found.append(output.logits[0])
-    cache.answer()
-    return torch.cat(found)
+            logits.append(output.logits[0])
+    cache.start_decoding()
+    return torch.cat(logits)
 
 
 def _passes(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[range]:
-    """Neighbouring rows whose tokens together fit a pass; a longer row has one of its own."""
+    """Consecutive rows whose tokens together fit a pass; a longer row has a pass of its own."""
     start = tokens = 0
     for row, length in enumerate(lengths):
         if tokens and tokens + length > tokens_per_pass:
@@ -254,23 +254,23 @@ def _check(
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("an empty prompt cannot be answered: begin it with the begin-of-sequence token")
     if temperature > 0 and (noise is None or noise.shape != (len(prompts), max_new_tokens)):
-        found = "none" if noise is None else f"{noise.shape}"
-        raise ValueError(f"sampling needs noise of shape {(len(prompts), max_new_tokens)}, not {found}")
+        shape = "none" if noise is None else f"{noise.shape}"
+        raise ValueError(f"sampling needs noise of shape {(len(prompts), max_new_tokens)}, not {shape}")
 
 
 @contextmanager
 def _attention(transformer: PreTrainedModel, name: str) -> Iterator[None]:
-    """Another attention for a while. `varlen` ignores masks, so padded rows under it would be silently wrong."""
+    """Use another attention. `varlen` ignores masks, so padded rows under it would be silently wrong."""
     varlen.register()
-    before = transformer.config._attn_implementation
+    previous = transformer.config._attn_implementation
     transformer.set_attn_implementation(name)
     try:
         yield
     finally:
-        transformer.set_attn_implementation(before)
+        transformer.set_attn_implementation(previous)
 
 
 def _autocast(model: nn.Module) -> torch.autocast | nullcontext:
-    """bf16 weights and fp32 ones meet only under autocast, as in training."""
+    """Autocast for models with bf16 weights, whose adapters are in fp32, as in training."""
     weight = next((weight for weight in model.parameters() if weight.dtype == torch.bfloat16), None)
     return torch.autocast(weight.device.type, torch.bfloat16) if weight is not None else nullcontext()

@@ -1,8 +1,8 @@
-"""InternLM2 (arXiv 2403.17297) on transformers' own Llama: its checkpoints load and save in their own layout.
+"""InternLM2 (arXiv 2403.17297) as transformers' Llama; its checkpoints are read and written in their own layout.
 
-InternLM2 is Llama under other names, with queries, keys and values fused in one `wqkv`. The weights are
-converted while a checkpoint is read, and back while it is written: none of the checkpoint's code is run, and
-every tool of the InternLM2 family reads what is saved here.
+InternLM2 is Llama with other parameter names, and queries, keys and values fused in one `wqkv`. The weights are
+converted while a checkpoint is read, and back while it is written, so that none of the checkpoint's code is run and
+tools for InternLM2 can read what is saved here.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 
 MODEL_TYPE = "internlm2"
 ORIGINAL_CODE = "internlm/internlm2-7b"
-"""Hub repository with the code that an exported folder's `auto_map` names, for tools that run it."""
+"""Hub repository with the code that `auto_map` names in a saved config.json, for tools that run it."""
 ORIGINAL_REWARD_CODE = "internlm/internlm2-7b-reward"
 
 _LLAMA_ONLY = (
@@ -36,7 +36,7 @@ _LLAMA_ONLY = (
     "head_dim",
     "rope_parameters",
 )
-# Releases of transformers differ in which defaults they leave out, and the original code has others.
+# transformers leaves out defaults, which differ by release and from those of the original code
 _ALWAYS_WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache")
 
 
@@ -44,8 +44,8 @@ _ALWAYS_WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_emb
 class InternLM2Config(LlamaConfig):
     """Configuration of InternLM2, read from and written to its original config.json.
 
-    `bias`, `rope_theta` and `rope_scaling` (null or {"type": "dynamic", "factor": 2.0}) are the file's names;
-    a file without one of them gets the original code's default, which no released checkpoint has.
+    `bias`, `rope_theta` and `rope_scaling` (null or {"type": "dynamic", "factor": 2.0}) are the file's names; where
+    one is missing the original code's default applies, which no released checkpoint uses.
     """
 
     model_type = MODEL_TYPE
@@ -56,14 +56,14 @@ class InternLM2Config(LlamaConfig):
     pad_token_id: int | None = 0
     bias: bool = True
     reward_token_id: int | None = None
-    """Of reward models: the token that ends every conversation, at which the score is read."""
+    """Of reward models: id of the token that ends every conversation, at which the score is read."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.attention_bias = self.bias
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values under the original names, so that the original code reads them rightly."""
+        """The values under the names that the original code reads."""
         values = super().to_dict()
         rope = values.get("rope_parameters") or {}
         is_reward = InternLM2ForRewardModel.__name__ in (self.architectures or ())
@@ -78,7 +78,7 @@ class InternLM2Config(LlamaConfig):
         return values
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to config.json: also values that only the original code has other defaults for."""
+        """The values written to config.json, with those for which the original code has other defaults."""
         values = super().to_diff_dict()
         values |= {name: getattr(self, name) for name in _ALWAYS_WRITTEN}
         if "dtype" in values:
@@ -100,25 +100,25 @@ class InternLM2ForCausalLM(LlamaForCausalLM):
 
 
 class InternLM2ForRewardModel(LlamaForSequenceClassification):
-    """InternLM2 with a scalar head (`v_head` in the checkpoint), as the InternLM2 reward models are published.
+    """InternLM2 with a scalar head (`v_head` in the checkpoint), like the published InternLM2 reward models.
 
-    Its own forward pass reads the score at the last token that is no padding; the checkpoint's tokenizer puts the
-    reward token there.
+    Its own forward pass reads the score at the last token that is not padding, where the published chat template puts
+    the reward token.
     """
 
     config_class = InternLM2Config
     _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
 
     def __init__(self, config: InternLM2Config) -> None:
-        config.num_labels = 1  # the published configurations do not say it
+        config.num_labels = 1  # missing in the published configurations
         super().__init__(config)
 
 
 class SplitWqkv(ConversionOps):
-    """`wqkv` to query, key and value projections.
+    """Splits `wqkv` into query, key and value projections; exact, as rows are only moved.
 
-    wqkv: (kv_heads * (group + 2) * head_dim, ...), for each key head its group of query heads, then the key
-    head, then the value head; rotary positions are rotate-half already. Exact: rows are only moved.
+    wqkv: [kv_heads * (group + 2) * head_dim, ...]; for each key head its group of query heads, then the key head, then
+    the value head. Rotary positions are rotate-half in both layouts.
     """
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class FuseWqkv(ConversionOps):
 
 
 def register() -> None:
-    """Make transformers' Auto classes load and save InternLM2; doing it twice changes nothing."""
+    """Register InternLM2 with transformers' Auto classes; idempotent."""
     AutoConfig.register(MODEL_TYPE, InternLM2Config, exist_ok=True)
     AutoModel.register(InternLM2Config, InternLM2Model, exist_ok=True)
     AutoModelForCausalLM.register(InternLM2Config, InternLM2ForCausalLM, exist_ok=True)
@@ -200,7 +200,7 @@ def _only(tensors: Tensor | list[Tensor]) -> Tensor:
 
 
 def _group(config: InternLM2Config) -> tuple[int, int]:
-    """Query heads for each key head, and the width of a head."""
+    """Query heads per key head, and the head size."""
     return config.num_attention_heads // config.num_key_value_heads, config.head_dim
 
 
@@ -210,7 +210,7 @@ def _original_rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
         return None
     scaling = {"type": kind, "factor": float(rope["factor"])}
     if kind in ("linear", "dynamic"):
-        return scaling  # the original code refuses any third key
+        return scaling  # the original code refuses other keys
     rest = {
         name: value
         for name, value in rope.items()

@@ -16,14 +16,14 @@ CHAT_TOKENS = {
     "[UNUSED_TOKEN_145]": "<|im_end|>",
     "[UNUSED_TOKEN_146]": "<|im_start|>",
 }
-"""What the chat models call the last six entries of the sentencepiece file, ids 92538 to 92543."""
+"""Names that chat models give to the last six entries of the sentencepiece file, ids 92538 to 92543."""
 
 
 class InternLM2Tokenizer(TokenizersBackend):
-    """Reads tokenizer.json where there is one; else tokenizer.model, naming the chat tokens.
+    """Reads tokenizer.json, or else tokenizer.model with the chat tokens.
 
-    Beyond what transformers takes from a sentencepiece file: the begin token before every text, the space
-    before it where the file asks for one, and the six chat tokens at the ids of the unused entries.
+    Beyond what transformers reads from a sentencepiece file, it adds the begin token before every text, the dummy
+    prefix where the file has it, and the six chat tokens at the ids of unused entries.
     """
 
     @classmethod
@@ -40,31 +40,33 @@ class InternLM2Tokenizer(TokenizersBackend):
         kwargs.setdefault("add_bos_token", True)
         kwargs.setdefault("pad_token", pieces.id_to_piece(pieces.eos_id()))
         native = super().convert_to_native_format(trust_remote_code=trust_remote_code, **kwargs)
-        others = [token for token in native["additional_special_tokens"] if str(token) not in CHAT_TOKENS]
-        native["additional_special_tokens"] = [*others, *chat_tokens.values()]
+        other_tokens = [
+            token for token in native["additional_special_tokens"] if str(token) not in CHAT_TOKENS
+        ]
+        native["additional_special_tokens"] = [*other_tokens, *chat_tokens.values()]
         if pieces.encode("a", out_type=str)[0].startswith("▁"):
-            _put_a_space_before(native["tokenizer_object"])
+            _add_dummy_prefix(native["tokenizer_object"])
         return native
 
 
 def register_tokenizer() -> None:
-    """Make AutoTokenizer use this class for InternLM2; doing it twice changes nothing."""
+    """Make AutoTokenizer use this class for InternLM2; idempotent."""
     AutoTokenizer.register(InternLM2Config, tokenizer_class=InternLM2Tokenizer, exist_ok=True)
-    # Where a folder names another class, this table decides, and transformers' own entry is a generic one.
+    # decides where a folder names another class; transformers' own entry is a generic class
     TOKENIZER_MAPPING_NAMES[MODEL_TYPE] = InternLM2Tokenizer.__name__
 
 
 def _chat_tokens(pieces: Any) -> dict[int, AddedToken]:
-    """Id → token, of those unused entries that the file has."""
+    """Id → chat token, for the unused entries that the file has."""
     ids = {pieces.piece_to_id(unused): name for unused, name in CHAT_TOKENS.items()}
     return {
-        number: AddedToken(name, normalized=False, special=True)
-        for number, name in ids.items()
-        if pieces.id_to_piece(number) in CHAT_TOKENS
+        token_id: AddedToken(name, normalized=False, special=True)
+        for token_id, name in ids.items()
+        if pieces.id_to_piece(token_id) in CHAT_TOKENS
     }
 
 
-def _put_a_space_before(tokenizer: Any) -> None:
-    """Sentencepiece's dummy prefix, and its removal when ids become text again."""
+def _add_dummy_prefix(tokenizer: Any) -> None:
+    """Add sentencepiece's dummy prefix, a space before every text, which decoding removes."""
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), tokenizer.normalizer])
     tokenizer.decoder = decoders.Sequence([tokenizer.decoder, decoders.Strip(content=" ", left=1)])

@@ -1,4 +1,4 @@
-"""Keys and values of rows that are answered together, behind transformers' cache interface.
+"""Keys and values of rows that are generated together, behind transformers' cache interface.
 
 Shapes: B rows, K key/value heads, S slots for tokens, D head size, T tokens of a packed row.
 """
@@ -18,16 +18,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 from tuner.errors import UserError
 
 BLOCK = 64
-"""Slots for new tokens to begin with. They double when all are taken, so that no token copies the cache."""
+"""Slots for new tokens at first. They double when all are taken, so that the cache is seldom copied."""
 MOST_ROWS = 256
-"""Rows of a chunk, whatever the cache holds: each also has a vocabulary of probabilities, in float64."""
+"""Maximum rows of a chunk, whatever the cache could hold: each also takes its probabilities in float64."""
 _ATTENTION = {"full_attention", "sliding_attention"}
 
 
 def chunks(lengths: Sequence[int], max_new_tokens: int, cached_tokens: int) -> Iterator[np.ndarray]:
-    """Numbers of the prompts answered together, longest first, int64; a function of its arguments alone.
+    """Indices of the prompts generated together, longest first, int64; a function of the arguments alone.
 
-    rows × (longest prompt + max_new_tokens) is at most `cached_tokens`; a chunk has at least one row.
+    rows × (longest prompt + max_new_tokens) is at most `cached_tokens`, but a chunk has at least one row.
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     start = 0
@@ -39,14 +39,14 @@ def chunks(lengths: Sequence[int], max_new_tokens: int, cached_tokens: int) -> I
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
-    """Memory of one token's keys and values over all layers: 131,072 for InternLM2-7B in bf16."""
+    """Bytes of one token's keys and values in all layers: 131,072 for InternLM2-7B in bf16."""
     kind = model.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
     return numbers_per_token(model.config) * dtype.itemsize
 
 
 def numbers_per_token(shape: PreTrainedConfig) -> int:
-    """Keys and values of one token over all layers."""
+    """Number of key and value elements of one token in all layers."""
     config = shape.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -55,29 +55,29 @@ def numbers_per_token(shape: PreTrainedConfig) -> int:
 
 @dataclass
 class _Slots:
-    """Where all layers write."""
+    """The slots that all layers write to."""
 
     rows: int
     capacity: int
     filled: int = 0
     packed: tuple[Tensor, Tensor] | None = None
-    """While prompts are read: row and slot of each token of the packed row, int64 [T]."""
+    """During prefill: row and slot of each token of the packed row, int64 [T]."""
 
 
 class _RowLayer(DynamicLayer):
-    """Keys and values [B, K, S, D] of one layer, with slots to spare."""
+    """Keys and values [B, K, S, D] of one layer, with free slots for new tokens."""
 
     def __init__(self, slots: _Slots) -> None:
         super().__init__()
         self._slots = slots
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write new tokens; returns what attention is to see: a packed row itself, else the rows so far."""
+        """Write new tokens; returns what attention reads: the packed row itself, or all slots filled so far."""
         slots = self._slots
-        key_states = key_states.to(value_states.dtype)  # under autocast rotary positions come out in fp32
+        key_states = key_states.to(value_states.dtype)  # rotary embeddings are fp32 under autocast
         if not self.is_initialized:
             self.keys, self.values = (
-                # zeros: what is masked has no weight, but no weight times NaN is NaN
+                # zeros: a masked slot has weight 0, and 0 times NaN would be NaN
                 part.new_zeros(slots.rows, part.shape[1], slots.capacity, part.shape[3])
                 for part in (key_states, value_states)
             )
@@ -93,28 +93,28 @@ class _RowLayer(DynamicLayer):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
-        """Slots taken before this pass."""
+        """Slots filled before this pass."""
         return self._slots.filled
 
     def keep(self, kept_B: Tensor, first: int, end: int, capacity: int) -> None:
-        """Move some rows' slots from `first` to `end` into new memory."""
+        """Move the slots `first` to `end` of some rows into new memory with `capacity` slots."""
         if self.is_initialized:
             self.keys = _moved(self.keys, kept_B, first, end, capacity)
             self.values = _moved(self.values, kept_B, first, end, capacity)
 
 
 class RowCache(Cache):
-    """A cache whose rows write their next tokens in the same slot, shorter prompts beginning in a later one.
+    """A left-padded cache: all rows write their next token to the same slot, and shorter prompts start in a later one.
 
-    Every layer holds every token: windows narrow what is seen. Layers that share keys have none of their own. Raises
-    UserError for a model with layers that are not attention.
+    Layers with a sliding window hold all tokens too, and the mask narrows what they see. Layers that share the keys of
+    another layer have none of their own. Raises UserError for a model with layers other than attention.
     """
 
     def __init__(self, model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int) -> None:
         config = model.config.get_text_config(decoder=True)
         _refuse_other_layers(config)
         self._lengths, self._device = np.asarray(lengths), model.device
-        self._longest, self._most = max(lengths), max_new_tokens
+        self._longest, self._max_new_tokens = max(lengths), max_new_tokens
         self._padding = self._longest - self._lengths
         self._slots = _Slots(len(lengths), self._longest + min(BLOCK, max_new_tokens))
         self._has_windows = _has_windows(config)
@@ -123,17 +123,18 @@ class RowCache(Cache):
 
     @property
     def is_full(self) -> bool:
-        """Whether the next token has no slot."""
+        """Whether there is no slot for the next token."""
         return self._slots.filled == self._slots.capacity
 
     @property
     def mask(self) -> Tensor:
-        """What the next token sees, itself included: bool [B, 1, 1, S], or [B, S] where transformers adds windows."""
+        """Slots that the next token attends to, itself included: bool [B, 1, 1, S]; [B, S] for models with sliding
+        windows, which transformers adds."""
         real_BS = self._real_BS[:, : self._slots.filled + 1]
         return real_BS if self._has_windows else real_BS[:, None, None]
 
-    def read(self, rows: range) -> None:
-        """The next pass writes the prompts of these rows, packed end to end; after the last one call `answer`."""
+    def prefill(self, rows: range) -> None:
+        """The next pass writes the prompts of these rows, packed end to end; call `start_decoding` after the last."""
         starts, lengths = self._padding[rows.start : rows.stop], self._lengths[rows.start : rows.stop]
         row_T = np.repeat(np.arange(rows.start, rows.stop), lengths)
         slot_T = np.concatenate(
@@ -142,22 +143,23 @@ class RowCache(Cache):
         row_T, slot_T = (torch.from_numpy(part).to(self._device) for part in (row_T, slot_T))
         self._slots.packed = row_T, slot_T
 
-    def answer(self) -> None:
-        """The prompts are in: from now on a pass writes one token of every row."""
+    def start_decoding(self) -> None:
+        """All prompts are written: from now on a pass writes one token of every row."""
         self._slots.packed, self._slots.filled = None, self._longest
 
     def advance(self) -> None:
-        """A token of every row has been written."""
+        """Count the token of every row that the last pass has written."""
         self._slots.filled += 1
 
     def keep(self, rows: np.ndarray) -> Tensor:
-        """Leave some rows (int64), drop slots that none of them needs, make new ones; their numbers on the device."""
+        """Keep only some rows (int64), drop slots that none of them needs, and add free ones; returns the rows on the
+        device."""
         kept_B = torch.from_numpy(rows).to(self._device)
         self._lengths, self._padding = (part[rows] for part in (self._lengths, self._padding))
         first, end = int(self._padding.min()), self._slots.filled
         written = end - self._longest
         self._padding, self._longest = self._padding - first, self._longest - first
-        room = min(self._most, max(BLOCK, 2 * written))
+        room = min(self._max_new_tokens, max(BLOCK, 2 * written))
         capacity = self._longest + room
         for layer in self.layers:
             layer.keep(kept_B, first, end, capacity)
@@ -166,7 +168,7 @@ class RowCache(Cache):
         return kept_B
 
     def _real(self) -> Tensor:
-        """Slots that hold tokens, or will; bool [B, S]."""
+        """Slots that are not left padding, bool [B, S]."""
         padding_B1 = torch.from_numpy(self._padding).to(self._device)[:, None]
         return torch.arange(self._slots.capacity, device=self._device) >= padding_B1
 
@@ -189,6 +191,6 @@ def _refuse_other_layers(config: PreTrainedConfig) -> None:
     others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION)
     if others:
         raise UserError(
-            f"model.path: {config.model_type} has layers of the kind {others[0]!r}, which keep other things than keys "
-            "and values of tokens, so it cannot be asked for answers; choose a model that has attention alone"
+            f"model.path: {config.model_type} has layers of the kind {others[0]!r}, which cache other things than keys "
+            "and values of tokens, so it cannot generate here; choose a model that has attention alone"
         )

@@ -1,4 +1,4 @@
-"""Layouts a complete model is written in: its family's own, or transformers' Llama for InternLM2, which is one."""
+"""Checkpoint layouts: a family's own, or for InternLM2 that of transformers' Llama, its architecture."""
 
 from typing import Literal
 
@@ -14,11 +14,11 @@ _ONLY_INTERNLM2 = ("architectures", "auto_map", "bias", "model_type", "rope_scal
 
 
 def in_layout(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
-    """The model as a class that writes the layout, on the same weights.
+    """The model as an instance of the class that saves in this layout, with the same weights.
 
     "own": as the family publishes its models; InternLM2 with `wqkv`, and `output` or `v_head`. "llama": InternLM2 as
-    LlamaForCausalLM or LlamaForSequenceClassification, which tools load that do not know InternLM2. Raises UserError
-    for "llama" of another family.
+    LlamaForCausalLM or LlamaForSequenceClassification, for tools without InternLM2. Raises UserError for "llama" of
+    another family.
     """
     if layout == "own":
         return model
@@ -34,9 +34,9 @@ def in_layout(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
     with torch.device("meta"):
         twin = kind(LlamaConfig(**values))
     twin.load_state_dict(model.state_dict(), assign=True)
-    for name, buffer in model.named_buffers():  # those of rotary positions are in no state dict
+    for name, buffer in model.named_buffers():  # a state dict leaves out those of rotary positions
         owner, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(owner), leaf, buffer)
     twin.tie_weights()
-    twin.config.rope_theta = settings.rope_parameters["rope_theta"]  # where transformers 4 looks for it
+    twin.config.rope_theta = settings.rope_parameters["rope_theta"]  # where transformers 4 reads it
     return twin

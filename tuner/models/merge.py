@@ -1,4 +1,4 @@
-"""Folding an adapter into its base, and proving on text that nothing was lost."""
+"""Merging an adapter into its base, and measuring on text how much the model's outputs change."""
 
 import shutil
 from collections.abc import Sequence
@@ -17,73 +17,73 @@ from tuner.models.generate import unpacked
 from tuner.models.layout import Layout, in_layout
 from tuner.models.load import Head, Loaded, Precision, load_base
 from tuner.models.locate import Location, locate
-from tuner.models.quantization import dequantise
-from tuner.models.reward_record import read_reward_record, tell_others, write_reward_record
+from tuner.models.quantization import dequantize
+from tuner.models.reward_record import read_reward_record, set_score_token, write_reward_record
 from tuner.models.save import disk_errors, save_full
 from tuner.models.tokenizer import read_tokenizer, save_tokenizer
 
 MIN_TOKENS = 256
 MAX_TOKENS = 1024
-"""Real tokens compared: 1024 rows of fp32 logits over InternLM2's vocabulary are 380 MB."""
+"""Tokens compared at most: 1024 rows of fp32 logits over InternLM2's vocabulary take 380 MB."""
 MAX_MEAN_KL = 1e-3
-"""Nats per token above which a merge is refused."""
+"""Mean KL divergence in nats per token above which a merge is refused."""
 MAX_SCORE_DIFFERENCE = 1e-3
-"""Difference of scores, which are a few units large, above which a merge is refused."""
+"""Difference of scores above which a merge is refused; scores are a few units large."""
 MIN_AGREEMENT = 0.99
-"""Share of tokens with the same most likely successor under which a merge is refused."""
+"""Share of tokens with the same most likely next token below which a merge is refused."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two models' next-token distributions are apart, over the same tokens."""
+    """Difference of two models' next-token distributions over the same tokens."""
 
     mean_kl: float
     """Mean of KL(before ‖ after), in nats per token."""
 
     agreement: float
-    """Share of tokens whose most likely successor is the same."""
+    """Share of tokens with the same most likely next token."""
 
     @property
     def is_small(self) -> bool:
-        return self.mean_kl <= MAX_MEAN_KL and self.agreement >= MIN_AGREEMENT  # written so that NaN fails
+        return self.mean_kl <= MAX_MEAN_KL and self.agreement >= MIN_AGREEMENT  # NaN is not small
 
     def __str__(self) -> str:
-        return f"mean KL {self.mean_kl:.2e} nats, same likeliest token on {self.agreement:.2%}"
+        return f"mean KL {self.mean_kl:.2e} nats, same most likely token on {self.agreement:.2%}"
 
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """How far two reward models' scores are apart, read at every token of the same rows."""
+    """Difference of two reward models' scores, read at every token of the same rows."""
 
     largest: float
-    """Of the absolute differences."""
+    """Largest absolute difference."""
 
-    spread: float
-    """Standard deviation of the scores themselves."""
+    standard_deviation: float
+    """Standard deviation of the scores before."""
 
     @property
     def is_small(self) -> bool:
         return self.largest <= MAX_SCORE_DIFFERENCE
 
     def __str__(self) -> str:
-        return f"scores differ by {self.largest:.2e} at most, of a spread of {self.spread:.3f}"
+        return f"scores differ by at most {self.largest:.2e}, of a standard deviation of {self.standard_deviation:.3f}"
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge changed, each figure over the same tokens and in fp32 products."""
+    """How much a merge changed a model's outputs, over the same tokens, computed in fp32."""
 
     output: Path
     tokens: int
 
     folding: Difference | ScoreDifference
-    """From the adapter on its base to the merged weights: what the merge is refused for."""
+    """From the adapter on its base to the merged weights; a merge with a large one is refused."""
 
     rounding: Difference | ScoreDifference
-    """From the adapter on its base to the merged weights rounded to the file's precision."""
+    """From the adapter on its base to the merged weights, rounded to the file's precision."""
 
     activations: Difference | ScoreDifference | None
-    """From LLM.int8(), which rounds activations, to the same weights without; None for other bases."""
+    """From LLM.int8(), which rounds activations, to the same weights without that; None for other bases."""
 
 
 def merge(
@@ -95,13 +95,13 @@ def merge(
     layout: Layout = "own",
     device: torch.device | None = None,
 ) -> MergeReport:
-    """Fold a run's adapter into the de-quantised base it was trained on; write a full model folder in a layout.
+    """Merge a run's adapter into the dequantized base it was trained on; write a full model folder in a layout.
 
-    The adapter on its (quantised) base and the merged model are compared in fp32 over the texts' first 256
-    to 1024 tokens; an 8-bit base without its rounding of activations, which no weights can hold: that
-    is reported apart. Needs the base in fp32 in the device's memory (the CPU's by default). Raises UserError
-    when there is no adapter, too little text, something at `output`, or the two differ by more than
-    MAX_MEAN_KL, agree on less than MIN_AGREEMENT, or score by more than MAX_SCORE_DIFFERENCE apart.
+    The adapter on its (quantized) base and the merged model are compared in fp32 over the texts' first 256 to 1024
+    tokens. LLM.int8() also rounds activations, which merged weights cannot reproduce: the comparison leaves that out,
+    and the report has it apart. Needs memory for the base in fp32 on the device (by default the CPU). Raises
+    UserError when there is no adapter, too little text, something at `output`, a mean KL above MAX_MEAN_KL, an
+    agreement below MIN_AGREEMENT, or a score difference above MAX_SCORE_DIFFERENCE.
     """
     location = locate_adapter(run_or_model_folder)
     check_output(output)
@@ -110,16 +110,16 @@ def merge(
     adapted = _adapt(_load_in_fp32(location, device or torch.device("cpu")), location)
     before, activations = outputs(adapted, rows), None
     if location.reference.quantization == "int8":
-        adapted = _adapt(_dequantised(adapted), location)
-        rounded, before = before, outputs(adapted, rows)
-        activations = _compare(rounded, before)
+        adapted = _adapt(_dequantized_base(adapted), location)
+        with_rounding, before = before, outputs(adapted, rows)
+        activations = _difference(with_rounding, before)
     merged = fold(adapted.unload(), location)
-    folding = _compare(before, outputs(merged, rows))
-    report = MergeReport(output, sum(map(len, rows)), folding, _compare(before, before), activations)
+    folding = _difference(before, outputs(merged, rows))
+    report = MergeReport(output, sum(map(len, rows)), folding, _difference(before, before), activations)
     _check(report.folding, run_or_model_folder)
     if dtype == "bf16":
         _round_to_bf16(merged)
-        report = replace(report, rounding=_compare(before, outputs(merged, rows)))
+        report = replace(report, rounding=_difference(before, outputs(merged, rows)))
     write_complete(Loaded(merged, tokenizer, location.reference, None, dtype), location, output, layout)
     return report
 
@@ -146,11 +146,11 @@ def export(
 
 
 def write_complete(loaded: Loaded, location: Location, output: Path, layout: Layout) -> None:
-    """Write a model without adapters that other tools load, with what the folder it comes from says of it."""
+    """Write a model without adapters for other tools, with tokenizer, base record and reward record."""
     record = None
     if location.has_score:
         record = read_reward_record(loaded, location.folder)
-        tell_others(loaded, record.reward_token)
+        set_score_token(loaded, record.reward_token)
     try:
         with disk_errors(output):
             save_full(in_layout(loaded.transformer, layout), output, loaded.precision)
@@ -159,7 +159,7 @@ def write_complete(loaded: Loaded, location: Location, output: Path, layout: Lay
             if record is not None:
                 write_reward_record(output, record)
     except BaseException:
-        shutil.rmtree(output, ignore_errors=True)  # half a model looks like one
+        shutil.rmtree(output, ignore_errors=True)  # else it would look like a complete model
         raise
 
 
@@ -170,7 +170,7 @@ def check_output(output: Path) -> None:
 
 
 def locate_adapter(run_or_model_folder: str | Path) -> Location:
-    """Where an adapter and its base lie; UserError when there is no adapter."""
+    """Location of an adapter and its base; UserError when there is no adapter."""
     location = locate(config.Model(path=str(run_or_model_folder)))
     if location.adapter_folder is None:
         raise UserError(f"{run_or_model_folder}: has no adapter to merge; use the folder as it is")
@@ -178,33 +178,35 @@ def locate_adapter(run_or_model_folder: str | Path) -> Location:
 
 
 def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
-    """The base in plain fp32 layers with the adapter added into them. Never into 4-bit ones: those would be
-    quantised anew, which costs more than most adapters change."""
-    dequantise(base)
-    was_tied = _separate_head(base)
+    """The base in fp32 layers with the adapter merged into them.
+
+    Merged into 4-bit layers it would be quantized again, an error larger than what most adapters change.
+    """
+    dequantize(base)
+    was_tied = _untie_head(base)
     merged = _adapt(base, location).merge_and_unload()
-    _settle_head(merged, was_tied)
+    _retie_head(merged, was_tied)
     return merged.requires_grad_(False)
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, rows: list[list[int]]) -> Tensor:
-    """Logits of every token, (tokens of all rows, vocabulary), or a reward model's scores, (tokens, 1); fp32, CPU."""
-    found = []
+    """Logits at every token, [tokens of all rows, vocabulary], or a reward model's scores, [tokens, 1]; fp32."""
+    outputs_of_rows = []
     with unpacked(model) as transformer:
         for row in rows:
             tokens = torch.tensor([row], device=transformer.device)
             if has_score(transformer):
                 hidden_TD = transformer.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0]
-                found.append(transformer.score(hidden_TD.float()).cpu())
+                outputs_of_rows.append(transformer.score(hidden_TD.float()).cpu())
             else:
-                found.append(transformer(input_ids=tokens, use_cache=False).logits[0].cpu())
-    return torch.cat(found).float()
+                outputs_of_rows.append(transformer(input_ids=tokens, use_cache=False).logits[0].cpu())
+    return torch.cat(outputs_of_rows).float()
 
 
 def _load_in_fp32(location: Location, device: torch.device) -> PreTrainedModel:
-    """The base with the weights it had in training, where they may be rounded to bf16, or those of a complete
-    model's file; computing in fp32."""
+    """The base as it was in training, perhaps rounded to bf16, or a complete model as in its file; it computes in
+    fp32."""
     held_in = torch.float32 if location.precision == "fp32" else torch.bfloat16
     head: Head = "score" if location.has_score else "language"
     model = load_base(location, held_in, compute_dtype=torch.float32, device=device, head=head)
@@ -214,9 +216,9 @@ def _load_in_fp32(location: Location, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _dequantised(adapted: nn.Module) -> PreTrainedModel:
+def _dequantized_base(adapted: nn.Module) -> PreTrainedModel:
     base = adapted.unload()
-    dequantise(base)
+    dequantize(base)
     return base
 
 
@@ -226,8 +228,8 @@ def _adapt(model: PreTrainedModel, location: Location) -> nn.Module:
     return continue_adapter(model, folder, requested=None, saved=location.adapter, trained=False)
 
 
-def _separate_head(model: PreTrainedModel) -> bool:
-    """Give a tied head weights of its own: what is added to it must not be added to the embedding too."""
+def _untie_head(model: PreTrainedModel) -> bool:
+    """Untie the head from the embedding: what is merged into one must not change the other. Whether it was tied."""
     head = model.get_output_embeddings()
     if head is None:
         return False
@@ -237,8 +239,8 @@ def _separate_head(model: PreTrainedModel) -> bool:
     return tied
 
 
-def _settle_head(model: PreTrainedModel, was_tied: bool) -> None:
-    """Tie head and embedding again where they are still equal; else both are to be written."""
+def _retie_head(model: PreTrainedModel, was_tied: bool) -> None:
+    """Tie head and embedding again where they are still equal; else both are written."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None:
         return
@@ -255,25 +257,26 @@ def _round_to_bf16(model: nn.Module) -> None:
 
 
 def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    rows, left = [], MAX_TOKENS
+    rows, room = [], MAX_TOKENS
     for text in texts:
-        if left == 0:
+        if room == 0:
             break
-        row = tokenizer(text, truncation=True, max_length=left)["input_ids"]
-        rows += [row] if row else []
-        left -= len(row)
-    if MAX_TOKENS - left < MIN_TOKENS:
-        raise UserError(f"merge: {MAX_TOKENS - left} tokens of text to compare on; give {MIN_TOKENS} or more")
+        row = tokenizer(text, truncation=True, max_length=room)["input_ids"]
+        if row:
+            rows.append(row)
+        room -= len(row)
+    if MAX_TOKENS - room < MIN_TOKENS:
+        raise UserError(f"merge: {MAX_TOKENS - room} tokens of text to compare on; give {MIN_TOKENS} or more")
     return rows
 
 
-def _compare(before: Tensor, after: Tensor) -> Difference | ScoreDifference:
-    """Of two models' outputs; logits row by row in fp64, where the sums cancel to next to nothing."""
+def _difference(before: Tensor, after: Tensor) -> Difference | ScoreDifference:
+    """Difference of two models' outputs; that of logits row by row in fp64, as the KL's terms nearly cancel."""
     if before.shape[1] == 1:
         return ScoreDifference(float((before - after).abs().max()), float(before.std()))
     divergences = []
-    for old, new in zip(before, after, strict=True):
-        old, new = old.double().log_softmax(dim=-1), new.double().log_softmax(dim=-1)
+    for row_before, row_after in zip(before, after, strict=True):
+        old, new = row_before.double().log_softmax(dim=-1), row_after.double().log_softmax(dim=-1)
         divergences.append((old.exp() * (old - new)).sum())
     same = before.argmax(dim=-1) == after.argmax(dim=-1)
     return Difference(float(torch.stack(divergences).mean()), float(same.double().mean()))

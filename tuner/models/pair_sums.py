@@ -1,4 +1,4 @@
-"""What a packed row of answers costs a reward model, and what it gets right."""
+"""Losses and measures of a reward model over the pairs of a packed row."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from tuner.losses.reward import log_barrier, ranking_loss, square_penalty
 
 @dataclass(frozen=True)
 class PairSums:
-    """Sums over the pairs and answers of a packed row, fp32 scalars; the first two are learned from."""
+    """Sums over the pairs and answers of a packed row, fp32 scalars; the first two make up the loss."""
 
     ranking: torch.Tensor
-    """Ranking losses, by the pairs' weights."""
+    """Ranking losses, weighted by the pairs' weights."""
     penalty: torch.Tensor
-    """Penalties of the answers by their weights, times the penalty's own."""
+    """Penalties of the answers' scores, weighted by the answers' weights, times the penalty coefficient."""
     right: torch.Tensor
-    """Weights of the pairs whose better answer scores higher; a tie counts half."""
+    """Weights of the correctly ranked pairs; a tie counts half."""
     lead: torch.Tensor
-    """Better score less worse, by the pairs' weights."""
+    """Score of the better answer minus that of the worse, weighted by the pairs' weights."""
     score: torch.Tensor
-    """Scores of the answers, by their weights."""
+    """Scores, weighted by the answers' weights."""
 
 
-def compare(scores_S: torch.Tensor, batch: Batch, loss: FocalRanking) -> PairSums:
-    """Losses and measures of the scores of a row's segments. Raises ValueError where nothing is compared."""
+def pair_sums(scores_S: torch.Tensor, batch: Batch, loss: FocalRanking) -> PairSums:
+    """Sums over the pairs of a packed row from the scores of its segments, fp32 [S]. Raises ValueError where the batch
+    has no pairs."""
     pairs = batch.pairs
     if pairs is None:
         raise ValueError("this batch has no pairs to compare: it is of another kind of data")
     leads_P = scores_S[pairs.better_P] - scores_S[pairs.worse_P]
-    weights_S = batch.weights_N  # the learned token of a segment is the one its score is read at
+    weights_S = batch.weights_N  # each segment has one weighted token, at which its score is read
     if loss.penalty == "log":
         penalty = log_barrier(scores_S, weights_S, loss.bound)
     else:

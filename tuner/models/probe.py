@@ -1,4 +1,4 @@
-"""Proof on the loaded model, before it is trained, that packed samples do not see each other."""
+"""Test of a loaded model, before it is trained, that packed samples do not attend to each other."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from tuner.models.varlen import NAME
 LENGTHS = (5, 17, 9)
 """Tokens of the probe's segments."""
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
-"""Largest difference allowed, over the spread of the hidden states. A leak differs by about the spread itself; 8-bit
-layers round their inputs by outliers of the whole batch (LLM.int8(), Dettmers et al., 2022)."""
+"""Largest difference allowed, in standard deviations of the hidden states. A leak differs by about one; 8-bit layers
+round their inputs by outliers of the whole batch (LLM.int8(), Dettmers et al., 2022)."""
 
 
 @torch.no_grad()
 def prove_isolation(loaded: Loaded, device: torch.device, autocast: AbstractContextManager[Any]) -> float:
-    """Compare a packed row with its segments run alone under transformers' own attention.
+    """Compare a packed row with its segments computed one by one under transformers' own attention.
 
-    Returns the largest difference of the last hidden states over their spread. Raises UserError above TOLERANCE.
+    Returns the largest difference of the last hidden states in their standard deviations. Raises UserError above
+    TOLERANCE.
     """
     model = loaded.model
     was_training = model.training
     model.eval()
     with autocast:
-        worst = _largest_difference(model, _random_row(model, device))
+        difference = _largest_difference(model, _random_row(model, device))
     model.train(was_training)
     kind = "int8" if loaded.base.quantization == "int8" else loaded.precision
-    if not worst <= TOLERANCE[kind]:  # not <=: NaN fails too
+    if not difference <= TOLERANCE[kind]:  # NaN fails, too
         raise UserError(
             f"{type(unwrapped(model)).__name__}: packed samples do not come out as they do alone "
-            f"(hidden states differ by {worst:.2g} of their spread): tuner cannot pack this model's attention yet"
+            f"(hidden states differ by {difference:.2g} standard deviations): tuner cannot pack this model's "
+            "attention yet"
         )
-    return worst
+    return difference
 
 
 def _random_row(model: torch.nn.Module, device: torch.device) -> Batch:

@@ -1,4 +1,4 @@
-"""The bitsandbytes door: quantising frozen weights, taking them back to full precision, 8-bit optimisers."""
+"""The only module that imports bitsandbytes: quantized frozen weights, their dequantization, 8-bit optimizers."""
 
 import copy
 import logging
@@ -14,10 +14,10 @@ Quantization = Literal["nf4", "int8"]
 
 
 def bitsandbytes() -> ModuleType:
-    """The library, imported without its advice about kernels that would be fetched from a hub."""
+    """The library, imported without its warnings about optional kernels."""
     with _quiet("bitsandbytes.backends.cpu.ops"):
         import bitsandbytes as library
-    # It says at every forward pass of an 8-bit layer that activations are cast.
+    # warns at every forward pass of an 8-bit layer that activations are cast
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return library
 
@@ -25,11 +25,10 @@ def bitsandbytes() -> ModuleType:
 def quantization_config(
     quantization: Quantization, compute_dtype: torch.dtype, whole: list[str] | None = None
 ) -> Any:
-    """The BitsAndBytesConfig that quantises a model's linear layers, all but the head, while it is loaded.
+    """The BitsAndBytesConfig that quantizes a model's linear layers except the head while it is loaded.
 
-    whole: names of modules to leave as they are, where transformers does not know the head.
-
-    nf4: 4-bit NormalFloat with double-quantised scales (QLoRA, Dettmers et al., 2023); int8: LLM.int8().
+    nf4: 4-bit NormalFloat with double-quantized scales (QLoRA, Dettmers et al., 2023); int8: LLM.int8() (Dettmers et
+    al., 2022). whole: names of modules that are not quantized, for heads that transformers does not recognize.
     """
     bitsandbytes()
     from transformers import BitsAndBytesConfig
@@ -46,25 +45,25 @@ def quantization_config(
 
 
 def keep_unpacked(model: nn.Module) -> None:
-    """Forbid 4-bit layers to repack their weights in place for inference on CPUs with AVX512-BF16.
+    """Stop 4-bit layers from repacking their weights in place for inference on CPUs with AVX512-BF16.
 
-    After the repacking (bitsandbytes 0.50, in eval without grad: what generating does) later training passes
-    silently lose the gradient through every frozen 4-bit layer.
+    bitsandbytes 0.50 repacks in the first pass in eval mode without gradients, such as generation; later training
+    passes then silently lose the gradient through every frozen 4-bit layer.
     """
-    for _, layer in quantised_layers(model):
+    for _, layer in quantized_layers(model):
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
 
 
-def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every quantised linear layer; costs no bitsandbytes where there is none."""
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every quantized linear layer; does not import bitsandbytes."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("bitsandbytes.") and isinstance(module, nn.Linear):
             yield name, module
 
 
-def dequantised(layer: nn.Module) -> Tensor:
-    """The weight a quantised layer stands for, (out, in), in fp32 without rounding to its compute dtype."""
+def dequantized_weight(layer: nn.Module) -> Tensor:
+    """The weight of a quantized layer, [out, in], in fp32 without rounding to the layer's compute dtype."""
     functional = bitsandbytes().functional
     weight = layer.weight
     if weight.dtype == torch.int8:
@@ -75,19 +74,19 @@ def dequantised(layer: nn.Module) -> Tensor:
     return functional.dequantize_4bit(weight.data, state)
 
 
-def dequantise(model: nn.Module) -> None:
-    """Put plain fp32 linear layers in place of the quantised ones; the model then is an ordinary one."""
-    for name, layer in list(quantised_layers(model)):
+def dequantize(model: nn.Module) -> None:
+    """Replace the quantized layers by fp32 linear ones; the model is then as if it had never been quantized."""
+    for name, layer in list(quantized_layers(model)):
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(dequantised(layer), requires_grad=False)
+        plain.weight = nn.Parameter(dequantized_weight(layer), requires_grad=False)
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias.data.float(), requires_grad=False)
         model.set_submodule(name, plain)
-    _forget_quantisation(model)
+    _forget_quantization(model)
 
 
 def optimizer_class(bits: Literal[32, 8], paged: bool) -> type[torch.optim.Optimizer]:
-    """The AdamW with such state: torch's own for plain 32 bits, bitsandbytes' for 8 bits and paged state."""
+    """The AdamW with this state: torch's own for 32 bits, bitsandbytes' for 8 bits or paged state."""
     if bits == 32 and not paged:
         return torch.optim.AdamW
     optim = bitsandbytes().optim
@@ -96,7 +95,7 @@ def optimizer_class(bits: Literal[32, 8], paged: bool) -> type[torch.optim.Optim
     return optim.AdamW8bit
 
 
-def _forget_quantisation(model: nn.Module) -> None:
+def _forget_quantization(model: nn.Module) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for name in (
@@ -108,10 +107,8 @@ def _forget_quantisation(model: nn.Module) -> None:
     ):
         if name in vars(model):
             delattr(model, name)
-    if "_weight_conversions" in vars(
-        model
-    ):  # they carry the quantiser's steps; the class's own are found anew
-        delattr(model, "_weight_conversions")
+    # they contain the quantizer's steps; without them transformers uses the class's own
+    vars(model).pop("_weight_conversions", None)
 
 
 @contextmanager

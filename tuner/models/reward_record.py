@@ -1,4 +1,4 @@
-"""What a saved reward model says of itself, beside its weights in `reward.json`: how it is to be asked."""
+"""The record of a saved reward model, `reward.json` beside its weights: the inputs it was trained on."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ FILE = "reward.json"
 
 @dataclass(frozen=True)
 class Reference:
-    """Scores on held-out prompts: what a score means, in spreads from the mean."""
+    """Statistics of the scores on held-out prompts, by which scores are standardized."""
 
     mean: float
-    spread: float
-    """Standard deviation."""
+    standard_deviation: float
     answers: int
-    """How many were scored."""
+    """Number of answers scored."""
 
-    def standardised(self, score: float) -> float:
-        """Spreads above the mean."""
-        return (score - self.mean) / self.spread if self.spread else 0.0
+    def standardized(self, score: float) -> float:
+        """A score in standard deviations above the mean; 0 where all scores were equal."""
+        return (score - self.mean) / self.standard_deviation if self.standard_deviation else 0.0
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,18 @@ class RewardRecord:
     """The content of reward.json."""
 
     reward_token: str | None
-    """Ends every conversation; its hidden state is scored. None: the last token of the conversation itself."""
+    """Token appended to every conversation, at which the score is read; None: the conversation's last token."""
     conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The wordings each condition was trained with."""
+    """Condition → the wordings of its system prompt in training."""
     seed: int = 0
-    """By which a prompt draws its wording."""
+    """Seed by which each prompt draws one of the wordings."""
     max_length: int | None = None
-    """Longest conversation trained on, in tokens; None: not known."""
+    """Longest conversation trained on, in tokens; None: unknown."""
     bound: float | None = None
-    """Scores were trained to stay within plus and minus this."""
+    """Scores were trained to stay within ± this; None: unknown."""
     reference: Reference | None = None
     verdict: tuple[str, ...] | None = None
-    """What the report card found wrong, in sentences; None: there is no report card."""
+    """Problems in the report card, a sentence each; None: there is no report card."""
 
 
 def write_reward_record(folder: Path, record: RewardRecord) -> None:
@@ -56,9 +55,9 @@ def write_reward_record(folder: Path, record: RewardRecord) -> None:
 
 
 def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
-    """The record in a model's folder; of a reward model made elsewhere, what its config.json tells.
+    """The record in a model's folder; where tuner did not write the folder, one made from its config.json.
 
-    Raises UserError when the file makes no sense, or is missing from a folder that tuner wrote.
+    Raises UserError when the file cannot be read, or is missing from a folder that tuner wrote.
     """
     file = Path(folder, FILE)
     if not file.is_file():
@@ -66,33 +65,36 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
             raise UserError(
                 f"{file}: how this reward model is to be asked is missing; restore it or train again"
             )
-        number = getattr(
-            loaded.transformer.config, "reward_token_id", None
-        )  # InternLM2's reward models have one
-        token = None if number is None else loaded.tokenizer.convert_ids_to_tokens(number)
+        token_id = getattr(loaded.transformer.config, "reward_token_id", None)  # of InternLM2's reward models
+        token = None if token_id is None else loaded.tokenizer.convert_ids_to_tokens(token_id)
         return RewardRecord(reward_token=token)  # type: ignore[arg-type]
     return _read(file)
 
 
 def known_conditions(folder: Path) -> list[str]:
-    """Names of the conditions that a saved reward model knows; none of one made elsewhere."""
+    """Names of the conditions that a saved reward model was trained on; none without a record."""
     file = Path(folder, FILE)
     return list(_read(file).conditions) if file.is_file() else []
 
 
-def tell_others(loaded: Loaded, reward_token: str | None) -> None:
-    """Settings by which tools that know nothing of us read the score at the right token.
+def set_score_token(loaded: Loaded, reward_token: str | None) -> None:
+    """Write settings by which other tools read the score at the right token, in place.
 
-    transformers and vLLM read it at the last token that is no padding, so that padding must be another token than
-    the one conversations end with; InternLM2's own code and LMDeploy look for `reward_token_id`.
+    transformers and vLLM read it at the last token that is not padding, so the padding token must differ from the one
+    conversations end with; InternLM2's own code and LMDeploy read it at `reward_token_id`.
     """
     tokenizer, settings = loaded.tokenizer, loaded.transformer.config
     end = None if reward_token is None else tokenizer.convert_tokens_to_ids(reward_token)
     settings.reward_token_id = end
     ends = {end, tokenizer.eos_token_id if end is None else end}
     special = {token: text for text, token in tokenizer.get_added_vocab().items()}
-    usual = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
-    free = [token for token in (*usual, *sorted(special)) if token is not None and token not in ends]
+    preferred = (
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+    )
+    free = [token for token in (*preferred, *sorted(special)) if token is not None and token not in ends]
     if free:
         settings.pad_token_id = free[0]
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])

@@ -1,4 +1,4 @@
-"""Rotary positions beyond the trained length: written into a configuration, described, exact in packs."""
+"""Rotary positions beyond the trained length: set in a configuration, described, exact in packed rows."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ _GROWS = ("linear", "yarn")  # dynamic scaling reads max_position_embeddings as 
 
 
 def apply_rope(rope: config.Rope | None, model_config: PreTrainedConfig) -> None:
-    """Write `rope` into a checkpoint's configuration, in place; doing it twice changes nothing.
+    """Write `rope` into a checkpoint's configuration, in place; idempotent.
 
-    Frequencies as transformers computes them: linear (Chen et al., 2023), dynamic NTK, YaRN (Peng et al.,
-    2023). Raises UserError when the model has no rotary positions of the usual kind.
+    transformers computes the frequencies: linear (Chen et al., 2023), dynamic NTK, YaRN (Peng et al., 2023). Raises
+    UserError when the model has no single set of rotary positions.
     """
     if rope is None:
         return
@@ -27,8 +27,8 @@ def apply_rope(rope: config.Rope | None, model_config: PreTrainedConfig) -> None
         new["rope_theta"] = rope.base
     if rope.scaling is not None:
         length = trained_length(model_config)
-        kept = {name: old[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
-        new = kept | {"rope_theta": new["rope_theta"], "rope_type": rope.scaling, "factor": rope.factor}
+        unscaled = {name: old[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
+        new = unscaled | {"rope_theta": new["rope_theta"], "rope_type": rope.scaling, "factor": rope.factor}
         if rope.scaling == "yarn":
             new["original_max_position_embeddings"] = length
         model_config.max_position_embeddings = round(length * (rope.factor if rope.scaling in _GROWS else 1))
@@ -36,7 +36,7 @@ def apply_rope(rope: config.Rope | None, model_config: PreTrainedConfig) -> None
 
 
 def trained_length(model_config: PreTrainedConfig) -> int:
-    """Tokens the checkpoint's unscaled positions were trained for."""
+    """Number of tokens the checkpoint was trained for, before any scaling."""
     parameters = _parameters(model_config)
     if parameters.get("original_max_position_embeddings"):
         return int(parameters["original_max_position_embeddings"])
@@ -45,7 +45,7 @@ def trained_length(model_config: PreTrainedConfig) -> int:
 
 
 def describe_rope(model_config: PreTrainedConfig) -> str:
-    """One line for `tuner check`: base, scaling, and the lengths trained for and reached."""
+    """One line for `tuner check`: base, scaling, trained length and scaled length."""
     try:
         parameters, length = _parameters(model_config), trained_length(model_config)
     except UserError:
@@ -61,9 +61,9 @@ def describe_rope(model_config: PreTrainedConfig) -> str:
 class SegmentedDynamicRotary(nn.Module):
     """Dynamic NTK scaling by the length of each segment of a packed row.
 
-    transformers' own takes one length for the whole batch and remembers the longest it has met: a sample's
-    positions would depend on what it is packed with and on what was seen before. Here they are a function of
-    the sample alone. A segment starts wherever positions do not grow; positions (batch, tokens).
+    transformers' own uses one length for the whole batch and remembers the longest so far: a sample's positions would
+    depend on what it is packed with and on earlier batches. Here they depend on the sample alone. A segment starts
+    wherever positions do not increase; positions are [batch, tokens].
     """
 
     def __init__(self, model_config: PreTrainedConfig, device: torch.device | None = None):
@@ -75,14 +75,14 @@ class SegmentedDynamicRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each (batch, tokens, head_dim), in x's dtype."""
+        """Cosines and sines, each [batch, tokens, head_dim], in x's dtype."""
         freqs = position_ids[..., None].float() * self._frequencies(position_ids).to(x.device)
         angles = torch.cat((freqs, freqs), dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
     def _frequencies(self, position_ids: Tensor) -> Tensor:
-        """(head_dim / 2), or (batch, tokens, head_dim / 2) where a segment is longer than was trained."""
+        """[head_dim / 2], or [batch, tokens, head_dim / 2] where a segment is longer than the trained length."""
         inv_freq = self.inv_freq.float()
         if int(position_ids.max()) < self.trained_length:
             return inv_freq
@@ -95,7 +95,7 @@ class SegmentedDynamicRotary(nn.Module):
 
 
 def install_segmented_rope(model: nn.Module) -> None:
-    """Make a model with dynamic scaling exact in packs; any other model stays as it is."""
+    """Make a model with dynamic scaling exact in packed rows; other models are not changed."""
     parameters = getattr(model.config, "rope_parameters", None) or {}
     if parameters.get("rope_type") != "dynamic":
         return
@@ -107,7 +107,7 @@ def install_segmented_rope(model: nn.Module) -> None:
 
 
 def _segment_lengths(position_ids: Tensor) -> Tensor:
-    """For every token, the last position of its segment plus one; (batch, tokens), as position_ids."""
+    """Length of each token's segment, [batch, tokens]: the segment's last position plus one."""
     starts = torch.ones_like(position_ids)
     starts[:, 1:] = position_ids[:, 1:] <= position_ids[:, :-1]
     segment = starts.cumsum(dim=1) - 1

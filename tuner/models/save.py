@@ -1,4 +1,4 @@
-"""Saving: standard folders that other tools read, and beside them what the model was trained on."""
+"""Saving: standard folders that other tools read, with the record of the base."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def save_model(loaded: Loaded, folder: Path, *, precision: Precision | None = No
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if is_adapted(loaded.model):
-            save_adapter(loaded.model, folder, _name_for_others(loaded.base))
+            save_adapter(loaded.model, folder, _path_for_other_tools(loaded.base))
         else:
             save_full(loaded.transformer, folder, precision or loaded.precision)
         save_tokenizer(loaded.tokenizer, folder)
@@ -55,10 +55,10 @@ def save_full(model: PreTrainedModel, folder: Path, precision: Precision) -> Non
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a UserError."""
+    """Turn errors of writing into a UserError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as a SafetensorError
         raise UserError(
             f"{folder}: cannot be written ({first_line(error)}); "
             "free space or check its permissions, then go on"
@@ -66,12 +66,12 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _write_dtype(file: Path, dtype: str) -> None:
-    """transformers writes the dtype the model has in memory, which training keeps in fp32."""
+    """Correct the dtype in config.json: transformers writes that of the model in memory, fp32 in training."""
     values = json.loads(file.read_text(encoding="utf-8"))
     values["torch_dtype" if "torch_dtype" in values else "dtype"] = dtype
     file.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _name_for_others(base: BaseReference) -> str:
-    """The base as tools that know nothing of `tuner:` or our working directory find it."""
+def _path_for_other_tools(base: BaseReference) -> str:
+    """The base's path for other tools, which cannot resolve `tuner:` or paths relative to our working directory."""
     return base.found_at or base.path

@@ -1,4 +1,4 @@
-"""Scores from a reward model: of rows by the million, of an answer in a notebook, of PPO's rollouts."""
+"""Scores from a reward model: of the rows of a file, of single conversations, of rollouts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tuner.models.reward_record import RewardRecord, read_reward_record
 from tuner.models.tokenizer import read_tokenizer
 
 WINDOW = 4096
-"""Conversations read ahead, so that passes can be filled: what a stream holds in memory."""
+"""Conversations read ahead to fill passes; bounds the memory of a stream."""
 
 
 @torch.no_grad()
@@ -41,9 +41,9 @@ def score_sequences(
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """Score of each sequence of tokens (int32 [t]), float64, in their order; packed, and independent of it.
+    """Score of each sequence of tokens (int32 [t]), float64 [sequences], in their order, independent of the packing.
 
-    advance: told how many were scored after each pass.
+    advance: called after each pass with the number of sequences it scored.
     """
     result = np.zeros(len(sequences))
     lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)
@@ -56,12 +56,13 @@ def score_sequences(
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A conversation whose score is asked for."""
+    """A conversation to be scored, under a condition."""
 
     conversation: Conversation
     condition: str | None
     prompt: Sequence[Turn]
-    """The turns that are answered: by these the wording of the condition is drawn, for every answer the same."""
+    """The turns before the answer; they determine which wording of the condition is drawn, so that all answers to a
+    prompt get the same."""
 
     @classmethod
     def of(cls, prompt: Prompt, answer: str) -> ScoreRequest:
@@ -71,7 +72,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class RewardInputs:
-    """From conversations to the tokens a reward model reads: with its template, conditions and reward token."""
+    """From conversations to the tokens a reward model reads, with its template, conditions and reward token."""
 
     tokenizer: PreTrainedTokenizerBase
     record: RewardRecord
@@ -79,30 +80,32 @@ class RewardInputs:
 
     @classmethod
     def of(cls, model: Model, location: Location, loaded: Loaded) -> RewardInputs:
-        """Those of a loaded reward model, from what stands beside its weights.
+        """The inputs of a loaded reward model, by the files in its folder.
 
         Raises UserError where its record or its chat template is missing.
         """
-        tokenizer, template = reward_template(model, location)  # loaded ones may be the policy's
+        tokenizer, template = reward_template(model, location)  # loaded.tokenizer may be the policy's
         return cls(tokenizer, read_reward_record(loaded, location.folder), template)
 
     @property
     def reader(self) -> RewardReader:
-        """What can be asked."""
+        """Checks prompts against what the reward model can score: its conditions and template."""
         return RewardReader(tuple(self.record.conditions), self.template)
 
-    def make(self, asked: Sequence[ScoreRequest]) -> list[np.ndarray]:
-        """Tokens of each, int32 [t], the last of which is scored. Raises UserError on unknown conditions."""
+    def make(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+        """Tokens of each request, int32 [t]; the score is read at the last. Raises UserError on unknown conditions."""
         maker = SequenceMaker(self.tokenizer, self.record.reward_token)
         wordings = {name: Wordings(texts) for name, texts in self.record.conditions.items()}
         conditions = Conditions(wordings, self.record.seed)
-        rendered = [self.template.render(_unlearned(_conditioned(one, conditions))) for one in asked]
+        rendered = [
+            self.template.render(_without_loss(_conditioned(request, conditions))) for request in requests
+        ]
         return [tokens for tokens, _ in maker.make(rendered)]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A loaded reward model with the template and the conditions it was taught with."""
+    """A loaded reward model with the template and the conditions it was trained with."""
 
     loaded: Loaded
     record: RewardRecord
@@ -113,24 +116,24 @@ class Scorer:
     def score(
         self, rows: Iterable[Conversation | Mapping[str, Any]], condition: str | None = None
     ) -> np.ndarray:
-        """Scores, float64, of conversations, or of rows of any shape `tuner data` reads, in their order.
+        """Scores, float64 [rows], of conversations, or of rows of any format `tuner data` reads, in their order.
 
-        condition: of rows that name none. Raises UserError on bad rows and unknown conditions.
+        condition: for rows without one. Raises UserError on bad rows and unknown conditions.
         """
         return np.fromiter(self.stream(rows, condition), dtype=np.float64)
 
     def stream(
         self, rows: Iterable[Conversation | Mapping[str, Any]], condition: str | None = None
     ) -> Iterator[float]:
-        """The same, one by one, holding no more than a window of them."""
+        """The same as an iterator that holds at most WINDOW rows in memory."""
         reader, numbers = conversation_reader(), itertools.count(1)
-        asked = (self._read(row, reader, next(numbers), condition) for row in rows)
-        while window := list(itertools.islice(asked, WINDOW)):
+        requests = (self._read(row, reader, next(numbers), condition) for row in rows)
+        while window := list(itertools.islice(requests, WINDOW)):
             yield from self.score_requests(window).tolist()
 
-    def score_requests(self, asked: Sequence[ScoreRequest]) -> np.ndarray:
-        """Scores, float64, of conversations under their conditions."""
-        sequences = RewardInputs(self.loaded.tokenizer, self.record, self.template).make(asked)
+    def score_requests(self, requests: Sequence[ScoreRequest]) -> np.ndarray:
+        """Scores, float64 [requests]."""
+        sequences = RewardInputs(self.loaded.tokenizer, self.record, self.template).make(requests)
         with self._autocast():
             return score_sequences(self.loaded.model, sequences, self.tokens_per_pass, self.device)
 
@@ -149,13 +152,14 @@ class Scorer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _conditioned(asked: ScoreRequest, conditions: Conditions) -> Conversation:
-    system = conditions.prompt(asked.condition, drawing_key(asked.prompt), asked.conversation.origin)
-    return asked.conversation if system is None else asked.conversation.behind(system)
+def _conditioned(request: ScoreRequest, conditions: Conditions) -> Conversation:
+    """The conversation behind its condition's system prompt."""
+    system = conditions.prompt(request.condition, drawing_key(request.prompt), request.conversation.origin)
+    return request.conversation if system is None else request.conversation.behind(system)
 
 
-def _unlearned(conversation: Conversation) -> Conversation:
-    """Without learned spans: finding them takes a template time, and not every one can."""
+def _without_loss(conversation: Conversation) -> Conversation:
+    """No loss is taken on a score's input: locating such spans is slow, and some templates cannot."""
     return replace(conversation, turns=tuple(replace(turn, learn=False) for turn in conversation.turns))
 
 
@@ -167,7 +171,7 @@ def prompt_of(conversation: Conversation) -> Sequence[Turn]:
 
 
 def reward_template(model: Model, location: Location) -> tuple[PreTrainedTokenizerBase, Template]:
-    """A reward model's tokenizer and chat template, without its weights; UserError where it has none."""
+    """A reward model's tokenizer and chat template; reads no weights. UserError where it has no template."""
     tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
@@ -185,9 +189,9 @@ def open_scorer(
     device: torch.device | None = None,
     tokens_per_pass: int = 16_384,
 ) -> Scorer:
-    """A reward model's run, folder or hub name, ready to score.
+    """Load a reward model to score with: a run, a folder or a hub name.
 
-    precision: what products are computed in; None: that of training, or of the file. Raises UserError when it is
+    precision: of matrix products; None: that of its training, or of its file. Raises UserError when the model is
     missing, is no reward model, or has no chat template.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -195,18 +199,17 @@ def open_scorer(
     location = locate(model, weights=False)
     if not location.has_score:
         raise UserError(f"{path}: this is no reward model: it has no scalar head; train one from it first")
-    held = location.precision
-    loaded = load_model(model, precision=held, device=device, train=False, head="score")
+    loaded = load_model(model, precision=location.precision, device=device, train=False, head="score")
     if precision is not None:
         loaded = replace(loaded, precision=precision)
         if precision == "fp32":
-            in_fp32(loaded.model)
+            compute_in_fp32(loaded.model)
     record = read_reward_record(loaded, location.folder)
     return Scorer(loaded, record, Template(template, loaded.tokenizer), device, tokens_per_pass)
 
 
-def in_fp32(model: torch.nn.Module) -> None:
-    """Have a model held in bf16 compute in fp32, on the weights it has; 4-bit layers too."""
+def compute_in_fp32(model: torch.nn.Module) -> None:
+    """Make a model held in bf16 compute in fp32 with the same weights, 4-bit layers included."""
     for weight in model.parameters():
         if weight.dtype == torch.bfloat16:
             weight.data = weight.data.float()

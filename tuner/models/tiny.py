@@ -58,18 +58,17 @@ _FAMILIES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
     "gemma": ("gemma", "<eos>", "<bos>", ("<pad>", "<start_of_turn>", "<end_of_turn>")),
     "smollm": ("chatml", "<|im_end|>", "<|im_start|>", ("<|endoftext|>", *_CHATML)),
 }
-"""Model type or a part of the name → chat template, end and begin token, and other tokens of templates and rewards."""
+"""Model type or part of a name → chat template, end token, begin token, and other tokens of templates and rewards."""
 
 _TYPES = {"smollm": "llama"}
 
 
 def tiny_model_folder(model_path: str, destination: Path, *, score: bool = False) -> Path:
-    """Write a random model (hidden 64, 2 layers) with a tokenizer, of the family that `model_path` is of.
+    """Write a random model (hidden size 64, 2 layers) with a tokenizer, of the same family as `model_path`.
 
-    score: a reward model, with a scalar head.
-
-    The family is told by config.json where the folder is at hand, else by the name; unknown names get Llama
-    with ChatML tokens. Returns `destination`; the same path gives the same weights.
+    The family is that of config.json where the folder exists, else by its name; unknown names get Llama with ChatML
+    tokens. score: write a reward model, with a scalar head. Returns `destination`; the same path gives the same
+    weights.
     """
     family = _family(model_path)
     tokenizer = _tokenizer(family)
@@ -102,7 +101,7 @@ def _family(model_path: str) -> str:
 
 
 def _tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text goes through unchanged."""
+    """A byte-level BPE tokenizer: any text is encoded without loss."""
     template, end, begin, others = _FAMILIES[family]
     special = list(dict.fromkeys([token for token in (begin, end, *others) if token]))
     tokenizer = Tokenizer(models.BPE())
@@ -131,7 +130,7 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 
 def _english() -> Iterator[str]:
-    """Python's own reference manual: text that every installation has."""
+    """Python's reference manual, which comes with every installation."""
     from pydoc_data.topics import topics
 
     return iter(list(topics.values())[:20])

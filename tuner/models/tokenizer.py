@@ -1,4 +1,4 @@
-"""Tokenizers: any that transformers loads, and InternLM2's from its bare sentencepiece file."""
+"""Tokenizers: any that transformers loads, and InternLM2's from its sentencepiece file alone."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ _ONLY_IN_TRANSFORMERS_5 = ("TokenizersBackend", InternLM2Tokenizer.__name__)
 
 
 def load_tokenizer(model: config.Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, an adapter's own where it was saved with it.
+    """The tokenizer of a model; of an adapter, the one saved with it where there is one.
 
-    Raises UserError when the model is not found or has no tokenizer that can be read.
+    Raises UserError when the model is missing or has no tokenizer that can be read.
     """
     return read_tokenizer(
         locate(model, weights=False).tokenizer_folder, trust_remote_code=model.trust_remote_code
@@ -25,12 +25,16 @@ def load_tokenizer(model: config.Model) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder (tokenizer.json, or tokenizer.model of sentencepiece)."""
+    """The tokenizer in a folder, from tokenizer.json or sentencepiece's tokenizer.model.
+
+    Raises UserError when there is none, or it cannot be read.
+    """
     if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
         raise UserError(
             f"{folder}: no tokenizer.json or tokenizer.model; copy the base model's tokenizer into it"
         )
-    runs_code = trust_remote_code and not _is_internlm2(folder)  # whose own code is for transformers 4
+    # InternLM2's own code is for transformers 4
+    runs_code = trust_remote_code and not _is_internlm2(folder)
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=runs_code)
     except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
@@ -40,7 +44,7 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer so that transformers 4 and 5, and tools built on either, read it."""
+    """Write a tokenizer in a form that both transformers 4 and 5 read."""
     source = Path(str(tokenizer.name_or_path or ""), "tokenizer.model")
     tokenizer.save_pretrained(str(folder))
     file = Path(folder, "tokenizer_config.json")

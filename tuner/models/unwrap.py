@@ -1,4 +1,4 @@
-"""The way out of peft's wrapping."""
+"""From peft's wrapper to the model inside."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from torch import nn
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """transformers' model itself, without an adapter's wrapping; adapters inside it stay active."""
+    """transformers' model, without peft's wrapper; adapters inside it stay active."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -1,7 +1,7 @@
-"""One attention for packed rows: `varlen`, registered with transformers and fed by segment offsets.
+"""Attention for packed rows, registered with transformers as `varlen`; segments are given by their offsets.
 
-Backends: flash-attn when installed and torch.nn.attention.varlen otherwise, both on CUDA in bf16; elsewhere
-one call of scaled_dot_product_attention per segment. None of them holds T × T scores.
+Backends: on CUDA in bf16 flash-attn if installed, else torch.nn.attention.varlen; elsewhere one call of
+scaled_dot_product_attention per segment. None of them materializes T × T scores.
 Shapes: T tokens of the row, H heads, K key/value heads, D head size.
 """
 
@@ -22,7 +22,7 @@ from tuner.data.batch import Batch
 
 NAME = "varlen"
 QUERY_BLOCK = 1024
-"""Queries attended at a time when a window is narrower than the segment; bounds the mask's size."""
+"""Queries of a block where the window is narrower than the segment; bounds the size of the mask."""
 
 
 def register() -> None:
@@ -32,7 +32,7 @@ def register() -> None:
 
 
 def segment_arguments(batch: Batch) -> dict[str, Any]:
-    """What a forward pass of a transformers model is given so that `varlen` isolates the batch's segments."""
+    """Keyword arguments of a transformers model's forward pass by which `varlen` isolates the batch's segments."""
     return {
         "cu_seq_lens_q": batch.offsets,
         "cu_seq_lens_k": batch.offsets,
@@ -59,10 +59,10 @@ def varlen_attention(
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each segment of one packed row; returns ([1, T, H, D], None).
+    """Causal attention within each segment of one packed row; returns ([1, T, H, D], None).
 
-    Raises ValueError when segments are missing: silently attending across samples, or across left padding,
-    is what this attention exists to prevent. Soft caps, sinks and attention dropout are not supported.
+    Raises ValueError when segments are missing, as attention would then silently cross samples or left padding, and
+    for soft caps, sinks and attention dropout, which are not supported.
     """
     if segment_borders is None or cu_seq_lens_q is None or max_length_q is None:
         raise ValueError(
@@ -70,7 +70,7 @@ def varlen_attention(
         )
     if softcap is not None or s_aux is not None or dropout:
         raise ValueError("varlen attention has no soft cap, no sinks and no dropout")
-    if torch.is_autocast_enabled(query_1HTD.device.type):  # full training: rotary positions come out in fp32
+    if torch.is_autocast_enabled(query_1HTD.device.type):  # full training: rotary embeddings are in fp32
         dtype = torch.get_autocast_dtype(query_1HTD.device.type)
         query_1HTD, key_1KTD, value_1KTD = (part.to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
     if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:
@@ -89,7 +89,7 @@ def varlen_attention(
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Segments say who sees whom; transformers need not build a T × T mask for it."""
+    """No mask: segments replace it, and transformers would build one of T × T."""
 
 
 def _by_segment(
@@ -101,10 +101,10 @@ def _by_segment(
     window: int | None,
 ) -> torch.Tensor:
     groups = query_1HTD.shape[1] // key_1KTD.shape[1]
-    if groups > 1:  # scaled_dot_product_attention takes shared heads only in its slow path on CPU
+    if groups > 1:  # on CPU, shared heads take the slow path of scaled_dot_product_attention
         key_1KTD = key_1KTD.repeat_interleave(groups, dim=1)
         value_1KTD = value_1KTD.repeat_interleave(groups, dim=1)
-    # split and cat, not slices: the backward pass of a slice writes the whole row once per segment
+    # split and cat: the backward pass of a slice would write the whole row once per segment
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query_1HTD, key_1KTD, value_1KTD)), strict=True)
     attend = functools.partial(_attend_segment, scaling=scaling, window=window)
     return torch.cat([attend(query, key, value) for query, key, value in parts], dim=2)

@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.unit.display.test_card_page import HOSTILE, SHOWN, Page
 from tuner.evaluation.judged import Answers, Judge, Judged
 
+from tests.unit.display.test_card_page import HOSTILE, SHOWN, Page
 from tuner.data.conversation import Prompt, Turn
 from tuner.data.prompts import PromptCollector, PromptSet
 from tuner.display.win_page import LARGEST, policy_html, policy_terminal, sentences

@@ -62,13 +62,13 @@ def filled(monkeypatch):
     monkeypatch.setattr(cache_module, "BLOCK", 2)
     cache = RowCache(shaped("llama", num_hidden_layers=2), [2, 5, 3], 6)
     for rows in (range(2), range(2, 3)):
-        cache.read(rows)
+        cache.prefill(rows)
         lengths = [[2, 5, 3][row] for row in rows]
         packed = [
             [row, position] for row, length in zip(rows, lengths, strict=True) for position in range(length)
         ]
         write(cache, torch.tensor(packed, dtype=torch.float32)[None, None])
-    cache.answer()
+    cache.start_decoding()
     return cache
 
 

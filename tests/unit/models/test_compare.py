@@ -9,7 +9,7 @@ import torch
 from tests.unit.data.test_comparisons import comparisons
 from tuner.config import FocalRanking
 from tuner.data.batch import gather, make_batch, make_batches
-from tuner.models.pair_sums import PairSums, compare
+from tuner.models.pair_sums import PairSums, pair_sums
 
 
 def row(*ranks: int, weight: float = 1.0, margin: float = 0.0):
@@ -27,7 +27,7 @@ def focal(lead: float) -> float:
 
 
 def test_a_pair_by_hand():
-    found = compare(torch.tensor([1.5, 0.5]), row(0, 1, weight=2.0), FocalRanking())
+    found = pair_sums(torch.tensor([1.5, 0.5]), row(0, 1, weight=2.0), FocalRanking())
     assert found.ranking.item() == pytest.approx(2 * focal(1.0), rel=1e-6)
     assert found.penalty.item() == pytest.approx(0.02 * 2 * (barrier(1.5) + barrier(0.5)), rel=1e-6)
     assert found.right.item() == 2.0
@@ -37,7 +37,7 @@ def test_a_pair_by_hand():
 
 def test_a_list_counts_each_pair_once_and_each_answer_once():
     scores = torch.tensor([2.0, 1.0, -1.0])
-    found = compare(scores, row(0, 1, 2), FocalRanking(barrier=1.0, penalty="square", gamma=0.0))
+    found = pair_sums(scores, row(0, 1, 2), FocalRanking(barrier=1.0, penalty="square", gamma=0.0))
     plain = [math.log1p(math.exp(-lead)) for lead in (1.0, 3.0, 2.0)]
     assert found.ranking.item() == pytest.approx(sum(plain) / 3, rel=1e-6)
     assert found.penalty.item() == pytest.approx(4 + 1 + 1)
@@ -46,17 +46,17 @@ def test_a_list_counts_each_pair_once_and_each_answer_once():
 
 def test_the_margin_is_what_the_better_must_lead_by():
     scores, batch = torch.tensor([1.5, 0.5]), row(0, 1, margin=0.75)
-    assert compare(scores, batch, FocalRanking()).ranking.item() == pytest.approx(focal(0.25), rel=1e-6)
-    doubled = compare(scores, batch, FocalRanking(margin=2.0))
+    assert pair_sums(scores, batch, FocalRanking()).ranking.item() == pytest.approx(focal(0.25), rel=1e-6)
+    doubled = pair_sums(scores, batch, FocalRanking(margin=2.0))
     assert doubled.ranking.item() == pytest.approx(focal(-0.5), rel=1e-6)
     assert doubled.right.item() == 1.0  # what is right does not hang on the margin
-    ignored = compare(scores, batch, FocalRanking(margin=0.0))
+    ignored = pair_sums(scores, batch, FocalRanking(margin=0.0))
     assert ignored.ranking.item() == pytest.approx(focal(1.0), rel=1e-6)
 
 
 def test_every_field_of_the_loss_changes_it():
     scores, batch = torch.tensor([4.0, 1.0]), row(0, 1, margin=0.5)
-    plain = compare(scores, batch, FocalRanking())
+    plain = pair_sums(scores, batch, FocalRanking())
     for change in (
         {"gamma": 1.0},
         {"penalty": "square"},
@@ -64,26 +64,28 @@ def test_every_field_of_the_loss_changes_it():
         {"barrier": 0.5},
         {"margin": 3.0},
     ):
-        other = compare(scores, batch, FocalRanking(**change))
+        other = pair_sums(scores, batch, FocalRanking(**change))
         assert (other.ranking.item(), other.penalty.item()) != (plain.ranking.item(), plain.penalty.item())
-    assert compare(scores, batch, FocalRanking(barrier=0.0)).penalty.item() == 0
+    assert pair_sums(scores, batch, FocalRanking(barrier=0.0)).penalty.item() == 0
 
 
 def test_equal_scores_are_half_right_and_wrong_ones_not():
-    assert compare(torch.tensor([1.0, 1.0]), row(0, 1), FocalRanking()).right.item() == 0.5
-    assert compare(torch.tensor([0.0, 1.0]), row(0, 1), FocalRanking()).right.item() == 0.0
-    assert compare(torch.tensor([0.0, 1.0]), row(0, 0), FocalRanking()).right.item() == 0.5  # a tie, each way
+    assert pair_sums(torch.tensor([1.0, 1.0]), row(0, 1), FocalRanking()).right.item() == 0.5
+    assert pair_sums(torch.tensor([0.0, 1.0]), row(0, 1), FocalRanking()).right.item() == 0.0
+    assert (
+        pair_sums(torch.tensor([0.0, 1.0]), row(0, 0), FocalRanking()).right.item() == 0.5
+    )  # a tie, each way
 
 
 def test_gradients_push_the_better_up_and_all_inwards():
     scores = torch.tensor([0.2, 0.1, 9.0, -9.0], requires_grad=True)
     batch = gather(comparisons([(0, 1), (0, 1)]), [0, 1])
-    found = compare(scores, batch, FocalRanking(barrier=0.0))
+    found = pair_sums(scores, batch, FocalRanking(barrier=0.0))
     (found.ranking + found.penalty).backward()
     assert scores.grad is not None
     assert scores.grad[0] < 0 < scores.grad[1]
     scores.grad = None
-    found = compare(scores, batch, FocalRanking())
+    found = pair_sums(scores, batch, FocalRanking())
     (found.ranking + found.penalty).backward()
     assert scores.grad[2] > 0 > scores.grad[3]
     assert scores.grad.isfinite().all()
@@ -91,7 +93,7 @@ def test_gradients_push_the_better_up_and_all_inwards():
 
 def test_measures_are_not_learned_from():
     scores = torch.tensor([0.2, 0.1], requires_grad=True)
-    found = compare(scores, row(0, 1), FocalRanking())
+    found = pair_sums(scores, row(0, 1), FocalRanking())
     assert [getattr(found, name).requires_grad for name in ("right", "lead", "score")] == [False] * 3
     assert found.ranking.requires_grad
     assert found.penalty.requires_grad
@@ -106,7 +108,7 @@ def test_sums_are_the_same_however_rows_are_packed(tokens_per_pass):
     loss = FocalRanking()
 
     def sums(batches) -> torch.Tensor:
-        return torch.stack([_values(compare(_scores(batch), batch, loss)) for batch in batches]).sum(0)
+        return torch.stack([_values(pair_sums(_scores(batch), batch, loss)) for batch in batches]).sum(0)
 
     one_by_one = sums([gather(rows, [index]) for index in range(40)])
     torch.testing.assert_close(sums(make_batches(rows, tokens_per_pass)), one_by_one, rtol=1e-5, atol=1e-5)
@@ -115,7 +117,7 @@ def test_sums_are_the_same_however_rows_are_packed(tokens_per_pass):
 def test_a_batch_of_another_kind_is_refused():
     plain = make_batch([(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.float32))])
     with pytest.raises(ValueError, match="no pairs to compare"):
-        compare(torch.zeros(1), plain, FocalRanking())
+        pair_sums(torch.zeros(1), plain, FocalRanking())
 
 
 def _scores(batch) -> torch.Tensor:

@@ -363,3 +363,85 @@ def test_a_folder_without_tokenizer(copy):
         file.unlink()
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         load(copy)
+
+
+# Without weights
+
+
+META = torch.device("meta")
+
+
+def shapes(loaded):
+    return {
+        name: (tuple(weight.shape), weight.dtype, weight.requires_grad)
+        for name, weight in loaded.model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("head", ["language", "score"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("adapter", [None, LoRA(r=4), LoRA(r=4, train_whole=("embed_tokens",))])
+def test_the_same_model_is_built_without_weights(internlm2_folder, adapter, precision, head):
+    options = {
+        "precision": precision,
+        "adapter": adapter,
+        "head": head,
+        "freeze": Freeze(all_but_last_layers=1),
+    }
+    model = Model(path=str(internlm2_folder))
+    real, meta = (load_model(model, device=device, **options) for device in (CPU, META))
+    assert shapes(meta) == shapes(real)
+    assert all(weight.is_meta for weight in meta.model.parameters())
+    assert (meta.adapter, meta.precision) == (real.adapter, real.precision)
+    assert meta.tokenizer.get_vocab() == real.tokenizer.get_vocab()
+    assert not meta.model.training
+
+
+def test_a_saved_adapter_is_built_without_its_weights(internlm2_folder, tmp_path):
+    run, saved = run_of(internlm2_folder, tmp_path, adapter=LoRA(r=4), quantization="nf4", precision="bf16")
+    (run / "model/adapter_model.safetensors").unlink()
+    loaded = load_model(Model(path=str(run)), precision="bf16", device=META)
+    assert {name for name, *_ in loaded.model.named_parameters()} == {
+        name for name, *_ in saved.model.named_parameters()
+    }
+    assert loaded.base.quantization == "nf4"
+    assert loaded.adapter == LoRA(r=4)
+    trained = [weight for weight in loaded.model.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}
+
+
+def test_no_weights_are_needed(copy):
+    folder = copy
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    load_model(Model(path=str(folder)), precision="bf16", device=META)
+    with pytest.raises(UserError, match=r"no \*.safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"adapter": LoRA(targets=("nothing",))},
+            "adapter.targets: no module of the model is named 'nothing'",
+        ),
+        ({"adapter": LoRA(train_whole=("nothing",))}, "adapter.train_whole: no module"),
+        ({"freeze": Freeze(names=("nothing",))}, "freeze.names: 'nothing' matches no trained weight"),
+        ({"freeze": Freeze(all_but_last_layers=99)}, "give fewer"),
+    ],
+)
+def test_what_is_refused_is_refused_without_weights(internlm2_folder, options, said):
+    for device in (CPU, META):
+        with pytest.raises(UserError, match=said):
+            load_model(Model(path=str(internlm2_folder)), precision="fp32", device=device, **options)
+
+
+def test_a_saved_adapter_refuses_other_values_without_weights(internlm2_folder, tmp_path):
+    run, _ = run_of(internlm2_folder, tmp_path, adapter=LoRA(r=4), quantization="nf4", precision="bf16")
+    model = Model(path=str(run))
+    for device in (CPU, META):
+        with pytest.raises(UserError, match=r"adapter.r=8: the adapter in .* has 4"):
+            load_model(model, precision="bf16", device=device, adapter=LoRA(r=8))
+        with pytest.raises(UserError, match="write precision=bf16"):
+            load_model(model, precision="fp32", device=device)

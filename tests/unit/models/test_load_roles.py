@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from tuner.errors import UserError
 from tuner.models.forward import scores, token_logprobs, values
 from tuner.models.generate import generate
 from tuner.models.load import load_model
-from tuner.models.load_roles import PolicyRoles, load_policy_roles, switch_off_dropout
+from tuner.models.load_roles import PolicyModels, PolicyRoles, load_policy_roles, switch_off_dropout
 from tuner.models.reward_record import RewardRecord, write_reward_record
 from tuner.models.save import save_model
 from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of, score_sequences
+from tuner.stages.rl.prepare import policy_models
 
 CPU = torch.device("cpu")
 LORA = LoRA(r=4, alpha=8)
@@ -93,7 +95,7 @@ def load(folder) -> Load:
         } | {name: Model(path=value) if name == "policy" else value for name, value in changes.items()})  # fmt: skip
         autocast = config.precision == "bf16"
         return load_policy_roles(
-            config, CPU, lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast)
+            policy_models(config), CPU, lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast)
         )
 
     return loaded
@@ -537,3 +539,91 @@ def test_four_bits_of_another_precision(load, folder):
             load(policy=policy, reward=reward, precision="bf16", roles=layout)
     assert np.ptp(scored(load(reward=reward, policy="tuner:tiny", adapter=LORA))) > 0  # as it was trained
     load(policy=policy, reward=folder("score"), precision="bf16")  # whole weights may be rounded
+
+
+# Some of the roles, and roles without weights
+
+
+def parts(folder, **changes) -> PolicyModels:
+    values = {
+        "policy": Model(path=folder("language")),
+        "reward": Model(path=folder("score")),
+        "adapter": None,
+        "critic_adapter": None,
+        "critic_from": "reward",
+        "layout": "shared",
+        "roles": frozenset({"reference", "critic", "reward"}),
+        "template": "internlm2",
+        "precision": "fp32",
+        "seed": 0,
+        "gradient_checkpointing": False,
+    }
+    return PolicyModels(**values | changes)
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize(
+    ("needed", "with_reward"),
+    [((), False), (("reference",), False), (("reward",), True), (("reference", "reward"), True)],
+)
+def test_only_the_roles_needed_are_loaded(folder, load, batch, layout, needed, with_reward):
+    reward = Model(path=folder("score")) if with_reward else None
+    models = parts(folder, roles=frozenset(needed), reward=reward, layout=layout)
+    loaded = load_policy_roles(models, CPU, nullcontext)
+    assert list(loaded.roles) == ["policy", *needed]
+    assert (loaded.sequences is not None) == with_reward
+    assert set(loaded.fingerprints) == {"policy", "reward"} if with_reward else {"policy"}
+    full = load(roles=layout)
+    assert torch.equal(said(loaded, "policy", batch), said(full, "policy", batch))
+    if with_reward:
+        assert np.array_equal(scored(loaded), scored(full))
+
+
+def test_a_policy_without_an_adapter_shares_with_no_one(folder):
+    policy = Model(path=folder("language", lora=None))
+    models = parts(folder, policy=policy, reward=None, roles=frozenset())
+    assert list(load_policy_roles(models, CPU, nullcontext).roles) == ["policy"]
+    alone = parts(folder, policy=policy, roles=frozenset({"reward"}))
+    assert len(load_policy_roles(alone, CPU, nullcontext).roles.models) == 2
+    with pytest.raises(UserError, match='write roles="separate"'):
+        load_policy_roles(parts(folder, policy=policy, roles=frozenset({"reference"})), CPU, nullcontext)
+
+
+def test_a_critic_needs_a_model_to_start_from(folder):
+    with pytest.raises(ValueError, match="starts from the reward model"):
+        parts(folder, reward=None)
+
+
+@pytest.mark.parametrize("reward_kind", ["same", "lora", "whole"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_roles_without_weights_are_those_with(folder, layout, reward_kind):
+    """Names, shapes, dtypes and who is trained: what memory is counted on."""
+    reward = {
+        "same": folder("score"),
+        "lora": folder("score", precision="bf16"),
+        "whole": folder("score", lora=None),
+    }
+    changes = {"roles": "shared", "critic_from": "reward"} | LAYOUTS[layout]
+    models = parts(
+        folder,
+        reward=Model(path=reward[reward_kind]),
+        layout=changes["roles"],
+        critic_from=changes["critic_from"],
+        critic_adapter=LORA if changes["roles"] == "separate" and reward_kind == "whole" else None,
+    )
+    real, meta = (
+        load_policy_roles(models, device, nullcontext).roles for device in (CPU, torch.device("meta"))
+    )
+    assert [shapes(loaded) for loaded in meta.models] == [shapes(loaded) for loaded in real.models]
+    assert all(weight.is_meta for loaded in meta.models for weight in loaded.model.parameters())
+    assert [tuple(head.weight.shape) for head in meta.heads] == [
+        tuple(head.weight.shape) for head in real.heads
+    ]
+    assert list(meta) == list(real)
+
+
+def shapes(loaded):
+    return {
+        name: (tuple(weight.shape), weight.dtype, weight.requires_grad)
+        for name, weight in loaded.model.named_parameters()
+    }

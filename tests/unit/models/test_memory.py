@@ -1,17 +1,27 @@
 """What PPO's configs are said to need, counted on the real shapes; nothing here was measured on a device."""
 
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from tuner.config import load_config
-from tuner.models.adapters import add_adapter
-from tuner.models.base_record import BaseReference
+from tuner.config import LoRA, Model, load_config, override
+from tuner.data.template import Template
+from tuner.models.base_record import write_record
 from tuner.models.internlm2 import InternLM2Config
-from tuner.models.locate import Location
-from tuner.models.memory import Weights
-from tuner.resources import configs_folder
-from tuner.stages.check import _policy_peak
+from tuner.models.load import load_model
+from tuner.models.load_roles import load_policy_roles
+from tuner.models.memory import MemoryBudget, peak_bytes
+from tuner.models.tokenizer import read_tokenizer, save_tokenizer
+from tuner.resources import configs_folder, locate
+from tuner.stages.rl.check import policy_peak
+from tuner.stages.rl.models import policy_models
+
+META = torch.device("meta")
 
 # InternLM2 report, table 2, and the released config.json of each
 SHAPES = {
@@ -36,21 +46,70 @@ SHAPES = {
 }
 
 
+def model_folder(folder: Path, shape: dict[str, int], architecture: str = "InternLM2ForCausalLM") -> Path:
+    """A model's folder without its weights."""
+    folder.mkdir()
+    settings = InternLM2Config(vocab_size=92_544, num_key_value_heads=8, **shape)
+    settings.architectures = [architecture]
+    settings.save_pretrained(folder)
+    tokenizer = read_tokenizer(Path(locate("tuner:tiny")))
+    tokenizer.chat_template = Template("internlm2", tokenizer).source
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+def reward_adapter(folder: Path, base: Path, lora: LoRA, quantization: str | None) -> Path:
+    """The folder of a reward model that was trained as an adapter, without its weights."""
+    model = Model(path=str(base), quantization=quantization)
+    loaded = load_model(model, precision="bf16", device=META, adapter=lora, head="score")
+    folder.mkdir()
+    loaded.model.peft_config["default"].save_pretrained(str(folder))
+    for file in base.glob("*token*"):
+        shutil.copy(file, folder)
+    shutil.copy(base / "chat_template.jinja", folder)
+    write_record(folder, replace(loaded.base, path=str(base)), lora)
+    (folder / "reward.json").write_text(json.dumps({"reward_token": "[UNUSED_TOKEN_130]"}))
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("size", "weights", "said"), [("1_8b", 1.89, 65), ("7b", 7.74, 21), ("20b", 19.86, 47)]
+    ("size", "weights", "gib"), [("1_8b", 1.89, 62), ("7b", 7.74, 21), ("20b", 19.86, 47)]
 )
-def test_policy_peak_is_what_the_config_says(size, weights, said, tmp_path):
+def test_policy_peak_is_what_the_config_says(size, weights, gib, tmp_path):
     config = load_config(f"internlm2_{size}_ppo")
-    assert f"{said} GiB by counting" in (configs_folder() / f"internlm2_{size}_ppo.py").read_text("utf-8")
-    shape = InternLM2Config(vocab_size=92_544, num_key_value_heads=8, **SHAPES[size])
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
-    assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(
-        weights, abs=0.01
+    assert f"{gib} GiB by counting" in (configs_folder() / f"internlm2_{size}_ppo.py").read_text("utf-8")
+    base = model_folder(tmp_path / "base", SHAPES[size])
+    quantization = config.policy.quantization
+    if config.adapter is None:
+        reward = model_folder(tmp_path / "reward", SHAPES[size], "InternLM2ForRewardModel")
+    else:
+        reward = reward_adapter(tmp_path / "reward", base, LoRA(), quantization)
+    config = override(config, {"policy.path": str(base), "reward.path": str(reward), "policy.revision": None})
+    roles = load_policy_roles(policy_models(config), META, nullcontext).roles
+    assert len(roles.models) == (4 if config.adapter is None else 1)
+    counted = sum(
+        weight.numel() for name, weight in roles.loaded.model.named_parameters() if "lora" not in name
     )
-    model.requires_grad_(config.adapter is None)
-    counted = Weights.of(add_adapter(model, config.adapter, 0) if config.adapter else model)
-    reference = BaseReference("base", None, "", config.policy.quantization, None)
-    place = Location(tmp_path, None, reference, None)
-    peak = _policy_peak(config, shape, counted, place, None) / 2**30
-    assert round(peak) == said
+    assert counted / 1e9 == pytest.approx(weights, abs=0.01)
+    assert round(policy_peak(config, roles) / 2**30) == gib
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [("internlm2_7b_qlora", 8.06), ("internlm2_7b_full", 108.79), ("internlm2_7b_reward_qlora", 8.39)],
+)
+def test_one_model_of_seven_billion_weights(name, gib, tmp_path):
+    """The 4-bit base and an adapter's training state; or weights, gradients and 8-bit state of all weights."""
+    config = load_config(name)
+    base = model_folder(tmp_path / "base", SHAPES["7b"])
+    model = Model(path=str(base), quantization=config.model.quantization)
+    loaded = load_model(model, precision=config.precision, device=META, adapter=config.adapter)
+    budget = MemoryBudget(
+        precision=config.precision,
+        optimizer_bits=config.optimizer.bits,
+        tokens_per_pass=config.tokens_per_pass,
+        gradient_checkpointing=config.gradient_checkpointing,
+        adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
+        language_head=config.stage == "sft",
+    )
+    assert peak_bytes(budget, [loaded]) / 2**30 == pytest.approx(gib, rel=0.001)

@@ -134,7 +134,7 @@ def test_nan_is_refused(internlm2_folder, tmp_path, monkeypatch):
 def test_a_merge_into_four_bits_would_have_been_refused(internlm2_folder, tmp_path, monkeypatch):
     """What others do by mistake, measured by our own yardstick."""
     run, _ = run_of(internlm2_folder, tmp_path / "run", quantization="nf4", std=0.05)
-    monkeypatch.setattr(module, "dequantise", lambda model: None)
+    monkeypatch.setattr(module, "dequantize", lambda model: None)
     with (
         pytest.raises(UserError, match="merging changes the model"),
         pytest.warns(UserWarning, match="4-bit"),

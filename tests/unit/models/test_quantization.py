@@ -10,9 +10,9 @@ from tuner.config import LoRA, Model
 from tuner.models.generate import generate
 from tuner.models.load import load_model
 from tuner.models.quantization import (
-    dequantise,
+    dequantize,
     optimizer_class,
-    quantised_layers,
+    quantized_layers,
 )
 
 
@@ -39,7 +39,7 @@ def gradients(model, tokens, precision):
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_all_linear_layers_but_the_head_are_quantised(internlm2_folder, quantization):
     model = load(internlm2_folder, quantization).model
-    names = {name for name, _ in quantised_layers(model)}
+    names = {name for name, _ in quantized_layers(model)}
     assert len(names) == 2 * 7
     assert "lm_head" not in names
 
@@ -57,9 +57,9 @@ def test_a_dequantised_model_is_an_ordinary_one(internlm2_folder, tmp_path, toke
     model = load(internlm2_folder, quantization).model
     with torch.no_grad():
         before = model(input_ids=tokens, use_cache=False).logits
-        dequantise(model)
+        dequantize(model)
         after = model(input_ids=tokens, use_cache=False).logits
-    assert not any(quantised_layers(model))
+    assert not any(quantized_layers(model))
     # LLM.int8() rounds activations too, which is not in the weights
     assert (after - before).abs().max() < (1e-5 if quantization == "nf4" else 5e-2)
     model.save_pretrained(tmp_path)
@@ -90,7 +90,7 @@ def test_no_layer_may_repack_its_weights(internlm2_folder, monkeypatch):
     import bitsandbytes.nn.modules as modules
 
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    for _, layer in quantised_layers(load(internlm2_folder, "nf4").model):
+    for _, layer in quantized_layers(load(internlm2_folder, "nf4").model):
         assert layer.support_avx512bf16_for_cpu is False
 
 

@@ -15,7 +15,7 @@ from tuner.models.reward_record import (
     Reference,
     RewardRecord,
     read_reward_record,
-    tell_others,
+    set_score_token,
     write_reward_record,
 )
 from tuner.models.save import save_model
@@ -106,8 +106,8 @@ def test_the_record_comes_back(internlm2_folder, tmp_path):
     )
     write_reward_record(tmp_path, record)
     assert read_reward_record(load(internlm2_folder), tmp_path) == record
-    assert record.reference.standardised(1.75) == 1.0
-    assert Reference(0.25, 0.0, 1).standardised(1.75) == 0.0
+    assert record.reference.standardized(1.75) == 1.0
+    assert Reference(0.25, 0.0, 1).standardized(1.75) == 0.0
     bare = RewardRecord(reward_token=None)
     write_reward_record(tmp_path, bare)
     assert read_reward_record(load(internlm2_folder), tmp_path) == bare
@@ -225,7 +225,7 @@ def test_padding_is_never_the_token_that_is_scored(family, ends_with, tmp_path):
         None: None,
     }[ends_with]
     before = tokenizer.pad_token_id
-    tell_others(loaded, token)
+    set_score_token(loaded, token)
     save_model(loaded, tmp_path / "saved")
     read = load(tmp_path / "saved", train=False)
     last = tokenizer.eos_token_id if token is None else tokenizer.convert_tokens_to_ids(token)
@@ -251,5 +251,5 @@ def test_padding_is_never_the_token_that_is_scored(family, ends_with, tmp_path):
 def test_the_token_of_an_earlier_run_is_told_no_more(internlm2_folder):
     loaded = load(internlm2_folder)
     for token in ("<|plugin|>", None):
-        tell_others(loaded, token)
+        set_score_token(loaded, token)
     assert loaded.transformer.config.reward_token_id is None

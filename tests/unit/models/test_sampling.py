@@ -42,7 +42,7 @@ def test_equals_are_kept_in_vocabulary_order():
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
 def test_the_nucleus_is_that_of_a_stable_sort(top_p, monkeypatch):
     """Also where it is wider than the likeliest tokens it is first looked for in, and with many ties."""
-    monkeypatch.setattr(sampling, "LIKELIEST", (3, 9))
+    monkeypatch.setattr(sampling, "MOST_LIKELY", (3, 9))
     logits_BV = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
     for probabilities_BV in (logits_BV.softmax(-1), (2 * logits_BV).round().softmax(-1)):
         for row_V in probabilities_BV:

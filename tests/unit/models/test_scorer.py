@@ -141,7 +141,7 @@ def test_held_out_rows_are_scored_alike(run, scorer):
         assert measured["loss"] == pytest.approx(loss, abs=1e-5)
         assert measured["accuracy"] == (leads > 0).mean()
     assert run.results["reference"]["mean"] == pytest.approx(expected.mean(), abs=1e-5)
-    assert run.results["reference"]["spread"] == pytest.approx(expected.std(), abs=1e-5)
+    assert run.results["reference"]["standard_deviation"] == pytest.approx(expected.std(), abs=1e-5)
     assert scorer.record.reference.answers == len(expected)
     assert run.results["overall"]["accuracy"] == pytest.approx((leads > 0).mean())
 
@@ -264,10 +264,10 @@ def test_windows_and_streams_change_nothing(run, scorer, file, monkeypatch):
     assert scorer.score([]).shape == (0,)
 
 
-def test_scores_in_spreads_from_the_mean(run, scorer, file):
+def test_standardized_scores(run, scorer, file):
     reference = run.results["reference"]
-    (plain,), (standard,) = scored(run, file(ROWS[1])), scored(run, file(ROWS[1]), standardise=True)
-    expected = (np.array(plain["scores"]) - reference["mean"]) / reference["spread"]
+    (plain,), (standard,) = scored(run, file(ROWS[1])), scored(run, file(ROWS[1]), standardize=True)
+    expected = (np.array(plain["scores"]) - reference["mean"]) / reference["standard_deviation"]
     np.testing.assert_allclose(standard["scores"], expected, atol=1e-6)
 
 
@@ -294,8 +294,8 @@ def test_the_unasked_is_refused(run, scorer, file):
 
 def test_a_run_without_held_out_rows_has_no_mean(file, tmp_path):
     run = tuner.train(override(REWARD, {"max_steps": 1}), runs=tmp_path)
-    with pytest.raises(UserError, match="leave --standardise out"):
-        scored(run, file(ROWS[1]), standardise=True)
+    with pytest.raises(UserError, match="leave --standardize out"):
+        scored(run, file(ROWS[1]), standardize=True)
 
 
 @pytest.mark.parametrize(

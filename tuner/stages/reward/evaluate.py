@@ -51,7 +51,10 @@ def report_results(report: Report | None) -> dict[str, object]:
     if report is None:
         return {}
     reference = report.reference
-    return {**results(report.card), "reference": {"mean": reference.mean, "spread": reference.spread}}
+    return {
+        **results(report.card),
+        "reference": {"mean": reference.mean, "standard_deviation": reference.standard_deviation},
+    }
 
 
 def evaluate(run: Run, config: RewardModel) -> Evaluation:

@@ -11,7 +11,7 @@ from tuner.data.conditions import read_conditions
 from tuner.display.card_page import html
 from tuner.evaluation.report_card.card import ReportCard
 from tuner.evaluation.report_card.tables import tables
-from tuner.models.reward_record import RewardRecord, tell_others, write_reward_record
+from tuner.models.reward_record import RewardRecord, set_score_token, write_reward_record
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
 from tuner.stages.reward.evaluate import Report, make_report, report_results
@@ -29,7 +29,7 @@ def finish_reward(config: RewardModel, context: Context, roles: Roles, loop: Loo
     if context.devices.is_main and report:
         write_report(context.run.folder, report.card)
         context.watchers.report(tables(report.card))
-    tell_others(roles.loaded, config.reward_token)
+    set_score_token(roles.loaded, config.reward_token)
     write_record = partial(write_reward_record, record=record)
     context.finish(config.data.template, roles, report_results(report), write_record)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuner.config import RewardModel
 from tuner.evaluation.held_out_pairs import HeldOutPairs
 from tuner.models.forward import scores
-from tuner.models.pair_sums import compare
+from tuner.models.pair_sums import pair_sums
 from tuner.stages.context import Context
 from tuner.stages.packed_rows import plan
 from tuner.stages.reward.finish import finish_reward
@@ -22,7 +22,7 @@ def reward(config: RewardModel, context: Context) -> None:
     for step in loop:
         for batch in step.batches:
             with roles.role("reward", train=True) as model:
-                sums = compare(scores(model, batch), batch, config.loss)
+                sums = pair_sums(scores(model, batch), batch, config.loss)
                 step.add(sums.ranking, per="pairs", name="ranking")
                 step.add(sums.penalty, per="answers", name="penalty")
                 step.note("accuracy", sums.right, per="pairs")

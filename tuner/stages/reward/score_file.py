@@ -31,22 +31,22 @@ def score_file(
     output: TextIO,
     *,
     condition: str | None = None,
-    standardise: bool = False,
+    standardize: bool = False,
     template: str = "tokenizer",
     precision: Precision | None = None,
     tokens_per_pass: int = 16_384,
 ) -> int:
     """Write each row with "score", or with "scores" of its answers in their order; returns how many there were.
 
-    standardise: scores in spreads from the mean of those on held-out prompts. Raises UserError with `file:line`
+    standardize: scores in standard deviations from the mean of the held-out scores. Raises UserError with `file:line`
     for bad rows, and where there is no such mean.
     """
     rows = Rows(Source(path=file))
     scorer = open_scorer(model, precision=precision, template=template, tokens_per_pass=tokens_per_pass)
     reference = scorer.record.reference
-    if standardise and reference is None:
+    if standardize and reference is None:
         raise UserError(
-            f"{model}: no held-out rows were scored in its training, so there is no mean; leave --standardise out"
+            f"{model}: no held-out rows were scored in its training, so there is no mean; leave --standardize out"
         )
     count = 0
     asked = _asked(rows, condition)
@@ -54,8 +54,8 @@ def score_file(
         while window := list(itertools.islice(asked, WINDOW)):
             flat = [one for _, asked_for, _ in window for one in asked_for]
             scores = iter(scorer.score_requests(flat).tolist())
-            if standardise and reference is not None:
-                scores = iter([reference.standardised(score) for score in scores])
+            if standardize and reference is not None:
+                scores = iter([reference.standardized(score) for score in scores])
             for row, asked_for, order in window:
                 own = list(itertools.islice(scores, len(asked_for)))
                 result: dict[str, Any] = (
