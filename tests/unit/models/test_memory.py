@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tuner.algorithms.algorithm import algorithm_of
 from tuner.config import LoRA, Model, load_config, override
 from tuner.data.template import Template
 from tuner.models.base_record import write_record
@@ -85,13 +86,13 @@ def test_policy_peak_is_what_the_config_says(size, weights, gib, tmp_path):
     else:
         reward = reward_adapter(tmp_path / "reward", base, LoRA(), quantization)
     config = override(config, {"policy.path": str(base), "reward.path": str(reward), "policy.revision": None})
-    roles = load_policy_roles(policy_models(config), META, nullcontext).roles
+    roles = load_policy_roles(policy_models(config, algorithm_of(config).roles), META, nullcontext).roles
     assert len(roles.models) == (4 if config.adapter is None else 1)
     counted = sum(
         weight.numel() for name, weight in roles.loaded.model.named_parameters() if "lora" not in name
     )
     assert counted / 1e9 == pytest.approx(weights, abs=0.01)
-    assert round(policy_peak(config, roles) / 2**30) == gib
+    assert round(policy_peak(config, algorithm_of(config), roles) / 2**30) == gib
 
 
 @pytest.mark.parametrize(
