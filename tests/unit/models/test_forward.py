@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.bounds import model_rounding
 from tuner.config import LoRA, Model
 from tuner.data.batch import make_batch
 from tuner.models.forward import hidden_states, logits, scores, token_logprobs, token_loss, values
@@ -104,15 +105,21 @@ def test_logprobs_know_of_a_soft_cap():
 
 
 def test_logprobs_and_the_loss_have_the_same_gradients():
-    """Summed by weight, they are the loss of language modelling, and teach the same."""
+    """Summed by weight, they are the loss of language modelling, and teach the same.
+
+    Their gradients part at the head, and carry a rounding each through all layers down: on four ways to sum (vectors
+    of 512, 256 and 128 bits, MKL's compatible mode) they lay 1.1e-5 to 2.0e-5 of the norm apart, and each up to 5e-5
+    from fp64; the arithmetic allows 1.0e-4 of one. A weight off by a thousandth is seen.
+    """
     model = load_model(Model(path="tuner:tiny"), precision="fp32", device=CPU, adapter=LoRA(r=4)).model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss = token_loss(model, row())
     expected = torch.autograd.grad(loss, trained)
     own = -(token_logprobs(model, row())[0] * row().weights_N).sum()
     assert own.item() == pytest.approx(loss.item(), rel=1e-5)
+    near = model_rounding(unwrapped(model).config, torch.float32, backward=True)
     for found, other in zip(torch.autograd.grad(own, trained), expected, strict=True):
-        assert (found - other).norm() <= 1e-5 * other.norm()
+        assert (found - other).norm() <= near * other.norm()
 
 
 def critic():
