@@ -1,1 +1,1 @@
-"""Pure torch functions that return sums; the caller divides by the global weight of the step."""
+"""Pure torch functions. Losses return sums, which the caller divides by the total weight of the step."""

@@ -4,14 +4,18 @@ import itertools
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from tuner.losses.moments import MomentSums
 from tuner.losses.policy import (
     advantages,
+    answer_policy_loss,
     explained_variance,
+    group_advantages,
     kl_estimate,
+    leave_one_out,
     policy_loss,
     token_rewards,
     value_loss,
@@ -274,6 +278,85 @@ def test_the_policy_loss_by_hand():
     # −ratio · A, and nothing where the clip bites
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([-2, -1.1, 0, -0.5, 1.5, 0, 0], abs=1e-5)
+
+
+def test_an_asymmetric_clip_by_hand():
+    """Down to 0.8 and up to 1.4: only the third token of the above changes, min(1.5, 1.4) = 1.4."""
+    old = torch.linspace(-3, -1, 7)
+    logprobs = (old + RATIOS.log()).requires_grad_()
+    sums = policy_loss(logprobs, old, ADVANTAGES, clip=0.2, clip_high=0.4)
+    assert sums.loss.item() == pytest.approx(-2.7, rel=1e-5)
+    assert sums.clipped.item() == 2
+    sums.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-2, -1.1, 0, -0.5, 1.5, 0, 0], abs=1e-5)
+    wider = policy_loss(logprobs, old, ADVANTAGES, clip=0.2, clip_high=0.6)
+    assert (wider.loss.item(), wider.clipped.item()) == (pytest.approx(-2.8, rel=1e-5), 1)
+    same = [policy_loss(logprobs, old, ADVANTAGES, 0.2, high).loss for high in (None, 0.2)]
+    assert torch.equal(*same)
+
+
+def test_weights_are_of_the_loss_and_not_of_the_measures():
+    """Terms 2, 1.1, 1.2, 0.5, −1.5, −0.8, 0 in answers of two and five tokens: 3.1 / 2 − 0.6 / 5."""
+    old = torch.linspace(-3, -1, 7)
+    logprobs = (old + RATIOS.log()).requires_grad_()
+    weights = torch.tensor([1 / 2] * 2 + [1 / 5] * 5)
+    weighted = policy_loss(logprobs, old, ADVANTAGES, 0.2, weights_N=weights)
+    plain = policy_loss(logprobs, old, ADVANTAGES, 0.2)
+    assert weighted.loss.item() == pytest.approx(-(3.1 / 2 - 0.6 / 5), rel=1e-5)
+    for name in ("ratio", "clipped", "kl"):
+        assert torch.equal(getattr(weighted, name), getattr(plain, name))
+    weighted.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-1, -0.55, 0, -0.1, 0.3, 0, 0], abs=1e-5)
+    ones = policy_loss(logprobs, old, ADVANTAGES, 0.2, weights_N=torch.ones(7))
+    assert torch.equal(ones.loss, plain.loss)
+
+
+def test_the_loss_of_whole_answers_by_hand():
+    """Ratios are products: 1.1 · 1.1 = 1.21, clipped to 1.2; none, 1; 0.5 · 1.5 · 1.2 = 0.9; 0.5, below 0.8 but bad.
+
+    Advantages 2, 3, −1, 1: min(2.42, 2.4) + 3 + min(−0.9, −0.9) + min(0.5, 0.8) = 5.
+    """
+    old = torch.linspace(-3, -1, 6)
+    ratios = torch.tensor([1.1, 1.1, 0.5, 1.5, 1.2, 0.5])
+    logprobs = (old + ratios.log()).requires_grad_()
+    borders, gains = [0, 2, 2, 5, 6], torch.tensor([2.0, 3.0, -1.0, 1.0])
+    sums = answer_policy_loss(logprobs, old, gains, borders, clip=0.2)
+    assert sums.loss.item() == pytest.approx(-5, rel=1e-5)
+    assert sums.ratio.item() == pytest.approx(1.21 + 1 + 0.9 + 0.5, rel=1e-5)
+    assert sums.clipped.item() == 1
+    by_hand = sum(ratio - 1 - math.log(ratio) for ratio in (1.21, 0.9, 0.5))
+    assert sums.kl.item() == pytest.approx(by_hand, rel=1e-4)
+    sums.loss.backward()
+    assert logprobs.grad is not None  # each token: −ratio of its answer · advantage, 0 where clipped
+    assert logprobs.grad.tolist() == pytest.approx([0, 0, 0.9, 0.9, 0.9, -0.5], abs=1e-5)
+    with pytest.raises(ValueError, match="run from 0 to their 6 tokens"):
+        answer_policy_loss(logprobs, old, gains, [0, 2], 0.2)
+
+
+def test_advantages_within_groups_by_hand():
+    """Scores 1, 2, 6 and 5, 5, 5: means 3 and 5; sample variance (4 + 1 + 9) / 2 = 7 and 0."""
+    scores = np.array([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    assert group_advantages(scores, 3, scale=False).tolist() == [-2, -1, 3, 0, 0, 0]
+    std = math.sqrt(7) + 1e-4
+    expected = pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0, 0])
+    assert group_advantages(scores, 3, scale=True).tolist() == expected
+    assert group_advantages(scores.astype(np.float32), 2, scale=True).dtype == np.float64
+
+
+def test_leaving_one_out_by_hand():
+    """1 − (2 + 6) / 2, 2 − (1 + 6) / 2, 6 − (1 + 2) / 2: the group's advantages times 3 / 2."""
+    rewards = np.array([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    assert leave_one_out(rewards, 3).tolist() == [-3, -1.5, 4.5, 0, 0, 0]
+    assert leave_one_out(rewards[:2], 2).tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_answers_that_are_not_whole_groups_are_refused(size):
+    for function in (leave_one_out, lambda values, size: group_advantages(values, size, scale=True)):
+        with pytest.raises(ValueError, match="6 answers are not whole groups"):
+            function(np.zeros(6), size)
 
 
 def test_before_the_first_update_the_gradient_is_the_advantage_whatever_the_clip():
