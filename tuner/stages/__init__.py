@@ -91,8 +91,9 @@ def _watchers(config: StageConfig) -> list[Any]:
 
 def figures_of(config: StageConfig) -> StageFigures:
     """What is shown of a config's stage; needs no torch."""
-    if config.stage in ("ppo", "grpo", "rloo"):
+    stage: str = config.stage  # type: ignore[attr-defined]
+    if stage in ("ppo", "grpo", "rloo"):
         from tuner.stages.rl.figures import figures
 
-        return figures(config.stage, critic=config.stage == "ppo")
-    return importlib.import_module(f"tuner.stages.{config.stage}.figures").FIGURES
+        return figures(stage, critic=stage == "ppo")
+    return importlib.import_module(f"tuner.stages.{stage}.figures").FIGURES
