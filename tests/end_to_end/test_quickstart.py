@@ -56,7 +56,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def test_what_is_said(place: Path, run: Path) -> None:
-    """Results on stdout, progress on stderr in whole lines; no colour codes, bars, or words of a library."""
+    """Results on stdout, progress on stderr in whole lines; no color codes, bars, or words of a library."""
     out, err = json.loads((place / "said.json").read_text())
     results = json.loads((run / "results.json").read_text())
     assert out.splitlines() == [
@@ -257,8 +257,8 @@ def test_a_run_is_a_model_and_chains_do_not_stack(place: Path, run: Path, tuner:
 def test_data_in_the_terminal(tuner: Tuner) -> None:
     done = tuner("data", CONFIG)
     assert (done.code, done.err) == (0, "")
-    assert "\x1b" not in done.out, "no colour codes without a terminal"
-    assert "⟦" in done.out, "learned parts are marked without colours too"
+    assert "\x1b" not in done.out, "no color codes without a terminal"
+    assert "⟦" in done.out, "what the loss is taken on is marked without colors too"
     assert re.search(r"samples +3,400\b", done.out)
     assert re.search(r"train\.jsonl:\d+", done.out)
 
@@ -320,7 +320,7 @@ def test_data_that_would_teach_wrongly_is_exit_code_1(tuner: Tuner, tmp_path: Pa
     command = ("data", CONFIG, "data.template=endless.jinja", "data.limit=3")
     done = tuner(*command)
     assert done.code == 1
-    assert "error: 6 samples have a learned part without an end token" in done.out.replace("\n", " ")
+    assert "error: 6 samples whose loss leaves out an end token" in done.out.replace("\n", " ")
     assert "train.jsonl:1" in done.out
     found = tuner(*command, "--json")
     assert found.code == 1

@@ -17,7 +17,7 @@ def data(
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page instead.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print counts and findings as JSON.")] = False,
 ) -> None:
-    """Show the tokens that are learned, how they are packed, statistics, and errors (then exit code 1)."""
+    """Show the tokens the loss is taken on, how rows are packed, statistics, and errors (then exit code 1)."""
     from json import dumps
 
     from rich.console import Console

@@ -64,13 +64,19 @@ def errors(examples: Examples, tokenizer: Tokenizer, report: DataReport | None =
     Rows whose tokens all have weight 0, parts that the loss is taken on without their end token, two BOS tokens.
     """
     sentences = [
-        _finding(examples, _without_loss(examples), "teach nothing: every token has weight 0"),
+        _finding(
+            examples, _without_loss(examples), "without a token that the loss is taken on: all weights are 0"
+        ),
         _finding(
             examples,
             _without_end(examples, tokenizer, report),
-            "have a learned part without an end token, so the model would not learn to stop; use another template",
+            "whose loss leaves out an end token, so the model would not learn to stop; use another template",
         ),
-        _finding(examples, _double_bos(examples, tokenizer), "begin with BOS twice; take it out of the rows"),
+        _finding(
+            examples,
+            _double_bos(examples, tokenizer),
+            "with two BOS tokens at the beginning; remove BOS from the rows",
+        ),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -95,12 +101,13 @@ def statistics(
     values = [
         ("samples", f"{part.samples:,}"),
         ("tokens", f"{part.tokens:,}"),
-        ("learned", f"{part.learned_share:.1%}"),
+        ("in the loss", f"{part.learned_share:.1%}"),
         ("median length", f"{int(np.median(lengths)):,}"),
         ("longest", f"{part.longest:,}"),
     ]
-    for name, fields in TOTALS.items() if report is not None else ():
-        count = sum(getattr(source, field) for source in report.sources for field in fields)
+    sources = report.sources if report is not None else []
+    for name, fields in TOTALS.items():
+        count = sum(getattr(source, field) for source in sources for field in fields)
         if count:
             values.append((name, f"{count:,}"))
     if passes:
@@ -145,11 +152,11 @@ def groups(examples: Examples, passes: Passes | None, limit: int) -> Iterator[Gr
 def describe(examples: Examples, segment: Segment, label: Label) -> str:
     """One line on a sample: its origin, label, length, and positions."""
     tokens, weights = examples.example(segment.index)
-    learned = int(np.count_nonzero(weights))
+    in_loss = int(np.count_nonzero(weights))
     positions = f"positions 0–{len(tokens) - 1:,}"
     positions += f" (from {segment.begin:,} in the pass)" if segment.begin else ""
     source = " · ".join(filter(None, (examples.origin(segment.index), label(segment.index))))
-    return f"{source} · {counted(len(tokens), 'token')}, {learned:,} learned · {positions}"
+    return f"{source} · {counted(len(tokens), 'token')}, {in_loss:,} in the loss · {positions}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -163,7 +170,7 @@ def _unknown_tokens(examples: Examples, tokenizer: Tokenizer) -> str:
     unknown = np.flatnonzero(examples.tokens_T == tokenizer.unk_token_id)
     share = len(unknown) / max(1, len(examples.tokens_T))
     samples = _samples_of(examples, unknown)
-    return _finding(examples, samples, f"hold unknown tokens ({share:.2%} of all tokens)")
+    return _finding(examples, samples, f"with unknown tokens ({share:.2%} of all tokens)")
 
 
 def _without_loss(examples: Examples) -> np.ndarray:

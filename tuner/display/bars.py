@@ -46,8 +46,7 @@ class Bar:
         """Time left stands beside the bar, the other facts below it."""
         shown = facts()
         left = "".join(fact.text for fact in shown if fact.tone == "time left")
-        below = [fact for fact in shown if fact.tone != "time left"]
-        self._progress.update(self._task, completed=step, left=left, facts=below)
+        self._progress.update(self._task, completed=step, left=left, facts=_below(shown))
 
     def sample(self, title: str, sample: Sample) -> None:
         self._progress.console.print(_sample_panel(title, sample))
@@ -57,7 +56,7 @@ class Bar:
 
     def end(self, step: int, facts: Callable[[], list[Fact]], summary: str, good: bool) -> None:
         Bar.running = False
-        self._progress.update(self._task, completed=step, left="", facts=facts())
+        self._progress.update(self._task, completed=step, left="", facts=_below(facts()))
         self._progress.stop()
         self._progress.console.print(
             summary, style="green" if good else "yellow", markup=False, highlight=False, soft_wrap=True
@@ -130,6 +129,11 @@ def _sample_panel(title: str, sample: Sample) -> Any:
             Text("score", style="bold"), Text(f"{sample.score:.2f}", style="green" if is_good else "red")
         )
     return Panel(table, title=title, title_align="left", border_style="dim", expand=False)
+
+
+def _below(facts: list[Fact]) -> list[Fact]:
+    """The facts that stand below the bar."""
+    return [fact for fact in facts if fact.tone != "time left"]
 
 
 STYLES: dict[Tone, str] = {"plain": "dim", "main": "bold", "held out": "magenta", "warning": "red"}

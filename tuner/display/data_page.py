@@ -79,7 +79,7 @@ def _strip(examples: Examples, segments: list[Segment]) -> str:
     for segment in segments:
         tokens, weights = examples.example(segment.index)
         share = np.count_nonzero(weights) / len(tokens)
-        tip = escape(f"{examples.origin(segment.index)}: {len(tokens)} tokens, {share:.0%} learned")
+        tip = escape(f"{examples.origin(segment.index)}: {len(tokens)} tokens, {share:.0%} in the loss")
         blocks.append(
             f'<div style="flex:{len(tokens)}" title="{tip}"><div style="width:{share:.1%}"></div></div>'
         )
@@ -116,7 +116,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{style}</style></head><body><main>
-<header><h1>{title}</h1><p class="legend"><span class="l">learned</span><span>not learned</span>
+<header><h1>{title}</h1><p class="legend"><span class="l">in the loss</span><span>not in the loss</span>
 <span class="c">special token</span></p></header>
 <div class="figures">{figures}</div>
 <div class="findings">{findings}</div>

@@ -11,7 +11,7 @@ from tuner.printable import printable
 from tuner.training.watchers import Sample
 
 LINES_PER_RUN = 20
-"""Progress lines of a run, evenly spread ..."""
+"""Progress lines of a run, at equal distances ..."""
 SECONDS_AT_LEAST = 2.0
 """... but none sooner than this after the line before ..."""
 SECONDS_AT_MOST = 60.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,13 +51,14 @@ def _add_tokens(axes: Axes, tokens: list[Point]) -> None:
 
     (first, at_first), (last, at_last) = tokens[0], tokens[-1]
     slope = (at_last - at_first) / (last - first)
-    top = axes.secondary_xaxis(
-        "top",
-        functions=(
-            lambda step: at_first + (step - first) * slope,
-            lambda token: first + (token - at_first) / slope,
-        ),
-    )
+
+    def tokens_at(step: Any) -> Any:
+        return at_first + (step - first) * slope
+
+    def step_at(seen: Any) -> Any:
+        return first + (seen - at_first) / slope
+
+    top = axes.secondary_xaxis("top", functions=(tokens_at, step_at))
     top.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     top.xaxis.set_major_formatter(lambda value, _: count(value))
     top.set_xlabel("tokens seen", color=GREY, fontsize=9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ from tuner.display.panels import (
 )
 from tuner.training.figures import Metrics, Panel, points_of
 
-CONDITION_LOOKS = (
+CONDITION_LOOKS: tuple[dict[str, Any], ...] = (
     {"color": GREEN},
     {"color": PURPLE},
     {"color": AMBER},

@@ -282,7 +282,9 @@ def _of(count: int) -> str:
     return f"The first {LARGEST} of {count:,}." if count > LARGEST else f"{count:,} in all."
 
 
-def _chapter(title: str, note: str, policies: Sequence[Contestant], chosen: Sequence[int]) -> str:
+def _chapter(
+    title: str, note: str, policies: Sequence[Contestant], chosen: Sequence[int] | np.ndarray
+) -> str:
     if not len(chosen):
         return ""
     return f"<section><h2>{safe(title)}</h2><p>{safe(note)}</p>{_prompts(policies, chosen)}</section>"
@@ -301,7 +303,7 @@ def _all(policies: Sequence[Contestant]) -> str:
     )
 
 
-def _prompts(policies: Sequence[Contestant], chosen: Sequence[int]) -> str:
+def _prompts(policies: Sequence[Contestant], chosen: Sequence[int] | np.ndarray) -> str:
     return "".join(_prompt(policies, int(index)) for index in chosen)
 
 

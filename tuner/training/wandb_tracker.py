@@ -72,8 +72,10 @@ class WandbTracker:
             return
         import wandb
 
-        rows = [[step, sample.prompt, sample.answer, sample.reference, sample.score] for sample in samples]
-        columns = ["step", "prompt", "answer", "reference", "score"]
+        rows: list[Any] = [
+            [step, sample.prompt, sample.answer, sample.reference, sample.score] for sample in samples
+        ]
+        columns: list[Any] = ["step", "prompt", "answer", "reference", "score"]
         if any(sample.condition for sample in samples):
             columns.insert(1, "condition")
             for row, sample in zip(rows, samples, strict=True):
@@ -88,7 +90,8 @@ class WandbTracker:
 
         logged: dict[str, Any] = {}
         for name, (columns, rows) in tables.items():
-            logged[f"report/{name}"] = table = wandb.Table(columns=columns, data=rows)
+            table = wandb.Table(columns=list[Any](columns), data=list[Any](rows))
+            logged[f"report/{name}"] = table
             if "accuracy" in columns:
                 title = f"accuracy by {columns[0]}"
                 logged[f"report/{name}_chart"] = wandb.plot.bar(table, columns[0], "accuracy", title)

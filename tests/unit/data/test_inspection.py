@@ -32,20 +32,20 @@ def test_findings(loaded, tokenizer, write):
     nothing = train.weights_T.copy()
     nothing[train.offsets[1] : train.offsets[2]] = 0
     (found,) = errors(replace(train, weights_T=nothing), tokenizer)
-    assert found.startswith("1 sample teach nothing")
+    assert found.startswith("1 sample without a token that the loss is taken on")
     assert "a.jsonl:2" in found
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     (found,) = errors(
         replace(train, weights_T=np.where(train.tokens_T == end, 0, train.weights_T)), tokenizer
     )
-    assert "3 samples have a learned part without an end token" in found
+    assert "3 samples whose loss leaves out an end token" in found
     tokens = train.tokens_T.copy()
     tokens[train.offsets[2] + 1] = tokenizer.bos_token_id
     (found,) = errors(replace(train, tokens_T=tokens), tokenizer)
-    assert "begin with BOS twice" in found
+    assert "with two BOS tokens at the beginning" in found
     assert "a.jsonl:3" in found
     tokens = np.where(train.tokens_T == train.tokens_T[3], tokenizer.unk_token_id, train.tokens_T)
-    assert "unknown tokens" in notices(replace(train, tokens_T=tokens), tokenizer)[0]
+    assert "with unknown tokens" in notices(replace(train, tokens_T=tokens), tokenizer)[0]
 
 
 def test_nothing_is_found_in_what_is_right(write, tokenizer):

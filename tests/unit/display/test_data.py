@@ -25,7 +25,7 @@ def printed(shown, **console) -> str:
     return captured.get()
 
 
-def test_plain_marks_stand_around_what_is_learned(loaded, tokenizer):
+def test_plain_marks_stand_around_what_the_loss_is_taken_on(loaded, tokenizer):
     text = printed(data_terminal(loaded.train, tokenizer, report=loaded.report, color=False))
     assert "⟦外滩 & 豫园 🙂<|im_end|>⟧⏎" in text
     assert "⟦2<|im_end|>⟧⏎" in text

@@ -1,0 +1,93 @@
+"""Policies compared, as people see them: lines in the terminal, and a page that hostile texts cannot break."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from tests.unit.display.test_card_page import HOSTILE, SHOWN, Page
+from tests.unit.evaluation.test_win_rate import policy, prompts_of, two
+from tuner.display.win_page import LARGEST, policy_html, policy_terminal
+from tuner.evaluation.win_rate import PolicyCard, compare
+
+
+def lines(card: PolicyCard, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(policy_terminal(card))
+    return console.file.getvalue()
+
+
+def many(wins: int = 83, losses: int = 17, golds=((0,), (0,)), name: str = "theirs", **given) -> PolicyCard:
+    asked = prompts_of([(f"question {place}", given.get("condition")) for place in range(wins + losses)])
+    count = len(asked)
+    own = policy("ours", asked, [1.0] * wins + [-1.0] * losses, list(golds[0]) * count, given.get("texts"))
+    return compare(own, [policy(name, asked, [0.0] * count, list(golds[1]) * count)])
+
+
+def test_the_direction_is_in_words():
+    said = lines(many())
+    assert "ours wins 83% [74, 89] against theirs by the reward model: better." in said
+    assert "ours wins 50% [48, 52] against theirs by the rule: undecided." in said
+    assert "83/0/17" in said
+
+
+def test_a_rule_that_disagrees_is_a_warning():
+    said = lines(many(golds=((0,), (1,))))
+    assert "ours wins 0% [0, 4] against theirs by the rule: worse." in said
+    assert "the policy exploits the reward model" in said
+    page = policy_html(many(golds=((0,), (1,))), "ours")
+    assert 'class="verdict failed"' in page
+    assert "Reward model and rule disagree against theirs" in page
+
+
+def test_lines_fit_and_are_the_same_without_colors():
+    for width in (80, 120):
+        assert max(map(len, lines(two(), width).splitlines())) <= width
+
+
+def test_page_holds_bars_and_answers_side_by_side():
+    page = policy_html(many(), "ours")
+    parsed = Page(page)
+    assert parsed.open == []
+    assert not re.search(r"https?:|url\(|@import|\bsrc=|href=|<script", page)
+    # bars run from x = 148 to 448: 83 of 100 are 249 pixels wide, and so far is the dot
+    assert re.search(r'class="a area" x="148.0" y="[\d.]+" width="249.0"', page)
+    assert re.search(r'class="rate" cx="397.0"', page)
+    text = " ".join(parsed.text.split())
+    assert f"Largest wins against theirsOf ours by the reward model. The first {LARGEST} of 83." in text
+    assert "All 100 prompts, answered by ours and theirs" in text
+    assert text.count("ours 99") == 2, "a loss is shown among the largest, and among all"
+    assert page.count("<article>") == 2 * LARGEST + 100
+
+
+def test_a_policy_alone_has_its_lowest_scores():
+    asked = prompts_of([("a", None), ("b", None)])
+    page = policy_html(compare(policy("ours", asked, [1, 0]), []), "ours")
+    assert page.index("ours 1") < page.index("ours 0")
+    assert "Lowest scores" in page
+    assert "against" not in page.split("</style>")[1].split('class="method"')[0]
+
+
+def test_without_a_rule_there_is_a_page_by_the_reward_model_alone():
+    asked = prompts_of([("a", None)])
+    card = compare(policy("ours", asked, [1]), [policy("theirs", asked, [0])])
+    assert "by the reward model" in policy_html(card, "ours")
+    assert "gold" not in lines(card)
+
+
+@pytest.mark.parametrize("where", ["name", "title", "condition", "answer"])
+def test_hostile_texts_stay_texts(where):
+    given = {
+        "name": {"name": HOSTILE},
+        "condition": {"condition": HOSTILE},
+        "answer": {"texts": [HOSTILE] * 100},
+    }
+    card = many(**given.get(where, {}))
+    page = policy_html(card, HOSTILE if where == "title" else "ours")
+    assert SHOWN in page
+    assert "<script" not in page
+    assert not re.search("[\x1b\u202e\ud800]", page)
+    assert Page(page).open == []
+    page.encode()
+    assert not re.search("[\x1b\u202e\ud800]", lines(card))
