@@ -17,7 +17,7 @@ FREE_ON_RESUME = (
     "gradient_checkpointing",
     "device",
 )
-"""Config paths that may differ when a run resumes: they change nothing that is learned (the last four: but for
+"""Config paths that may differ when a run resumes: they do not change the result (the last four: but for
 rounding), and whoever ran out of memory needs them."""
 
 

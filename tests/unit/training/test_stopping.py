@@ -1,0 +1,66 @@
+"""Signals ask for an end of the run, which all ranks agree on."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from tuner.training.stopping import Interrupted, StopSignals
+
+
+class Ranks:
+    """Devices of which the other ranks have received these signals."""
+
+    def __init__(self, *others: int | None) -> None:
+        self._others = others
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        return [*items, *self._others]
+
+
+def test_a_signal_is_heard_while_listening_and_only_then():
+    before = signal.getsignal(signal.SIGTERM)
+    signals = StopSignals()
+    with signals.listening():
+        assert not signals.agree(Ranks())
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.agree(Ranks())
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, saved") as interrupted:
+        signals.raise_if_agreed(3, 5)
+    assert interrupted.value.exit_code == 143
+
+
+def test_one_rank_that_was_asked_stops_all():
+    signals = StopSignals()
+    assert signals.agree(Ranks(None, signal.SIGINT, None))
+    assert signals.agreed == signal.SIGINT
+
+
+def test_a_run_at_its_end_is_not_interrupted():
+    signals = StopSignals()
+    signals.agree(Ranks(signal.SIGTERM))
+    signals.raise_if_agreed(5, 5)
+
+
+def test_a_second_interrupt_does_not_wait():
+    with StopSignals().listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_another_thread_leaves_the_handlers_alone():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def listen() -> None:
+        with StopSignals().listening():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert seen == [before]
