@@ -18,7 +18,7 @@ class DPO(SingleModelConfig):
     Defaults are for training all weights; adapters want a learning rate about ten times as high.
     """
 
-    implementation: ClassVar[str] = "tuner.stages.dpo"
+    implementation: ClassVar[str] = "tuner.stages.dpo.stage"
 
     stage: Literal["dpo"] = "dpo"
     """Which stage this is, in JSON."""

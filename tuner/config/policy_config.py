@@ -53,7 +53,7 @@ class PolicyConfig(StageConfig):
     A step is one rollout and all its updates. Dropout is 0 in every role.
     """
 
-    implementation: ClassVar[str] = "tuner.stages.rl"
+    implementation: ClassVar[str] = "tuner.stages.rl.stage"
 
     algorithm: ClassVar[str]
     """`module:class` of the algorithm that turns a rollout into losses."""

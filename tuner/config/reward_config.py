@@ -17,7 +17,7 @@ class RewardModel(PackedConfig):
     Defaults are the paper's, for training all weights; adapters want a learning rate about ten times as high.
     """
 
-    implementation: ClassVar[str] = "tuner.stages.reward"
+    implementation: ClassVar[str] = "tuner.stages.reward.stage"
 
     stage: Literal["reward"] = "reward"
     """Which stage this is, in JSON."""

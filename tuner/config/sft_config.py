@@ -12,7 +12,7 @@ from tuner.config.stage_config import PackedConfig
 class SFT(PackedConfig):
     """Supervised fine-tuning, or continued pre-training: full, LoRA or QLoRA."""
 
-    implementation: ClassVar[str] = "tuner.stages.sft"
+    implementation: ClassVar[str] = "tuner.stages.sft.stage"
 
     stage: Literal["sft"] = "sft"
     """Which stage this is, in JSON."""

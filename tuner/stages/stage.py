@@ -1,6 +1,6 @@
 """A stage: everything the tool asks of one kind of training, in one object.
 
-Each folder beside this file has one in its `__init__.py`, named `STAGE`; `registry.stage_of` finds it by the config.
+Each folder beside this file has one in its `stage.py`, named `STAGE`; `registry.stage_of` finds it by the config.
 Nothing outside a stage's folder asks which stage it is.
 """
 

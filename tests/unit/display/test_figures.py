@@ -8,7 +8,7 @@ import pytest
 from tuner.config.registry import config_class
 from tuner.display.policy_panels import conditions_of
 from tuner.display.run_facts import RunFacts
-from tuner.stages import figures_of
+from tuner.stages.registry import stage_of
 from tuner.stages.reward.figures import FIGURES as REWARD
 from tuner.stages.rl.figures import critic_warmup, figures
 from tuner.training.figures import no_phase, phases_of
@@ -62,7 +62,8 @@ def test_accuracy_is_a_running_mean_between_held_out_loss_and_learning_rate() ->
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo", "rloo"])
 def test_every_stage_declares_figures_that_have_their_series(stage: str) -> None:
-    declared = figures_of(config_class(stage).model_construct(stage=stage))
+    config = config_class(stage).model_construct(stage=stage)
+    declared = stage_of(config).figures(config)
     assert declared.picture.large[0].shown([], declared.picture.large[0]), "others share its steps"
     keys = [figure.key for figure in declared.figures]
     assert len(keys) == len(set(keys))

@@ -9,7 +9,7 @@ from rich.console import Console
 from tests.unit.display.test_card_page import HOSTILE, SHOWN, Page
 from tests.unit.evaluation.test_win_rate import policy, prompts_of, two
 from tuner.display.win_page import LARGEST, policy_html, policy_terminal
-from tuner.evaluation.win_rate import PolicyCard, compare
+from tuner.evaluation.win_rate import PolicyCard, policy_card
 
 
 def lines(card: PolicyCard, width: int = 100) -> str:
@@ -22,7 +22,7 @@ def many(wins: int = 83, losses: int = 17, golds=((0,), (0,)), name: str = "thei
     asked = prompts_of([(f"question {place}", given.get("condition")) for place in range(wins + losses)])
     count = len(asked)
     own = policy("ours", asked, [1.0] * wins + [-1.0] * losses, list(golds[0]) * count, given.get("texts"))
-    return compare(own, [policy(name, asked, [0.0] * count, list(golds[1]) * count)])
+    return policy_card(own, [policy(name, asked, [0.0] * count, list(golds[1]) * count)])
 
 
 def test_the_direction_is_in_words():
@@ -63,7 +63,7 @@ def test_page_holds_bars_and_answers_side_by_side():
 
 def test_a_policy_alone_has_its_lowest_scores():
     asked = prompts_of([("a", None), ("b", None)])
-    page = policy_html(compare(policy("ours", asked, [1, 0]), []), "ours")
+    page = policy_html(policy_card(policy("ours", asked, [1, 0]), []), "ours")
     assert page.index("ours 1") < page.index("ours 0")
     assert "Lowest scores" in page
     assert "against" not in page.split("</style>")[1].split('class="method"')[0]
@@ -71,7 +71,7 @@ def test_a_policy_alone_has_its_lowest_scores():
 
 def test_without_a_rule_there_is_a_page_by_the_reward_model_alone():
     asked = prompts_of([("a", None)])
-    card = compare(policy("ours", asked, [1]), [policy("theirs", asked, [0])])
+    card = policy_card(policy("ours", asked, [1]), [policy("theirs", asked, [0])])
     assert "by the reward model" in policy_html(card, "ours")
     assert "gold" not in lines(card)
 

@@ -57,6 +57,9 @@ class DPOStage(Stage[DPO]):
         dpo(config, context)
 
 
+STAGE = DPOStage()
+
+
 def _plan_figures(config: DPO, rows: Dataset[Comparisons]) -> dict[str, Any]:
     """Steps, tokens, passes and fill of a run in one process; tokens by the mean over all pairs."""
     plan, lengths = plan_pairs(config, len(rows.train.better)), rows.train.sequences.lengths

@@ -1,5 +1,1 @@
 """The conditional reward model."""
-
-from tuner.stages.reward.stage import RewardStage
-
-STAGE = RewardStage()

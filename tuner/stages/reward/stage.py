@@ -61,3 +61,6 @@ class RewardStage(Stage[RewardModel]):
         report = run.folder / "report.html"
         lines = {"report": str(report)} if report.is_file() else {}
         return {**lines, "next": f"tuner eval {run.folder}, tuner score {run.folder} ROWS.jsonl"}
+
+
+STAGE = RewardStage()

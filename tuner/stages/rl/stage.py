@@ -82,3 +82,6 @@ class RLStage(Stage[PolicyConfig]):
         """The adapter that the run in place of which the small model stands would have brought."""
         needs_adapter = "policy" in stand_ins and config.adapter is None and config.roles == "shared"
         return {"adapter": LoRA()} if needs_adapter else {}
+
+
+STAGE = RLStage()

@@ -49,3 +49,6 @@ class SFTStage(Stage[SFT]):
 
     def example_rows_for(self, config: SFT, field: str) -> str:
         return "text.jsonl" if isinstance(config.data, Text) else "messages.jsonl"
+
+
+STAGE = SFTStage()
