@@ -4,7 +4,7 @@ import torch
 
 from tuner.data.batch import Batch
 from tuner.models.forward import hidden_states
-from tuner.models.quantization import dequantised, quantised_layers
+from tuner.models.quantization import dequantized_weight, quantized_layers
 from tuner.models.unwrap import unwrapped
 
 
@@ -16,4 +16,4 @@ def full_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 def dequantized_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Name -> fp32 weight of every quantized layer."""
-    return {f"{name}.weight": dequantised(layer) for name, layer in quantised_layers(model)}
+    return {f"{name}.weight": dequantized_weight(layer) for name, layer in quantized_layers(model)}
