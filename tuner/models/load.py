@@ -36,7 +36,7 @@ from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
 from tuner.models.varlen import register as register_attention
 
-__all__ = ["Loaded", "load_model", "load_model_config", "load_tokenizer"]
+__all__ = ["Loaded", "load_model", "load_tokenizer"]
 
 Precision = Literal["bf16", "fp32"]
 Head = Literal["language", "score"]
@@ -142,14 +142,6 @@ def refuse_reward_model(location: Location, path: str) -> None:
         raise UserError(
             f"{path}: this is a reward model, and a language model is needed; name that, or its run"
         )
-
-
-def load_model_config(model: config.Model) -> PreTrainedConfig:
-    """transformers' configuration of a model with its rope applied; reads no weights."""
-    location = locate(model, weights=False)
-    values = _read_config(location.base_folder, model.trust_remote_code)
-    apply_rope(location.reference.rope, values)
-    return values
 
 
 def load_base(

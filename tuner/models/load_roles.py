@@ -147,7 +147,7 @@ class _Loader:
 
     @cached_property
     def reward(self) -> Location:
-        """Where the reward model lies."""
+        """Location of the reward model, which is needed."""
         assert self.models.reward_role is not None
         return self._locate(self.models.reward_role)
 
@@ -165,7 +165,7 @@ class _Loader:
         )
 
     def _locate(self, model: Model) -> Location:
-        """Without weights where none are read; their fingerprint is taken where they are at hand all the same."""
+        """On the meta device weights are not fetched, but bases that are here are compared by their weights, too."""
         weights = self.device.type != "meta"
         location = locate(model, self.models.precision, weights=weights)
         if not location.reference.fingerprint and any(location.base_folder.glob("*.safetensors")):
@@ -182,7 +182,7 @@ def _check_reward_model(model: Model, location: Location) -> None:
 
 
 def _check_language(models: PolicyModels, policy: Location, reward: Location) -> None:
-    """UserError where a critic made from the reward model would not read what the policy reads."""
+    """UserError where a critic made from the reward model would read other tokens than the policy writes."""
     assert models.reward is not None
     policy_tokenizer = read_tokenizer(
         policy.tokenizer_folder, trust_remote_code=models.policy.trust_remote_code
@@ -204,9 +204,7 @@ def _check_critic_adapter(loader: _Loader) -> None:
     """UserError where a shared critic continues a saved adapter, and critic_adapter is another."""
     models = loader.models
     requested = models.critic_adapter
-    if (
-        requested is None or models.layout == "separate"
-    ):  # a separate critic's adapter is checked as it is loaded
+    if requested is None or models.layout == "separate":  # load_model checks a separate critic's adapter
         return
     if models.critic_starts_from == POLICY:
         start, adapter = "policy", models.adapter or loader.policy.adapter

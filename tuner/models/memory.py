@@ -105,9 +105,7 @@ def _activation_bytes(budget: MemoryBudget, shape: Any, embedding_bytes: int) ->
     inputs = layers * tokens * shape.hidden_size * embedding_bytes
     activations = layer + inputs if budget.gradient_checkpointing else layers * layer
     logits = 0
-    if (
-        budget.language_head
-    ):  # a chunk of them and of their gradient in fp32, and the product they are cast from
+    if budget.language_head:  # a chunk of logits and their gradient in fp32, and the product before the cast
         logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
     return activations + logits
 
