@@ -39,14 +39,15 @@ class RLOO(Algorithm[RLOOConfig]):
     def learn(self, step: Step, roles: Roles, update: Update) -> None:
         for experience in update.experiences:
             borders = experience.row.borders
+            advantages_S = experience.advantages_N[list(borders[:-1])]  # alike for all tokens of an answer
             with roles.role("policy", train=True) as model:
                 logprobs_N = self.new_logprobs(model, experience)
                 sums = answer_policy_loss(
-                    logprobs_N, experience.old_N, experience.advantages_N, borders, self.config.clip
+                    logprobs_N, experience.old_N, advantages_S, borders, self.config.clip
                 )
                 step.add(sums.loss, per="answers", name="policy_loss")
                 step.note("ratio", sums.ratio, per="answers")
                 step.note("clipped", sums.clipped, per="answers")
-                step.note("update_kl", sums.kl, per="answer_tokens")
+                step.note("update_kl", sums.kl, per="answers")
                 step.backward()
         self.learn_replay(step, roles, update)
