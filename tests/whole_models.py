@@ -9,9 +9,11 @@ from tuner.models.unwrap import unwrapped
 
 
 def full_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits of every token of a packed batch, fp32 [T, V], of a head without soft caps."""
-    head = unwrapped(model).get_output_embeddings()
-    return head(hidden_states(model, batch)).float()
+    """Logits of every token of a packed batch, fp32 [T, V]."""
+    causal = unwrapped(model)
+    logits_TV = causal.get_output_embeddings()(hidden_states(model, batch))
+    cap = getattr(causal.config, "final_logit_softcapping", None)
+    return (logits_TV if cap is None else torch.tanh(logits_TV / cap) * cap).float()
 
 
 def dequantized_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -23,13 +23,14 @@ from transformers import (
 import tuner
 from tests.bounds import roundoff
 from tests.conftest import ROOT
+from tests.whole_models import full_logits
 from tuner.config import Model, load_config, override
 from tuner.data.batch import make_batch
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.examples import tokenize
 from tuner.data.template import Template
 from tuner.models import varlen
-from tuner.models.forward import hidden_states, logits, token_loss
+from tuner.models.forward import hidden_states, token_loss
 from tuner.models.load import load_model
 from tuner.models.merge import MAX_MEAN_KL, merge
 from tuner.models.probe import TOLERANCE, prove_isolation
@@ -237,7 +238,7 @@ def test_the_run_is_an_adapter_for_plain_peft(runs, smollm2):
     tokenizer = AutoTokenizer.from_pretrained(run.model_folder)
     assert tokenizer.chat_template == Template("chatml", tokenizer).source
     batch = sentence(tokenizer)
-    own = logits(load(run.folder, "fp32").model, batch)
+    own = full_logits(load(run.folder, "fp32").model, batch)
     other = theirs(input_ids=batch.tokens_T[None]).logits[0]
     torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
     with theirs.disable_adapter():
@@ -258,7 +259,7 @@ def test_the_merge_keeps_the_model(runs, rows, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     with torch.no_grad():
         other = plain(input_ids=batch.tokens_T[None]).logits[0]
-    torch.testing.assert_close(logits(ours.model, batch), other, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(full_logits(ours.model, batch), other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.bounds import model_rounding
+from tests.whole_models import full_logits
 from tuner.config import LoRA, Model
 from tuner.data.batch import make_batch
-from tuner.models.forward import hidden_states, logits, scores, token_logprobs, token_loss, values
+from tuner.models.forward import hidden_states, scores, token_logprobs, token_loss, values
 from tuner.models.load import load_model
 from tuner.models.unwrap import unwrapped
 
@@ -28,7 +29,7 @@ def row():
 
 def written_out(model, batch):
     with torch.no_grad():
-        logprobs = logits(model, batch).log_softmax(-1)
+        logprobs = full_logits(model, batch).log_softmax(-1)
     targets = batch.tokens_T[batch.learned_N]
     return -(logprobs[batch.learned_N - 1].gather(-1, targets[:, None])[:, 0] * batch.weights_N).sum()
 
@@ -66,7 +67,7 @@ def test_a_soft_cap_on_the_logits_counts():
 def by_the_logits(model, batch, temperature=1.0):
     """Log-probabilities and entropies, from logits written out."""
     with torch.no_grad():
-        every = (logits(model, batch) / temperature).log_softmax(-1)[batch.learned_N - 1]
+        every = (full_logits(model, batch) / temperature).log_softmax(-1)[batch.learned_N - 1]
     own = every.gather(-1, batch.tokens_T[batch.learned_N][:, None])[:, 0]
     return own, -(every.exp() * every).sum(-1)
 
