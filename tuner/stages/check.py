@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tuner.config import Freeze, PolicyConfig, SingleModelConfig, StageConfig
+from tuner.config import Freeze, SingleModelConfig, StageConfig
 from tuner.data.dataset import Dataset
 from tuner.models.adapters import belongs_to, has_score
 from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, Weights, peak_bytes
 from tuner.models.rope import describe_rope
+
+if TYPE_CHECKING:  # a run of another stage does not load it
+    from tuner.config import PolicyConfig
 
 
 @dataclass(frozen=True)

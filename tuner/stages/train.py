@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
 import torch
 
 from tuner.config import StageConfig
@@ -20,11 +18,19 @@ from tuner.training.devices import Devices
 from tuner.training.figures import StageFigures
 from tuner.training.stopping import Interrupted
 from tuner.training.wandb_tracker import WandbTracker
-from tuner.training.watchers import Outcome, Watchers
+from tuner.training.watchers import Outcome, Watcher, Watchers
 
 
-def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence[str] = ()) -> Run:
+def train(
+    config: StageConfig,
+    *,
+    runs: Path | str = "runs",
+    overrides: Sequence[str] = (),
+    watchers: Sequence[Watcher] = (),
+) -> Run:
     """Train `config` in `runs`/`config.name`, or go on where it stopped; returns the run.
+
+    watchers: further ones beside the progress display and the config's tracker; the main process alone has any.
 
     In Jupyter a live table and curve are shown, and an interrupt saves a checkpoint and returns. Elsewhere
     an interrupt raises `tuner.training.stopping.Interrupted` after saving. Raises UserError on bad input.
@@ -36,13 +42,14 @@ def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence
     if run.results is not None and not run.changes(config):
         return run
     stage = stage_of(config)
-    watchers = Watchers(_watchers(config, stage.figures(config)) if devices.is_main else [])
+    everyone = [*_watchers(config, stage.figures(config)), *watchers]
+    audience = Watchers(everyone if devices.is_main else [])
     outcome: Outcome = "failed"
     try:
         if devices.is_main:
             run.start(config, overrides, devices.place)
         devices.wait()
-        stage.train(config, Context(run, devices, watchers))
+        stage.train(config, Context(run, devices, audience))
         outcome = "finished"
     except Interrupted as interrupted:
         outcome = "interrupted"
@@ -60,11 +67,11 @@ def train(config: StageConfig, *, runs: Path | str = "runs", overrides: Sequence
             run.abandon()
         raise explain_write(error, run.folder) from error
     finally:
-        watchers.end(outcome)
+        audience.end(outcome)
         run.release()
     return run
 
 
-def _watchers(config: StageConfig, figures: StageFigures) -> list[Any]:
-    watchers: list[Any] = [NotebookWatcher(figures) if in_notebook() else ProgressWatcher(figures)]
-    return watchers + ([WandbTracker(config.tracking, figures)] if config.tracking else [])
+def _watchers(config: StageConfig, figures: StageFigures) -> list[Watcher]:
+    display = NotebookWatcher(figures) if in_notebook() else ProgressWatcher(figures)
+    return [display, *([WandbTracker(config.tracking, figures)] if config.tracking else [])]
