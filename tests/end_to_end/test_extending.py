@@ -15,7 +15,7 @@ from tuner.data.row_shapes import registered_shapes
 from tuner.stages.data_view import load_rows
 from tuner.stages.run import Run
 
-RULE = "def length(answer, row):\n    return -float(len(answer))\n"
+RULE = "def length(answer, row):\n    return 1 / (1 + len(answer))\n"
 
 
 def code_blocks() -> dict[str, str]:
@@ -109,7 +109,7 @@ def test_an_algorithm(package: Path, tmp_path: Path) -> None:
     )
     run = tuner.train(config, runs=tmp_path)
     assert [record["step"] for record in run.metrics] == [1, 2]
-    assert all(record["score"] < 0 and record["grad_norm"] > 0 for record in run.metrics)
+    assert all(0 < record["score"] < 1 and record["grad_norm"] > 0 for record in run.metrics)
     assert (run.folder / "curves.png").is_file()
     assert Run(run.folder).config == config
-    assert json.loads((run.folder / "results.json").read_text())["score"]["after"] < 0
+    assert json.loads((run.folder / "results.json").read_text())["score"]["after"] > 0

@@ -1,0 +1,195 @@
+"""GRPO and RLOO: killed, split, dealt to processes or rewarded by a rule, a run is the one it would have been."""
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tuner
+from tests.equivalence.conftest import SMALL_PPO, in_two_processes, weights
+from tests.equivalence.test_ppo import assert_same, records, state, train_and_be_killed
+from tuner.algorithms.grpo import GRPO as GRPOAlgorithm
+from tuner.algorithms.rloo import RLOO as RLOOAlgorithm
+from tuner.config import GRPO, RLOO, PolicyConfig, override
+from tuner.losses.policy import group_advantages, leave_one_out
+from tuner.stages.run import Run
+
+stage = importlib.import_module("tuner.stages.rl.loop")
+ALGORITHMS = {"grpo": GRPOAlgorithm, "rloo": RLOOAlgorithm}
+SHARED = {
+    "prompts",
+    "sampling",
+    "replay",
+    "tokens_per_pass",
+    "precision",
+    "gradient_checkpointing",
+    "evaluation",
+    "optimizer",
+}
+RICH = {
+    "prompts_per_step": 3,
+    "answers_per_prompt": 3,
+    "mini_batches": 2,
+    "update_epochs": 2,
+    "kl": 0.1,
+    "max_steps": 4,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 9,
+    "evaluation.every": 2,
+    "evaluation.rule": f"{__file__}:short",
+    "prompts.test_files": [{"path": "tuner:sums/test.jsonl", "condition": "polite", "limit": 4}],
+}
+
+
+def short(answer: str, row: dict[str, Any]) -> float:
+    """A rule that any answer has a score by."""
+    return 1 / (1 + len(answer))
+
+
+@pytest.fixture(scope="module")
+def group(ppo) -> Callable[..., PolicyConfig]:
+    """The small PPO run's models and rows under GRPO or RLOO: group("grpo", {"kl": 0})."""
+
+    def config(algorithm: str, changes: dict[str, Any] | None = None) -> PolicyConfig:
+        base = ppo({})
+        parts = {name: getattr(base, name) for name in SHARED}
+        kind = {"grpo": GRPO, "rloo": RLOO}[algorithm]
+        # `ppo` as the run's name: the helpers of test_ppo look there
+        small = kind(name="ppo", policy=base.policy, adapter=base.adapter, reward=base.reward, **parts)
+        return override(small, RICH | (changes or {}))
+
+    return config
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("part", ["estimate", "learn"])
+def test_killed_it_goes_on_bit_for_bit(group, tmp_path, algorithm, part):
+    whole = tuner.train(group(algorithm), runs=tmp_path / "whole")
+    calls = {"estimate": 3, "learn": 3 * RICH["mini_batches"] * RICH["update_epochs"] + 1}
+    train_and_be_killed(group(algorithm), tmp_path / "killed", ALGORITHMS[algorithm], part, calls[part])
+    assert_same(whole, tuner.train(group(algorithm), runs=tmp_path / "killed"))
+    assert [record["prompts"] for record in whole.metrics] == [3] * 4
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_packing_changes_nothing_but_rounding(group, tmp_path, algorithm):
+    """Rows of two passes or of many."""
+    whole, split = (
+        tuner.train(group(algorithm, {"tokens_per_pass": tokens}), runs=tmp_path / str(tokens))
+        for tokens in (1024, 64)
+    )
+    assert_close(whole, split)
+
+
+def assert_close(one: Run, other: Run) -> None:
+    """Records alike to rounding, which Adam carries on; trained weights alike."""
+    for own, their in zip(one.metrics, other.metrics, strict=True):
+        rel, absolute = (1e-4, 2e-6) if own["step"] == 1 else (2e-3, 1e-4)
+        for name in (
+            "loss",
+            "policy_loss",
+            "kl_loss",
+            "ratio",
+            "grad_norm",
+            "score",
+            "reward",
+            "kl",
+            "eval_gold",
+        ):
+            assert own.get(name, 0.0) == pytest.approx(their.get(name, 0.0), rel=rel, abs=absolute), (
+                own["step"],
+                name,
+            )
+    own_trained, their_trained = (state(run, len(run.metrics))[1] for run in (one, other))
+    for name, tensor in own_trained.items():
+        assert (tensor - their_trained[name]).norm() <= 2e-3 * tensor.norm() + 1e-4, name
+
+
+TRAIN = """
+import sys, tuner
+from tuner.config import from_json
+for name in sys.argv[2:]:
+    config = from_json(Path(sys.argv[1], f"{name}.json").read_text())
+    tuner.train(config, runs=Path(sys.argv[1], "two", name))
+"""
+
+
+def test_two_processes_equal_one(group, tmp_path):
+    """Both algorithms, normalization by answers, and a rule as the reward, in one launch."""
+    cases = {
+        "grpo": group("grpo"),
+        "answers": group("grpo", {"normalization": "answer", "clip_high": 0.3, "scale_advantages": False}),
+        "rloo": group("rloo"),
+        "rule": group("rloo", {"reward": {"function": f"{__file__}:short"}}),
+    }
+    in_two_processes(tmp_path, cases, TRAIN, {"TUNER_CACHE": str(tmp_path / "cache")})
+    for name, config in cases.items():
+        one = tuner.train(config, runs=tmp_path / "one" / name)
+        two = Run(tmp_path / "two" / name / config.name)
+        assert two.read_json("versions")["processes"] == 2
+        assert_close(one, two)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_rule_is_a_reward_and_no_reward_model_is_loaded(group, tmp_path, algorithm, monkeypatch):
+    prepared, prepare = [], stage.prepare
+
+    def preparing(*arguments: Any) -> Any:
+        prepared.append(prepare(*arguments))
+        return prepared[-1]
+
+    monkeypatch.setattr(stage, "prepare", preparing)
+    config = group(algorithm, {"reward": {"function": f"{__file__}:short"}, "max_steps": 2})
+    run = tuner.train(config, runs=tmp_path)
+    assert "reward" not in prepared[0].roles
+    assert "critic" not in prepared[0].roles
+    for record in run.metrics:
+        assert 0 < record["score"] <= 1
+    assert run.results["score"]["after"] == pytest.approx(run.results["gold"]["after"])
+
+
+def test_without_kl_no_reference_is_held(group, tmp_path):
+    run = tuner.train(group("grpo", {"kl": 0.0, "max_steps": 2}), runs=tmp_path)
+    assert all("kl" not in record and "kl_loss" not in record for record in run.metrics)
+    assert math.isfinite(run.metrics[-1]["loss"])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_advantages_are_relative_to_the_answers_of_the_same_prompt(group, tmp_path, algorithm, monkeypatch):
+    """By hand from the scores: groups are consecutive answers, and every token has its answer's advantage."""
+    seen: list[Any] = []
+    kind = ALGORITHMS[algorithm]
+    estimate = kind.estimate
+
+    def estimating(self: Any, rewarded: Any, rewards_A: np.ndarray, devices: Any) -> Any:
+        experiences = estimate(self, rewarded, rewards_A, devices)
+        seen.append((rewards_A.copy(), experiences))
+        return experiences
+
+    monkeypatch.setattr(kind, "estimate", estimating)
+    tuner.train(group(algorithm, {"max_steps": 2}), runs=tmp_path)
+    for rewards_A, experiences in seen:
+        expected = (
+            group_advantages(rewards_A, 3, True) if algorithm == "grpo" else leave_one_out(rewards_A, 3)
+        )
+        for group_start in range(0, len(rewards_A), 3):
+            assert expected[group_start : group_start + 3].sum() == pytest.approx(0, abs=1e-9)
+        for row in experiences:
+            for place, answer in enumerate(row.row.answers.tolist()):
+                own = row.advantages_N[row.row.borders[place] : row.row.borders[place + 1]]
+                assert torch.allclose(own, torch.tensor(expected[answer], dtype=torch.float32))
+
+
+def test_twice_is_the_same_and_another_seed_another(group, tmp_path):
+    one, two = (tuner.train(group("grpo", {"max_steps": 2}), runs=tmp_path / place) for place in ("a", "b"))
+    assert records(one) == records(two)
+    assert all(torch.equal(tensor, weights(two)[name]) for name, tensor in weights(one).items())
+    other = tuner.train(group("grpo", {"max_steps": 2, "seed": 1}), runs=tmp_path / "c")
+    assert records(other) != records(one)
+
+
+assert SMALL_PPO.name == "ppo"
