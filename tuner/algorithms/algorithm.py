@@ -19,7 +19,7 @@ import torch
 from tuner.config import PolicyConfig
 from tuner.models.forward import token_logprobs, token_loss
 from tuner.models.roles import Roles
-from tuner.rollout.experience import Experience, Observed, Rewarded, observe, token_reward_of
+from tuner.rollout.experience import Experience, Observed, Rewarded, observe, row_rewards
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
 from tuner.training.optimizers import Trained
@@ -58,7 +58,7 @@ class Algorithm(ABC, Generic[Config]):
         """The reward of each token: the KL penalty, and an answer's shaped score on its last token."""
         config = self.config
         return [
-            Rewarded(**vars(row), rewards_N=token_reward_of(row, shaped_A, config.kl, config.kl_estimator))
+            Rewarded(**vars(row), rewards_N=row_rewards(row, shaped_A, config.kl, config.kl_estimator))
             for row in observed
         ]
 

@@ -14,7 +14,7 @@ from tuner.algorithms.algorithm import Algorithm
 from tuner.config import GRPO as GRPOConfig
 from tuner.losses.policy import group_advantages, kl_estimate, policy_loss
 from tuner.models.roles import Roles
-from tuner.rollout.experience import Experience, Observed, Rewarded, spread_over_tokens, token_reward_of
+from tuner.rollout.experience import Experience, Observed, Rewarded, broadcast_to_tokens, row_rewards
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
 from tuner.training.step import Step
@@ -32,7 +32,7 @@ class GRPO(Algorithm[GRPOConfig]):
         """The score alone: the KL penalty is in the loss."""
         estimator = self.config.kl_estimator
         return [
-            Rewarded(**vars(row), rewards_N=token_reward_of(row, shaped_A, 0.0, estimator))
+            Rewarded(**vars(row), rewards_N=row_rewards(row, shaped_A, 0.0, estimator))
             for row in observed
         ]
 
@@ -42,7 +42,7 @@ class GRPO(Algorithm[GRPOConfig]):
         """An answer's score against its group's, for each of its tokens."""
         advantages_A = group_advantages(rewards_A, self.answers_per_prompt, self.config.scale_advantages)
         return [
-            Experience(**vars(row), advantages_N=spread_over_tokens(advantages_A[row.row.answers], row.row))
+            Experience(**vars(row), advantages_N=broadcast_to_tokens(advantages_A[row.row.answers], row.row))
             for row in rewarded
         ]
 
@@ -76,4 +76,4 @@ class GRPO(Algorithm[GRPOConfig]):
         if self.config.normalization == "token":
             return None
         lengths_S = np.diff(experience.row.borders)
-        return spread_over_tokens(1 / np.maximum(lengths_S, 1), experience.row)
+        return broadcast_to_tokens(1 / np.maximum(lengths_S, 1), experience.row)

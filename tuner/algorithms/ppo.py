@@ -17,7 +17,7 @@ from tuner.losses.moments import MomentSums
 from tuner.losses.policy import advantages, explained_variance, policy_loss, value_loss, whitened
 from tuner.models.forward import values
 from tuner.models.roles import Roles
-from tuner.rollout.experience import Experience, Observed, Rewarded, token_reward_of
+from tuner.rollout.experience import Experience, Observed, Rewarded, row_rewards
 from tuner.rollout.rollout import Row
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
@@ -75,7 +75,7 @@ class PPO(Algorithm[PPOConfig]):
     def reward(self, observed: Sequence[Observed], shaped_A: np.ndarray) -> Sequence[ValuedReward]:
         kl, estimator = self.config.kl, self.config.kl_estimator
         return [
-            ValuedReward(**vars(row), rewards_N=token_reward_of(row, shaped_A, kl, estimator))
+            ValuedReward(**vars(row), rewards_N=row_rewards(row, shaped_A, kl, estimator))
             for row in observed
         ]
 

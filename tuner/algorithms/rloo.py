@@ -13,7 +13,7 @@ from tuner.algorithms.algorithm import Algorithm
 from tuner.config import RLOO as RLOOConfig
 from tuner.losses.policy import answer_policy_loss, leave_one_out
 from tuner.models.roles import Roles
-from tuner.rollout.experience import Experience, Rewarded, spread_over_tokens
+from tuner.rollout.experience import Experience, Rewarded, broadcast_to_tokens
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
 from tuner.training.step import Step
@@ -32,7 +32,7 @@ class RLOO(Algorithm[RLOOConfig]):
     ) -> Sequence[Experience]:
         advantages_A = leave_one_out(rewards_A, self.answers_per_prompt)
         return [
-            Experience(**vars(row), advantages_N=spread_over_tokens(advantages_A[row.row.answers], row.row))
+            Experience(**vars(row), advantages_N=broadcast_to_tokens(advantages_A[row.row.answers], row.row))
             for row in rewarded
         ]
 

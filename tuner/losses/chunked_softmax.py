@@ -9,12 +9,19 @@ Cross entropy also weights its gradient in the pass that normalizes it; `Chunk.l
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
+# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
 import torch
+from torch.utils import checkpoint
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time, C · V: 128 MiB of fp32."""
@@ -26,6 +33,12 @@ PRODUCT_ROWS = 2**13
 def chunk_size(vocabulary: int) -> int:
     """Tokens whose logits are held at a time."""
     return max(1, CHUNK_ELEMENTS // vocabulary)
+
+
+def recomputed(function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+    """The function's result; its intermediate values are not kept, but computed again in the backward pass."""
+    result: T = checkpoint.checkpoint(function, *arguments, use_reentrant=False)
+    return result
 
 
 def in_product_dtype(hidden_ND: torch.Tensor) -> torch.Tensor:

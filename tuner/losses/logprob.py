@@ -3,6 +3,8 @@
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
+# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -10,9 +12,8 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-from tuner.losses.chunked_softmax import add_product, chunk_size, chunks, in_product_dtype
+from tuner.losses.chunked_softmax import add_product, chunk_size, chunks, in_product_dtype, recomputed
 
 
 def logprobs(
@@ -37,7 +38,10 @@ def logprobs(
     if not torch.is_grad_enabled():  # needs_input_grad is True of leaves even under no_grad
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
-    return _ChunkedLogprobs.apply(hidden_ND, weight_VD, targets_N, bias_V, temperature, entropy)
+    results: tuple[torch.Tensor, torch.Tensor | None] = _ChunkedLogprobs.apply(
+        hidden_ND, weight_VD, targets_N, bias_V, temperature, entropy
+    )
+    return results
 
 
 def logprobs_of_head(
@@ -50,7 +54,7 @@ def logprobs_of_head(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same for a head that is more than one matrix (an adapter, soft caps); chunks are recomputed."""
 
-    def of_chunk(
+    def chunk_results(
         hidden_CD: torch.Tensor, targets_C: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         logprobs_CV = (head(hidden_CD).float() / temperature).log_softmax(-1)
@@ -58,12 +62,12 @@ def logprobs_of_head(
         return logprobs_C, _entropies(logprobs_CV.detach()) if entropy else None
 
     size = chunk_size(vocabulary)
-    inputs = list(zip(hidden_ND.split(size), targets_N.split(size), strict=True))
+    inputs = list(zip(torch.split(hidden_ND, size), torch.split(targets_N, size), strict=True))
     if len(inputs) == 1:  # nothing to save by recomputing it
-        return of_chunk(*inputs[0])
-    outputs = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in inputs]
-    chunk_logprobs, chunk_entropies = zip(*outputs, strict=True)
-    return torch.cat(chunk_logprobs), torch.cat(chunk_entropies) if entropy else None
+        return chunk_results(*inputs[0])
+    outputs = [recomputed(chunk_results, *chunk) for chunk in inputs]
+    entropies = [entropies_C for _, entropies_C in outputs if entropies_C is not None]
+    return torch.cat([logprobs_C for logprobs_C, _ in outputs]), torch.cat(entropies) if entropy else None
 
 
 def _entropies(logprobs_CV: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,11 @@ import torch
 from tuner.losses.moments import EPSILON, MomentSums
 
 GROUP_EPSILON = 1e-4
-"""Added to the standard deviation of a group's scores before dividing by it (TRL's, arXiv 2402.03300 has none)."""
+"""Added to the standard deviation of a group's scores before dividing by it.
+
+arXiv 2402.03300 has none, but a group whose scores are all equal has a standard deviation of 0. The value is TRL's, so
+that advantages are the same as there; EPSILON would let rounding in nearly equal scores grow to advantages of size 1.
+"""
 
 
 def kl_estimate(

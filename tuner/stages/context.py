@@ -1,5 +1,7 @@
 """The context a stage trains in: a run, its devices, and those who watch."""
 
+# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping

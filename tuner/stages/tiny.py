@@ -12,7 +12,7 @@ from tuner.stages.stage import Stage
 
 
 def with_stand_ins(
-    stage: Stage, config: StageConfig, folder: Path
+    stage: Stage[Any], config: StageConfig, folder: Path
 ) -> tuple[StageConfig, frozenset[str], tuple[str, ...]]:
     """The config with a small random model and rows of data_templates where the real ones are not at hand.
 

@@ -22,7 +22,7 @@ from tuner.training.trl_trainer import RunTrainer, common_arguments, without_dep
 
 # isort: split
 # after our door to TRL, which imports bitsandbytes without its advice
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]  (lazy, in TRL)
 
 MEASURES = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
 """What is measured on held-out pairs, and TRL's names for it."""
