@@ -1,4 +1,4 @@
-"""REINFORCE leave-one-out (arXiv 2402.14740), with a clipped ratio so that a rollout can be trained on repeatedly.
+"""REINFORCE leave-one-out (arXiv 2402.14740), with a clipped ratio, so that several updates can use one rollout.
 
 Shapes: A answers of the rollout, S answers of a packed row.
 """
@@ -20,7 +20,11 @@ from tuner.training.step import Step
 
 
 class RLOO(Algorithm[RLOOConfig]):
-    """The baseline of an answer is the mean reward, KL penalty included, of the other answers to its prompt."""
+    """The baseline of an answer is the mean reward of the other answers to its prompt.
+
+    An answer is one action, so its reward is the sum over its tokens, KL penalty included, and the penalty has the
+    same baseline as the score.
+    """
 
     def __init__(self, config: RLOOConfig) -> None:
         super().__init__(config)
@@ -39,7 +43,7 @@ class RLOO(Algorithm[RLOOConfig]):
     def learn(self, step: Step, roles: Roles, update: Update) -> None:
         for experience in update.experiences:
             borders = experience.row.borders
-            advantages_S = experience.advantages_N[list(borders[:-1])]  # alike for all tokens of an answer
+            advantages_S = experience.advantages_N[list(borders[:-1])]  # equal for all tokens of an answer
             with roles.role("policy", train=True) as model:
                 logprobs_N = self.new_logprobs(model, experience)
                 sums = answer_policy_loss(

@@ -56,7 +56,9 @@ def repetition(tokens: np.ndarray) -> float:
 def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures) -> dict[str, float]:
     """Sums over the tokens of one row, and their number; added up over rows and ranks."""
     old_N, reference_N = experience.old_N, experience.reference_N
-    generated: np.ndarray = np.concatenate([rollout.answers[index].logprobs for index in experience.row.answers.tolist()])
+    generated: np.ndarray = np.concatenate(
+        [rollout.answers[index].logprobs for index in experience.row.answers.tolist()]
+    )
     figures: dict[str, torch.Tensor] = {}
     if reference_N is not None:
         figures |= {
