@@ -9,7 +9,8 @@ Cross entropy also weights its gradient in the pass that normalizes it; `Chunk.l
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
-# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
 import torch
-from torch.utils import checkpoint
+from torch.utils.checkpoint import checkpoint
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -37,8 +38,7 @@ def chunk_size(vocabulary: int) -> int:
 
 def recomputed(function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     """The function's result; its intermediate values are not kept, but computed again in the backward pass."""
-    result: T = checkpoint.checkpoint(function, *arguments, use_reentrant=False)
-    return result
+    return checkpoint(function, *arguments, use_reentrant=False)
 
 
 def in_product_dtype(hidden_ND: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
-# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -38,10 +39,7 @@ def logprobs(
     if not torch.is_grad_enabled():  # needs_input_grad is True of leaves even under no_grad
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
-    results: tuple[torch.Tensor, torch.Tensor | None] = _ChunkedLogprobs.apply(
-        hidden_ND, weight_VD, targets_N, bias_V, temperature, entropy
-    )
-    return results
+    return _ChunkedLogprobs.apply(hidden_ND, weight_VD, targets_N, bias_V, temperature, entropy)
 
 
 def logprobs_of_head(

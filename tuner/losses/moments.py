@@ -4,7 +4,8 @@ Two classes, since neither representation serves both: an all-reduce can add pla
 all digits of a variance that is small against the mean; running moments keep those, but merging is not addition.
 """
 
-# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Shapes: N target tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
-# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -32,8 +33,7 @@ def cross_entropy(
     if not torch.is_grad_enabled():  # needs_input_grad is True of leaves even under no_grad
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
-    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, bias_V)
-    return loss
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, bias_V)
 
 
 def cross_entropy_of_head(

@@ -5,7 +5,8 @@ Observed (log-probabilities) -> Rewarded (rewards) -> Experience (advantages). V
 Shapes: A answers of the rollout, S answers of a row, N answer tokens of a row.
 """
 
-# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 

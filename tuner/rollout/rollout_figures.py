@@ -3,7 +3,8 @@
 Shapes: A answers of the rollout, N answer tokens of a row.
 """
 
-# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -56,9 +57,9 @@ def repetition(tokens: np.ndarray) -> float:
 def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures) -> dict[str, float]:
     """Sums over the tokens of one row, and their number; added up over rows and ranks."""
     old_N, reference_N = experience.old_N, experience.reference_N
-    generated: np.ndarray = np.concatenate(
-        [rollout.answers[index].logprobs for index in experience.row.answers.tolist()]
-    )
+    generated: list[np.ndarray] = [
+        rollout.answers[index].logprobs for index in experience.row.answers.tolist()
+    ]
     figures: dict[str, torch.Tensor] = {}
     if reference_N is not None:
         figures |= {
@@ -67,7 +68,7 @@ def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures)
         }
     figures |= {
         "entropy": experience.entropies_N,
-        "generator_gap": (old_N - torch.from_numpy(generated).to(old_N)).abs(),
+        "generator_gap": (old_N - torch.from_numpy(np.concatenate(generated)).to(old_N)).abs(),
         **further(experience),
     }
     sums: list[float] = torch.stack(

@@ -1,7 +1,5 @@
 """The context a stage trains in: its run, devices and watchers, and the steps that stages share."""
 
-# pyright: reportUnknownMemberType=false  (torch annotates its methods in part)
-
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
@@ -69,7 +67,7 @@ class Context:
 
     def seed_dropout(self, seed: int) -> None:
         """Seed dropout per rank: with one seed, all ranks would drop the same places of different rows."""
-        torch.manual_seed(seed + self.devices.rank)
+        torch.manual_seed(seed + self.devices.rank)  # pyright: ignore[reportUnknownMemberType]
 
     def load_rows(self, config: StageConfig, roles: Roles) -> Dataset[Any]:
         """The tokenized rows of the config. Raises UserError where a resumed run finds other rows than before."""

@@ -34,11 +34,9 @@ class RowRequests:
 
     def result(self, scores: Sequence[float]) -> dict[str, Any]:
         """The fields to add to the row. scores: one for each request."""
-        return (
-            {"score": scores[0]}
-            if self.order is None
-            else {"scores": [scores[index] for index in self.order]}
-        )
+        if self.order is None:
+            return {"score": scores[0]}
+        return {"scores": [scores[index] for index in self.order]}
 
 
 def score_file(

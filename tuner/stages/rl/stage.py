@@ -33,7 +33,8 @@ class RLStage(Stage[PolicyConfig]):
     compares_policies = True
 
     def figures(self, config: PolicyConfig) -> StageFigures:
-        return figures(config.stage, critic="critic" in algorithm_of(config).roles)
+        group = config.stage  # type: ignore[attr-defined]  # a literal of each subclass
+        return figures(group, critic="critic" in algorithm_of(config).roles)
 
     def tokenizer_model(self, config: PolicyConfig) -> Model:
         return config.policy
