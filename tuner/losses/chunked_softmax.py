@@ -4,7 +4,7 @@ What `token.py` (cross entropy) and `logprob.py` (log-probabilities) share. Thei
 entropy knows each token's weight in the forward pass, so it sums the head's gradient while a chunk's logits exist; a
 log-probability's gradient arrives only in the backward pass, where a trained head costs the products once more.
 Cross entropy also weights its gradient in the pass that normalizes it; `Chunk.logprobs` in its place was no faster
-(measured), and rounds otherwise than the recorded losses of `tests/golden`.
+(measured), and rounds differently from the recorded losses of `tests/golden`.
 
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """

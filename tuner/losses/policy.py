@@ -31,7 +31,7 @@ def kl_estimate(
 ) -> torch.Tensor:
     """KL(policy ‖ reference) estimated at tokens that the policy sampled, fp32 [N], in nats; d = logprob − reference.
 
-    k1 = d: unbiased, and negative at times. k2 = d² / 2: never negative, biased. k3 = exp(−d) − 1 + d: never
+    k1 = d: unbiased, sometimes negative. k2 = d² / 2: never negative, biased. k3 = exp(−d) − 1 + d: never
     negative, unbiased.
     """
     log_ratio_N = logprobs_N.float() - reference_N.float()

@@ -132,9 +132,7 @@ class Context:
             write_beside(folder)
 
         if self.devices.is_main:
-            if (
-                template is not None
-            ):  # saved with the tokenizer, so that other tools prompt the model as it was trained
+            if template is not None:  # so that other tools prompt the model as it was trained
                 chat, transformer = Template(template, roles.tokenizer), roles.loaded.transformer
                 roles.tokenizer.chat_template = chat.source
                 if not has_score(transformer):

@@ -23,7 +23,7 @@ from tuner.training.figures import StageFigures
 class DPOStage(Stage[DPO]):
     """Pairs of answers, padded; losses and loop by TRL's DPOTrainer."""
 
-    example_rows = {"data": "pair_messages.jsonl"}  # noqa: RUF012 (a constant); rows without weights, since TRL's DPO has none
+    example_rows = {"data": "pair_messages.jsonl"}  # noqa: RUF012 (a constant); TRL has no weights
     memory_fields = ("pairs_per_pass",)
 
     def figures(self, config: DPO) -> StageFigures:

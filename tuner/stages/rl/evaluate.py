@@ -220,7 +220,7 @@ def _judge(
 
 
 def _load_reward_source(config: PolicyConfig, devices: Devices, location: Location | None) -> RewardSource:
-    """The reward that judges, loaded here where it is a model: the policies that answered are gone by now."""
+    """What scores the answers. A reward model is loaded only now, when no policy is in memory any more."""
     if location is None:
         return reward_source(config, None, None, devices)
     assert config.reward_model is not None

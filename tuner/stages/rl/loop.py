@@ -27,9 +27,7 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
             )
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)
-            step.batches = [
-                row.batch for row in rows
-            ]  # saved for inspection where the step's loss is not finite
+            step.batches = [row.batch for row in rows]  # saved where losses stay non-finite
             observed = algorithm.observe(roles, rows)
         with step.part("scores"):
             scores_A = setup.reward.score(rollout.prompts, rollout.texts)
