@@ -1,1 +1,1 @@
-"""Algorithms: what turns a rollout into losses. One file each."""
+"""Algorithms: rewards, advantages and losses of a rollout. One file each."""

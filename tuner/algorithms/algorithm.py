@@ -1,7 +1,6 @@
 """The seam between a rollout and its losses.
 
-A step of the RL stage is the same for all algorithms up to the scores of its answers; what each token is rewarded
-with, what its advantage is, and which losses it is trained with, is the algorithm's.
+Generation and scores are the same for all algorithms; each defines its token rewards, advantages and losses.
 
 Shapes: A answers of the rollout, N answer tokens of a packed row.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ import torch
 from tuner.config import PolicyConfig
 from tuner.models.forward import token_logprobs, token_loss
 from tuner.models.roles import Roles
-from tuner.rollout.experience import Experience, Observed, Rewarded, observe, token_reward_of
+from tuner.rollout.experience import Experience, Observed, Rewarded, observe, row_rewards
+from tuner.rollout.rollout import Row
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
 from tuner.training.optimizers import Trained
@@ -29,36 +29,40 @@ Config = TypeVar("Config", bound=PolicyConfig)
 
 
 class Algorithm(ABC, Generic[Config]):
-    """What one algorithm does between a rollout and its losses; the parts are called in the order they stand here."""
+    """One algorithm; the RL loop calls its methods in the order they are defined here."""
 
     roles: Collection[str] = ("reference",)
-    """Roles it needs beside the policy and, where a model scores the answers, the reward model."""
+    """Roles it needs besides the policy and the reward model."""
     answers_per_prompt: int = 1
+    """Size of a group: consecutive answers of a rollout to one prompt."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def trained(self, roles: Roles) -> dict[str, Trained]:
-        """The sets of weights it trains, by the role they belong to."""
+        """The sets of weights it trains, by role."""
         return {"policy": Trained(roles.trained("policy"), self.config.optimizer.lr)}
 
     def trains(self, step: int) -> tuple[str, ...]:
-        """Names of the sets of weights that are updated in a step (0-based)."""
+        """Names of the sets of weights that a step (0-based) updates."""
         return ("policy",)
 
     def warnings(self, num_steps: int) -> list[str]:
-        """What a user should know of a run of so many steps before it begins, in sentences."""
+        """Warnings about a run of so many steps, before it begins; each is a sentence."""
         return []
 
-    def observe(self, roles: Roles, rows: Sequence) -> Sequence[Observed]:
-        """Log-probabilities of the answers, before anything is learned from them."""
+    def observe(self, roles: Roles, rows: Sequence[Row]) -> Sequence[Observed]:
+        """Log-probabilities of the answers before the first update of the step."""
         return observe(roles, rows, self.config.sampling.temperature)
 
     def reward(self, observed: Sequence[Observed], shaped_A: np.ndarray) -> Sequence[Rewarded]:
-        """The reward of each token: the KL penalty, and an answer's shaped score on its last token."""
+        """Token rewards: the KL penalty at every token, the answer's shaped score at its last.
+
+        shaped_A: of the whole rollout, float64.
+        """
         config = self.config
         return [
-            Rewarded(**vars(row), rewards_N=token_reward_of(row, shaped_A, config.kl, config.kl_estimator))
+            Rewarded(**vars(row), rewards_N=row_rewards(row, shaped_A, config.kl, config.kl_estimator))
             for row in observed
         ]
 
@@ -66,28 +70,36 @@ class Algorithm(ABC, Generic[Config]):
     def estimate(
         self, rewarded: Sequence[Rewarded], rewards_A: np.ndarray, devices: Devices
     ) -> Sequence[Experience]:
-        """The advantage of each token. rewards_A: summed reward of every answer of the rollout, over all ranks."""
+        """The advantage of each token.
+
+        rewards_A: summed token rewards of each answer of the whole rollout, float64: a group's answers may lie on
+        several ranks.
+        """
 
     @abstractmethod
     def learn(self, step: Step, roles: Roles, update: Update) -> None:
-        """Gradients of the losses of one update; the caller makes the optimizer step."""
+        """Accumulate the gradients of one update's losses; the caller takes the optimizer step."""
 
     def token_figures(self, experience: Experience) -> Mapping[str, torch.Tensor]:
-        """Figures of its own, [N] each, of which a step logs the mean over all answer tokens."""
+        """Further figures of a row, [N] each; a step logs their means over all answer tokens."""
         return {}
 
     def derived_figures(self, means: Mapping[str, float]) -> dict[str, float | None]:
-        """What a step logs of these means (its own and the common ones): by default the means themselves."""
+        """What a step logs, from the means of all token figures; by default the means themselves."""
         return dict(means)
 
     # What algorithms share
 
     def new_logprobs(self, model: torch.nn.Module, experience: Experience) -> torch.Tensor:
-        """Log-probabilities of a row's answer tokens under the current weights, differentiable, fp32 [N]."""
+        """Log-probabilities of a row's answer tokens under the current weights, differentiable, fp32 [N].
+
+        Roles of a policy stage have no dropout: with it, the ratio to the old log-probabilities would be noise even at
+        equal weights.
+        """
         return token_logprobs(model, experience.row.batch, self.config.sampling.temperature)[0]
 
     def learn_replay(self, step: Step, roles: Roles, update: Update) -> None:
-        """Gradients of the language-modeling loss of the replayed rows (PPO-ptx)."""
+        """Accumulate the gradients of the replayed rows' language modeling loss (PPO-ptx, arXiv 2203.02155)."""
         coefficient = 0.0 if self.config.replay is None else self.config.replay.coefficient
         for batch in update.replayed:
             with roles.role("policy", train=True) as model:
@@ -95,7 +107,7 @@ class Algorithm(ABC, Generic[Config]):
                 step.backward()
 
 
-def algorithm_of(config: PolicyConfig) -> Algorithm:
-    """The algorithm that a config's class names, made for it; its module is imported here."""
+def algorithm_of(config: PolicyConfig) -> Algorithm[Any]:
+    """The algorithm that a config's class names, built for that config. Its module is imported here, and no other."""
     module, _, name = config.algorithm.partition(":")
     return getattr(importlib.import_module(module), name)(config)

@@ -14,14 +14,17 @@ from tuner.algorithms.algorithm import Algorithm
 from tuner.config import GRPO as GRPOConfig
 from tuner.losses.policy import group_advantages, kl_estimate, policy_loss
 from tuner.models.roles import Roles
-from tuner.rollout.experience import Experience, Observed, Rewarded, spread_over_tokens, token_reward_of
+from tuner.rollout.experience import Experience, Observed, Rewarded, broadcast_to_tokens, row_rewards
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
 from tuner.training.step import Step
 
 
 class GRPO(Algorithm[GRPOConfig]):
-    """The baseline of an answer is the mean score of its group; the KL penalty, if any, is part of the loss."""
+    """The baseline of an answer is the mean score of its group; the KL penalty, if any, is part of the loss.
+
+    Not part of the reward, as in PPO and RLOO: the group's baseline is then of scores alone (2402.03300, 4.1.1).
+    """
 
     def __init__(self, config: GRPOConfig) -> None:
         super().__init__(config)
@@ -29,20 +32,19 @@ class GRPO(Algorithm[GRPOConfig]):
         self.roles = ("reference",) if config.kl else ()
 
     def reward(self, observed: Sequence[Observed], shaped_A: np.ndarray) -> Sequence[Rewarded]:
-        """The score alone: the KL penalty is in the loss."""
+        """The shaped score at each answer's last token, without a KL penalty: that is in the loss."""
         estimator = self.config.kl_estimator
         return [
-            Rewarded(**vars(row), rewards_N=token_reward_of(row, shaped_A, 0.0, estimator))
-            for row in observed
+            Rewarded(**vars(row), rewards_N=row_rewards(row, shaped_A, 0.0, estimator)) for row in observed
         ]
 
     def estimate(
         self, rewarded: Sequence[Rewarded], rewards_A: np.ndarray, devices: Devices
     ) -> Sequence[Experience]:
-        """An answer's score against its group's, for each of its tokens."""
+        """Each token has its answer's group-relative advantage."""
         advantages_A = group_advantages(rewards_A, self.answers_per_prompt, self.config.scale_advantages)
         return [
-            Experience(**vars(row), advantages_N=spread_over_tokens(advantages_A[row.row.answers], row.row))
+            Experience(**vars(row), advantages_N=broadcast_to_tokens(advantages_A[row.row.answers], row.row))
             for row in rewarded
         ]
 
@@ -72,8 +74,8 @@ class GRPO(Algorithm[GRPOConfig]):
         self.learn_replay(step, roles, update)
 
     def _weights(self, experience: Experience) -> torch.Tensor | None:
-        """With normalization="answer", one over the length of each token's answer; None: every token counts as one."""
+        """1 / length of each token's answer, [N], so that answers weigh equally; None, if tokens do."""
         if self.config.normalization == "token":
             return None
         lengths_S = np.diff(experience.row.borders)
-        return spread_over_tokens(1 / np.maximum(lengths_S, 1), experience.row)
+        return broadcast_to_tokens(1 / np.maximum(lengths_S, 1), experience.row)

@@ -17,7 +17,7 @@ from tuner.losses.moments import MomentSums
 from tuner.losses.policy import advantages, explained_variance, policy_loss, value_loss, whitened
 from tuner.models.forward import values
 from tuner.models.roles import Roles
-from tuner.rollout.experience import Experience, Observed, Rewarded, token_reward_of
+from tuner.rollout.experience import Experience, Observed, Rewarded, row_rewards
 from tuner.rollout.rollout import Row
 from tuner.rollout.updates import Update
 from tuner.training.devices import Devices
@@ -27,25 +27,25 @@ from tuner.training.step import Step
 
 @dataclass(frozen=True, eq=False)
 class Valued(Observed):
-    """An observed row with the critic's estimate, before each token, of the rewards to come; fp32 [N]."""
+    """An observed row with the critic's value before each token: its estimate of the rewards to come; fp32 [N]."""
 
     values_N: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class ValuedReward(Valued, Rewarded):
-    """The same with the reward of each token."""
+    """A valued row with the reward of each token."""
 
 
 @dataclass(frozen=True, eq=False)
 class ValuedExperience(ValuedReward, Experience):
-    """The same with the advantages, and the returns the critic is trained on, fp32 [N]."""
+    """A valued and rewarded row with its advantages, and with the returns the critic is trained on, fp32 [N]."""
 
     returns_N: torch.Tensor
 
 
 class PPO(Algorithm[PPOConfig]):
-    """Clipped policy loss on GAE advantages, squared error of the critic, and a warm-up of the critic alone."""
+    """Clipped policy loss on GAE advantages, a critic trained by squared error, and a critic warm-up."""
 
     roles = ("reference", "critic")
 
@@ -75,15 +75,14 @@ class PPO(Algorithm[PPOConfig]):
     def reward(self, observed: Sequence[Observed], shaped_A: np.ndarray) -> Sequence[ValuedReward]:
         kl, estimator = self.config.kl, self.config.kl_estimator
         return [
-            ValuedReward(**vars(row), rewards_N=token_reward_of(row, shaped_A, kl, estimator))
-            for row in observed
+            ValuedReward(**vars(row), rewards_N=row_rewards(row, shaped_A, kl, estimator)) for row in observed
         ]
 
     def estimate(
         self, rewarded: Sequence[Rewarded], rewards_A: np.ndarray, devices: Devices
     ) -> Sequence[ValuedExperience]:
-        """Generalized advantage estimation, within each answer."""
-        experiences = []
+        """Generalized advantage estimates within each answer, whitened over all ranks where the config says so."""
+        experiences: list[ValuedExperience] = []
         for row in rewarded:
             assert isinstance(row, ValuedReward)
             advantages_N, returns_N = advantages(
@@ -130,7 +129,7 @@ class PPO(Algorithm[PPOConfig]):
         }
 
     def derived_figures(self, means: Mapping[str, float]) -> dict[str, float | None]:
-        """The explained variance in place of the moments it is made of."""
+        """The explained variance in place of the moments it is computed from."""
         returns, residuals = (
             MomentSums(1.0, means[name], means[f"{name}_squares"]) for name in ("returns", "residuals")
         )
@@ -139,7 +138,7 @@ class PPO(Algorithm[PPOConfig]):
 
 
 def _whitened(experiences: Sequence[ValuedExperience], devices: Devices) -> Sequence[ValuedExperience]:
-    """With advantages of mean 0 and standard deviation 1 over the tokens of all ranks."""
-    own = sum((MomentSums.of(row.advantages_N) for row in experiences), start=MomentSums(0, 0, 0))
-    moments = MomentSums(**devices.sum(asdict(own)))
+    """Advantages with mean 0 and standard deviation 1 over the tokens of all ranks."""
+    local = sum((MomentSums.of(row.advantages_N) for row in experiences), start=MomentSums(0, 0, 0))
+    moments = MomentSums(**devices.sum(asdict(local)))
     return [replace(row, advantages_N=whitened(row.advantages_N, moments)) for row in experiences]

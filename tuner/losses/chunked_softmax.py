@@ -4,17 +4,25 @@ What `token.py` (cross entropy) and `logprob.py` (log-probabilities) share. Thei
 entropy knows each token's weight in the forward pass, so it sums the head's gradient while a chunk's logits exist; a
 log-probability's gradient arrives only in the backward pass, where a trained head costs the products once more.
 Cross entropy also weights its gradient in the pass that normalizes it; `Chunk.logprobs` in its place was no faster
-(measured), and rounds otherwise than the recorded losses of `tests/golden`.
+(measured), and rounds differently from the recorded losses of `tests/golden`.
 
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
 import torch
+from torch.utils.checkpoint import checkpoint
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time, C · V: 128 MiB of fp32."""
@@ -26,6 +34,11 @@ PRODUCT_ROWS = 2**13
 def chunk_size(vocabulary: int) -> int:
     """Tokens whose logits are held at a time."""
     return max(1, CHUNK_ELEMENTS // vocabulary)
+
+
+def recomputed(function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+    """The function's result; its intermediate values are not kept, but computed again in the backward pass."""
+    return checkpoint(function, *arguments, use_reentrant=False)
 
 
 def in_product_dtype(hidden_ND: torch.Tensor) -> torch.Tensor:

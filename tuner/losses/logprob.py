@@ -3,6 +3,9 @@
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -10,9 +13,8 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-from tuner.losses.chunked_softmax import add_product, chunk_size, chunks, in_product_dtype
+from tuner.losses.chunked_softmax import add_product, chunk_size, chunks, in_product_dtype, recomputed
 
 
 def logprobs(
@@ -50,7 +52,7 @@ def logprobs_of_head(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same for a head that is more than one matrix (an adapter, soft caps); chunks are recomputed."""
 
-    def of_chunk(
+    def chunk_results(
         hidden_CD: torch.Tensor, targets_C: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         logprobs_CV = (head(hidden_CD).float() / temperature).log_softmax(-1)
@@ -58,12 +60,12 @@ def logprobs_of_head(
         return logprobs_C, _entropies(logprobs_CV.detach()) if entropy else None
 
     size = chunk_size(vocabulary)
-    inputs = list(zip(hidden_ND.split(size), targets_N.split(size), strict=True))
+    inputs = list(zip(torch.split(hidden_ND, size), torch.split(targets_N, size), strict=True))
     if len(inputs) == 1:  # nothing to save by recomputing it
-        return of_chunk(*inputs[0])
-    outputs = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in inputs]
-    chunk_logprobs, chunk_entropies = zip(*outputs, strict=True)
-    return torch.cat(chunk_logprobs), torch.cat(chunk_entropies) if entropy else None
+        return chunk_results(*inputs[0])
+    outputs = [recomputed(chunk_results, *chunk) for chunk in inputs]
+    entropies = [entropies_C for _, entropies_C in outputs if entropies_C is not None]
+    return torch.cat([logprobs_C for logprobs_C, _ in outputs]), torch.cat(entropies) if entropy else None
 
 
 def _entropies(logprobs_CV: torch.Tensor) -> torch.Tensor:

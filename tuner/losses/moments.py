@@ -1,12 +1,16 @@
-"""Mean and variance of numbers that are never all in one place: of all ranks in a step, and of all steps of a run.
+"""Mean and variance of numbers that are never all in memory: over the ranks of a step, and the steps of a run.
 
-Two classes, for neither representation serves both: plain sums are what an all-reduce adds, but lose all digits of a
-small variance far from zero over a long run; running moments keep them, but merging is not addition.
+Two classes, since neither representation serves both: an all-reduce can add plain sums, but over a long run they lose
+all digits of a variance that is small against the mean; running moments keep those, but merging is not addition.
 """
+
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,27 +32,27 @@ class MomentSums:
 
     @classmethod
     def of(cls, values_N: torch.Tensor) -> MomentSums:
-        """Of a tensor; waits for the device once."""
+        """Sums of a tensor's numbers; waits for the device once."""
         values_N = values_N.detach().double()
-        total, squares = torch.stack([values_N.sum(), values_N.square().sum()]).tolist()
-        return cls(count=float(len(values_N)), total=total, squares=squares)
+        sums: list[float] = torch.stack([values_N.sum(), values_N.square().sum()]).tolist()
+        return cls(float(len(values_N)), *sums)
 
     def __add__(self, other: MomentSums) -> MomentSums:
         return MomentSums(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
     @property
     def mean(self) -> float:
-        """0 of no numbers."""
+        """0 where there are no numbers."""
         return self.total / self.count if self.count else 0.0
 
     @property
     def variance(self) -> float:
-        """Of the population; 0 of no numbers, and of numbers that fp32 could not tell apart."""
+        """Of the population; 0 where there are no numbers, or where fp32 could not tell them apart."""
         if not self.count:
             return 0.0
         mean_square = self.squares / self.count
         variance = mean_square - self.mean**2
-        return variance if not variance <= 1e-14 * mean_square else 0.0  # "not <=": a NaN stays NaN
+        return variance if not variance <= 1e-14 * mean_square else 0.0  # not ">": a NaN must stay NaN
 
     @property
     def std(self) -> float:
@@ -68,6 +72,11 @@ class RunningMoments:
     squares: float = 0.0
     """Sum of (x − mean)²."""
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, float]) -> RunningMoments:
+        """From its fields, as a checkpoint has them; of no numbers where there are none."""
+        return cls(int(fields.get("count", 0)), fields.get("mean", 0.0), fields.get("squares", 0.0))
+
     def merged(self, values: np.ndarray) -> RunningMoments:
         """The moments of the numbers so far and of `values`, float64 [N], together."""
         if not len(values):
@@ -83,7 +92,7 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the population; 0 of no numbers."""
+        """Standard deviation of the population; 0 where there are no numbers."""
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
     def standardized(self, values: np.ndarray) -> np.ndarray:

@@ -19,7 +19,11 @@ import torch
 from tuner.losses.moments import EPSILON, MomentSums
 
 GROUP_EPSILON = 1e-4
-"""Added to the standard deviation of a group's scores before dividing by it (TRL's, arXiv 2402.03300 has none)."""
+"""Added to the standard deviation of a group's scores before dividing by it.
+
+arXiv 2402.03300 has none, but a group whose scores are all equal has a standard deviation of 0. The value is TRL's, so
+that advantages are the same as there; EPSILON would let rounding in nearly equal scores grow to advantages of size 1.
+"""
 
 
 def kl_estimate(
@@ -27,7 +31,7 @@ def kl_estimate(
 ) -> torch.Tensor:
     """KL(policy ‖ reference) estimated at tokens that the policy sampled, fp32 [N], in nats; d = logprob − reference.
 
-    k1 = d: unbiased, and negative at times. k2 = d² / 2: never negative, biased. k3 = exp(−d) − 1 + d: never
+    k1 = d: unbiased, sometimes negative. k2 = d² / 2: never negative, biased. k3 = exp(−d) − 1 + d: never
     negative, unbiased.
     """
     log_ratio_N = logprobs_N.float() - reference_N.float()

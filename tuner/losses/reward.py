@@ -18,7 +18,7 @@ def ranking_loss(differences_P: torch.Tensor, weights_P: torch.Tensor, gamma: fl
     """sum_p −weight_p · (1 − 2 max(0, P_p − ½))^γ · log P_p with P = σ(difference), as a scalar in fp32.
 
     differences_P: score of the better answer minus that of the worse, minus the margin. gamma 0 is the plain ranking
-    loss (Bradley & Terry, 1952); a larger one weighs down pairs that are ranked right (focal: Lin et al., 2017).
+    loss (Bradley & Terry, 1952); a larger one gives less weight to correctly ranked pairs (focal: Lin et al., 2017).
     """
     differences_P = differences_P.float()
     losses_P = -logsigmoid(differences_P)

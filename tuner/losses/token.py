@@ -3,15 +3,17 @@
 Shapes: N target tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from tuner.losses.chunked_softmax import add_product, chunk_size, chunks, in_product_dtype
+from tuner.losses.chunked_softmax import add_product, chunk_size, chunks, in_product_dtype, recomputed
 
 
 def cross_entropy(
@@ -49,15 +51,13 @@ def cross_entropy_of_head(
         return (losses_C * weights_C).sum()
 
     size = chunk_size(vocabulary)
-    losses = [
-        checkpoint(chunk_loss, *chunk, use_reentrant=False)
-        for chunk in zip(hidden_ND.split(size), targets_N.split(size), weights_N.split(size), strict=True)
-    ]
+    parts = (torch.split(values, size) for values in (hidden_ND, targets_N, weights_N))
+    losses = [recomputed(chunk_loss, *chunk) for chunk in zip(*parts, strict=True)]
     return torch.stack(losses).sum()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes the gradients in its forward pass; why it is not _ChunkedLogprobs: see `chunked_softmax.py`."""
+    """Computes the gradients in its forward pass. Why it is not _ChunkedLogprobs: see `chunked_softmax.py`."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Engines: who answers prompts with the policy's current weights."""
+"""Generation engines: they answer prompts with the policy's current weights."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from tuner.training.devices import Devices
 
 
 class Engine(Protocol):
-    """Answers prompts; all ranks call it together and all get every answer."""
+    """Answers prompts. All ranks call it together, and each gets every answer."""
 
     def generate(
         self, prompts: Sequence[np.ndarray], *, step: int, temperature: float | None = None
     ) -> list[Answer]:
-        """An answer to each prompt (token ids, int32), in their order.
+        """An answer to each prompt (token ids, int32), in the order of the prompts.
 
-        step: decides the sampling noise, together with the seed and the prompt's place. temperature: None for that
-        of the sampling settings; 0 is greedy.
+        step: with the seed and the prompt's index, it fixes the sampling noise. temperature: None takes that of the
+        sampling settings; 0 is greedy.
         """
         ...
 
     def weights_changed(self) -> None:
-        """The policy was updated: answers from now on must come from its new weights."""
+        """Call after an update of the policy: later answers must come from its new weights."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Generates with the very model that is trained, each rank a share of the prompts.
+    """Generates with the model that is being trained; each rank answers a share of the prompts.
 
-    The noise of an answer is a function of (seed, step, its place, position) alone: how prompts are batched and
-    dealt to ranks, or a kill before the step is over, does not change it.
+    Sampling noise is addressed, not drawn from a generator with a state: it is a function of (seed, step, prompt
+    index, token position) alone. So neither the batching, the number of ranks, nor a restart within the step changes
+    an answer.
     """
 
     roles: Roles
@@ -47,7 +48,7 @@ class LocalEngine:
     sampling: Sampling
     seed: int
     tokens_per_pass: int
-    """Prompt tokens prefilled at a time: memory and speed, never the result."""
+    """Prompt tokens prefilled at a time; affects memory and speed, never the result."""
     devices: Devices
 
     def generate(
@@ -57,21 +58,23 @@ class LocalEngine:
         sampling = self.sampling
         temperature = sampling.temperature if temperature is None else temperature
 
-        def share(places: list[int]) -> list[Answer]:
+        def answer_share(indices: list[int]) -> list[Answer]:
             with self.roles.role("policy") as model:
                 return generate(
                     model,
-                    [prompts[place].tolist() for place in places],
+                    [prompts[index].tolist() for index in indices],
                     max_new_tokens=sampling.max_new_tokens,
                     temperature=temperature,
                     top_p=sampling.top_p,
                     end_ids=self.end_ids,
-                    noise=uniforms(self.seed, step, places, sampling.max_new_tokens) if temperature else None,
+                    noise=uniforms(self.seed, step, indices, sampling.max_new_tokens)
+                    if temperature
+                    else None,
                     cache_bytes=int(sampling.cache_gib * 2**30),
                     tokens_per_pass=self.tokens_per_pass,
                 )
 
-        return self.devices.share_out(len(prompts), share)
+        return self.devices.share_out(len(prompts), answer_share)
 
     def weights_changed(self) -> None:
-        """Nothing to do: the weights that are trained are those that answer."""
+        """Nothing to do: the trained weights are the ones it generates with."""

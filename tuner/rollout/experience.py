@@ -1,7 +1,12 @@
-"""What is known of every answer token of a packed row, growing over a step: Observed, Rewarded, Experience.
+"""Per-token values of a packed row, one class for each part of a step that adds some.
+
+Observed (log-probabilities) -> Rewarded (rewards) -> Experience (advantages). Values are on answer tokens only.
 
 Shapes: A answers of the rollout, S answers of a row, N answer tokens of a row.
 """
+
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -21,15 +26,15 @@ from tuner.training.devices import Devices
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """A packed row of answers, with what the models say of each of its tokens; all fp32 [N]."""
+    """A packed row with the log-probability and entropy of each answer token, fp32 [N] each."""
 
     row: Row
     old_N: torch.Tensor
-    """Log-probabilities under the policy that answered."""
+    """Log-probabilities under the policy that sampled the answers, before any update of the step."""
     reference_N: torch.Tensor | None
-    """Log-probabilities under the reference policy; None where no reference is held."""
+    """Log-probabilities under the reference policy; None where the algorithm holds no reference."""
     entropies_N: torch.Tensor
-    """Entropy of the distribution each token was drawn from, in nats."""
+    """Entropy of the distribution each token was sampled from, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +46,17 @@ class Rewarded(Observed):
 
 @dataclass(frozen=True, eq=False)
 class Experience(Rewarded):
-    """A rewarded row with the advantage of each token, fp32 [N]: what the policy is trained on."""
+    """A rewarded row with the advantage of each token, fp32 [N]; the policy loss is taken on it."""
 
     advantages_N: torch.Tensor
 
 
 def observe(roles: Roles, rows: Sequence[Row], temperature: float) -> list[Observed]:
-    """Log-probabilities of the rows' answers under policy and, where there is one, reference.
+    """Log-probabilities of the rows' answers under the policy and, if there is one, the reference.
 
-    By the engine that trains, never by the one that generates: their rounding differs, and so would the ratio.
+    Computed by the training forward pass on the rows it will train on, although the generation engine has reported
+    log-probabilities of its own: those differ by rounding (`generator_gap`), and the ratio of the first update would
+    not be exactly 1. temperature: of sampling, since the ratio is between the distributions that were sampled from.
     """
     with roles.role("policy") as model:
         old = [token_logprobs(model, row.batch, temperature, entropy=True) for row in rows]
@@ -63,12 +70,13 @@ def observe(roles: Roles, rows: Sequence[Row], temperature: float) -> list[Obser
     ]
 
 
-def token_reward_of(
+def row_rewards(
     observed: Observed, shaped_A: np.ndarray, kl: float, estimator: Literal["k1", "k2", "k3"]
 ) -> torch.Tensor:
-    """The KL penalty at every token and each answer's shaped score at its last one, fp32 [N].
+    """Token rewards of a row, fp32 [N]: the KL penalty at every token, the answer's shaped score at its last.
 
-    kl: the penalty coefficient, per nat; 0 without a reference.
+    shaped_A: of the whole rollout, float64. kl: KL penalty coefficient, in reward per nat; there is no penalty
+    without a reference.
     """
     row = observed.row
     if observed.reference_N is None:
@@ -80,20 +88,20 @@ def token_reward_of(
 
 
 def answer_rewards(rewarded: Sequence[Rewarded], num_answers: int, devices: Devices) -> np.ndarray:
-    """Summed token rewards of every answer of the rollout, float64 [A], the same on every rank."""
-    own: list[tuple[int, float]] = []
-    for item in rewarded:
-        cumulated = np.concatenate([[0.0], item.rewards_N.double().cpu().numpy().cumsum()])
-        sums = np.diff(cumulated[list(item.row.borders)]).tolist()
-        own += zip(item.row.answers.tolist(), sums, strict=True)
+    """Summed token rewards of each answer of the rollout, float64 [A], the same on every rank."""
+    local: list[tuple[int, float]] = []
+    for row in rewarded:
+        cumulative = np.concatenate([[0.0], row.rewards_N.double().cpu().numpy().cumsum()])
+        sums = np.diff(cumulative[list(row.row.borders)]).tolist()
+        local += zip(row.row.answers.tolist(), sums, strict=True)
     rewards_A = np.zeros(num_answers)
-    for answer, reward in devices.gather(own):
+    for answer, reward in devices.gather(local):
         rewards_A[answer] = reward
     return rewards_A
 
 
-def spread_over_tokens(values_S: np.ndarray, row: Row) -> torch.Tensor:
-    """A value of each answer of a row for each of its tokens, fp32 [N], on the row's device."""
+def broadcast_to_tokens(values_S: np.ndarray, row: Row) -> torch.Tensor:
+    """Repeat each answer's value over its tokens, fp32 [N], on the row's device."""
     values_N = np.repeat(values_S.astype(np.float32), np.diff(row.borders))
     return torch.from_numpy(values_N).to(row.batch.tokens_T.device)
 

@@ -1,4 +1,4 @@
-"""Where an answer's reward comes from: a reward model, or a rule."""
+"""What scores answers: a reward model, or a rule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuner.training.devices import Devices
 
 
 class RewardSource(Protocol):
-    """Scores answers; all ranks call it together and all get every score."""
+    """Scores answers. All ranks call it together, and each gets every score."""
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """Score of each answer to its prompt, float64 [A]."""
@@ -25,38 +25,38 @@ class RewardSource(Protocol):
 
 @dataclass(frozen=True)
 class ModelReward:
-    """The reward model's score of an answer under its prompt's condition.
+    """The reward model's score of an answer, under its prompt's condition.
 
-    Answers go through their text, whatever the tokenizers of policy and reward model: the score is the one that
-    `tuner score` gives the text.
+    The answer's text is tokenized again, even where policy and reward model share a tokenizer: sampled tokens need
+    not be those that the tokenizer makes of their text, which are what the reward model was trained on. So the score
+    is the one `tuner score` gives the text.
     """
 
     roles: Roles
     """Has the role `reward`."""
-    sequences: RewardInputs
+    inputs: RewardInputs
     tokens_per_pass: int
     devices: Devices
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """See RewardSource."""
 
-        def share(places: list[int]) -> list[float]:
-            sequences = self.sequences.make(
-                [ScoreRequest.of(prompts[place], answers[place]) for place in places]
-            )
+        def score_share(indices: list[int]) -> list[float]:
+            requests = [ScoreRequest.of(prompts[index], answers[index]) for index in indices]
+            sequences = self.inputs.make(requests)
             with self.roles.role("reward") as model:
                 return score_sequences(model, sequences, self.tokens_per_pass, self.devices.device).tolist()
 
-        return np.array(self.devices.share_out(len(answers), share))
+        return np.array(self.devices.share_out(len(answers), score_share))
 
 
 @dataclass(frozen=True)
 class RuleReward:
-    """The score of a function of the user's."""
+    """The score that a function of the user's gives an answer."""
 
     rule: Rule
     name: str
-    """The rule as the config names it, for messages."""
+    """The field and the function as the config names them, for messages."""
     devices: Devices
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:

@@ -1,7 +1,10 @@
-"""A rollout in figures: what every step logs of it, the same on every rank.
+"""Figures that every step logs of its rollout, the same on every rank.
 
 Shapes: A answers of the rollout, N answer tokens of a row.
 """
+
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from tuner.rollout.rollout import Rollout
 from tuner.training.devices import Devices, sum_by_name
 
 NGRAM = 4
-"""Tokens of a phrase whose recurrence counts as repetition."""
+"""Length in tokens of the phrases that repetition counts."""
 
 TokenFigures = Callable[[Experience], Mapping[str, torch.Tensor]]
-"""An algorithm's own figures of a row, each [N], of which the step logs the mean."""
+"""Figures of a row that one algorithm adds, [N] each; the step logs their means."""
 
 
 def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarray) -> dict[str, float | None]:
-    """Figures of the answers themselves: scores, rewards, lengths. scores_A: as scored, before shaping."""
+    """Figures per answer: scores, rewards, lengths. scores_A: before shaping; rewards_A: summed over tokens."""
     return {
         "score": float(scores_A.mean()),
         "reward": float(rewards_A.mean()),
@@ -37,24 +40,26 @@ def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarra
 
 
 def token_means(
-    rollout: Rollout, experiences: Sequence[Experience], own: TokenFigures, devices: Devices
+    rollout: Rollout, experiences: Sequence[Experience], further: TokenFigures, devices: Devices
 ) -> dict[str, float]:
-    """Means over all answer tokens of all ranks: KL, entropy, the generator's gap, and an algorithm's own figures."""
-    sums = devices.sum(sum_by_name([_token_sums(rollout, experience, own) for experience in experiences]))
+    """Means over all answer tokens of all ranks: KL, entropy, the generator's gap, and further figures."""
+    sums = devices.sum(sum_by_name([_token_sums(rollout, experience, further) for experience in experiences]))
     tokens = sums.pop("tokens")
     return {name: total / tokens for name, total in sums.items()}
 
 
 def repetition(tokens: np.ndarray) -> float:
-    """Share of an answer's phrases of NGRAM tokens that occurred in it before; 0 for one too short to have any."""
+    """Share of an answer's NGRAM-token phrases that occurred in it before; 0 for an answer shorter than one."""
     phrases = [tuple(tokens[start : start + NGRAM].tolist()) for start in range(len(tokens) - NGRAM + 1)]
     return 1 - len(set(phrases)) / len(phrases) if phrases else 0.0
 
 
-def _token_sums(rollout: Rollout, experience: Experience, own: TokenFigures) -> dict[str, float]:
-    """Sums over the tokens of one row, to be added up over rows and ranks."""
+def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures) -> dict[str, float]:
+    """Sums over the tokens of one row, and their number; added up over rows and ranks."""
     old_N, reference_N = experience.old_N, experience.reference_N
-    generated = np.concatenate([rollout.answers[index].logprobs for index in experience.row.answers.tolist()])
+    generated: list[np.ndarray] = [
+        rollout.answers[index].logprobs for index in experience.row.answers.tolist()
+    ]
     figures: dict[str, torch.Tensor] = {}
     if reference_N is not None:
         figures |= {
@@ -63,10 +68,12 @@ def _token_sums(rollout: Rollout, experience: Experience, own: TokenFigures) -> 
         }
     figures |= {
         "entropy": experience.entropies_N,
-        "generator_gap": (old_N - torch.from_numpy(generated).to(old_N)).abs(),
-        **own(experience),
+        "generator_gap": (old_N - torch.from_numpy(np.concatenate(generated)).to(old_N)).abs(),
+        **further(experience),
     }
-    sums = torch.stack([figure_N.double().sum() for figure_N in figures.values()]).tolist()  # waits once
+    sums: list[float] = torch.stack(
+        [figure_N.double().sum() for figure_N in figures.values()]
+    ).tolist()  # one wait for the device
     return {"tokens": float(len(old_N)), **dict(zip(figures, sums, strict=True))}
 
 

@@ -1,4 +1,4 @@
-"""Rules: functions of the user's that score an answer by code."""
+"""Rules: the user's functions that score an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rule = Callable[[str, Mapping[str, Any]], float]
 def load_rule(reference: Function | None, field: str) -> Rule | None:
     """The rule that a config's `field` names as "file.py:name"; None for None.
 
-    Raises UserError where it is missing or does not take an answer and a row.
+    Raises UserError where the function is missing or does not take an answer and a row.
     """
     if not isinstance(reference, str):
         return None
@@ -45,16 +45,17 @@ def rule_scores(
     *,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> np.ndarray:
-    """Score of every answer, float64 [A]; each rank scores a share, all get all.
+    """Score of each answer, float64 [A]; each rank scores a share and gets them all.
 
-    name: the field and function, for messages. Raises UserError, naming the prompt's row, where the rule fails, or
-    gives no finite number within the bounds.
+    name: the field and function, for messages. Raises UserError, naming the prompt's row, where the rule raises, or
+    returns anything but a finite number within the bounds: a rule is code that can be corrected, unlike a reward
+    model, whose NaN only costs a step.
     """
 
-    def share(places: list[int]) -> list[float]:
-        return [_score(rule, name, prompts[place], answers[place], bounds) for place in places]
+    def score_share(indices: list[int]) -> list[float]:
+        return [_score(rule, name, prompts[index], answers[index], bounds) for index in indices]
 
-    return np.array(devices.share_out(len(answers), share), dtype=np.float64)
+    return np.array(devices.share_out(len(answers), score_share), dtype=np.float64)
 
 
 def _score(rule: Rule, name: str, prompt: Prompt, answer: str, bounds: tuple[float, float]) -> float:
@@ -66,8 +67,8 @@ def _score(rule: Rule, name: str, prompt: Prompt, answer: str, bounds: tuple[flo
             f"{prompt.origin}: {name} failed on {answer!r:.80} ({type(error).__name__}: {error}); correct it"
         ) from error
     if not (low <= score <= high and math.isfinite(score)):
-        wanted = "a finite number" if math.isinf(high) else f"from {low:g} to {high:g}"
+        expected = "a finite number" if math.isinf(high) else f"from {low:g} to {high:g}"
         raise UserError(
-            f"{prompt.origin}: {name} returned {score} for {answer!r:.80}, and a score is {wanted}; correct it"
+            f"{prompt.origin}: {name} returned {score} for {answer!r:.80}, and a score is {expected}; correct it"
         )
     return score

@@ -1,4 +1,4 @@
-"""From scores to what the policy is rewarded with: truncation penalty, clipping, normalization.
+"""From scores to shaped scores, which the policy is rewarded with: truncation penalty, clip, normalization.
 
 Shapes: A answers of a rollout.
 """
@@ -22,16 +22,16 @@ def shape_scores(
     clip: float | None,
     normalize: bool,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Shaped score of each answer, float64 [A], and the run's moments after this step, as JSON has them.
+    """Shaped score of each answer, float64 [A], and the run's moments after this step, as plain values for JSON.
 
-    First the truncation penalty, then the clip, then the normalization by the run's moments, which take this step's
-    scores in before they are used. moments: those before the step; {} at the start of a run.
+    First the truncation penalty, then the clip, then the normalization by the run's moments. Those include this step's
+    scores, so that the first step is normalized, too. moments: those before the step; {} at the start of a run.
     """
     scores_A = scores_A - missing_end_penalty * ~ended_A
     if clip is not None:
         scores_A = scores_A.clip(-clip, clip)
-    finite_A = scores_A[
-        np.isfinite(scores_A)
-    ]  # another value spoils its own step, and must not spoil all later ones
-    running = RunningMoments(**moments).merged(finite_A)  # type: ignore[arg-type]
+    # A NaN from the reward model makes losses of this step NaN, and their updates are skipped. In the running moments
+    # it would make every later score NaN, too.
+    finite_A = scores_A[np.isfinite(scores_A)]
+    running = RunningMoments.from_dict(moments).merged(finite_A)
     return (running.standardized(scores_A) if normalize else scores_A), asdict(running)

@@ -1,4 +1,4 @@
-"""Which answers, and which replayed rows, each update of the weights is trained on."""
+"""Updates of a step: the answers and replayed rows that each optimizer step is taken on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuner.training.devices import Devices
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What one optimizer step is trained on: this rank's rows, and the totals over all ranks."""
+    """Rows of one optimizer step: this rank's share, with the totals over all ranks that losses are divided by."""
 
     experiences: Sequence[Experience]
     replayed: Sequence[Batch]
@@ -34,9 +34,9 @@ def updates(
     mini_batches: int,
     devices: Devices,
 ) -> Iterator[Update]:
-    """The updates of a step: `epochs` times through its mini-batches, with the replayed rows split over all of them.
+    """The updates of a step: `epochs` passes over its mini-batches, with the replayed rows split among all updates.
 
-    replayed: numbers of the rows drawn from `replay` for this step.
+    replayed: indices of the rows drawn from `replay` for this step; every one is trained on once.
     """
     parts = rollout.mini_batches(mini_batches)
     shares = np.array_split(np.asarray(replayed, dtype=np.int64), len(parts) * epochs)
@@ -49,7 +49,7 @@ def updates(
         batches: Sequence[Batch] = ()
         if replay is not None and len(share):
             totals["replay_tokens"] = replay.learned(share.tolist())
-            own = replay.batches(share.tolist(), devices.rank, devices.world)
-            batches = [batch.to(devices.device) for batch in own]
-        own_experiences = [experience for experience in experiences if experience.row.mini_batch == part]
-        yield Update(own_experiences, batches, totals)
+            local = replay.batches(share.tolist(), devices.rank, devices.world)
+            batches = [batch.to(devices.device) for batch in local]
+        part_experiences = [experience for experience in experiences if experience.row.mini_batch == part]
+        yield Update(part_experiences, batches, totals)

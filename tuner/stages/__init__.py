@@ -1,1 +1,1 @@
-"""The stages: a folder each, behind one protocol (`stage.py`) and one registry (`registry.py`)."""
+"""The stages, a folder each, behind one interface (`stage.py`) and one registry (`registry.py`)."""

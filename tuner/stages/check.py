@@ -1,11 +1,12 @@
-"""`tuner check`: does a config hold together with its models, tokenizers, templates and rows? Nothing is trained.
+"""`tuner check`: a dry run of a config with its models, tokenizers, templates and rows.
 
-What a run loads is loaded by the same functions, on the meta device: shapes without weights.
+It loads with the functions that training uses, so it fails where training would; models are on the meta device, which
+holds shapes without weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,41 +26,41 @@ if TYPE_CHECKING:  # a run of another stage does not load it
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a dry run established."""
+    """Result of a dry run."""
 
     family: str
-    """Class of the model."""
+    """Class of the transformer."""
     parameters: int
-    """Weights of the base."""
+    """Number of weights, without adapters."""
     trained: int
-    """Weights that are trained."""
+    """Number of trained weights."""
     rope: str
-    """Rotary positions, in words."""
+    """Description of the rotary position embedding."""
     data: str
-    """What became of the rows, in words."""
+    """Report on the rows that were read."""
     steps: int
     """Optimizer steps of the whole run."""
     tokens: int
     """Tokens of the whole run, whether the loss is taken on them or not."""
     passes: int | None
-    """Forward and backward passes of the whole run, over all devices; None where answers are still to be sampled."""
+    """Forward and backward passes of the whole run, over all devices; None where it depends on sampled answers."""
     fill: float
-    """Mean share of tokens_per_step (pairs_per_step, prompts_per_step) that a step holds."""
+    """Mean fill of the steps, 0..1: of tokens_per_step, pairs_per_step or prompts_per_step."""
     peak_gib: float
     """Estimated peak memory of one device."""
     replaced: tuple[str, ...] = ()
-    """What `--tiny` put something small in place of."""
+    """Paths that `--tiny` replaced by a stand-in."""
     warnings: tuple[str, ...] = ()
-    """What would run, and is hardly meant."""
+    """Settings that would run, but are probably mistakes."""
 
 
 META = torch.device("meta")
-"""Where models are built without weights."""
+"""Device of models without weights."""
 
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A stage's one model as training would load it, without its weights."""
+    """The model of a stage with one role, as training loads it, but without weights."""
 
     config: SingleModelConfig
     loaded: Loaded
@@ -67,7 +68,10 @@ class CheckedModel:
     def report(
         self, rows: Dataset[Any], plan: dict[str, Any], *, tokens_per_pass: int, further_bytes: float = 0.0
     ) -> CheckReport:
-        """The report of a run of this model over these rows. further_bytes: of memory beside training's own."""
+        """The report of training this model on these rows.
+
+        plan: the fields `steps`, `tokens`, `passes` and `fill`. further_bytes: memory besides that of training itself.
+        """
         budget = memory_budget(
             self.config, tokens_per_pass, language_head=not has_score(self.loaded.transformer)
         )
@@ -81,7 +85,7 @@ class CheckedModel:
 
 
 def model_figures(loaded: Loaded) -> dict[str, Any]:
-    """Class, number of weights without adapters, and rotary positions of a model."""
+    """The fields of a CheckReport that describe a model: `family`, `parameters` and `rope`."""
     weights = loaded.model.named_parameters()
     return {
         "family": type(loaded.transformer).__name__,
@@ -93,7 +97,7 @@ def model_figures(loaded: Loaded) -> dict[str, Any]:
 def memory_budget(
     config: SingleModelConfig | PolicyConfig, tokens_per_pass: int, *, language_head: bool
 ) -> MemoryBudget:
-    """The settings of a config that decide how much memory its steps need."""
+    """The settings of a config that determine the memory of its steps."""
     return MemoryBudget(
         precision=config.precision,
         optimizer_bits=config.optimizer.bits,
@@ -107,7 +111,7 @@ def memory_budget(
 def check_model(
     config: SingleModelConfig, *, freeze: Freeze | None = None, head: Head = "language"
 ) -> CheckedModel:
-    """Load a config's model as training does, on the meta device. Raises UserError where training would."""
+    """Load a config's model as training does, but on the meta device. Raises UserError where training would."""
     loaded = load_model(
         config.model,
         precision=config.precision,
@@ -121,12 +125,12 @@ def check_model(
 
 
 def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
-    """Load everything a run would, but weights; raises UserError where a run would.
+    """Load everything that a run would, except weights. Raises UserError where a run would.
 
-    tiny: put a random small model of the same family, and rows of data_templates, in place of what is not at
-    hand. The memory is estimated for the model that is checked, so for the tiny one with `tiny`.
+    tiny: where a model or a file of rows is not on this machine, use a small random model of the same family, or rows
+    of data_templates. Memory is then estimated for the small model.
     """
-    from tuner.stages.registry import stage_of
+    from tuner.stages.registry import stage_of  # stages import this module
     from tuner.stages.tiny import with_stand_ins
 
     stage = stage_of(config)
@@ -135,4 +139,4 @@ def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
     with TemporaryDirectory() as folder:
         small, stand_ins, replaced = with_stand_ins(stage, config, Path(folder))
         report = stage.check(small, stand_ins)
-        return CheckReport(**{**vars(report), "replaced": replaced})
+        return replace(report, replaced=replaced)

@@ -1,8 +1,8 @@
-"""The context a stage trains in: a run, its devices, and those who watch."""
+"""The context a stage trains in: its run, devices and watchers, and the steps that stages share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +33,17 @@ from tuner.training.watchers import Watchers
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage is given beside its config."""
+    """What a stage trains with, besides its config."""
 
     run: Run
     devices: Devices
     watchers: Watchers
 
     def load_role(self, config: PackedConfig, role: str, head: Head = "language") -> Roles:
-        """The config's model on this rank's device, in its one role, proven to keep packed samples apart."""
+        """Load the config's model in its one role, on this rank's device.
+
+        Raises UserError where the model lets packed samples see each other.
+        """
         loaded = load_model(
             config.model,
             precision=config.precision,
@@ -63,18 +66,21 @@ class Context:
         return {"all": Trained(roles.trained(), config.optimizer.lr)}
 
     def seed_dropout(self, seed: int) -> None:
-        """Give each rank a dropout of its own."""
-        torch.manual_seed(seed + self.devices.rank)
+        """Seed dropout per rank: with one seed, all ranks would drop the same places of different rows."""
+        torch.manual_seed(seed + self.devices.rank)  # pyright: ignore[reportUnknownMemberType]
 
     def load_rows(self, config: StageConfig, roles: Roles) -> Dataset[Any]:
-        """The rows of the config, tokenized once for all ranks; refuses to go on with other rows than before."""
+        """The tokenized rows of the config. Raises UserError where a resumed run finds other rows than before."""
         with self.reading() as progress:
             data = stage_of(config).load_rows(config, roles.tokenizer, progress=progress)
         self.pin_rows(data)
         return data
 
     def pin_rows(self, *datasets: Dataset[Any]) -> None:
-        """Bind the run to these rows, and log what became of them."""
+        """Record the rows' fingerprint in the run, and log their reports.
+
+        Raises UserError where the run has begun with other rows.
+        """
         if not self.devices.is_main:
             return
         reports = [data.report.to_dict() for data in datasets]
@@ -84,8 +90,8 @@ class Context:
             self.run.log(str(data.report))
 
     @contextmanager
-    def reading(self) -> Iterator[Progress]:
-        """Around the reading of rows: the main process goes first and shows progress, the others find the cache."""
+    def reading(self) -> Generator[Progress]:
+        """Read rows inside it: the main process first, with a progress bar; the others then find its cache."""
         with self.devices.main_first():
             if not self.devices.is_main:
                 yield lambda done: None
@@ -96,7 +102,7 @@ class Context:
     def loop(
         self, config: StageConfig, trained: Mapping[str, Trained], steps: Steps, held_out: HeldOut
     ) -> Loop:
-        """The run's loop over sets of trained weights, set to where it stopped."""
+        """The run's training loop, restored from its last checkpoint if there is one."""
         return Loop(
             LoopSettings.of(config),
             trained,
@@ -115,9 +121,9 @@ class Context:
         results: dict[str, Any],
         write_beside: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Write the model of the first role and the results: the run is over.
+        """Save the model of the first role, and the results: the run is finished.
 
-        template: the chat template it was trained with; None: raw text. write_beside: writes further files into the
+        template: the chat template it was trained with; None for raw text. write_beside: writes further files to the
         model's folder.
         """
 
@@ -126,7 +132,7 @@ class Context:
             write_beside(folder)
 
         if self.devices.is_main:
-            if template is not None:  # so that whoever loads the model talks to it as it was trained
+            if template is not None:  # so that other tools prompt the model as it was trained
                 chat, transformer = Template(template, roles.tokenizer), roles.loaded.transformer
                 roles.tokenizer.chat_template = chat.source
                 if not has_score(transformer):

@@ -1,4 +1,4 @@
-"""The rows of a config, looked at before training: `tuner data`, and `tuner.view_data` in Jupyter."""
+"""A look at the rows of a config before training: `tuner data`, and `tuner.view_data` in Jupyter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DataView:
     preview: Preview
 
     def html(self) -> str:
-        """One page that needs nothing else."""
+        """One self-contained page."""
         title, preview = self.config.name or "data", self.preview
         return data_html(
             preview.examples,
@@ -41,7 +41,7 @@ class DataView:
 
 
 def load_data_view(config: StageConfig, passes: int = 1) -> DataView:
-    """Load a config's rows. Raises UserError for bad rows, and where the stage packs none."""
+    """Load a config's rows. Raises UserError for bad rows, and where the stage does not pack rows."""
     stage = stage_of(config)
     tokenizer = load_tokenizer(stage.tokenizer_model(config))
     rows = stage.load_rows(config, tokenizer)
@@ -50,36 +50,39 @@ def load_data_view(config: StageConfig, passes: int = 1) -> DataView:
 
 @dataclass(frozen=True)
 class DataPage:
-    """The tokens a config is trained on, as a page of HTML that stands alone; in Jupyter it is shown."""
+    """The tokens a config is trained on, as a self-contained HTML page, which Jupyter displays."""
 
     html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
-        """In a frame of its own: its style must not reach the notebook's."""
+        """In an iframe: the page's style must not apply to the notebook."""
         frame = "width:100%;height:720px;border:1px solid rgba(128,128,128,.3);border-radius:8px"
         return f'<iframe sandbox style="{frame}" srcdoc="{escape(self.html)}"></iframe>'
 
 
 def view_data(config: StageConfig, passes: int = 1) -> DataPage:
-    """Look at the tokens of a config's first passes, at statistics, and at what is wrong with the rows."""
+    """Show the tokens of a config's first passes, statistics of its rows, and problems found in them."""
     return DataPage(load_data_view(config, passes).html())
 
 
 def load_rows(config: StageConfig, tokenizer: Any = None) -> Dataset[Any]:
-    """The tokenized rows of a config. tokenizer: its model's, where it is loaded already."""
+    """The tokenized rows of a config. tokenizer: its model's, if it is already loaded."""
     stage = stage_of(config)
     tokenizer = load_tokenizer(stage.tokenizer_model(config)) if tokenizer is None else tokenizer
     return stage.load_rows(config, tokenizer)
 
 
 def training_texts(run: str, count: int = 64) -> list[str]:
-    """The first rows a run was trained on, as text."""
+    """The first rows a run was trained on, as text.
+
+    Raises UserError where the folder is not a run's, or its config names functions.
+    """
     folder = Path(run)
     if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{run}: not a run folder, so it has no rows to compare on: add --text FILE")
     config = Run(folder).config
     stage = stage_of(config)
-    if functions_of(stage.data_config(config)):  # a function named by an artifact is not run
+    if functions_of(stage.data_config(config)):  # a run may be someone else's, and its functions are code
         raise UserError(
             f"{run}: its config names code, which merging will not run: add --text FILE to compare on"
         )

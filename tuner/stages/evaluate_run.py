@@ -1,4 +1,4 @@
-"""Measuring a finished run again, on its own held-out rows or on others."""
+"""Evaluation of a finished run, on its own held-out rows or on others."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from tuner.stages.stage import Evaluation
 def evaluate_run(
     folder: Path, files: tuple[str, ...] = (), against: Sequence[str] = (), *, page: bool = False
 ) -> Evaluation:
-    """Measure a finished run's model on its test rows, or on `files`; a policy also against others.
+    """Evaluate a finished run's model on its test rows, or on `files`; a policy also against other models.
 
-    against: runs, model folders or hub names, which answer the same prompts. page: whether the page is going to be
-    asked for, so that a run that has none is refused before it is measured. Raises UserError when it has not
-    finished, there is nothing to measure on, or it has no policy to compare.
+    against: runs, model folders or hub names, which answer the same prompts. page: the caller wants
+    `Evaluation.page`, so a stage without one is refused before anything is measured. Raises UserError when the run
+    has not finished, has nothing to measure on, or has no policy to compare.
     """
     run = Run(folder)
     config = run.config
     stage = stage_of(config)
     if against and not stage.compares_policies:
         raise UserError(
-            f"{folder}: only a PPO run says which prompts, reward model and rule to compare by, and this is "
-            f"a run of {type(config).__name__}; name the PPO run first, and this one with --against"
+            f"{folder}: only a policy run (PPO, GRPO or RLOO) names the prompts, reward model and rule to compare "
+            f"by, and this is a run of {type(config).__name__}; name a policy run first, and this one with --against"
         )
     if page and not stage.has_page:
-        raise UserError(f"{folder}: only reward models and PPO runs have a page; leave --html out")
+        raise UserError(
+            f"{folder}: only reward models and policy runs (PPO, GRPO or RLOO) have a page; leave --html out"
+        )
     if not run.model_folder.is_dir():
         raise UserError(
             f"{folder}: this run has not finished, so it has no model to measure; train it to its end"

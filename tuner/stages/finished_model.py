@@ -1,4 +1,4 @@
-"""A finished run's model, loaded to be measured again."""
+"""A finished run's model, loaded for evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuner.training.devices import Devices
 def load_finished(
     run: Run, config: SingleModelConfig, role: str, head: Head = "language"
 ) -> tuple[Devices, Roles]:
-    """The devices of the config, and the model the run has trained in its one role, on them."""
+    """The config's devices, and on them the run's trained model in its one role."""
     devices = Devices.of(config)
     model = config.model.model_copy(
         update={"path": str(run.model_folder), "revision": None, "quantization": None, "rope": None}

@@ -1,4 +1,4 @@
-"""Figures, curves and panels that SFT, reward models and DPO share: the stages that are followed by their loss."""
+"""Figures, curves and panels of the stages whose progress is their loss: SFT, reward models and DPO."""
 
 from tuner.display.loss_panels import draw_loss
 from tuner.display.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, draw_exact, draw_series

@@ -1,4 +1,4 @@
-"""What the stages that train on packed rows share: the plan of their steps, its preview and its check."""
+"""The plan of steps over packed rows, shared by the stages that train on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.errors import UserError
 
 
 def plan(config: PackedConfig, data: Dataset[Any]) -> Stream:
-    """The steps of a run over these rows. Raises UserError for a row that is longer than a pass."""
+    """The steps of a run over these rows. Raises UserError for a row longer than tokens_per_pass."""
     lengths = data.train.lengths
     if len(lengths) and lengths.max() > config.tokens_per_pass:
         longest = int(lengths.argmax())
@@ -30,7 +30,7 @@ def plan(config: PackedConfig, data: Dataset[Any]) -> Stream:
 
 
 def plan_figures(config: PackedConfig, stream: Stream) -> dict[str, Any]:
-    """Steps, tokens, passes and fill of a whole run, for its check."""
+    """The fields of a CheckReport that describe a whole run: `steps`, `tokens`, `passes` and `fill`."""
     steps = min(len(stream.steps), config.max_steps or len(stream.steps))
     tokens = sum(stream.tokens(step) for step in range(steps))
     return {

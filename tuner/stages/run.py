@@ -1,4 +1,4 @@
-"""A run as a person uses it, in Python and in Jupyter: its folder, its curves, and its model to talk to."""
+"""A run, as used from Python and Jupyter: its folder, its curves, and chat with its model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tuner.training.run_folder import RunFolder
 
 
 class Run(RunFolder):
-    """A run folder whose curves can be drawn and whose model can be talked to."""
+    """A run folder with its curves and its model."""
 
     def plot(self) -> Any:
-        """Draw curves.png anew: an image that Jupyter shows, or its path where IPython is not installed."""
+        """Redraw curves.png; returns it as an image for Jupyter, or as its path where IPython is not installed."""
         path = self.draw_curves()
         try:
             from IPython.display import Image
@@ -29,7 +29,7 @@ class Run(RunFolder):
         return path
 
     def chat(self, message: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
-        """The answer of the run's model to one message."""
+        """The answer of the run's model to one message. Loads the model anew."""
         from tuner.data.conversation import Turn
         from tuner.models.chat import open_chat
 
@@ -41,5 +41,5 @@ class Run(RunFolder):
 def open_run(folder: Path | str) -> Run:
     """An existing run. Raises UserError where the folder is not a run's."""
     run = Run(folder)
-    _ = run.config
+    _ = run.config  # raises where there is none
     return run

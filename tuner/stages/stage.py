@@ -1,7 +1,7 @@
-"""A stage: everything the tool asks of one kind of training, in one object.
+"""The interface of a stage: everything that the rest of the tool needs of one kind of training.
 
 Each folder beside this file has one in its `stage.py`, named `STAGE`; `registry.stage_of` finds it by the config.
-Nothing outside a stage's folder asks which stage it is.
+No code outside a stage's folder depends on which stage it is.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ Config = TypeVar("Config", bound=StageConfig)
 
 @dataclass(frozen=True)
 class Preview:
-    """Packed rows to look at before training."""
+    """Packed rows to show before training."""
 
     examples: Examples
     groups: Sequence[Sequence[int]]
-    """Numbers of the examples in each packed row."""
-    label: Callable[[int], str] = lambda number: ""
-    """What an example is, in a few words."""
+    """Indices of the examples in each packed row."""
+    label: Callable[[int], str] = lambda index: ""
+    """Index of an example -> a short description of it."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a finished run."""
+    """Measurements of a finished run."""
 
     title: str
     results: Mapping[str, Any]
     """Plain values, as results.json has them."""
     terminal: RenderableType | None = None
-    """For a console; None: the results as they are."""
+    """How a console shows the results; None: as they are."""
     page: Callable[[], str] | None = None
-    """One page of HTML; None for stages without one."""
+    """Makes an HTML page; None for stages without one."""
 
 
 class Stage(ABC, Generic[Config]):
-    """One kind of training. Its methods are called with configs of its own class."""
+    """One kind of training. Its methods take configs of its own class only."""
 
     rows_field: ClassVar[str] = "data"
     """Config field with the rows that `tuner eval --files` replaces."""
     example_rows: ClassVar[Mapping[str, str]] = {"data": "messages.jsonl"}
-    """Config field with rows -> the file of data_templates/rows that stands in for them in `tuner check --tiny`."""
+    """Config field with rows -> file of data_templates/rows to use instead in `tuner check --tiny`."""
     has_page: ClassVar[bool] = False
     """Whether an evaluation can be written as a page."""
     memory_fields: ClassVar[tuple[str, ...]] = ("tokens_per_pass",)
@@ -67,7 +67,7 @@ class Stage(ABC, Generic[Config]):
 
     @abstractmethod
     def figures(self, config: Config) -> StageFigures:
-        """The figures of a step's record: how they are written, charted and drawn."""
+        """How the figures of a step's record are printed, charted and drawn."""
 
     # Rows
 
@@ -84,7 +84,7 @@ class Stage(ABC, Generic[Config]):
         """The first packed rows of the first step. Raises UserError where the stage packs none."""
 
     def examples(self, rows: Dataset[Any]) -> Examples:
-        """The training rows as token sequences, for comparisons over real text."""
+        """The training rows as token sequences."""
         return rows.train
 
     def data_config(self, config: Config) -> Any:
@@ -95,27 +95,27 @@ class Stage(ABC, Generic[Config]):
 
     @abstractmethod
     def check(self, config: Config, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
-        """What a run would load and plan, without weights; raises UserError where the run would.
+        """A dry run without weights. Raises UserError where the run would.
 
-        stand_ins: config fields whose model is a random small one (`--tiny`), so that nothing is known of its
-        training.
+        stand_ins: config fields whose model is a small random one (`--tiny`), which no run has trained: it has no
+        adapter, template or conditions.
         """
 
     @abstractmethod
     def train(self, config: Config, context: Context) -> None:
-        """Train to the end, or raise Interrupted when a signal asks to stop."""
+        """Train to the end. Raises Interrupted, after saving, where a signal asks to stop."""
 
     # Afterwards
 
     def evaluate(self, run: Run, config: Config, against: Sequence[str] = ()) -> Evaluation:
-        """Measure a finished run's model on the test rows of `config`, perhaps against other models.
+        """Measure a finished run's model on the test rows of `config`, and against other models if any are named.
 
         Raises UserError where there is nothing to measure on.
         """
         raise UserError(f"{run.folder}: a run of {type(config).__name__} has its measures in results.json")
 
     def closing_lines(self, run: Run) -> Mapping[str, str]:
-        """What `tuner train` prints at the end beside the results: label -> text, such as the command to type next."""
+        """Lines that `tuner train` prints after the results: label -> text, such as the next command to type."""
         return {"next": f"tuner chat {run.folder}"}
 
     # `tuner check --tiny`
@@ -125,9 +125,9 @@ class Stage(ABC, Generic[Config]):
         return {"model": config.model}  # type: ignore[attr-defined]
 
     def example_rows_for(self, config: Config, field: str) -> str:
-        """The file of data_templates/rows that stands in for the rows of a field."""
+        """The file of data_templates/rows to use for a field; see `example_rows`."""
         return self.example_rows[field]
 
     def tiny_changes(self, config: Config, stand_ins: frozenset[str]) -> Mapping[str, Any]:
-        """Further changes that a config needs where small models stand in for the fields named."""
+        """Further changes that a config needs where the models of these fields are small random ones."""
         return {}

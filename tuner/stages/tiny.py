@@ -1,4 +1,4 @@
-"""Small stand-ins for what a config names and this machine does not have: `tuner check --tiny`."""
+"""Small stand-ins for the models and rows of a config that are not on this machine: `tuner check --tiny`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tuner.stages.stage import Stage
 
 
 def with_stand_ins(
-    stage: Stage, config: StageConfig, folder: Path
+    stage: Stage[Any], config: StageConfig, folder: Path
 ) -> tuple[StageConfig, frozenset[str], tuple[str, ...]]:
-    """The config with a small random model and rows of data_templates where the real ones are not at hand.
+    """The config with small random models, and rows of data_templates, for those that are not on this machine.
 
-    folder: where the models are written. Second, the config fields whose model stands in; third, the paths that
-    were replaced.
+    folder: where the models are written. Returns, second, the config fields whose model is a stand-in, and third the
+    paths that were replaced.
     """
     changes: dict[str, Any] = {}
     stand_ins: list[str] = []
     replaced: list[str] = []
     for field, model in stage.model_fields(config).items():
-        if not _at_hand(model.path):
+        if not _is_here(model.path):
             small = tiny_model_folder(model.path, folder / field, score=field == "reward")
             changes |= {f"{field}.path": str(small), f"{field}.revision": None}
             stand_ins.append(field)
@@ -34,7 +34,7 @@ def with_stand_ins(
             continue
         for name in ("files", "validation_files", "test_files"):
             paths = [file.path if isinstance(file, Source) else file for file in getattr(rows, name)]
-            if missing := [path for path in paths if not _at_hand(path)]:
+            if missing := [path for path in paths if not _is_here(path)]:
                 changes[f"{field}.{name}"] = [
                     str(row_examples_folder() / stage.example_rows_for(config, field))
                 ]
@@ -42,7 +42,7 @@ def with_stand_ins(
     return override(config, changes), frozenset(stand_ins), tuple(replaced)
 
 
-def _at_hand(path: str) -> bool:
+def _is_here(path: str) -> bool:
     return (
         path.startswith(PREFIX) or Path(path).exists() or bool(list(Path().glob(path)) if "*" in path else ())
     )

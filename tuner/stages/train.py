@@ -1,4 +1,4 @@
-"""The one way to run a config: `train`."""
+"""`train`: runs a config of any stage."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def train(
     overrides: Sequence[str] = (),
     watchers: Sequence[Watcher] = (),
 ) -> Run:
-    """Train `config` in `runs`/`config.name`, or go on where it stopped; returns the run.
+    """Train `config` in `runs`/`config.name`, or resume it from its last checkpoint; returns the run.
 
-    watchers: further ones beside the progress display and the config's tracker; the main process alone has any.
+    watchers: further ones beside the progress display and the config's tracker; only the main process has any.
 
-    In Jupyter a live table and curve are shown, and an interrupt saves a checkpoint and returns. Elsewhere
-    an interrupt raises `tuner.training.stopping.Interrupted` after saving. Raises UserError on bad input.
+    Jupyter shows a live table and curve, and an interrupt there saves a checkpoint and returns. Elsewhere it raises
+    `tuner.training.stopping.Interrupted` after saving. Raises UserError on bad input.
     """
     if config.name is None:
         raise UserError("this config has no name: write name='...', which is also the run's folder")

@@ -30,8 +30,10 @@ from tuner.training.watchers import Sample, Watchers
 class Steps(Protocol):
     """The steps of a run, each by its number alone."""
 
-    exhausted: Mapping[int, Sequence[str]]
-    """Step (0-based) -> sources whose first epoch ends with it while others go on."""
+    @property
+    def exhausted(self) -> Mapping[int, Sequence[str]]:
+        """Step (0-based) -> sources whose first epoch ends with it while others go on."""
+        ...
 
     def __len__(self) -> int: ...
 

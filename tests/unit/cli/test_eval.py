@@ -198,8 +198,8 @@ def test_one_model_is_held_at_a_time(runs, monkeypatch):
 
 def test_what_cannot_be_compared(runs, tmp_path):
     said = refused(runs / "sft", "--against", runs / "ppo")
-    assert "only a PPO run says which prompts, reward model and rule to compare by" in said
-    assert "a reward model answers nothing" in refused(runs / "ppo", "--against", runs / "reward")
+    assert "only a policy run (PPO, GRPO or RLOO) names the prompts, reward model and rule to compare by" in said
+    assert "a reward model cannot answer" in refused(runs / "ppo", "--against", runs / "reward")
     assert "no such model folder" in refused(runs / "ppo", "--against", "runs/none")
     assert "not a run folder" in refused(tmp_path / "none", "--against", runs / "sft")
     unfinished = tmp_path / "sft"

@@ -1,4 +1,4 @@
-"""What is shown of direct preference optimization."""
+"""Figures, charts and curves of direct preference optimization."""
 
 from tuner.stages.loss_figures import (
     ACCURACY,

@@ -1,7 +1,8 @@
-"""Direct preference optimization: a thin stage on TRL's DPOTrainer, the alternative to a reward model and PPO."""
+"""Direct preference optimization (arXiv 2305.18290): a thin stage on TRL's DPOTrainer."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tuner.config import DPO
@@ -17,10 +18,11 @@ from tuner.training.trl_trainer import last_checkpoint, step_of
 
 
 def dpo(config: DPO, context: Context) -> None:
-    """Teach the policy to prefer what the rows prefer, without going far from what it was.
+    """Train the policy to prefer the rows' better answers, with a penalty on its distance from the reference.
 
-    `accuracy` is the share of pairs whose better answer has gained more log-probability than the worse one since
-    the start, `margin` by how much, times beta: before the first step both are 0, and the loss of "sigmoid" log 2.
+    `margin` is beta times how much more log-probability the better answer has gained than the worse one since the
+    start; `accuracy` is the share of pairs where it is positive. Before the first step both are 0, and the loss of
+    "sigmoid" is log 2.
     """
     policy = _load_policy(config, context)
     train, validation, test = _load_pairs(config, context, policy)
@@ -52,15 +54,15 @@ def _load_policy(config: DPO, context: Context) -> Roles:
 
 
 def _load_pairs(config: DPO, context: Context, policy: Roles) -> list[Any]:
-    """Pairs to train, validate and test on, as TRL wants them; None where there are none."""
+    """Pairs for training, validation and test, as TRL's datasets; None where there are none."""
     data = context.load_rows(config, policy)
     tail = tail_of(Template(config.data.template, policy.tokenizer), policy.tokenizer)
     parts = (data.train, *(spread(part, config.evaluation.rows) for part in (data.validation, data.test)))
     return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
 
 
-def _last_checkpoint(context: Context) -> Any:
-    """Where the run goes on from, with its records rewound to there; None at its start."""
+def _last_checkpoint(context: Context) -> Path | None:
+    """The checkpoint to resume from; None at the start. The run's records are cut back to it."""
     checkpoint = last_checkpoint(context.run.checkpoints_folder, context.devices.is_main)
     context.devices.wait()
     if context.devices.is_main:
@@ -71,12 +73,12 @@ def _last_checkpoint(context: Context) -> Any:
 
 
 def _measure(when: str, context: Context, trainer: Trainer, test: Any) -> dict[str, float]:
-    """The test pairs' loss, accuracy and margin now."""
-    measured = trainer.measure(test)
-    told = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    """The test pairs' loss, accuracy and margin now, which are also logged. when: "before" or "after" training."""
+    measures = trainer.measure(test)
+    text = ", ".join(f"{name} {value:.4f}" for name, value in measures.items()) or "no test pairs to measure"
     if context.devices.is_main:
-        for say in (context.run.log, context.watchers.message):
-            say(f"{when} training: {told or 'no test pairs to measure'}")
+        context.run.log(f"{when} training: {text}")
+        context.watchers.message(f"{when} training: {text}")
         if when == "before":
-            context.run.save_json(when, measured)
-    return measured
+            context.run.save_json(when, measures)
+    return measures

@@ -7,7 +7,7 @@ from tuner.training.pair_plan import PairPlan
 
 
 def plan_pairs(config: DPO, pairs: int, processes: int = 1) -> PairPlan:
-    """The plan of a run over so many pairs, in so many processes."""
+    """The plan of a run over so many pairs, on so many processes."""
     return PairPlan(
         pairs=pairs,
         pairs_per_step=config.pairs_per_step,

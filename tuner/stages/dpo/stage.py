@@ -1,4 +1,4 @@
-"""The DPO stage, as the rest of the tool sees it."""
+"""The DPO stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tuner.training.figures import StageFigures
 class DPOStage(Stage[DPO]):
     """Pairs of answers, padded; losses and loop by TRL's DPOTrainer."""
 
-    example_rows = {"data": "pair_messages.jsonl"}  # noqa: RUF012 (a constant); without a weight, which TRL has not
+    example_rows = {"data": "pair_messages.jsonl"}  # noqa: RUF012 (a constant); TRL has no weights
     memory_fields = ("pairs_per_pass",)
 
     def figures(self, config: DPO) -> StageFigures:
@@ -43,7 +43,7 @@ class DPOStage(Stage[DPO]):
     def check(self, config: DPO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         model = check_model(config)
         rows = self.load_rows(config, model.loaded.tokenizer)
-        reference = 0.0  # of an adapter; full weights are compared with a copy of theirs
+        reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
         if not is_adapted(model.loaded.model):
             reference = 4.0 * model_figures(model.loaded)["parameters"]
         return model.report(
@@ -61,7 +61,7 @@ STAGE = DPOStage()
 
 
 def _plan_figures(config: DPO, rows: Dataset[Comparisons]) -> dict[str, Any]:
-    """Steps, tokens, passes and fill of a run in one process; tokens by the mean over all pairs."""
+    """Steps, tokens, passes and fill of a run in one process; tokens are estimated from the mean over all pairs."""
     plan, lengths = plan_pairs(config, len(rows.train.better)), rows.train.sequences.lengths
     tokens = sum(int(lengths[answers].sum()) for answers in answers_of_pairs(rows.train))
     return {

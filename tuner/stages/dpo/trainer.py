@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer as a run of ours uses it: its dataset, its settings and what it measures."""
+"""TRL's DPOTrainer in a run folder: its dataset, settings and measures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tuner.training.trl_trainer import RunTrainer, common_arguments, without_dep
 
 # isort: split
 # after our door to TRL, which imports bitsandbytes without its advice
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]  (lazy, in TRL)
 
 MEASURES = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-"""What is measured on held-out pairs, and TRL's names for it."""
+"""Measures of held-out pairs -> TRL's names for them."""
 
 
 class Trainer(RunTrainer, DPOTrainer):
@@ -48,7 +48,8 @@ def make_dataset(pairs: Iterable[Pair]) -> Dataset:
 def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices: Devices) -> Trainer:
     """TRL's trainer over the model's trained weights. Raises UserError where TRL refuses.
 
-    The reference of an adapter is a frozen copy of it, that of full weights a copy of the model, in fp32 as they are.
+    The reference is the starting point: of an adapter TRL keeps a frozen copy, of full weights we copy the model, which
+    is in fp32.
     """
     arguments = common_arguments(config, plan_pairs(config, len(pairs), devices.world), run, devices)
     loaded.transformer.set_attn_implementation("sdpa")  # batches are padded here
@@ -67,5 +68,5 @@ def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices:
             train_dataset=pairs,
             processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token
         )
-    except ValueError as error:  # such as an adapter on the head
+    except ValueError as error:  # for example an adapter on the head
         raise UserError(f"{config.name}: TRL's DPO cannot train this ({first_line(error)})") from error

@@ -24,7 +24,7 @@ from tuner.training.devices import Devices
 
 @dataclass(frozen=True)
 class Report:
-    """A report card, and the distribution of the scores it was made from."""
+    """A report card, and the distribution of the scores it summarizes."""
 
     card: ReportCard
     reference: Reference
@@ -47,7 +47,7 @@ def make_report(config: RewardModel, roles: Roles, devices: Devices) -> Report |
 
 
 def report_results(report: Report | None) -> dict[str, object]:
-    """What results.json holds of a report."""
+    """The entries of results.json for a report; none without test rows."""
     if report is None:
         return {}
     reference = report.reference

@@ -1,4 +1,4 @@
-"""What is shown of reward models."""
+"""Figures, charts and curves of a reward model's training."""
 
 from tuner.stages.loss_figures import (
     ACCURACY,

@@ -1,4 +1,4 @@
-"""The end of a reward model's training: its report card, and what stands beside its weights."""
+"""The end of a reward model's training: its report card, and the record saved with its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuner.training.loop import Loop
 
 
 def finish_reward(config: RewardModel, context: Context, roles: Roles, loop: Loop) -> None:
-    """Measure the trained model, and write it with what is needed to ask it."""
+    """Measure the trained model, and save it with the record that scoring needs."""
     report = make_report(config, roles, context.devices)
     record = make_record(config, report)
     for sentence in record.verdict or ():
@@ -35,7 +35,7 @@ def finish_reward(config: RewardModel, context: Context, roles: Roles, loop: Loo
 
 
 def make_record(config: RewardModel, report: Report | None) -> RewardRecord:
-    """What the model's reward.json says of it."""
+    """The record to write as the model's reward.json."""
     return RewardRecord(
         reward_token=config.reward_token,
         conditions={name: wordings.seen for name, wordings in read_conditions(config.conditions).items()},

@@ -1,4 +1,4 @@
-"""The conditional reward model: one scalar head that tells which answer is preferred, and under which condition."""
+"""The conditional reward model: a scalar head that scores an answer under its row's condition (InternLM2, 4.2.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuner.stages.reward.finish import finish_reward
 
 
 def reward(config: RewardModel, context: Context) -> None:
-    """Train scores that rank answers as the rows do, each row under the condition it names."""
+    """Train scores to rank answers as the rows do, each row under the condition it names."""
     roles = context.load_role(config, "reward", head="score")
     data = context.load_rows(config, roles)
     held_out = HeldOutPairs(

@@ -1,10 +1,11 @@
-"""A file of rows to the same rows with their scores, in windows, so that its size does not matter."""
+"""Scores for a file of rows, a window of rows at a time, so that files of any size fit into memory."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from tuner.config import Source
@@ -19,10 +20,23 @@ from tuner.models.load import Precision
 from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of
 
 WINDOW = 2048
-"""Rows read ahead, so that passes can be filled."""
+"""Rows read and scored together; many, so that passes are full."""
 
-Asking = tuple[Row, list[ScoreRequest], tuple[int, ...] | None]
-"""A row, what is scored for it, and which of these its answers are, in its order; None for one conversation."""
+
+@dataclass(frozen=True)
+class RowRequests:
+    """A row, and the conversations to score for it."""
+
+    row: Row
+    requests: Sequence[ScoreRequest]
+    order: Sequence[int] | None
+    """Index of the request for each answer, in the order of the row; None for a row of one conversation."""
+
+    def result(self, scores: Sequence[float]) -> dict[str, Any]:
+        """The fields to add to the row. scores: one for each request."""
+        if self.order is None:
+            return {"score": scores[0]}
+        return {"scores": [scores[index] for index in self.order]}
 
 
 def score_file(
@@ -36,10 +50,10 @@ def score_file(
     precision: Precision | None = None,
     tokens_per_pass: int = 16_384,
 ) -> int:
-    """Write each row with "score", or with "scores" of its answers in their order; returns how many there were.
+    """Write each row with its "score", or with the "scores" of its answers in their order; returns the number of rows.
 
-    standardize: scores in standard deviations from the mean of the held-out scores. Raises UserError with `file:line`
-    for bad rows, and where there is no such mean.
+    condition: for rows that name none. standardize: scores in standard deviations from the mean of the held-out scores.
+    Raises UserError with `file:line` for bad rows, and where there is no such mean.
     """
     rows = Rows(Source(path=file))
     scorer = open_scorer(model, precision=precision, template=template, tokens_per_pass=tokens_per_pass)
@@ -49,25 +63,23 @@ def score_file(
             f"{model}: no held-out rows were scored in its training, so there is no mean; leave --standardize out"
         )
     count = 0
-    asked = _asked(rows, condition)
+    row_requests = _row_requests(rows, condition)
     with progress_bar("Scoring", None) as advance:
-        while window := list(itertools.islice(asked, WINDOW)):
-            flat = [one for _, asked_for, _ in window for one in asked_for]
-            scores = iter(scorer.score_requests(flat).tolist())
-            if standardize and reference is not None:
-                scores = iter([reference.standardized(score) for score in scores])
-            for row, asked_for, order in window:
-                own = list(itertools.islice(scores, len(asked_for)))
-                result: dict[str, Any] = (
-                    {"score": own[0]} if order is None else {"scores": [own[place] for place in order]}
+        while window := list(itertools.islice(row_requests, WINDOW)):
+            scores = iter(scorer.score_requests([request for item in window for request in item.requests]))
+            for item in window:
+                row_scores = [float(score) for score in itertools.islice(scores, len(item.requests))]
+                if standardize and reference is not None:
+                    row_scores = [reference.standardized(score) for score in row_scores]
+                output.write(
+                    json.dumps({**item.row.values, **item.result(row_scores)}, ensure_ascii=False) + "\n"
                 )
-                output.write(json.dumps({**row.values, **result}, ensure_ascii=False) + "\n")
             count += len(window)
             advance(len(window))
     return count
 
 
-def _asked(rows: Rows, condition: str | None) -> Iterator[Asking]:
+def _row_requests(rows: Rows, condition: str | None) -> Iterator[RowRequests]:
     reader = Reader(None, PREFERENCES | CONVERSATIONS)
     for row in rows:
         item = reader.read(row.values, row.origin)
@@ -76,7 +88,8 @@ def _asked(rows: Rows, condition: str | None) -> Iterator[Asking]:
         if isinstance(item, Preference):
             conversations = (item.conversation(answer) for answer in range(len(item.answers)))
             name = item.condition or condition
-            yield row, [ScoreRequest(one, name, item.prompt) for one in conversations], item.given
+            requests = [ScoreRequest(conversation, name, item.prompt) for conversation in conversations]
+            yield RowRequests(row, requests, item.given)
         else:
             name = row.values.get("condition") or condition
-            yield row, [ScoreRequest(item, name, prompt_of(item))], None
+            yield RowRequests(row, [ScoreRequest(item, name, prompt_of(item))], None)

@@ -1,4 +1,4 @@
-"""The reward model stage, as the rest of the tool sees it."""
+"""The reward model stage."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""A policy stage's dry run: its models without weights, its prompts and replayed rows, its memory."""
+"""Dry run of a policy stage: its models without weights, its prompts and replayed rows, its memory."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
 from tuner.config import PolicyConfig, Rule
@@ -48,22 +49,22 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     )
 
 
-def policy_peak(config: PolicyConfig, algorithm: Algorithm, roles: Roles) -> float:
-    """Estimated peak memory, in bytes, with the key/value cache of a step's answers."""
-    plain = 2 if config.precision == "bf16" else 4
+def policy_peak(config: PolicyConfig, algorithm: Algorithm[Any], roles: Roles) -> float:
+    """Estimated peak memory in bytes, including the key/value cache of generation."""
+    bytes_per_number = 2 if config.precision == "bf16" else 4
     answers = config.prompts_per_step * algorithm.answers_per_prompt
     longest = answers * (config.prompts.max_length + config.sampling.max_new_tokens)
-    per_token = numbers_per_token(roles.loaded.transformer.config) * plain
+    per_token = numbers_per_token(roles.loaded.transformer.config) * bytes_per_number
     cache = min(config.sampling.cache_gib * 2**30, longest * per_token)
     budget = memory_budget(config, config.tokens_per_pass, language_head=True)
     return roles_bytes(budget, roles, cache)
 
 
-def _load_roles(config: PolicyConfig, algorithm: Algorithm, untrained_reward: bool) -> Roles:
-    """The roles of a config without their weights.
+def _load_roles(config: PolicyConfig, algorithm: Algorithm[Any], untrained_reward: bool) -> Roles:
+    """The roles of a config, without weights.
 
-    untrained_reward: a random small model stands in for the reward model. It has no template, no conditions, and no
-    critic can start from it; it is held beside the others.
+    untrained_reward: the reward model is a small random one. It has no template and no conditions, and a critic cannot
+    start from it, so it is loaded apart from the others.
     """
     models = policy_models(config, algorithm.roles)
     if not untrained_reward:

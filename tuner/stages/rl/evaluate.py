@@ -1,4 +1,4 @@
-"""A finished run's policy on its test prompts, alone and against other policies that answer the same ones."""
+"""Evaluation of a finished run's policy on its test prompts, alone and against other policies."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from tuner.config import Model, PolicyConfig, Rule
+from tuner.config import Model, PolicyConfig
 from tuner.data.dataset import load_data
 from tuner.data.encoding import encode
 from tuner.data.prompts import PromptSet
@@ -31,21 +31,21 @@ from tuner.models.roles import Roles
 from tuner.models.scorer import RewardInputs
 from tuner.models.tokenizer import read_tokenizer
 from tuner.rollout.engine import LocalEngine
-from tuner.rollout.reward_sources import ModelReward, RewardSource, RuleReward
-from tuner.rollout.rules import Rule as RuleFunction
-from tuner.rollout.rules import load_rule
+from tuner.rollout.reward_sources import RewardSource
+from tuner.rollout.rules import Rule, load_rule
 from tuner.stages.rl.prompts import load_policy_prompts
+from tuner.stages.rl.reward_source import reward_source
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation
 from tuner.training.devices import Devices
 
 
 def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Evaluation:
-    """Have a finished run's policy, and others, answer the config's test prompts, and judge the answers.
+    """Judge the answers of a finished run's policy, and of others, to the config's test prompts.
 
-    against: runs, model folders or hub names. Each is asked in its own chat template, or the run's where it has none,
-    with the run's sampling; reward, conditions and gold rule are the run's. One model is held at a time. Raises
-    UserError where one is missing or no policy, and when there are no test prompts, before anything is answered.
+    against: runs, model folders or hub names. Each reads the prompts in its own chat template, or in the run's where
+    it has none; sampling, reward, conditions and gold rule are the run's. One model is in memory at a time. Raises
+    UserError, before any generation, where a model is missing or not a policy, and when there are no test prompts.
     """
     card = _card(run, config, against)
     title = run.folder.name
@@ -61,39 +61,42 @@ def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
     names = _names(folder, others)
     trained = Model(path=str(run.model_folder), trust_remote_code=config.policy.trust_remote_code)
     models = [trained, *(Model(path=path) for path in others)]
-    own, *entered = [
-        _enter(name, path, model, config, prompts, chat_template)
+    policy, *opponents = [
+        _entrant(name, path, model, config, prompts, chat_template)
         for name, path, model in zip(names, [str(folder), *others], models, strict=True)
     ]
-    answers, ranges = _answer(own, config, devices, with_replay=True)
-    everyone = [answers, *(_answer(entrant, config, devices)[0] for entrant in entered)]
-    judged = _judge(config, devices, location, prompts, rule, everyone)
+    policy_answers, ranges = _answer(policy, config, devices, with_replay=True)
+    answers = [policy_answers, *(_answer(opponent, config, devices)[0] for opponent in opponents)]
+    judged = _judge(config, devices, location, prompts, rule, answers)
     first, *rest = [
         Contestant(entrant.name, entrant.path, texts, scores)
-        for entrant, texts, scores in zip([own, *entered], everyone, judged, strict=True)
+        for entrant, texts, scores in zip([policy, *opponents], answers, judged, strict=True)
     ]
     return policy_card(first, rest, ranges)
 
 
 @dataclass(frozen=True)
 class _Entrant:
-    """A policy that is going to answer."""
+    """A policy to generate with, and the prompts as it reads them."""
 
     name: str
+    """Name in tables."""
     path: str
+    """As the user wrote it."""
     model: Model
     precision: Literal["bf16", "fp32"]
     prompts: PromptSet
-    """Encoded for this policy."""
+    """Tokenized for this policy."""
     end_ids: frozenset[int]
+    """Tokens that end an answer."""
 
 
-def _load_gold_rule(run: Run, config: PolicyConfig) -> RuleFunction | None:
-    return load_rule(_kept_copy(run, config.evaluation.rule), "evaluation.rule")
+def _load_gold_rule(run: Run, config: PolicyConfig) -> Rule | None:
+    return load_rule(_existing_reference(run, config.evaluation.rule), "evaluation.rule")
 
 
-def _kept_copy(run: Run, reference: object) -> str | None:
-    """A function's reference; that of the run's own copy of its file where the file has gone."""
+def _existing_reference(run: Run, reference: object) -> str | None:
+    """A function's reference; where its file is gone, the reference to the run's copy of it."""
     if reference is None:
         return None
     file, _, function = str(reference).rpartition(":")
@@ -104,19 +107,19 @@ def _kept_copy(run: Run, reference: object) -> str | None:
 
 
 def _locate_reward(config: PolicyConfig) -> Location | None:
-    """Where the reward model lies; None where a rule scores. Raises UserError where it is gone."""
+    """Location of the reward model; None where a rule scores. Raises UserError where it is gone."""
     model = config.reward_model
     if model is None:
         return None
     location = locate(model, weights=False)
     if not location.has_score:
-        raise UserError(f"{model.path}: this is no reward model any more; restore it, or train again")
+        raise UserError(f"{model.path}: this is no longer a reward model; restore it, or train again")
     return location
 
 
 def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
-    """The prompts, as many of them as the run itself measured, and the text of the chat template."""
-    tokenizer = read_tokenizer(
+    """The test prompts, at most as many as the run measured during training, and the chat template's source."""
+    tokenizer: Any = read_tokenizer(
         locate(Model(path=str(run.model_folder)), weights=False).tokenizer_folder,
         trust_remote_code=config.policy.trust_remote_code,
     )
@@ -128,48 +131,51 @@ def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
 
 
 def _names(folder: Path, others: Sequence[str]) -> list[str]:
-    """What policies are called: a folder by its last part, unless another is called the same."""
+    """Names in tables: the last part of a folder's path, or the whole path where another policy has that name."""
     paths = [str(folder), *others]
     short = [Path(path).resolve().name if Path(path).is_dir() else path for path in paths]
     return [
-        name if short.count(name) == 1 or not place else path
-        for place, (name, path) in enumerate(zip(short, paths, strict=True))
+        name if short.count(name) == 1 or not index else path
+        for index, (name, path) in enumerate(zip(short, paths, strict=True))
     ]
 
 
-def _enter(
+def _entrant(
     name: str, path: str, model: Model, config: PolicyConfig, prompts: PromptSet, chat_template: str
 ) -> _Entrant:
-    """Find a policy, and put the prompts into its own words. chat_template: of a policy that has none."""
+    """Locate a policy, and tokenize the prompts for it.
+
+    chat_template: for a policy without one of its own.
+    """
     location = locate(model, weights=False)
     if location.has_score:
         raise UserError(
-            f"{path}: a reward model answers nothing; --against takes a policy: an SFT, DPO or PPO run, a folder "
-            "with a language model, or a hub name"
+            f"{path}: a reward model cannot answer; --against takes a policy: an SFT, DPO, PPO, GRPO or RLOO run, a "
+            "folder with a language model, or a hub name"
         )
-    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
+    tokenizer: Any = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
     try:
         tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template
         template = Template("tokenizer", tokenizer)
         texts = [template.prompt_text(prompts.prompt(index).asked()) for index in range(len(prompts))]
         ends = end_ids(template, tokenizer)
     except UserError as error:
-        raise UserError(f"{path}: cannot be asked these prompts: {error}") from error
+        raise UserError(f"{path}: cannot answer these prompts: {error}") from error
     ids = encode(tokenizer, texts)
-    asked = replace(
+    encoded = replace(
         prompts,
-        tokens_T=np.array([token for one in ids for token in one], dtype=np.int32),
+        tokens_T=np.array([token for prompt_ids in ids for token in prompt_ids], dtype=np.int32),
         offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
     )
-    # adapters as they were trained, complete models all alike
+    # An adapter in the precision it was trained in; complete models all in the run's, so that they compare alike.
     precision = config.precision if location.adapter_folder is None else location.precision
-    return _Entrant(name, path, model, precision, asked, ends)
+    return _Entrant(name, path, model, precision, encoded, ends)
 
 
 def _answer(
     entrant: _Entrant, config: PolicyConfig, devices: Devices, *, with_replay: bool = False
 ) -> tuple[Answers, list[RangeLoss]]:
-    """A policy's answers, and its loss on the held-out replay rows; its model is gone when this returns."""
+    """A policy's answers, and its loss on the held-out replay rows; its model is freed before this returns."""
     loaded = load_model(entrant.model, precision=entrant.precision, device=devices.device, train=False)
     autocast = partial(
         torch.autocast, devices.device.type, dtype=torch.bfloat16, enabled=entrant.precision == "bf16"
@@ -198,12 +204,12 @@ def _judge(
     devices: Devices,
     location: Location | None,
     prompts: PromptSet,
-    rule: RuleFunction | None,
+    rule: Rule | None,
     answers: Sequence[Answers],
 ) -> list[Judged]:
-    """The scores of the run's reward and gold rule for everyone's answers."""
+    """Each policy's answers scored by the run's reward and gold rule."""
     judge = Judge(
-        prompts, _reward_source(config, devices, location), rule, str(config.evaluation.rule), devices
+        prompts, _load_reward_source(config, devices, location), rule, str(config.evaluation.rule), devices
     )
     total = sum(len(policy.texts) for policy in answers)
     with progress_bar("Judging answers", total) as advance:
@@ -213,33 +219,31 @@ def _judge(
     return judged
 
 
-def _reward_source(config: PolicyConfig, devices: Devices, location: Location | None) -> RewardSource:
-    if isinstance(config.reward, Rule):
-        rule = load_rule(config.reward.function, "reward")
-        assert rule is not None
-        return RuleReward(rule, f"reward {config.reward.function!r}", devices)
-    assert location is not None
+def _load_reward_source(config: PolicyConfig, devices: Devices, location: Location | None) -> RewardSource:
+    """What scores the answers. A reward model is loaded only now, when no policy is in memory any more."""
+    if location is None:
+        return reward_source(config, None, None, devices)
+    assert config.reward_model is not None
     loaded = load_model(
-        config.reward, precision=config.precision, device=devices.device, train=False, head="score"
+        config.reward_model, precision=config.precision, device=devices.device, train=False, head="score"
     )
-    sequences = RewardInputs.of(config.reward, location, loaded)
-    roles = Roles.of("reward", loaded, devices.autocast)
-    return ModelReward(roles, sequences, config.tokens_per_pass, devices)
+    inputs = RewardInputs.of(config.reward_model, location, loaded)
+    return reward_source(config, Roles.of("reward", loaded, devices.autocast), inputs, devices)
 
 
 def _check_numbers(config: PolicyConfig, judged: Sequence[Judged]) -> None:
     for policy in judged:
         if not np.isfinite(policy.scores_A).all():
-            place = int(np.flatnonzero(~np.isfinite(policy.scores_A))[0])
+            index = int(np.flatnonzero(~np.isfinite(policy.scores_A))[0])
             model = "" if config.reward_model is None else config.reward_model.path
             raise UserError(
-                f"{policy.prompts.origin(place)}: {model} gives {policy.scores_A[place]} for an answer, which "
-                "is no score; train the reward model again"
+                f"{policy.prompts.origin(index)}: {model} gives {policy.scores_A[index]} for an answer, which "
+                "is not a score; train the reward model again"
             )
 
 
 def _free() -> None:
-    """Give back what a model held before the next is loaded."""
+    """Release the memory of a deleted model before the next is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

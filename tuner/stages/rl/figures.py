@@ -1,6 +1,6 @@
-"""What is shown of reinforcement learning: scores, how far the policy went, how its answers look, what it costs.
+"""Figures, charts and curves of reinforcement learning: scores, KL, answers, critic, time.
 
-Its loss says nothing of how well it learns, so it is not shown.
+The policy loss is not shown: it is a surrogate, whose value says nothing about progress.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SCORES = (
         "latest",
         summary=True,
         notebook="held-out score",
-        unless="eval_gold",  # nothing is trained on the gold score, so it says more
+        unless="eval_gold",  # nothing is trained on the gold score, so it cannot be overoptimized
     ),
 )
 ANSWERS = (
@@ -108,15 +108,15 @@ FILLER = Panel("seconds", "seconds per step", draw_series, GREY)
 
 
 def critic_warmup(record: Mapping[str, Any]) -> str:
-    """The phase in which the critic alone is trained; of a skipped step nothing is known."""
+    """The phase of a step: the critic alone is trained in its warm-up. A skipped step, without losses, has none."""
     alone = record.get("policy_loss") is None and record.get("value_loss") is not None
     return "critic warm-up" if alone else ""
 
 
 def figures(algorithm: str, *, critic: bool) -> StageFigures:
-    """What is shown of an algorithm; what its records lack draws nothing.
+    """Figures of an algorithm. Panels whose figures its records lack are not drawn.
 
-    algorithm: the tracker's group of what belongs to no other, such as "ppo". critic: whether it trains one; without,
+    algorithm: the tracker's group for figures of no other group, such as "ppo". critic: whether it trains one; else
     there is one set of weights, whose gradient norm is `grad_norm`.
     """
     panels = (*CRITIC_PANELS, NORMS_PANEL) if critic else (NORM_PANEL,)

@@ -11,24 +11,23 @@ from tuner.stages.rl.prepare import prepare
 
 
 def reinforce(config: PolicyConfig, context: Context) -> None:
-    """Teach the policy to answer as the reward prefers, near to what it was."""
+    """Train the policy to maximize the reward, with a KL penalty that keeps it near the reference."""
     setup, devices = prepare(config, context), context.devices
     roles, loop, algorithm = setup.roles, setup.loop, setup.algorithm
     before = setup.measure_before()
     for step in loop:
         with step.part("generate"):
-            chosen, group = setup.stream.step(step.index), algorithm.answers_per_prompt
             rollout = answer_prompts(
                 setup.engine,
                 roles.tokenizer,
                 setup.stream.prompts,
-                chosen,
-                answers_per_prompt=group,
+                setup.stream.step(step.index),
+                answers_per_prompt=algorithm.answers_per_prompt,
                 step=step.index,
             )
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)
-            step.batches = [row.batch for row in rows]  # to look at where a step goes wrong
+            step.batches = [row.batch for row in rows]  # saved where losses stay non-finite
             observed = algorithm.observe(roles, rows)
         with step.part("scores"):
             scores_A = setup.reward.score(rollout.prompts, rollout.texts)

@@ -1,4 +1,4 @@
-"""Which models a policy stage loads, from its config."""
+"""The models that a policy stage's config names, as `load_policy_roles` takes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tuner.models.load_roles import PolicyModels
 
 
 def policy_models(config: PolicyConfig, roles: Collection[str]) -> PolicyModels:
-    """The models of a config. roles: what the algorithm needs beside the policy and the reward model."""
+    """The models of a config. roles: those the algorithm needs besides the policy and the reward model."""
     reward = config.reward_model
     return PolicyModels(
         policy=config.policy,

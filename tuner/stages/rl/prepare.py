@@ -1,14 +1,15 @@
-"""What the RL loop works with, made from its config; and what is written when it is over."""
+"""Set-up of the RL loop from its config, and the state that goes on from step to step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
-from tuner.config import PolicyConfig, Rule
+from tuner.config import PolicyConfig
 from tuner.data.dataset import Dataset, load_data
 from tuner.data.examples import Examples
 from tuner.data.prompt_stream import PromptStream
@@ -20,11 +21,11 @@ from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure, polic
 from tuner.evaluation.judge import Judge
 from tuner.evaluation.position_loss import HeldOutReplay
 from tuner.models.chat import end_ids
-from tuner.models.load_roles import PolicyRoles, load_policy_roles
+from tuner.models.load_roles import load_policy_roles
 from tuner.models.roles import Roles
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
-from tuner.rollout.reward_sources import ModelReward, RewardSource, RuleReward
+from tuner.rollout.reward_sources import RewardSource
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rules import load_rule
 from tuner.rollout.shaping import shape_scores
@@ -32,17 +33,18 @@ from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import load_policy_prompts, plan_run
+from tuner.stages.rl.reward_source import reward_source
 from tuner.training.loop import Loop
 from tuner.training.step import Step
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The models, rows and loop of a run, and what is done with them from step to step."""
+    """Models, rows and loop of a run, and the parts of a step that carry state or write records."""
 
     config: PolicyConfig
     context: Context
-    algorithm: Algorithm
+    algorithm: Algorithm[Any]
     roles: Roles
     engine: Engine
     reward: RewardSource
@@ -52,7 +54,7 @@ class Setup:
     loop: Loop
 
     def measure_before(self) -> PolicyMeasure:
-        """The policy before the first step; a resumed run has it in its before.json."""
+        """Held-out measurement before the first step; a resumed run reads it from its before.json."""
         saved = self.context.run.read_json("before")
         if self.loop.counters.step and saved is not None:
             return PolicyMeasure.from_dict(saved)
@@ -62,7 +64,7 @@ class Setup:
         return before
 
     def shape(self, scores_A: np.ndarray, ended_A: np.ndarray) -> np.ndarray:
-        """Shaped scores, float64 [A]; the run's moments, by which they are normalized, go on in the loop's state."""
+        """Shaped scores, float64 [A]. The moments that normalize them are part of the loop's state, which is saved."""
         config, state = self.config, self.loop.state
         shaped_A, state["scores"] = shape_scores(
             scores_A,
@@ -75,7 +77,7 @@ class Setup:
         return shaped_A
 
     def updates(self, step: Step, rollout: Rollout, experiences: Sequence[Experience]) -> Iterator[Update]:
-        """The updates of a step; those of the policy with the replayed rows that fall due."""
+        """The updates of a step. Replayed rows go with the policy's: none are drawn in a warm-up of the critic."""
         config = self.config
         trains_policy = "policy" in self.algorithm.trains(step.index)
         replayed = self._draw_replay(step, rollout.num_tokens) if trains_policy else []
@@ -90,26 +92,26 @@ class Setup:
         )
 
     def record_answers(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
-        """Write the first answers of a rollout to rollouts.jsonl."""
+        """Write a rollout's first answers to rollouts.jsonl, and keep them for the next evaluation's samples."""
         if not self.context.devices.is_main:
             return
-        shown = range(min(self.config.evaluation.samples, len(rollout)))
-        self.held_out.rollout_samples = [rollout.sample(place, self.roles.tokenizer) for place in shown]
+        indices = range(min(self.config.evaluation.samples, len(rollout)))
+        self.held_out.rollout_samples = [rollout.sample(index, self.roles.tokenizer) for index in indices]
         answers = [
             {
-                "prompt": rollout.prompts[place].turns[-1].content,
-                "answer": rollout.texts[place],
-                "condition": rollout.prompts[place].condition,
-                "score": float(scores_A[place]),
-                "ended": rollout.answers[place].ended,
+                "prompt": rollout.prompts[index].turns[-1].content,
+                "answer": rollout.texts[index],
+                "condition": rollout.prompts[index].condition,
+                "score": float(scores_A[index]),
+                "ended": rollout.answers[index].ended,
             }
-            for place in shown
+            for index in indices
         ]
         self.context.run.record_answers(step.index + 1, answers)
 
     def finish(self, before: PolicyMeasure) -> None:
-        """Measure what was trained, and write it."""
-        after = self._measure("after", self.held_out.last)  # the loop has measured its last step
+        """Measure the trained policy, and write model and results."""
+        after = self._measure("after", self.held_out.last)  # an evaluation of the last step is not repeated
         last = (self.context.run.metrics or [{}])[-1] if self.context.devices.is_main else {}
         results = {**policy_results(before, after), "kl": last.get("kl")}
         self.context.finish(self.config.prompts.template, self.roles, results)
@@ -120,7 +122,10 @@ class Setup:
         return measure
 
     def _draw_replay(self, step: Step, tokens: int) -> list[int]:
-        """The rows due beside a rollout of so many tokens, counted in the step's record."""
+        """Indices of the rows to replay with a rollout of so many tokens; their tokens are logged.
+
+        Rows are never split: tokens too few for the next row are owed to later steps, so the ratio holds over the run.
+        """
         if self.replay is None:
             return []
         rows, self.loop.state["replay"] = self.replay.draw(self.loop.state.get("replay", {}), tokens)
@@ -129,7 +134,7 @@ class Setup:
 
 
 def prepare(config: PolicyConfig, context: Context) -> Setup:
-    """Load what a config names. Raises UserError where it does not fit together."""
+    """Load what a config names. Raises UserError where its parts do not fit together."""
     devices, algorithm = context.devices, algorithm_of(config)
     loaded = load_policy_roles(policy_models(config, algorithm.roles), devices.device, devices.autocast)
     roles = loaded.roles
@@ -140,7 +145,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     prompts, stream, replay = _load_rows(config, context, roles)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
-    reward = reward_source(config, loaded, context)
+    reward = reward_source(config, roles, loaded.sequences, devices)
     held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
     for sentence in (loaded.description, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
@@ -159,21 +164,11 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     )
 
 
-def reward_source(config: PolicyConfig, loaded: PolicyRoles, context: Context) -> RewardSource:
-    """What scores answers. Raises UserError where a rule is missing or takes other arguments."""
-    if isinstance(config.reward, Rule):
-        rule = load_rule(config.reward.function, "reward")
-        assert rule is not None
-        return RuleReward(rule, f"reward {config.reward.function!r}", context.devices)
-    assert loaded.sequences is not None
-    return ModelReward(loaded.roles, loaded.sequences, config.tokens_per_pass, context.devices)
-
-
 def _load_rows(
     config: PolicyConfig, context: Context, roles: Roles
 ) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
-    """Prompts, the steps they make, and replayed rows; refuses to go on with other rows than before."""
-    with context.reading() as progress:  # one bar, which is taken away where the rows do not fit together
+    """Prompts, their steps, and replayed rows. Raises UserError where a resumed run finds other rows than before."""
+    with context.reading() as progress:  # one bar for both; an error must remove it
         prompts = load_policy_prompts(config, roles.tokenizer, progress=progress)
         stream = plan_run(config, prompts)
         replay = None

@@ -19,12 +19,12 @@ from tuner.models.scorer import reward_template
 def load_policy_prompts(
     config: PolicyConfig, tokenizer: Any, *, progress: Progress | None = None
 ) -> Dataset[PromptSet]:
-    """The prompts of a config, each one that its reward model can score answers to."""
+    """The prompts of a config. Raises UserError for a prompt whose answers its reward model cannot score."""
     return load_prompts(config.prompts, tokenizer, reward_reader(config), progress=progress)
 
 
 def reward_reader(config: PolicyConfig) -> RewardReader | None:
-    """What the reward model can be asked; None where a rule scores, or the model is not at hand to tell."""
+    """Checks prompts against the reward model; None where a rule scores, or the model is not a local folder."""
     model = config.reward_model
     if model is None or not Path(model.path).is_dir():
         return None
@@ -34,7 +34,7 @@ def reward_reader(config: PolicyConfig) -> RewardReader | None:
 
 
 def plan_run(config: PolicyConfig, prompts: Dataset[PromptSet]) -> PromptStream:
-    """Which prompts each step answers. Raises UserError where a gold rule has no held-out prompt to measure."""
+    """The prompts of each step. Raises UserError where a gold rule has no held-out prompt to measure on."""
     if config.evaluation.rule is not None and prompts.test is None:
         raise UserError(
             f"evaluation.rule: no prompt is held out for it to measure ({prompts.report}); give prompts.test_files, or "

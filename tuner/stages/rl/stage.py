@@ -1,4 +1,4 @@
-"""The reinforcement learning stage, as the rest of the tool sees it."""
+"""The reinforcement learning stage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class RLStage(Stage[PolicyConfig]):
     compares_policies = True
 
     def figures(self, config: PolicyConfig) -> StageFigures:
-        return figures(config.stage, critic="critic" in algorithm_of(config).roles)
+        group = config.stage  # type: ignore[attr-defined]  # a literal of each subclass
+        return figures(group, critic="critic" in algorithm_of(config).roles)
 
     def tokenizer_model(self, config: PolicyConfig) -> Model:
         return config.policy
@@ -51,7 +52,7 @@ class RLStage(Stage[PolicyConfig]):
         return Preview(
             prompts.examples(),
             [chosen[group].tolist() for group in groups],
-            lambda number: prompts.condition(number) or "",
+            lambda index: prompts.condition(index) or "",
         )
 
     def examples(self, rows: Dataset[PromptSet]) -> Examples:
@@ -79,7 +80,7 @@ class RLStage(Stage[PolicyConfig]):
         return "text.jsonl" if raw_text else self.example_rows[field]
 
     def tiny_changes(self, config: PolicyConfig, stand_ins: frozenset[str]) -> Mapping[str, Any]:
-        """The adapter that the run in place of which the small model stands would have brought."""
+        """A LoRA adapter, where the run that the small model replaces would have brought the policy's."""
         needs_adapter = "policy" in stand_ins and config.adapter is None and config.roles == "shared"
         return {"adapter": LoRA()} if needs_adapter else {}
 

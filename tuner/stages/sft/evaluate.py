@@ -1,4 +1,4 @@
-"""Loss and score of held-out rows: before and after training, and of a finished run."""
+"""Loss and score on held-out rows, before and after training and of a finished run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Measures = dict[str, float | None]
 
 
 def held_out_rows(config: SFT, roles: Roles, devices: Devices, rows: Examples | None) -> HeldOutRows:
-    """Rows the policy is measured on, as its config says."""
+    """Held-out rows with the tokens that end an answer to them: the chat template's, or the tokenizer's for text."""
     ends = frozenset({roles.tokenizer.eos_token_id} - {None})
     if isinstance(config.data, Chat):
         ends = end_ids(Template(config.data.template, roles.tokenizer), roles.tokenizer)
@@ -33,7 +33,7 @@ def held_out_rows(config: SFT, roles: Roles, devices: Devices, rows: Examples | 
 
 
 def measure_before(context: Context, rows: HeldOutRows, loop: Loop) -> Measures:
-    """Measures before the first step; a resumed run has them in its before.json."""
+    """Measures before the first step; a resumed run reads them from its before.json."""
     if loop.counters.step:
         return context.run.read_json("before") or {"score": None, "loss": None}
     measures = measure("before", rows, loop)

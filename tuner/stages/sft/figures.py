@@ -1,4 +1,4 @@
-"""What is shown of supervised fine-tuning."""
+"""Figures, charts and curves of supervised fine-tuning."""
 
 from tuner.stages.loss_figures import (
     GRADIENT_NORM_PANEL,

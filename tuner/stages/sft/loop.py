@@ -10,7 +10,7 @@ from tuner.stages.sft.evaluate import held_out_rows, measure, measure_before, te
 
 
 def sft(config: SFT, context: Context) -> None:
-    """Teach the policy to answer like the conversations do."""
+    """Train the policy with cross entropy on the rows' tokens, by their loss weights."""
     roles = context.load_role(config, "policy")
     data = context.load_rows(config, roles)
     validation, test = (

@@ -1,4 +1,4 @@
-"""The SFT stage, as the rest of the tool sees it."""
+"""The SFT stage."""
 
 from __future__ import annotations
 
