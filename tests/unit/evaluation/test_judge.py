@@ -9,7 +9,7 @@ import pytest
 from tests.unit.evaluation.test_win_rate import prompts_of
 from tuner.config import PPO, Model, PolicyEvaluation, Prompts, Sampling
 from tuner.errors import UserError
-from tuner.evaluation.judge import Judge, Judged, answer_held_out
+from tuner.evaluation.judge import Judge, JudgedAnswers, answer_held_out
 from tuner.models.generate import Answer, uniforms
 from tuner.rollout import engine, reward_sources
 from tuner.rollout.engine import LocalEngine
@@ -121,7 +121,7 @@ def test_a_rule_that_fails_is_said_with_the_row(scene):
 
 
 def test_conditions_are_those_that_occur():
-    found = Judged(PROMPTS, list("wxyz"), np.zeros(4), None).conditions()
+    found = JudgedAnswers(PROMPTS, list("wxyz"), np.zeros(4), None).conditions()
     assert {name: chosen.tolist() for name, chosen in found.items()} == {
         "polite": [True, False, False, True],
         "json": [False, False, True, False],

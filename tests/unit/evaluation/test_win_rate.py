@@ -10,7 +10,7 @@ from tuner.data.conversation import Prompt, Turn
 from tuner.data.prompts import PromptCollector, PromptSet
 from tuner.display.win_page import sentences
 from tuner.evaluation.intervals import mean, share, sign_test, win_share
-from tuner.evaluation.judge import Answers, Judge, Judged
+from tuner.evaluation.judge import Answers, Judge, JudgedAnswers
 from tuner.evaluation.position_loss import RangeLoss
 from tuner.evaluation.win_rate import (
     ALL,
@@ -18,8 +18,8 @@ from tuner.evaluation.win_rate import (
     Contestant,
     PolicyCard,
     clusters,
+    figures_by_condition,
     judge_all,
-    measure,
     outcomes,
     policy_card,
     results,
@@ -43,7 +43,10 @@ def policy(name: str, prompts: PromptSet, scores, golds=None, texts=None) -> Con
     answers = Answers(texts, np.arange(count) % 4 > 0, np.full(count, 7))
     golds_A = None if golds is None else np.array(golds, dtype=np.float64)
     return Contestant(
-        name, f"runs/{name}", answers, Judged(prompts, texts, np.array(scores, dtype=np.float64), golds_A)
+        name,
+        f"runs/{name}",
+        answers,
+        JudgedAnswers(prompts, texts, np.array(scores, dtype=np.float64), golds_A),
     )
 
 
@@ -170,7 +173,7 @@ def test_wins_over_all_prompts_and_by_condition():
 
 def test_the_other_way_round_is_the_rest():
     card = two()
-    back = policy_card(card.matches[0].other, [card.own]).matches[0]
+    back = policy_card(card.matches[0].other, [card.policy]).matches[0]
     for judge, rates in card.matches[0].rates.items():
         for name, one in rates.items():
             assert back.rates[judge][name].rate.value == 1 - one.rate.value
@@ -178,7 +181,7 @@ def test_the_other_way_round_is_the_rest():
 
 
 def test_a_policy_against_itself_ties_everywhere():
-    own = two().own
+    own = two().policy
     (match,) = policy_card(own, [own]).matches
     for rates in match.rates.values():
         for one in rates.values():
@@ -214,7 +217,7 @@ def test_equal_answers_are_judged_once(monkeypatch):
                 strict=True,
             )
         )
-        return Judged(self.prompts, texts, np.arange(float(len(texts))), None)
+        return JudgedAnswers(self.prompts, texts, np.arange(float(len(texts))), None)
 
     monkeypatch.setattr(Judge, "judge", judge)
     given = [Answers(texts, np.ones(2, bool), np.ones(2)) for texts in (["x", "y"], ["x", "x"], ["y", "y"])]
@@ -224,7 +227,7 @@ def test_equal_answers_are_judged_once(monkeypatch):
 
 
 def test_measures_of_one_policy():
-    found = measure(two().own)
+    found = figures_by_condition(two().policy)
     assert found[ALL].score.value == 2.0
     assert found[ALL].gold is not None
     assert found[ALL].gold.value == 0.5

@@ -135,7 +135,7 @@ def test_held_out_rows_are_scored_alike(run, scorer):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
         measured = HeldOutPairs(
             data, roles, devices, override(config, {"tokens_per_pass": tokens_per_pass, **plain})
-        ).measure()
+        ).metrics()
         leads = expected[0::2] - expected[1::2]
         loss = np.log1p(np.exp(-leads)).mean() - 0.02 * (np.log(5 + expected) + np.log(5 - expected)).mean()
         assert measured["loss"] == pytest.approx(loss, abs=1e-5)

@@ -21,7 +21,7 @@ from tuner.data.template import Template
 from tuner.display.progress import progress_bar, reading_bar
 from tuner.display.win_page import policy_html, policy_terminal
 from tuner.errors import UserError
-from tuner.evaluation.judge import Answers, Judge, Judged, answer_held_out
+from tuner.evaluation.judge import Answers, Judge, JudgedAnswers, answer_held_out
 from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss
 from tuner.evaluation.win_rate import Contestant, PolicyCard, judge_all, policy_card, results
 from tuner.models.chat import end_ids
@@ -190,7 +190,7 @@ def _answer(
 def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[RangeLoss]:
     rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
     rows = spread(rows, config.evaluation.rows)
-    return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).measure()
+    return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).losses_by_position()
 
 
 def _judge(
@@ -200,7 +200,7 @@ def _judge(
     prompts: PromptSet,
     rule: RuleFunction | None,
     answers: Sequence[Answers],
-) -> list[Judged]:
+) -> list[JudgedAnswers]:
     """The scores of the run's reward and gold rule for everyone's answers."""
     judge = Judge(
         prompts, _reward_source(config, devices, location), rule, str(config.evaluation.rule), devices
@@ -227,7 +227,7 @@ def _reward_source(config: PolicyConfig, devices: Devices, location: Location | 
     return ModelReward(roles, sequences, config.tokens_per_pass, devices)
 
 
-def _check_numbers(config: PolicyConfig, judged: Sequence[Judged]) -> None:
+def _check_numbers(config: PolicyConfig, judged: Sequence[JudgedAnswers]) -> None:
     for policy in judged:
         if not np.isfinite(policy.scores_A).all():
             place = int(np.flatnonzero(~np.isfinite(policy.scores_A))[0])
