@@ -9,8 +9,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tuner.data.conversation import Prompt
-from tuner.display.plots import Axes, line, svg, text
-from tuner.display.sheet import STYLE, html_table, minus, safe, terminal_table
+from tuner.display.page_frame import figure_boxes, page, safe
+from tuner.display.plots import BAR, WIDTH, Axes, key, line, shortened, svg, text
+from tuner.display.sheet import STYLE, html_table, minus, terminal_table
 from tuner.evaluation.intervals import Interval
 from tuner.evaluation.report_card.tables import Table as PlainTable
 from tuner.evaluation.win_rate import (
@@ -33,9 +34,8 @@ LARGEST = 10
 """Wins, losses and disagreements that have a section of their own."""
 MOST_SHOWN = 500
 """Most prompts whose answers are on the page."""
-LABEL = 19
-"""Characters of a name that fit beside a bar; the tooltip has it in full."""
-WIDTH, BAR, STEP = 500, 15, 29
+STEP = 29
+"""Distance from one bar to the next, in pixels."""
 
 METHOD = (
     "The score is the reward model's, the gold score the rule's; the gap is the difference of mean scores. Ties count "
@@ -64,28 +64,32 @@ def policy_terminal(card: PolicyCard) -> RenderableType:
 
 
 def policy_html(card: PolicyCard, title: str) -> str:
-    """The card as one HTML page; light and dark as the reader's system is."""
+    """The card as one HTML page."""
     verdicts = "".join(
         f'<div class="verdict {_kind(match)}">'
         + "".join(f"<div>{safe(sentence)}</div>" for sentence in sentences(card.policy, match))
         + "</div>"
         for match in card.matches
     )
-    figures = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in _figures(card))
     tables = "".join(
         f"<section><h2>{safe(name)}</h2>{html_table('plain', table)}</section>"
         for name, table in _tables(card)
     )
+    plots = "".join(_bars(card.policy, match, judge) for match in card.matches for judge in match.rates)
     names = ", ".join(match.other.name for match in card.matches)
-    return _PAGE.format(
-        title=safe(f"{title} against {names}" if names else title),
-        style=STYLE + _STYLE,
-        verdicts=verdicts,
-        figures=figures,
-        plots="".join(_bars(card.policy, match, judge) for match in card.matches for judge in match.rates),
-        tables=tables,
-        method=safe(METHOD),
-        answers="".join(_answers(card)),
+    heading = f"{title} against {names}" if names else title
+    return page(
+        heading,
+        STYLE + _STYLE,
+        [
+            f"<h1>{safe(heading)}</h1>",
+            verdicts,
+            figure_boxes(_figures(card)),
+            f'<div class="plots">{plots}</div>',
+            tables,
+            f'<section><p class="method">{safe(METHOD)}</p></section>',
+            "".join(_answers(card)),
+        ],
     )
 
 
@@ -210,9 +214,9 @@ def _bars(policy: Contestant, match: Match, judge: str) -> str:
         + "".join(_bar(axes, axes.top + 8 + STEP * place, *rate) for place, rate in enumerate(rates))
         + line(axes.x(0.5), axes.top, axes.x(0.5), axes.bottom, "chance")
         + text(axes.x(0.5), axes.top - 6, "equally good", "middle")
-        + _key(axes.left, "a area", "won")
-        + _key(axes.left + 84, "tie", "tied")
-        + _key(axes.left + 168, "b area", "lost")
+        + key(axes.left, "a area", "won")
+        + key(axes.left + 84, "tie", "tied")
+        + key(axes.left + 168, "b area", "lost")
         + axes.named("prompts; the dot is the win rate, ties counting half, with its 95% interval")
     )
     title = f"{policy.name} against {match.other.name}, by {BY[judge]}"
@@ -221,7 +225,6 @@ def _bars(policy: Contestant, match: Match, judge: str) -> str:
 
 def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
     name, middle = printable(name or "all prompts"), top + BAR / 2
-    short = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
     tooltip = (
         f"{name}: wins {_percent(rate.rate)}; {rate.wins:,} won, {rate.ties:,} tied, {rate.losses:,} lost"
     )
@@ -235,19 +238,13 @@ def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
     low, dot, high = (axes.x(value) for value in (rate.rate.low, rate.rate.value, rate.rate.high))
     return (
         f"<g><title>{safe(tooltip)}</title>"
-        + text(axes.left - 9, middle + 4, short, "end")
+        + text(axes.left - 9, middle + 4, shortened(name), "end")
         + drawn
         + line(low, middle, high, middle, "whisker")
         + "".join(line(x, middle - 4, x, middle + 4, "whisker") for x in (low, high))
         + f'<circle class="rate" cx="{dot:.1f}" cy="{middle:.1f}" r="4.5"/>'
         + text(axes.right + 8, middle + 4, f"{rate.rate.value:.0%}", "start")
         + "</g>"
-    )
-
-
-def _key(x: float, kind: str, name: str) -> str:
-    return f'<rect class="{kind}" x="{x:.1f}" y="6" width="22" height="11"/>' + text(
-        x + 29, 16, name, "start"
     )
 
 
@@ -344,20 +341,6 @@ def _prompt_text(prompt: Prompt) -> str:
         return turns[0].content
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head><body><main>
-<h1>{title}</h1>
-{verdicts}
-<div class="figures">{figures}</div>
-<div class="plots">{plots}</div>
-{tables}
-<section><p class="method">{method}</p></section>
-{answers}
-</main></body></html>
-"""
 
 _STYLE = """
 .verdict+.verdict{margin-top:8px}.verdict div:first-child{font-weight:600}
