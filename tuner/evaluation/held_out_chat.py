@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tuner.config import Evaluation
-from tuner.config.functions import load_function
+from tuner.config.functions import Function, load_function
 from tuner.data.batch import make_batches
 from tuner.data.examples import Examples
 from tuner.data.packing import deal
@@ -112,7 +112,7 @@ class HeldOutRows:
             ) from error
 
 
-def load_score(name: str | None) -> Score | None:
+def load_score(name: Function | None) -> Score | None:
     """The scoring function of a config: "exact", or "file.py:name"."""
     if name is None or not isinstance(name, str):
         return None

@@ -94,7 +94,7 @@ class HeldOutPolicy:
 
     def _sample(self, judged: JudgedAnswers, index: int) -> Sample:
         prompt = judged.prompts.prompt(index)
-        text = self._tokenizer.decode(judged.prompts.tokens(index).tolist())
+        text = str(self._tokenizer.decode(judged.prompts.tokens(index).tolist()))
         gold = None if judged.golds_A is None else float(judged.golds_A[index])
         return Sample(text, judged.answers[index], prompt.reference or "", gold, prompt.condition)
 

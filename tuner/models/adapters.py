@@ -86,7 +86,7 @@ def continue_adapter(
     with _adapter_errors(folder):
         weights = _read_weights(model, file)
         if weights is not None and new_head:
-            weights[_SAVED_HEAD] = model.score.weight.detach()
+            weights[_SAVED_HEAD] = model.get_parameter(f"{SCORE}.weight").detach()
         with _without_deprecations():
             wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
             _set_weights(wrapped, weights, file, ADAPTER)
@@ -97,7 +97,7 @@ def continue_adapter(
 
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:
     """Put a copy of one of the model's adapters beside it, with the modules it trains whole."""
-    _add_beside(model, target, model.peft_config[source])
+    _add_beside(model, target, _settings(model)[source])
     with torch.no_grad():
         weights = dict(model.named_parameters())
         for name, weight in weights.items():
@@ -139,18 +139,26 @@ def activate(model: nn.Module, adapter: str | None) -> None:
     peft's own set_adapter trains the active adapter and freezes all others.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    layers = vars(model).get("_tuner_layers")
-    if layers is None:  # walking all modules takes longer than a small model's forward pass
-        wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        layers = [module for module in model.modules() if isinstance(module, wrappers)]
-        vars(model)["_tuner_layers"] = layers
-    for layer in layers:
-        has_it = adapter is not None and (
+    for layer in _adapted_layers(model):
+        is_active = adapter is not None and (
             isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save
         )
-        layer._active_adapter = [adapter] if has_it else []
+        layer._active_adapter = [adapter] if is_active else []
+
+
+def _adapted_layers(model: nn.Module) -> list[Any]:
+    """peft's wrappers of layers and of modules trained whole, listed once per model."""
+    layers = vars(model).get("_tuner_layers")
+    if layers is None:  # walking all modules takes longer than a small model's forward pass
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        layers = vars(model)["_tuner_layers"] = [
+            module for module in model.modules() if isinstance(module, wrappers)
+        ]
+    return layers
 
 
 def belongs_to(parameter: str, adapter: str | None) -> bool:
@@ -174,9 +182,9 @@ def is_meta(model: nn.Module) -> bool:
     return any(weight.is_meta for weight in model.parameters())
 
 
-def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
+def save_adapter(model: Any, folder: Path, base: str) -> None:
     """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`."""
-    model.peft_config[ADAPTER].base_model_name_or_path = base
+    _settings(model)[ADAPTER].base_model_name_or_path = base
     # False: else peft also saves embeddings that it guesses were resized; those trained whole are saved anyway.
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
     Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
@@ -220,6 +228,11 @@ def _without_deprecations() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """peft's settings of a wrapped model's adapters, by name."""
+    return model.peft_config
 
 
 def _read_settings(folder: Path) -> Any:

@@ -43,7 +43,7 @@ class Answer:
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The decoded answer without the end token; other special tokens are kept, so that a reward sees them."""
-        return tokenizer.decode(self.content.tolist(), skip_special_tokens=False)  # type: ignore[return-value]
+        return str(tokenizer.decode(self.content.tolist(), skip_special_tokens=False))
 
     @property
     def content(self) -> np.ndarray:
@@ -120,11 +120,11 @@ def stream(
             if step.ended_L[0]:
                 break
             answer.append(int(step.tokens_L[0]))
-            text = tokenizer.decode(answer, skip_special_tokens=True)
+            text = str(tokenizer.decode(answer, skip_special_tokens=True))
             if not text.endswith("�"):  # an incomplete character: wait for its other bytes
                 yield text[len(shown) :]
                 shown = text
-    yield tokenizer.decode(answer, skip_special_tokens=True)[len(shown) :]
+    yield str(tokenizer.decode(answer, skip_special_tokens=True))[len(shown) :]
 
 
 @contextmanager
@@ -263,6 +263,7 @@ def _attention(transformer: PreTrainedModel, name: str) -> Iterator[None]:
     """Use another attention. `varlen` ignores masks, so padded rows under it would be silently wrong."""
     varlen.register()
     previous = transformer.config._attn_implementation
+    assert previous is not None  # set by every load
     transformer.set_attn_implementation(name)
     try:
         yield

@@ -67,6 +67,9 @@ class _Slots:
 class _RowLayer(DynamicLayer):
     """Keys and values [B, K, S, D] of one layer, with free slots for new tokens."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, slots: _Slots) -> None:
         super().__init__()
         self._slots = slots
@@ -162,6 +165,7 @@ class RowCache(Cache):
         room = min(self._max_new_tokens, max(BLOCK, 2 * written))
         capacity = self._longest + room
         for layer in self.layers:
+            assert isinstance(layer, _RowLayer)
             layer.keep(kept_B, first, end, capacity)
         self._slots.rows, self._slots.filled, self._slots.capacity = len(kept_B), end - first, capacity
         self._real_BS = self._real()

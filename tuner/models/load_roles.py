@@ -188,9 +188,10 @@ def _check_language(models: PolicyModels, policy: Location, reward: Location) ->
         policy.tokenizer_folder, trust_remote_code=models.policy.trust_remote_code
     )
     tokenizer, template = reward_template(models.reward, reward)
+    policy_template = Template(models.template, policy_tokenizer)  # pyright: ignore[reportArgumentType]
     if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
         what = "tokenizers"
-    elif _rendered_probe(Template(models.template, policy_tokenizer)) != _rendered_probe(template):
+    elif _rendered_probe(policy_template) != _rendered_probe(template):
         what = "chat templates"
     else:
         return
@@ -354,7 +355,7 @@ def switch_off_dropout(model: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType]
 
 
 def _identity(location: Location) -> str:

@@ -75,8 +75,13 @@ def varlen_attention(
         query_1HTD, key_1KTD, value_1KTD = (part.to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
     if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:
         attend = _flash if _has_flash() else _torch_varlen
+        query_THD, key_TKD, value_TKD = (
+            tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD)
+        )
         out_THD = attend(
-            *(tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD)),
+            query_THD,
+            key_TKD,
+            value_TKD,
             cu_seq_lens_q,
             max_length_q,
             scaling,
@@ -179,12 +184,12 @@ def _torch_varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     groups = query_THD.shape[1] // key_TKD.shape[1]
-    shared = {"enable_gqa": groups > 1}
+    shared: dict[str, Any] = {"enable_gqa": groups > 1}
     if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
         key_TKD, value_TKD = (part.repeat_interleave(groups, dim=1) for part in (key_TKD, value_TKD))
         shared = {}
     left = -1 if window is None else window - 1
-    return varlen_attn(
+    return varlen_attn(  # pyright: ignore[reportReturnType] (a tuple only where more is asked for)
         query_THD.contiguous(),
         key_TKD.contiguous(),
         value_TKD.contiguous(),

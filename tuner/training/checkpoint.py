@@ -75,10 +75,11 @@ class Checkpoints:
         """Raises UserError when the checkpoint cannot be read."""
         folder = self.path(step)
         try:
-            return Snapshot(
-                *(load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer", "random")),
-                json.loads((folder / "state.json").read_text(encoding="utf-8")),
+            trained, optimizer, generators = (
+                load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer", "random")
             )
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return Snapshot(trained, optimizer, generators, state)
         except Exception as error:
             raise UserError(
                 f"{folder}: this checkpoint cannot be read ({error}); remove the folder to go on from the one before"
@@ -148,12 +149,12 @@ def restore(
 
 def generator_state() -> dict[str, Any]:
     """State of every random generator of this process, as nested dicts and lists."""
-    numpy_state = np.random.get_state()
+    _, numpy_keys, *numpy_rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": {
-            "keys": torch.from_numpy(np.asarray(numpy_state[1]).astype(np.int64)),
-            "rest": list(numpy_state[2:]),
+            "keys": torch.from_numpy(np.asarray(numpy_keys).astype(np.int64)),
+            "rest": numpy_rest,
         },
         "torch": torch.get_rng_state(),
     }

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset
@@ -101,7 +101,7 @@ class RunTrainer(transformers.Trainer):
         sums = dict.fromkeys(self.measures, 0.0)
         for part in parts:
             with self.accelerator.autocast():  # which transformers leaves out where nothing was trained
-                means = self.evaluate(rows.select(part))
+                means = self.evaluate(rows.select(part))  # pyright: ignore[reportArgumentType]
             for name, key in self.measures.items():
                 sums[name] += means[f"eval_{key}"] * len(set(part))
         return {name: total / len(rows) for name, total in sums.items()}
@@ -118,10 +118,11 @@ class RunTrainer(transformers.Trainer):
 
     def restore_model(self) -> None:
         """Undo what TRL and transformers have changed of the model beside its weights."""
-        transformer = unwrapped(self.model)
+        model = cast(Any, self.model)
+        transformer = unwrapped(model)
         transformer.config, transformer.generation_config = self._original_configs
-        if is_adapted(self.model) and "ref" in self.model.peft_config:
-            self.model.delete_adapter("ref")
+        if is_adapted(model) and "ref" in model.peft_config:
+            model.delete_adapter("ref")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.args.should_save and output_dir is not None:
