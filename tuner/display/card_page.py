@@ -49,7 +49,7 @@ CONTROLS = {
 def terminal(card: ReportCard) -> RenderableType:
     """The card for a rich console: verdict, figures, tables, and the first of the worst pairs.
 
-    Nothing is conveyed by color alone, and without a terminal it reads as plain lines.
+    No fact is conveyed by color alone, and without a terminal it is plain lines.
     """
     shown: list[RenderableType] = [
         Text(
@@ -145,7 +145,7 @@ def _notes(card: ReportCard) -> dict[str, str]:
 
 
 def _of_all(table: PlainTable) -> PlainTable:
-    """The reliability over all pairs, without each condition's."""
+    """The reliability table's rows over all pairs, without those of single conditions."""
     return table[0][1:], [row[1:] for row in table[1] if row[0] == "all"]
 
 

@@ -50,7 +50,7 @@ METHOD_IN_BRIEF = "95% intervals in brackets; ties count half; the gap is the di
 def policy_terminal(card: PolicyCard) -> RenderableType:
     """The card for a rich console: who wins, tables of policies, win rates and replay loss.
 
-    Nothing is conveyed by color alone, and without a terminal it reads as plain lines.
+    No fact is conveyed by color alone, and without a terminal it is plain lines.
     """
     shown: list[RenderableType] = []
     for match in card.matches:

@@ -36,9 +36,9 @@ _MERGE_FIRST = (
 
 
 def add_adapter(model: PreTrainedModel, adapter: config.Adapter, seed: int) -> nn.Module:
-    """Put a fresh adapter, initialized from `seed`, around a model; all else is frozen but a scalar head.
+    """Wrap a model in a fresh adapter, initialized from `seed`; everything else is frozen, except a scalar head.
 
-    The model computes what it did before. Returns peft's wrapper. Raises UserError when a target or a module of
+    The model's outputs do not change. Returns peft's wrapper. Raises UserError when a target or a module of
     `train_whole` is not in the model.
     """
     settings = peft_config(adapter, model)
@@ -127,16 +127,17 @@ def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
 
 
 def train_only(model: nn.Module, *adapters: str) -> None:
-    """Train the weights of these adapters and no others, in fp32, whichever adapter is active."""
+    """Make the weights of these adapters the only trained ones, in fp32, whichever adapter is active."""
     for name, weight in model.named_parameters():
         weight.requires_grad_(any(_is_of(name, adapter) for adapter in adapters))
     _train_in_fp32(model)
 
 
 def activate(model: nn.Module, adapter: str | None) -> None:
-    """Make the model compute with one of its adapters, or with none; which weights are trained stays as it was.
+    """Make the model compute with one of its adapters, or with none; the trained weights stay the same.
 
-    peft's own set_adapter trains the active adapter and freezes all others.
+    peft's own set_adapter also makes the active adapter trained and freezes all others: activating the reference for
+    a pass would freeze the policy.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -271,9 +272,9 @@ class _Kind:
     """A kind of adapter, between its class in tuner.config and peft's settings."""
 
     name: str
-    """As users know it."""
+    """Name in messages."""
     weight_prefix: str
-    """What peft's names of its modules begin with."""
+    """Prefix of the names of peft's modules."""
     settings: Callable[[Any, PreTrainedModel], Any]
     """From the config and the model to peft's settings."""
     saved_values: Callable[[Any], dict[str, Any]]
@@ -390,6 +391,8 @@ def _devices(model: nn.Module) -> list[torch.device]:
 
 
 def _train_in_fp32(model: nn.Module) -> None:
+    """Hold trained weights in fp32: in bf16, with 8 significant bits, many updates are smaller than half a unit in
+    the last place and would be lost."""
     _hold_in_fp32(weight for weight in model.parameters() if weight.requires_grad)
 
 

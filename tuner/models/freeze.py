@@ -10,7 +10,7 @@ from tuner.models.unwrap import unwrapped
 
 
 def freeze(model: nn.Module, part: config.Freeze | None) -> None:
-    """Freeze some of the weights that are trained, in place: the model's own, or its adapters'.
+    """Freeze some of the trained weights, in place: the model's, or its adapters'.
 
     Raises UserError when a pattern matches nothing, there are fewer layers, or nothing is left to train.
     """

@@ -42,7 +42,7 @@ class Answer:
     greedy decoding. As computed in generation, which rounds differently from a training pass: losses recompute them."""
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The decoded answer without the end token; other special tokens are kept, so that a reward sees them."""
+        """The decoded answer without the end token, with other special tokens, so that a reward sees them."""
         return str(tokenizer.decode(self.content.tolist(), skip_special_tokens=False))
 
     @property
@@ -165,7 +165,10 @@ def _decode(
     noise: np.ndarray | None,
     tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> Iterator[_Step]:
-    """Generate for all prompts at once, token by token; ended rows are dropped once they are half of all."""
+    """Generate for all prompts at once, token by token.
+
+    Ended rows are dropped once they are half of all, and not one by one: dropping copies the cache.
+    """
     device, ends = transformer.device, np.fromiter(end_ids, np.int64)
     lengths = [len(prompt) for prompt in prompts]
     cache = RowCache(transformer, lengths, max_new_tokens)
@@ -184,10 +187,10 @@ def _decode(
         if place + 1 == max_new_tokens or not live_B.any():
             return
         if cache.is_full or 2 * live_B.sum() <= len(live_B):
-            kept_B = cache.keep(np.flatnonzero(live_B))
+            remaining_B = cache.keep(np.flatnonzero(live_B))
             rows_B, live_B = rows_B[live_B], live_B[live_B]
-            tokens_B, positions_B1 = tokens_B[kept_B], positions_B1[kept_B]
-            noise_BM = None if noise_BM is None else noise_BM[kept_B]
+            tokens_B, positions_B1 = tokens_B[remaining_B], positions_B1[remaining_B]
+            noise_BM = None if noise_BM is None else noise_BM[remaining_B]
         output = transformer(
             input_ids=tokens_B[:, None],
             attention_mask=cache.mask,

@@ -1,7 +1,7 @@
 """The roles of a policy stage, loaded: the policy and, where they are needed, reference, critic and reward model.
 
-They stand on as few models as their layout allows. On the meta device no weights are read: `tuner check` counts memory
-on what is built there.
+They share as few models as their layout allows. On the meta device no weights are read: `tuner check` estimates memory
+from what is built there.
 """
 
 from __future__ import annotations
@@ -312,9 +312,8 @@ def _separate(loader: _Loader) -> dict[str, Role]:
     roles = {POLICY: Role(loader.load(models.policy, adapter=models.adapter))}
     if REFERENCE in models.roles:
         reference = loader.load(models.policy, adapter=models.adapter)
-        reference.model.requires_grad_(
-            False
-        )  # in the policy's dtypes: rounded weights would be another model
+        # loaded as the policy is, in its dtypes: rounded weights would be another model
+        reference.model.requires_grad_(False)
         roles[REFERENCE] = Role(reference)
     if models.reward_role is not None:
         roles[REWARD] = Role(loader.load(models.reward_role, head="score", train=False))

@@ -17,6 +17,7 @@ MODEL_FOLDER = "model"
 
 _WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*")
 _CODE = ("*.py",)
+# second copies of the weights in many hub repositories
 _DUPLICATES = ("consolidated*", "original/*", "*/*.safetensors", "*.gguf")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 

@@ -181,7 +181,7 @@ def locate_adapter(run_or_model_folder: str | Path) -> Location:
 def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
     """The base in fp32 layers with the adapter merged into them.
 
-    Merged into 4-bit layers it would be quantized again, an error larger than what most adapters change.
+    A merge into 4-bit layers would quantize the sum again, with an error larger than what most adapters change.
     """
     dequantize(base)
     was_tied = _untie_head(base)

@@ -63,7 +63,7 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
     if not file.is_file():
         if Path(folder, BASE_RECORD).is_file():
             raise UserError(
-                f"{file}: how this reward model is to be asked is missing; restore it or train again"
+                f"{file} is missing, so how this model reads a conversation is unknown; restore it or train again"
             )
         token_id = getattr(loaded.transformer.config, "reward_token_id", None)  # of InternLM2's reward models
         token = None if token_id is None else loaded.tokenizer.convert_ids_to_tokens(token_id)

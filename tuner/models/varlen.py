@@ -32,7 +32,10 @@ def register() -> None:
 
 
 def segment_arguments(batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of a transformers model's forward pass by which `varlen` isolates the batch's segments."""
+    """Keyword arguments of a transformers model's forward pass with which `varlen` isolates the batch's segments.
+
+    Positions that restart isolate nothing: without these arguments tokens would attend to the segments before.
+    """
     return {
         "cu_seq_lens_q": batch.offsets,
         "cu_seq_lens_k": batch.offsets,
@@ -94,7 +97,7 @@ def varlen_attention(
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """No mask: segments replace it, and transformers would build one of T × T."""
+    """No mask: offsets isolate the segments, and a mask of transformers would hold T × T elements."""
 
 
 def _by_segment(

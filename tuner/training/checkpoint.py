@@ -37,7 +37,10 @@ class Snapshot:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written one at a time in the background; old ones are removed last."""
+    """The checkpoints of a run folder, written in the background, one at a time.
+
+    Old ones are removed only after a new one is complete.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
@@ -45,7 +48,7 @@ class Checkpoints:
         self._error: BaseException | None = None
 
     def tidy(self) -> None:
-        """Remove what a killed writer left half-written."""
+        """Remove the unfinished folder of a killed writer."""
         for leftover in self._folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -96,7 +99,11 @@ class Checkpoints:
 
 
 def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all: beside its place, synced to disk, then renamed."""
+    """Write a folder whole or not at all: under another name, synced to disk, then renamed.
+
+    A rename is atomic, so that a folder with its final name is complete, whenever the process is killed. Without the
+    syncs a power failure could leave the new name on disk and its files empty.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = destination.with_name(f".writing-{destination.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
