@@ -142,10 +142,10 @@ def activate(model: nn.Module, adapter: str | None) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for layer in _adapted_layers(model):
-        is_active = adapter is not None and (
-            isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save
-        )
-        layer._active_adapter = [adapter] if is_active else []
+        if adapter is not None and (isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save):
+            layer._active_adapter = [adapter]
+        else:
+            layer._active_adapter = []
 
 
 def _adapted_layers(model: nn.Module) -> list[Any]:

@@ -78,6 +78,7 @@ def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 def _logits(causal: PreTrainedModel, hidden_TD: torch.Tensor) -> torch.Tensor:
     head = causal.get_output_embeddings()
+    assert head is not None
     logits_TV = head(hidden_TD)
     cap = getattr(causal.config, "final_logit_softcapping", None)
     return logits_TV if cap is None else torch.tanh(logits_TV / cap) * cap

@@ -192,7 +192,7 @@ def _torch_varlen(
         key_TKD, value_TKD = (part.repeat_interleave(groups, dim=1) for part in (key_TKD, value_TKD))
         shared = {}
     left = -1 if window is None else window - 1
-    return varlen_attn(  # pyright: ignore[reportReturnType] (a tuple only where more is asked for)
+    return varlen_attn(  # pyright: ignore[reportReturnType] (a tuple only with return_aux)
         query_THD.contiguous(),
         key_TKD.contiguous(),
         value_TKD.contiguous(),
