@@ -20,7 +20,7 @@ from tuner.cli.check import check as check_command
 from tuner.config import PPO, override, to_json
 from tuner.errors import UserError
 from tuner.evaluation import judge as judged
-from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure
+from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement
 from tuner.resources import locate
 from tuner.stages.check import check
 from tuner.stages.run import Run
@@ -56,17 +56,17 @@ def plain(start) -> Callable[..., PPO]:
 
 
 @pytest.fixture
-def looks(monkeypatch) -> list[PolicyMeasure]:
-    """What every look at the policy found."""
-    found: list[PolicyMeasure] = []
-    look = HeldOutPolicy.look
+def measurements(monkeypatch) -> list[PolicyMeasurement]:
+    """Every measurement of the policy."""
+    measured: list[PolicyMeasurement] = []
+    measure = HeldOutPolicy.measure
 
-    def looking(self: HeldOutPolicy) -> PolicyMeasure:
-        found.append(look(self))
-        return found[-1]
+    def recording(self: HeldOutPolicy) -> PolicyMeasurement:
+        measured.append(measure(self))
+        return measured[-1]
 
-    monkeypatch.setattr(HeldOutPolicy, "look", looking)
-    return found
+    monkeypatch.setattr(HeldOutPolicy, "measure", recording)
+    return measured
 
 
 def strict(file: Path) -> Any:
@@ -160,12 +160,12 @@ def evaluated(run: Run) -> dict[str, float]:
     return {name: value for name, value in run.metrics[-1].items() if name.startswith("eval_")}
 
 
-def test_the_last_look_is_taken_once(plain, tmp_path, looks):
+def test_the_last_look_is_taken_once(plain, tmp_path, measurements):
     """Before the first step, at every evaluation, and no more; the last of them is the result."""
     run = tuner.train(plain(MEASURED | {"critic_warmup": 0}), runs=tmp_path)
-    assert len(looks) == 1 + 2
+    assert len(measurements) == 1 + 2
     assert afters(run.results) == evaluated(run)
-    assert run.read_json("before") == looks[0].to_dict()
+    assert run.read_json("before") == measurements[0].to_dict()
     assert run.results["replay"]["before"] != run.results["replay"]["after"]
 
 
@@ -181,14 +181,14 @@ def train_to_the_last_step(config: PPO, runs: Path) -> None:
             tuner.train(config, runs=runs)
 
 
-def test_a_run_killed_behind_its_last_step_measures_it_anew(plain, tmp_path, looks):
+def test_a_run_killed_behind_its_last_step_measures_it_anew(plain, tmp_path, measurements):
     config = plain(MEASURED | {"max_steps": 2, "critic_warmup": 0})
     train_to_the_last_step(config, tmp_path)
     assert Run(tmp_path / "ppo").results is None
-    before, last = looks
-    looks.clear()
+    before, last = measurements
+    measurements.clear()
     run = tuner.train(config, runs=tmp_path)
-    assert [one.to_dict() for one in looks] == [last.to_dict()]
+    assert [one.to_dict() for one in measurements] == [last.to_dict()]
     assert afters(run.results) == evaluated(run)
     assert run.results["gold"]["before"] == before.means["gold"]
 

@@ -68,7 +68,7 @@ def expected() -> list[RangeLoss]:
 @pytest.mark.parametrize("tokens_per_pass", [256, 3000, 8192])
 def test_loss_by_position_is_that_of_each_row_alone(roles, expected, tokens_per_pass):
     """A pass of 256 tokens is as long as the longest row; in one of 8,192 stand all rows together."""
-    found = HeldOutReplay(examples(rows()), roles, Devices.of(SMALL), tokens_per_pass).measure()
+    found = HeldOutReplay(examples(rows()), roles, Devices.of(SMALL), tokens_per_pass).losses_by_position()
     assert [(one.start, one.end) for one in found] == RANGES
     assert [one.weight for one in found] == [one.weight for one in expected]  # quarters: sums are exact
     assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], abs=1e-4)
@@ -81,7 +81,7 @@ def test_a_range_without_a_learned_token_is_left_out(roles):
     tokens, weights_T = rows()[1]
     weights_T = np.zeros_like(weights_T)
     weights_T[[255, 256, 1499]] = 0.5, 2, 3
-    found = HeldOutReplay(examples([(tokens, weights_T)]), roles, Devices.of(SMALL), 256).measure()
+    found = HeldOutReplay(examples([(tokens, weights_T)]), roles, Devices.of(SMALL), 256).losses_by_position()
     assert [(one.start, one.end, one.weight) for one in found] == [
         (0, 256, 0.5),
         (256, 512, 2),

@@ -21,7 +21,7 @@ class Bar:
     """A run's progress: two live lines."""
 
     running = False
-    """Whether one is on screen. Other bars then vanish when they are done: every evaluation would add one."""
+    """Whether a run's bar is on screen. Other bars then vanish when they are done: every evaluation would leave one."""
 
     def __init__(
         self, stream: TextIO, name: str, before: int, total: int, clock: Callable[[], float]
@@ -132,7 +132,7 @@ def _sample_panel(title: str, sample: Sample) -> Any:
 
 
 def _below(facts: list[Fact]) -> list[Fact]:
-    """The facts that stand below the bar."""
+    """The facts shown below the bar."""
     return [fact for fact in facts if fact.tone != "time left"]
 
 

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tuner.display import plots
-from tuner.display.sheet import STYLE, cell_text, html_table, minus, one_line, safe, terminal_table
+from tuner.display.page_frame import figure_boxes, page, safe
+from tuner.display.sheet import STYLE, cell_text, html_table, minus, one_line, terminal_table
 from tuner.evaluation.report_card.card import SAME_LENGTH, ReportCard
 from tuner.evaluation.report_card.tables import Table as PlainTable
 from tuner.evaluation.report_card.tables import length_parts, tables
@@ -48,7 +49,7 @@ CONTROLS = {
 def terminal(card: ReportCard) -> RenderableType:
     """The card for a rich console: verdict, figures, tables, and the first of the worst pairs.
 
-    Nothing is conveyed by color alone, and without a terminal it reads as plain lines.
+    No fact is conveyed by color alone, and without a terminal it is plain lines.
     """
     shown: list[RenderableType] = [
         Text(
@@ -68,24 +69,24 @@ def terminal(card: ReportCard) -> RenderableType:
 
 
 def html(card: ReportCard, title: str) -> str:
-    """The card as one HTML page; light and dark as the reader's system is."""
+    """The card as one HTML page."""
     verdict = "".join(f"<li>{safe(sentence)}</li>" for sentence in card.verdict)
-    figures = "".join(
-        f"<div><b>{safe(value)}</b><span>{safe(name)}</span></div>" for value, name in _figures(card)
-    )
     sections = "".join(
-        f"<section><h2>{safe(title)}</h2>{f'<p>{safe(note)}</p>' if note else ''}{html_table(name, table)}</section>"
-        for name, title, note, table in _parts(card)
+        f"<section><h2>{safe(heading)}</h2>{f'<p>{safe(note)}</p>' if note else ''}{html_table(name, table)}</section>"
+        for name, heading, note, table in _parts(card)
     )
-    return _PAGE.format(
-        title=safe(title),
-        style=STYLE,
-        kind="failed" if card.failed else "remarks" if card.verdict else "good",
-        heading=safe(_heading(card)),
-        verdict=f"<ul>{verdict}</ul>" if verdict else "",
-        figures=figures,
-        plots="".join(_plots(card)),
-        sections=sections,
+    kind = "failed" if card.failed else "remarks" if card.verdict else "good"
+    return page(
+        title,
+        STYLE,
+        [
+            f"<h1>{safe(title)}</h1>",
+            f'<div class="verdict {kind}"><strong>{safe(_heading(card))}</strong>'
+            f"{f'<ul>{verdict}</ul>' if verdict else ''}</div>",
+            figure_boxes(_figures(card)),
+            f'<div class="plots">{"".join(_plots(card))}</div>',
+            sections,
+        ],
     )
 
 
@@ -144,7 +145,7 @@ def _notes(card: ReportCard) -> dict[str, str]:
 
 
 def _of_all(table: PlainTable) -> PlainTable:
-    """The reliability over all pairs, without each condition's."""
+    """The reliability table's rows over all pairs, without those of single conditions."""
     return table[0][1:], [row[1:] for row in table[1] if row[0] == "all"]
 
 
@@ -176,16 +177,3 @@ def _plots(card: ReportCard) -> Iterator[str]:
         yield plots.length_curve(card.length.curve)
         bars = [(name, accuracy, None) for name, accuracy in length_parts(card).items()]
         yield plots.accuracy_bars("Accuracy and length", bars)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head><body><main>
-<h1>{title}</h1>
-<div class="verdict {kind}"><strong>{heading}</strong>{verdict}</div>
-<div class="figures">{figures}</div>
-<div class="plots">{plots}</div>
-{sections}
-</main></body></html>
-"""

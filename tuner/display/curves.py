@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from tuner.display.panels import GREY, INK, limit_steps, plain
+from tuner.display.panels import GRAY, INK, limit_steps, plain
 from tuner.training.figures import Metrics, Panel, Picture, StageFigures, phases_of
 
 DOTS_PER_INCH = 130
@@ -80,7 +80,7 @@ def _lay_out(
 
 
 def _label_steps(picture: Picture, large: list[Axes], small: list[Axes]) -> None:
-    """Steps are written below the lowest panels alone."""
+    """Label the steps below the lowest panels only."""
     lowest = {large[-1], *small[-picture.columns :]}
     for axes in (*large, *small):
         axes.tick_params(labelbottom=axes in lowest)
@@ -102,7 +102,7 @@ def _phase_spans(metrics: Metrics, figures: StageFigures) -> list[tuple[int, int
 
 
 def _name_phases(axes: Axes, phases: list[tuple[int, int, str]]) -> None:
-    """Each phase is named where it first begins."""
+    """Write the name of each phase where it first begins."""
     starts: dict[str, Any] = {}
     for first, _, name in phases:
         starts.setdefault(name, first)
@@ -113,6 +113,6 @@ def _name_phases(axes: Axes, phases: list[tuple[int, int, str]]) -> None:
             xycoords=axes.get_xaxis_transform(),
             xytext=(4, 5),
             textcoords="offset points",
-            color=GREY,
+            color=GRAY,
             fontsize=8.5,
         )

@@ -1,4 +1,4 @@
-"""`tuner data` as a page of HTML that needs nothing else; light and dark as the reader's system is."""
+"""`tuner data` as one page of HTML that needs nothing else."""
 
 from html import escape
 
@@ -19,6 +19,7 @@ from tuner.data.inspection import (
     pieces,
     statistics,
 )
+from tuner.display.page_frame import figure_boxes, page
 
 
 def data_html(
@@ -37,18 +38,18 @@ def data_html(
         samples = "".join(_sample(examples, segment, tokenizer, label) for segment in group.segments)
         heading = f"<h2>{escape(group.heading)}</h2>{_strip(examples, group.segments)}"
         rows += f"<section>{heading}{samples}</section>" if group.heading else samples
-    figures = "".join(
-        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
-        for name, value in statistics(examples, report, passes)
-    )
-    return _PAGE.format(
-        title=escape(title),
-        style=_STYLE,
-        figures=figures,
-        histogram=_length_histogram(PartReport.of(examples)),
-        findings=_findings(examples, tokenizer, report),
-        sources=_sources(report),
-        rows=rows,
+    figures = ((value, name) for name, value in statistics(examples, report, passes))
+    tables = _length_histogram(PartReport.of(examples)) + _sources(report)
+    return page(
+        title,
+        _STYLE,
+        [
+            f"<header><h1>{escape(title)}</h1>{_LEGEND}</header>",
+            figure_boxes(figures),
+            f'<div class="findings">{_findings(examples, tokenizer, report)}</div>',
+            f'<div class="tables">{tables}</div>',
+            rows,
+        ],
     )
 
 
@@ -112,41 +113,22 @@ def _sources(report: DataReport | None) -> str:
     return f"<table class='sources'><caption>Sources</caption><tr><th></th>{head}</tr>{rows}</table>"
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head><body><main>
-<header><h1>{title}</h1><p class="legend"><span class="l">in the loss</span><span>not in the loss</span>
-<span class="c">special token</span></p></header>
-<div class="figures">{figures}</div>
-<div class="findings">{findings}</div>
-<div class="tables">{histogram}{sources}</div>
-{rows}
-</main></body></html>
-"""
+_LEGEND = """<p class="legend"><span class="l">in the loss</span><span>not in the loss</span>
+<span class="c">special token</span></p>"""
 
 _STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1d1f;--soft:#75757d;--line:#e4e2dd;
---learned:#c9ecd0;--learned2:#b5e2bf;--learnedink:#0c4a21;--control:#3a5fc8;--bar:#4caf6e;
---red:#b3261e;--redback:#fdeceb;--amber:#7a5200;--amberback:#fdf4e0}
-@media(prefers-color-scheme:dark){:root{--paper:#141416;--card:#1c1c20;--ink:#e9e9ec;--soft:#96969f;--line:#303036;
---learned:#174a2a;--learned2:#1f5c36;--learnedink:#d3f5dc;--control:#93b0ff;--bar:#3f9d60;
---red:#ff9d95;--redback:#3b1a18;--amber:#f0c674;--amberback:#352a14}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1080px;margin:0 auto;padding:32px 24px 64px}
+:root{--learned:#c9ecd0;--learned2:#b5e2bf;--learnedink:#0c4a21;--control:#3a5fc8;--bar:#4caf6e}
+@media(prefers-color-scheme:dark){:root{--learned:#174a2a;--learned2:#1f5c36;--learnedink:#d3f5dc;--control:#93b0ff;
+--bar:#3f9d60}}
+main{max-width:1080px}
 header{display:flex;flex-wrap:wrap;align-items:baseline;justify-content:space-between;gap:8px 24px}
-h1{font-size:24px;margin:0;font-weight:650}h2{font-size:15px;margin:36px 0 8px;font-weight:650}
+h1{margin:0}h2{font-size:15px;margin:36px 0 8px}
 h3{font-size:13px;margin:0;padding:10px 16px;color:var(--soft);font-weight:500;
 border-bottom:1px solid var(--line);
 overflow-wrap:anywhere}
 .legend{margin:0;display:flex;gap:16px;color:var(--soft);font-size:13px}
 .legend span{padding:1px 8px;border-radius:4px}
-.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:10px;margin:20px 0}
-.figures div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 16px}
-.figures b{display:block;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums}
-.figures span{color:var(--soft);font-size:13px}
+.figures{grid-template-columns:repeat(auto-fill,minmax(128px,1fr));margin:20px 0}.figures b{font-size:20px}
 .findings ul{list-style:none;margin:0;padding:0}
 .findings li,.good{border-radius:8px;padding:8px 14px;margin:6px 0;
 overflow-wrap:anywhere}

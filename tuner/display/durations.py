@@ -1,4 +1,4 @@
-"""Seconds as people read them."""
+"""Durations in words."""
 
 
 def duration(seconds: float) -> str:

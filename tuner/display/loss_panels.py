@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 from tuner.display.panels import (
-    GREY,
+    GRAY,
     INK,
     Point,
     count,
     draw_held_out,
     draw_noisy,
     mark_skipped,
-    say_empty,
+    show_empty,
     style,
     usual,
 )
@@ -36,7 +36,7 @@ def draw_loss(axes: Axes, panel: Panel, metrics: Metrics, around: float) -> None
         margin = max(0.06 * (high - low), 0.01 * abs(high), 1e-6)
         axes.set_ylim(low - margin, high + margin)
     else:
-        say_empty(axes, f"no finite {panel.title} yet")
+        show_empty(axes, f"no finite {panel.title} yet")
     mark_skipped(axes, metrics)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, loc="upper right", labelcolor=INK, fontsize=9)
@@ -61,6 +61,6 @@ def _add_tokens(axes: Axes, tokens: list[Point]) -> None:
     top = axes.secondary_xaxis("top", functions=(tokens_at, step_at))
     top.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     top.xaxis.set_major_formatter(lambda value, _: count(value))
-    top.set_xlabel("tokens seen", color=GREY, fontsize=9)
-    top.tick_params(colors=GREY, labelsize=8, length=3)
+    top.set_xlabel("tokens seen", color=GRAY, fontsize=9)
+    top.tick_params(colors=GRAY, labelsize=8, length=3)
     top.spines["top"].set_visible(False)

@@ -1,4 +1,4 @@
-"""Panels of curves.png that any stage can declare, and what all panels are made of: axes, means, held-out dots."""
+"""Panels of curves.png that any stage can declare, and the parts of all panels: axes, means, held-out dots."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tuner.training.figures import Metrics, Panel, points_of, skipped
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#8E5A9E"
 AMBER, SKY = "#E69F00", "#56B4E9"
 """Distinguishable to color-blind readers too (Okabe & Ito, 2008; the purple darkened for thin lines)."""
-INK, GREY, GRID = "#2B2B2B", "#7A7A7A", "#E8E8E8"
+INK, GRAY, GRID = "#2B2B2B", "#7A7A7A", "#E8E8E8"
 SHARE_OF_STEPS = 1 / 40
-"""How many steps the mean looks to both sides, as a share of the steps shown."""
+"""Steps that a mean covers on each side, as a share of the steps shown."""
 FEW = 50
-"""With fewer values, none counts as a spike."""
+"""Number of values below which none counts as a spike."""
 
 Point = tuple[float, float]
 
@@ -54,7 +54,7 @@ def draw_share(axes: Axes, panel: Panel, metrics: Metrics, around: float) -> Non
 
 
 def start_at_zero(axes: Axes, low: float, high: float) -> None:
-    """A drop by half should look like one."""
+    """Limits from zero on, so that a drop by half looks like one."""
     if max(high, 0) > min(low, 0):
         axes.set_ylim(min(low, 0), 1.08 * high)
 
@@ -72,7 +72,7 @@ def draw_noisy(
 def draw_mean(axes: Axes, points: list[Point], around: float, **look: Any) -> None:
     """The mean of a noisy series, over at least `around` steps to both sides."""
     steps, values = zip(*points, strict=True)
-    means = centred(values, max(around, len(values) * SHARE_OF_STEPS))
+    means = centered(values, max(around, len(values) * SHARE_OF_STEPS))
     axes.plot(steps, means, **look, **dot(points))
 
 
@@ -107,7 +107,7 @@ def draw_held_out(
     )
 
 
-def centred(values: Sequence[float], horizon: float) -> list[float]:
+def centered(values: Sequence[float], horizon: float) -> list[float]:
     """Mean with weights falling by 1 - 1/horizon to both sides: unlike a running mean it does not lag behind."""
     decay = 1 - 1 / max(1.0, horizon)
     before = _decayed_sums(values, decay)
@@ -141,14 +141,14 @@ def mark_skipped(axes: Axes, metrics: Metrics) -> None:
         )
 
 
-def say_empty(axes: Axes, text: str) -> None:
-    """A panel without values says so."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=GREY)
+def show_empty(axes: Axes, text: str) -> None:
+    """A text in place of the values that a panel does not have."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=GRAY)
     axes.set_yticks([])
 
 
 def usual(values: list[float]) -> tuple[float, float]:
-    """Lowest and highest value to show: a few spikes of a long run may lie above the picture."""
+    """Lowest and highest value to show; a few spikes of a long run may lie above the panel."""
     if not values:
         return 0.0, 0.0
     ordered = sorted(values)
@@ -173,7 +173,7 @@ def style(axes: Axes, title: str, small: bool = False) -> None:
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.spines[["left", "bottom"]].set_color(GRAY)
     axes.tick_params(colors=INK, labelsize=8 if small else 9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=5 if small else 8))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

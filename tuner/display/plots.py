@@ -110,8 +110,8 @@ def histogram(scores: Distribution) -> str:
         + f'<path class="b line" d="{_steps(axes, scores.edges, scores.worse_counts)}"/>'
         + bounds
         + axes.named("score, number of answers upward")
-        + _key(axes.right - 196, "a area", "better")
-        + _key(axes.right - 96, "b line", "worse")
+        + key(axes.right - 196, "a area", "better")
+        + key(axes.right - 96, "b line", "worse")
     )
     return svg("Scores of better and worse answers", body)
 
@@ -159,13 +159,13 @@ def accuracy_bars(title: str, rows: Sequence[tuple[str, Accuracy, float | None]]
     height = 70 + step * len(rows) + 18 * with_twins
     axes = Axes(left=148, top=26 + 18 * with_twins, right=WIDTH - 52, bottom=height - 40, along=(0.0, 1.0))
     bars = "".join(_bar(axes, axes.top + 8 + index * step, *row) for index, row in enumerate(rows))
-    key = _key(axes.left, "a area", "accuracy") + _key(axes.left + 100, "b line", "twins both right")
+    legend = key(axes.left, "a area", "accuracy") + key(axes.left + 100, "b line", "twins both right")
     body = (
         axes.across((0, 0.25, 0.5, 0.75, 1))
         + bars
         + line(axes.x(0.5), axes.top, axes.x(0.5), axes.bottom, "chance")
         + text(axes.x(0.5), axes.top - 6, "chance", "middle")
-        + (key if with_twins else "")
+        + (legend if with_twins else "")
         + axes.named("share right, with 95% interval")
     )
     return svg(title, body, height)
@@ -173,14 +173,13 @@ def accuracy_bars(title: str, rows: Sequence[tuple[str, Accuracy, float | None]]
 
 def _bar(axes: Axes, top: float, name: str, accuracy: Accuracy, twins: float | None) -> str:
     name, middle = printable(name), top + BAR / 2
-    short = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
     low, high = axes.x(accuracy.low), axes.x(accuracy.high)
     tooltip = (
         f"{name}: {accuracy.value:.3f}, {accuracy.low:.3f} to {accuracy.high:.3f}, {accuracy.rows:,} rows"
     )
     drawn = (
         f"<g><title>{escape(tooltip)}</title>"
-        + text(axes.left - 9, middle + 4, short, "end")
+        + text(axes.left - 9, middle + 4, shortened(name), "end")
         + f'<rect class="a area" x="{axes.left}" y="{top:.1f}" width="{axes.x(accuracy.value) - axes.left:.1f}" '
         f'height="{BAR}"/>'
         + line(low, middle, high, middle, "whisker")
@@ -222,10 +221,16 @@ def _ticks(low: float, high: float, most: int = 7) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _key(x: float, kind: str, name: str) -> str:
+def key(x: float, kind: str, name: str) -> str:
+    """A swatch of a class of the style sheet with its name, above the plot."""
     return f'<rect class="{kind}" x="{x:.1f}" y="6" width="22" height="11"/>' + text(
         x + 29, 16, name, "start"
     )
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a bar."""
+    return name if len(name) <= LABEL else name[: LABEL - 1] + "…"
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 from tuner.display.panels import (
     AMBER,
+    GRAY,
     GREEN,
-    GREY,
     INK,
     ORANGE,
     PURPLE,
@@ -24,7 +24,7 @@ from tuner.display.panels import (
     draw_noisy,
     mark_skipped,
     plain,
-    say_empty,
+    show_empty,
     style,
 )
 from tuner.training.figures import Metrics, Panel, points_of
@@ -35,7 +35,7 @@ CONDITION_LOOKS: tuple[dict[str, Any], ...] = (
     {"color": AMBER},
     {"color": SKY},
     {"color": INK},
-    {"color": GREY, "linestyle": "--"},
+    {"color": GRAY, "linestyle": "--"},
 )
 """Of the conditions, in their order; blue and orange are left to the mean and to held-out rows."""
 FEWEST_CONDITIONS = 2
@@ -74,7 +74,7 @@ def draw_score(axes: Axes, panel: Panel, metrics: Metrics, around: float) -> Non
     if scores or held_out:
         _keep_flat_flat(axes, scores + held_out)
     else:
-        say_empty(axes, "no score yet")
+        show_empty(axes, "no score yet")
     mark_skipped(axes, metrics)
     _legend(axes)
 

@@ -18,7 +18,7 @@ class Fact(NamedTuple):
 
 
 class RunFacts:
-    """What the records so far say, by the figures that their stage declares."""
+    """The facts in the records so far, by the figures that their stage declares."""
 
     def __init__(self, figures: StageFigures, total_steps: int) -> None:
         self._stage = figures
@@ -44,7 +44,7 @@ class RunFacts:
         return self._stage.phase(self._record)
 
     def line(self) -> list[Fact]:
-        """What each progress line says; what is not known is left out."""
+        """The facts of a progress line, without those that are unknown."""
         if not self._record:
             return []
         stage = [self._fact(figure) for figure in self._stage.figures if figure.line]
@@ -52,12 +52,12 @@ class RunFacts:
         return [fact for fact in (*stage, Fact(self.phase), *every) if fact.text]
 
     def summary(self) -> list[str]:
-        """What the last line of a run says."""
+        """The texts of a run's last line."""
         shown = (figure for figure in self._all if figure.summary)
         return [text for text in map(self._summary_of, shown) if text]
 
     def notebook(self) -> Iterator[tuple[str, str]]:
-        """(name, text) of what the notebook's table shows."""
+        """(name, text) of the notebook's table."""
         for figure in self._all:
             if not figure.notebook:
                 continue

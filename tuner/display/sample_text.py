@@ -14,7 +14,7 @@ def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
 
 
 def sample_lines(sample: Sample) -> list[tuple[str, str]]:
-    """What is shown of a sample, as (name, text)."""
+    """(name, text) of the parts of a sample that are shown."""
     lines = [
         ("condition", sample.condition or ""),
         ("prompt", sample.prompt),

@@ -1,24 +1,19 @@
-"""What report cards share, on a page and in a terminal: style sheet, tables, and text made harmless."""
+"""Tables and style that report cards share, on a page and in a terminal."""
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from tuner.display.page_frame import safe
 from tuner.display.panels import BLUE, GREEN, ORANGE
 from tuner.evaluation.report_card.tables import Table as PlainTable
 from tuner.printable import printable
 
 SHORT = 90
 """Characters of a text shown before it is folded."""
-
-
-def safe(text: str) -> str:
-    """Text that is nothing but text in a page, whatever it contains; a lone surrogate could not even be encoded."""
-    return escape(printable(text))
 
 
 def cell_text(value: Any) -> str:
@@ -78,25 +73,12 @@ def _cell(value: Any) -> str:
 STYLE = (
     f":root{{--a:{BLUE};--b:{ORANGE};--good:{GREEN}}}"
     + """
-:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1d1f;--soft:#66666e;--line:#e4e2dd;
---red:#a3201a;--redback:#fdeceb;--amber:#6e4a00;--amberback:#fdf4e0;--green:#0c4a21;--greenback:#d9f2df}
-@media(prefers-color-scheme:dark){:root{--a:#56B4E9;--b:#E69F00;--paper:#141416;--card:#1c1c20;--ink:#e9e9ec;
---soft:#a2a2ab;--line:#34343b;--red:#ff9d95;--redback:#3b1a18;--amber:#f0c674;--amberback:#352a14;
---green:#d3f5dc;--greenback:#174a2a}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1120px;margin:0 auto;padding:32px 24px 64px}
-h1{font-size:24px;margin:0 0 16px;font-weight:650;overflow-wrap:anywhere}
-h2{font-size:16px;margin:32px 0 4px;font-weight:650}
+@media(prefers-color-scheme:dark){:root{--a:#56B4E9;--b:#E69F00}}
 section p{white-space:pre-line;margin:0 0 8px;color:var(--soft);font-size:13.5px;max-width:76ch}
 .verdict{border-radius:10px;padding:12px 18px;overflow-wrap:anywhere}
 .verdict ul{margin:6px 0 0;padding-left:20px}
 .failed{background:var(--redback);color:var(--red)}.remarks{background:var(--amberback);color:var(--amber)}
 .good{background:var(--greenback);color:var(--green)}
-.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(156px,1fr));gap:10px;margin:18px 0}
-.figures div,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 16px}
-.figures b{display:block;font-size:21px;font-weight:600;font-variant-numeric:tabular-nums}
-.figures span{color:var(--soft);font-size:13px}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:14px;align-items:start}
 figure{margin:0;padding:14px 16px}figcaption{font-weight:600;font-size:14px;margin-bottom:4px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
@@ -116,4 +98,4 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;font:12.5px/1.55 ui-monospace,Me
 margin:6px 0;padding:8px;background:var(--card);border:1px solid var(--line);border-radius:6px}
 """
 )
-"""Style sheet of a page; light and dark as the reader's system is."""
+"""Rules of a report card's page, after those of `page_frame`."""

@@ -3,13 +3,13 @@
 import math
 
 HORIZON = 20
-"""How many values back the mean mostly looks, by default."""
+"""Default number of values that dominate the mean."""
 
 
 class RunningMean:
     """Mean with weights falling by 1 - 1/horizon per value, divided by their sum (Kingma & Ba, 2015, section 3).
 
-    So it is exact from the first value on; missing values are passed over.
+    The division makes it unbiased from the first value on; missing values are skipped.
     """
 
     def __init__(self, horizon: float = HORIZON) -> None:
@@ -31,5 +31,5 @@ class RunningMean:
 
 
 def horizon_of(total_steps: int) -> float:
-    """How many steps a run's means look back: fewer in a short run, where values change fast."""
+    """Horizon of a run's means, in steps: shorter in a short run, where values change fast."""
     return min(HORIZON, max(3.0, total_steps / 40))

@@ -9,18 +9,19 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tuner.data.conversation import Prompt
-from tuner.display.plots import Axes, line, svg, text
-from tuner.display.sheet import STYLE, html_table, minus, safe, terminal_table
+from tuner.display.page_frame import figure_boxes, page, safe
+from tuner.display.plots import BAR, WIDTH, Axes, key, line, shortened, svg, text
+from tuner.display.sheet import STYLE, html_table, minus, terminal_table
 from tuner.evaluation.intervals import Interval
 from tuner.evaluation.report_card.tables import Table as PlainTable
 from tuner.evaluation.win_rate import (
     ALL,
     Contestant,
     Match,
-    Measured,
     PolicyCard,
+    PolicyFigures,
     WinRate,
-    measure,
+    figures_by_condition,
     outcomes,
 )
 from tuner.printable import printable
@@ -33,9 +34,8 @@ LARGEST = 10
 """Wins, losses and disagreements that have a section of their own."""
 MOST_SHOWN = 500
 """Most prompts whose answers are on the page."""
-LABEL = 19
-"""Characters of a name that fit beside a bar; the tooltip has it in full."""
-WIDTH, BAR, STEP = 500, 15, 29
+STEP = 29
+"""Distance from one bar to the next, in pixels."""
 
 METHOD = (
     "The score is the reward model's, the gold score the rule's; the gap is the difference of mean scores. Ties count "
@@ -50,12 +50,12 @@ METHOD_IN_BRIEF = "95% intervals in brackets; ties count half; the gap is the di
 def policy_terminal(card: PolicyCard) -> RenderableType:
     """The card for a rich console: who wins, tables of policies, win rates and replay loss.
 
-    Nothing is conveyed by color alone, and without a terminal it reads as plain lines.
+    No fact is conveyed by color alone, and without a terminal it is plain lines.
     """
     shown: list[RenderableType] = []
     for match in card.matches:
         style = {"good": "bold green", "failed": "bold red", "remarks": "bold yellow"}[_kind(match)]
-        shown += [Text(printable(sentence), style=style) for sentence in sentences(card.own, match)]
+        shown += [Text(printable(sentence), style=style) for sentence in sentences(card.policy, match)]
     for title, table in _tables(card):
         shown += [Text(f"\n{printable(title)}" if shown else printable(title), style="bold")]
         shown.append(terminal_table(table))
@@ -64,38 +64,42 @@ def policy_terminal(card: PolicyCard) -> RenderableType:
 
 
 def policy_html(card: PolicyCard, title: str) -> str:
-    """The card as one HTML page; light and dark as the reader's system is."""
+    """The card as one HTML page."""
     verdicts = "".join(
         f'<div class="verdict {_kind(match)}">'
-        + "".join(f"<div>{safe(sentence)}</div>" for sentence in sentences(card.own, match))
+        + "".join(f"<div>{safe(sentence)}</div>" for sentence in sentences(card.policy, match))
         + "</div>"
         for match in card.matches
     )
-    figures = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in _figures(card))
     tables = "".join(
         f"<section><h2>{safe(name)}</h2>{html_table('plain', table)}</section>"
         for name, table in _tables(card)
     )
+    plots = "".join(_bars(card.policy, match, judge) for match in card.matches for judge in match.rates)
     names = ", ".join(match.other.name for match in card.matches)
-    return _PAGE.format(
-        title=safe(f"{title} against {names}" if names else title),
-        style=STYLE + _STYLE,
-        verdicts=verdicts,
-        figures=figures,
-        plots="".join(_bars(card.own, match, judge) for match in card.matches for judge in match.rates),
-        tables=tables,
-        method=safe(METHOD),
-        answers="".join(_answers(card)),
+    heading = f"{title} against {names}" if names else title
+    return page(
+        heading,
+        STYLE + _STYLE,
+        [
+            f"<h1>{safe(heading)}</h1>",
+            verdicts,
+            figure_boxes(_figures(card)),
+            f'<div class="plots">{plots}</div>',
+            tables,
+            f'<section><p class="method">{safe(METHOD)}</p></section>',
+            "".join(_answers(card)),
+        ],
     )
 
 
-def sentences(own: Contestant, match: Match) -> list[str]:
+def sentences(policy: Contestant, match: Match) -> list[str]:
     """Who wins, by each judge; with a warning where the rule contradicts the reward model trained on."""
     texts = []
     for judge, rates in match.rates.items():
         rate = rates[ALL].rate
         texts.append(
-            f"{own.name} wins {_percent(rate)} against {match.other.name} by {BY[judge]}: {_verdict(rate)}."
+            f"{policy.name} wins {_percent(rate)} against {match.other.name} by {BY[judge]}: {_verdict(rate)}."
         )
     verdicts = {judge: _verdict(rates[ALL].rate) for judge, rates in match.rates.items()}
     if verdicts["score"] == "better" and verdicts.get("gold") == "worse":
@@ -116,37 +120,37 @@ def _kind(match: Match) -> str:
 
 
 def _figures(card: PolicyCard) -> list[tuple[str, str]]:
-    """(value, name) of the policy's own figures at the top, as HTML."""
-    own = measure(card.own)[ALL]
-    figures = [(_number(own.score.value), f"score by the reward model {_brackets(own.score)}")]
-    if own.gold is not None:
-        figures.append((_number(own.gold.value), f"gold score by the rule {_brackets(own.gold)}"))
+    """(value, name) of the policy's figures at the top of the page."""
+    overall = figures_by_condition(card.policy)[ALL]
+    figures = [(_number(overall.score.value), f"score by the reward model {_brackets(overall.score)}")]
+    if overall.gold is not None:
+        figures.append((_number(overall.gold.value), f"gold score by the rule {_brackets(overall.gold)}"))
     return [
         *figures,
-        (f"{own.ended:.0%}", "of answers ended"),
-        (f"{own.length:,.1f}", "tokens per answer, mean"),
-        (f"{own.prompts:,}", "prompts"),
+        (f"{overall.ended:.0%}", "of answers ended"),
+        (f"{overall.length:,.1f}", "tokens per answer, mean"),
+        (f"{overall.prompts:,}", "prompts"),
     ]
 
 
 def _tables(card: PolicyCard) -> Iterator[tuple[str, PlainTable]]:
-    measured = {contestant.path: measure(contestant) for contestant in card.contestants}
-    has_rule = card.own.judged.golds_A is not None
+    figures = {policy.path: figures_by_condition(policy) for policy in card.contestants}
+    has_rule = card.policy.judged.golds_A is not None
     head = ["score", *(["gold"] if has_rule else [])]
     if card.matches:
-        yield f"Win rate of {card.own.name}", _wins(card)
+        yield f"Win rate of {card.policy.name}", _wins(card)
     rows = []
     for contestant in card.contestants:
-        overall = measured[contestant.path][ALL]
+        overall = figures[contestant.path][ALL]
         rows.append([contestant.name, *_scores(overall), f"{overall.ended:.0%}", f"{overall.length:,.1f}"])
     yield "Policies", (["policy", *head, "ended", "length"], rows)
-    conditions = [name for name in measured[card.own.path] if name != ALL]
+    conditions = [name for name in figures[card.policy.path] if name != ALL]
     if conditions:
         rows = [
             [
                 name,
                 contestant.name,
-                *_scores(by_condition := measured[contestant.path][name]),
+                *_scores(by_condition := figures[contestant.path][name]),
                 by_condition.prompts,
             ]
             for name in conditions
@@ -163,8 +167,8 @@ def _tables(card: PolicyCard) -> Iterator[tuple[str, PlainTable]]:
         )
 
 
-def _scores(measured: Measured) -> list[str]:
-    scores = (measured.score, measured.gold)
+def _scores(figures: PolicyFigures) -> list[str]:
+    scores = (figures.score, figures.gold)
     return [f"{_number(score.value)} {_brackets(score)}" for score in scores if score is not None]
 
 
@@ -200,7 +204,7 @@ def _probability(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _bars(own: Contestant, match: Match, judge: str) -> str:
+def _bars(policy: Contestant, match: Match, judge: str) -> str:
     """Wins, ties and losses over all prompts and by condition, and the win rate with its interval."""
     rates = list(match.rates[judge].items())[: MOST_BARS + 1]
     height = 88 + STEP * len(rates)
@@ -210,18 +214,17 @@ def _bars(own: Contestant, match: Match, judge: str) -> str:
         + "".join(_bar(axes, axes.top + 8 + STEP * place, *rate) for place, rate in enumerate(rates))
         + line(axes.x(0.5), axes.top, axes.x(0.5), axes.bottom, "chance")
         + text(axes.x(0.5), axes.top - 6, "equally good", "middle")
-        + _key(axes.left, "a area", "won")
-        + _key(axes.left + 84, "tie", "tied")
-        + _key(axes.left + 168, "b area", "lost")
+        + key(axes.left, "a area", "won")
+        + key(axes.left + 84, "tie", "tied")
+        + key(axes.left + 168, "b area", "lost")
         + axes.named("prompts; the dot is the win rate, ties counting half, with its 95% interval")
     )
-    title = f"{own.name} against {match.other.name}, by {BY[judge]}"
+    title = f"{policy.name} against {match.other.name}, by {BY[judge]}"
     return svg(printable(title), body, height)
 
 
 def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
     name, middle = printable(name or "all prompts"), top + BAR / 2
-    short = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
     tooltip = (
         f"{name}: wins {_percent(rate.rate)}; {rate.wins:,} won, {rate.ties:,} tied, {rate.losses:,} lost"
     )
@@ -235,7 +238,7 @@ def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
     low, dot, high = (axes.x(value) for value in (rate.rate.low, rate.rate.value, rate.rate.high))
     return (
         f"<g><title>{safe(tooltip)}</title>"
-        + text(axes.left - 9, middle + 4, short, "end")
+        + text(axes.left - 9, middle + 4, shortened(name), "end")
         + drawn
         + line(low, middle, high, middle, "whisker")
         + "".join(line(x, middle - 4, x, middle + 4, "whisker") for x in (low, high))
@@ -245,40 +248,34 @@ def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
     )
 
 
-def _key(x: float, kind: str, name: str) -> str:
-    return f'<rect class="{kind}" x="{x:.1f}" y="6" width="22" height="11"/>' + text(
-        x + 29, 16, name, "start"
-    )
-
-
 def _answers(card: PolicyCard) -> Iterator[str]:
-    """Prompts with the answers of both policies of each match side by side; of a single policy its own."""
+    """Sections of prompts with the answers of both policies of each match side by side, or of a policy alone."""
     if not card.matches:
-        worst = np.argsort(card.own.judged.scores_A, kind="stable")
-        yield _chapter("Lowest scores", "By the reward model.", [card.own], worst[:LARGEST])
-        yield _all([card.own])
+        worst = np.argsort(card.policy.judged.scores_A, kind="stable")
+        yield _chapter("Lowest scores", "By the reward model.", [card.policy], worst[:LARGEST])
+        yield _all([card.policy])
     for match in card.matches:
-        pair = [card.own, match.other]
-        apart_A = card.own.judged.scores_A - match.other.judged.scores_A
-        order = np.argsort(-apart_A, kind="stable")
-        signs_A = outcomes("score", card.own.judged.scores_A, match.other.judged.scores_A)
+        pair = [card.policy, match.other]
+        gaps_A = card.policy.judged.scores_A - match.other.judged.scores_A
+        order = np.argsort(-gaps_A, kind="stable")
+        signs_A = outcomes("score", card.policy.judged.scores_A, match.other.judged.scores_A)
         against, lost = f"against {match.other.name}", order[::-1]
         for title, chosen in (
             ("Largest wins", order[signs_A[order] > 0]),
             ("Largest losses", lost[signs_A[lost] < 0]),
         ):
-            note = f"Of {card.own.name} by the reward model. {_of(len(chosen))}"
+            note = f"Of {card.policy.name} by the reward model. {_extent(len(chosen))}"
             yield _chapter(f"{title} {against}", note, pair, chosen[:LARGEST])
-        own_A, other_A = (policy.judged.golds_A for policy in pair)
-        if own_A is not None and other_A is not None:
-            apart = order[signs_A[order] * outcomes("gold", own_A, other_A)[order] < 0]
-            apart = sorted(apart.tolist(), key=lambda index: -abs(apart_A[index]))
-            note = f"They prefer different answers. {_of(len(apart))}"
-            yield _chapter(f"Reward model and rule disagree {against}", note, pair, apart[:LARGEST])
+        golds_A, others_A = (policy.judged.golds_A for policy in pair)
+        if golds_A is not None and others_A is not None:
+            opposed = order[signs_A[order] * outcomes("gold", golds_A, others_A)[order] < 0]
+            disagreements = sorted(opposed.tolist(), key=lambda index: -abs(gaps_A[index]))
+            note = f"They prefer different answers. {_extent(len(disagreements))}"
+            yield _chapter(f"Reward model and rule disagree {against}", note, pair, disagreements[:LARGEST])
         yield _all(pair)
 
 
-def _of(count: int) -> str:
+def _extent(count: int) -> str:
     return f"The first {LARGEST} of {count:,}." if count > LARGEST else f"{count:,} in all."
 
 
@@ -344,20 +341,6 @@ def _prompt_text(prompt: Prompt) -> str:
         return turns[0].content
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head><body><main>
-<h1>{title}</h1>
-{verdicts}
-<div class="figures">{figures}</div>
-<div class="plots">{plots}</div>
-{tables}
-<section><p class="method">{method}</p></section>
-{answers}
-</main></body></html>
-"""
 
 _STYLE = """
 .verdict+.verdict{margin-top:8px}.verdict div:first-child{font-weight:600}

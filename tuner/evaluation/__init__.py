@@ -1,1 +1,1 @@
-"""What a model is worth on rows it was not trained on."""
+"""Measurements of a model on rows that it was not trained on."""

@@ -1,4 +1,4 @@
-"""Held-out rows: their loss, answers to their prompts, and how good these are."""
+"""Held-out rows of chat or text: their loss, and sampled answers to their prompts with their scores."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tuner.training.devices import Devices
 from tuner.training.watchers import Sample
 
 Score = Callable[[str, str], float]
-"""(answer, reference) -> 0..1."""
+"""(answer, reference) -> score in 0..1."""
 
 
 class HeldOutRows:
-    """Measures a policy on one set of rows; every rank takes a share, all get the result."""
+    """Measures a policy on one set of rows. Every rank computes a share of the rows; all ranks get the result."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class HeldOutRows:
             make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
         )
 
-    def measure(self) -> dict[str, float]:
-        """Their loss, for the loop; empty without rows."""
+    def metrics(self) -> dict[str, float]:
+        """`loss`, for the loop; empty without rows."""
         loss = self.loss()
         return {} if loss is None else {"loss": loss}
 
     def loss(self) -> float | None:
-        """Mean loss in nats per learned token, weighted as in training; None without rows."""
+        """Mean loss in nats per token that it is taken on, weighted as in training; None without rows."""
         if not self._batches:
             return None
         sums = {"loss": 0.0, "weight": 0.0}
@@ -61,7 +61,7 @@ class HeldOutRows:
         return totals["loss"] / totals["weight"]
 
     def samples(self) -> list[Sample]:
-        """Answers to the first few rows' prompts, unscored unless the config names a score."""
+        """Greedy answers to the prompts of the first rows, with scores where the config names a score."""
         count = min(self._config.samples, len(self._examples) if self._examples is not None else 0)
         return self._answers(list(range(count)))
 
@@ -98,9 +98,9 @@ class HeldOutRows:
         tokenizer = self._roles.tokenizer
         text = tokenizer.decode(answer, skip_special_tokens=True).strip()
         reference = tokenizer.decode(self._examples.reference(row).tolist(), skip_special_tokens=True).strip()
-        return Sample(tokenizer.decode(prompt), text, reference, self._scored(text, reference))
+        return Sample(tokenizer.decode(prompt), text, reference, self._score_answer(text, reference))
 
-    def _scored(self, answer: str, reference: str) -> float | None:
+    def _score_answer(self, answer: str, reference: str) -> float | None:
         if self._score is None:
             return None
         try:

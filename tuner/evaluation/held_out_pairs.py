@@ -1,4 +1,4 @@
-"""Held-out preferences: their loss, and the scores of all their answers."""
+"""Held-out preferences: a reward model's loss and accuracy on them, and the scores of all their answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tuner.training.watchers import Sample
 
 
 class HeldOutPairs:
-    """Measures a reward model on one set of rows; every rank takes a share, all get the result."""
+    """Measures a reward model on one set of rows. Every rank computes a share of the rows; all ranks get the result."""
 
     def __init__(
         self,
@@ -35,11 +35,11 @@ class HeldOutPairs:
         self._roles, self._devices, self._loss = roles, devices, loss
         self._batches = make_batches(comparisons, tokens_per_pass) if comparisons is not None else []
 
-    def measure(self) -> dict[str, float]:
-        """Mean `loss` as in training, and `accuracy` over the pairs; empty without rows."""
+    def metrics(self) -> dict[str, float]:
+        """Mean `loss` as in training, and `accuracy` over the pairs (a tie counts half); empty without rows."""
         if not self._batches:
             return {}
-        sums = dict.fromkeys(("ranking", "penalty", "right", "pairs", "answers"), 0.0)
+        sums: dict[str, float] = dict.fromkeys(("ranking", "penalty", "right", "pairs", "answers"), 0.0)
         for batch in deal(self._batches, self._devices.rank, self._devices.world):
             assert batch.pairs is not None
             with self._roles.role("reward") as model:
@@ -65,13 +65,16 @@ def score_comparisons(
     tokens_per_pass: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """Score of every answer, float64 [N]; every rank scores a share, all get all. advance: told how many of its own."""
+    """Score of every answer, float64 [N]. Every rank scores a share of the answers; all ranks get all scores.
+
+    advance: called with the number of answers that this rank has scored since its last call.
+    """
     sequences = comparisons.sequences
-    own = deal(range(len(sequences)), devices.rank, devices.world)
-    tokens = [sequences.example(index)[0] for index in own]
+    share = deal(range(len(sequences)), devices.rank, devices.world)
+    tokens = [sequences.example(index)[0] for index in share]
     with roles.role("reward") as model:
-        found = score_sequences(model, tokens, tokens_per_pass, devices.device, advance)
+        scored = score_sequences(model, tokens, tokens_per_pass, devices.device, advance)
     result = np.zeros(len(sequences))
-    for indices, values in devices.gather([(own, found)]):
+    for indices, values in devices.gather([(share, scored)]):
         result[indices] = values
     return result

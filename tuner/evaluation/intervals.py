@@ -1,9 +1,9 @@
-"""95% intervals of means and of win rates, over prompts of which some may belong together.
+"""95% confidence intervals of means and win rates, over prompts that may come in clusters.
 
-Prompts belong together where they ask the same thing, under several conditions perhaps: an answer that is good for one
-of them is often good for all, so that counted as independent they would make intervals too narrow.
+A cluster holds prompts with the same question, perhaps under several conditions: an answer that is good for one of them
+is often good for all, so that counting them as independent would make intervals too narrow.
 
-Shapes: A answers, numbered alike in all arrays.
+Shapes: A answers, in the same order in all arrays; `clusters_A` holds the number of each prompt's cluster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tuner.evaluation.report_card.measures import Z95
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where it lies with 95% confidence."""
+    """An estimate with its 95% confidence interval."""
 
     value: float
     low: float
@@ -27,24 +27,24 @@ class Interval:
 
 
 def mean(values_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
-    """Mean with its normal interval: of one prompt, or prompts that all belong together, it has no width."""
+    """Mean with its normal interval, which has no width where all prompts are in one cluster."""
     value = float(np.mean(values_A))
     half = Z95 * math.sqrt(_variance(values_A - value, clusters_A))
     return Interval(value, value - half, value + half)
 
 
 def share(values_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
-    """Mean of values in 0..1 with Wilson's interval (1927), which stays within and has a width where all are equal.
+    """Mean of values in 0..1 with Wilson's interval (1927), which stays in 0..1 and has a width where all are equal.
 
-    On the effective number p(1 - p) / variance of the mean, and at most the number of prompts that do not belong
-    together: that number where all values are equal.
+    Computed for the effective number of prompts, p(1 - p) / variance of the mean, and at most their number; where all
+    values are equal, for the number of clusters.
     """
     value = float(np.mean(values_A))
-    spread, variance = value * (1 - value), _variance(values_A - value, clusters_A)
+    bernoulli, variance = value * (1 - value), _variance(values_A - value, clusters_A)
     most = len(values_A) if variance > 0 else len(np.unique(clusters_A))
-    count = max(1.0, min(most, spread / variance if variance > 0 else math.inf))
+    count = max(1.0, min(most, bernoulli / variance if variance > 0 else math.inf))
     middle = (value + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
-    half = Z95 * math.sqrt(spread / count + (Z95 / (2 * count)) ** 2) / (1 + Z95**2 / count)
+    half = Z95 * math.sqrt(bernoulli / count + (Z95 / (2 * count)) ** 2) / (1 + Z95**2 / count)
     return Interval(value, max(0.0, middle - half), min(1.0, middle + half))
 
 
@@ -53,8 +53,8 @@ def win_share(signs_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
 
     Tango's for paired proportions (Statistics in Medicine 17, 1998, 891-908): wins - losses over all is a difference
     of two proportions on the same prompts, and the win rate is half of one plus it. Without ties this is Wilson's
-    interval; ties make it narrower, but where everything ties it still has a width. Where prompts belong together,
-    counts are divided by the design effect: the variance over clusters by that of independent prompts, 1 at least.
+    interval; ties make it narrower, but where everything ties it still has a width. Counts are divided by the design
+    effect of the clusters: the variance over clusters divided by that over independent prompts, at least 1.
     """
     wins, losses = int(np.sum(signs_A > 0)), int(np.sum(signs_A < 0))
     effect = _design_effect(signs_A, clusters_A)
@@ -63,23 +63,23 @@ def win_share(signs_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
 
 
 def sign_test(signs_A: np.ndarray, clusters_A: np.ndarray) -> float:
-    """Two-sided probability of wins and losses as uneven, were both as likely; ties say nothing.
+    """Two-sided p value of the exact sign test: wins and losses at least as uneven if both were equally likely.
 
-    The exact sign test. Where prompts belong together, the signs of all of them turn as one.
+    Ties are left out. Under the null hypothesis the signs of a cluster's prompts flip together.
     """
     _, cluster = np.unique(clusters_A, return_inverse=True)
     sums = np.rint(np.bincount(cluster, weights=signs_A)).astype(int)
-    found = np.ones(1)  # probability of each number of wins, by what a cluster adds to it
+    distribution = np.ones(1)  # probability of each sum of wins, one size of cluster after another
     for size, count in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
-        drawn = np.zeros(size * count + 1)
-        drawn[::size] = _halves(int(count))
-        found = np.convolve(found, drawn)
-    apart = np.abs(2 * np.arange(len(found)) - (len(found) - 1))
-    return min(1.0, float(found[apart >= abs(int(sums.sum()))].sum()))
+        added = np.zeros(size * count + 1)
+        added[::size] = _coin_tosses(int(count))
+        distribution = np.convolve(distribution, added)
+    differences = np.abs(2 * np.arange(len(distribution)) - (len(distribution) - 1))
+    return min(1.0, float(distribution[differences >= abs(int(sums.sum()))].sum()))
 
 
-def _halves(count: int) -> np.ndarray:
-    """Probability of 0 to `count` heads among as many throws of a coin."""
+def _coin_tosses(count: int) -> np.ndarray:
+    """Probability of 0 to `count` heads in `count` tosses of a fair coin, float64 [count + 1]."""
     ways = [
         math.lgamma(count + 1) - math.lgamma(heads + 1) - math.lgamma(count - heads + 1)
         for heads in range(count + 1)
@@ -88,30 +88,31 @@ def _halves(count: int) -> np.ndarray:
 
 
 def _tango(wins: float, losses: float, count: float) -> tuple[float, float]:
-    """Bounds of the difference p(win) - p(loss): where its score test is at the edge of the 95%."""
+    """Bounds of the difference p(win) - p(loss): the differences that the score test just does not reject at 5%."""
 
-    def beyond(difference: float) -> float:
-        """Above 0 outside of the interval."""
-        apart = wins - losses - count * difference
+    def rejection(difference: float) -> float:
+        """Above 0 where the test rejects the difference: outside of the interval."""
+        deviation = wins - losses - count * difference
         linear = (2 * count - wins + losses) * difference - wins - losses
         constant = -losses * difference * (1 - difference)
         root = math.sqrt(max(0.0, linear**2 - 8 * count * constant))
-        losing = (root - linear) / (4 * count)  # p(loss) that is likeliest, given the difference
-        return apart**2 - Z95**2 * count * (2 * losing + difference * (1 - difference))
+        losing = (root - linear) / (4 * count)  # maximum-likelihood p(loss), given the difference
+        return deviation**2 - Z95**2 * count * (2 * losing + difference * (1 - difference))
 
-    found = (wins - losses) / count
-    return _root(beyond, found, -1.0), _root(beyond, found, 1.0)
+    estimate = (wins - losses) / count
+    return _root(rejection, estimate, -1.0), _root(rejection, estimate, 1.0)
 
 
-def _root(beyond: Callable[[float], float], inside: float, outside: float) -> float:
-    """Where a function changes its sign, by bisection."""
+def _root(function: Callable[[float], float], inside: float, outside: float) -> float:
+    """Where a function that is above 0 at `outside` changes its sign, by bisection."""
     for _ in range(60):
         middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if beyond(middle) > 0 else (middle, outside)
+        inside, outside = (inside, middle) if function(middle) > 0 else (middle, outside)
     return (inside + outside) / 2
 
 
 def _design_effect(values_A: np.ndarray, clusters_A: np.ndarray) -> float:
+    """Variance of the mean over clusters, divided by that of as many independent prompts; at least 1."""
     count, groups = len(values_A), len(np.unique(clusters_A))
     deviations_A = values_A - np.mean(values_A)
     independent = float(np.sum(deviations_A**2)) / count**2
@@ -121,7 +122,7 @@ def _design_effect(values_A: np.ndarray, clusters_A: np.ndarray) -> float:
 
 
 def _variance(deviations_A: np.ndarray, clusters_A: np.ndarray) -> float:
-    """Of a mean that these are the deviations from, over clusters."""
+    """Variance of the mean of clustered values, from their deviations from it."""
     _, cluster = np.unique(clusters_A, return_inverse=True)
     sums = np.bincount(cluster, weights=deviations_A)
     return float(np.sum(sums**2)) / len(deviations_A) ** 2

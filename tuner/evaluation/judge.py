@@ -1,4 +1,4 @@
-"""Answers to held-out prompts, judged by the reward and by a gold rule.
+"""Answers to held-out prompts, scored by the reward and by a gold rule.
 
 Shapes: A answers, one to each prompt.
 """
@@ -19,7 +19,7 @@ from tuner.training.devices import Devices
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class JudgedAnswers:
     """Answers to A prompts, in their order, with their scores."""
 
     prompts: PromptSet
@@ -36,16 +36,16 @@ class Judged:
             if values_A is None:
                 continue
             means[name] = float(values_A.mean())
-            for condition, chosen_A in self.conditions().items():
-                means[f"{name}/{condition}"] = float(values_A[chosen_A].mean())
+            for condition, inside_A in self.conditions().items():
+                means[f"{name}/{condition}"] = float(values_A[inside_A].mean())
         return means
 
     def conditions(self) -> dict[str, np.ndarray]:
-        """Condition -> which prompts are asked under it, bool [A]; conditions that occur."""
+        """Condition -> mask of the prompts under it, bool [A]; only conditions that occur."""
         return {
-            name: chosen_A
+            name: inside_A
             for number, name in enumerate(self.prompts.condition_names)
-            if (chosen_A := self.prompts.conditions == number).any()
+            if (inside_A := self.prompts.conditions == number).any()
         }
 
 
@@ -56,17 +56,18 @@ class Answers:
     texts: Sequence[str]
     """Special tokens included, except the end token."""
     ended_A: np.ndarray
-    """bool: whether an answer ended by itself, and was not truncated at max_new_tokens."""
+    """bool: whether the answer ended with an end token, and was not truncated at max_new_tokens."""
     lengths_A: np.ndarray
-    """int64: tokens of the policy's own tokenizer, the end token among them."""
+    """int64: tokens of the policy's own tokenizer, including the end token."""
 
 
 def answer_held_out(
     prompts: PromptSet, engine: Engine, tokenizer: PreTrainedTokenizerBase, temperature: float
 ) -> Answers:
-    """An engine's answers to prompts encoded for its policy, always sampled in the same way.
+    """An engine's answers to prompts encoded for its policy.
 
-    The noise of an answer, where there is any, depends on the seed and its prompt's number alone.
+    The noise of a sampled answer depends on the seed and the number of its prompt alone (the step is always 0), so
+    that measurements before, during and after training differ by the policy only.
     """
     tokens = [prompts.tokens(index) for index in range(len(prompts))]
     answers = engine.generate(tokens, step=0, temperature=temperature)
@@ -79,7 +80,7 @@ def answer_held_out(
 
 @dataclass(frozen=True)
 class Judge:
-    """Scores answers to held-out prompts, always the same prompts."""
+    """Scores answers to a fixed set of held-out prompts."""
 
     prompts: PromptSet
     reward: RewardSource
@@ -88,8 +89,8 @@ class Judge:
     """The rule as the config names it, for messages."""
     devices: Devices
 
-    def judge(self, answers: Sequence[str]) -> Judged:
-        """Scores of an answer to each prompt; every rank scores a share, all get the result.
+    def judge(self, answers: Sequence[str]) -> JudgedAnswers:
+        """Scores of one answer to each prompt. Every rank scores a share of the answers; all ranks get the result.
 
         Raises UserError where the rule fails or gives a number outside 0..1.
         """
@@ -98,4 +99,4 @@ class Judge:
         if self.rule is not None:
             name = f"evaluation.rule {self.rule_name!r}"
             golds_A = rule_scores(self.rule, name, prompts, answers, self.devices, bounds=(0.0, 1.0))
-        return Judged(self.prompts, answers, scores_A, golds_A)
+        return JudgedAnswers(self.prompts, answers, scores_A, golds_A)

@@ -1,4 +1,4 @@
-"""Loss by position: whether a model that goes on learning still reads what stands far back."""
+"""Loss by position in the row: shows whether further training costs a model its use of distant context."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tuner.models.roles import Roles
 from tuner.training.devices import Devices
 
 FIRST = 256
-"""Positions of the first range; each further one goes on to twice as far."""
+"""Positions in the first range; each further range ends twice as far from the beginning."""
 
 
 @dataclass(frozen=True)
 class RangeLoss:
-    """Loss of the tokens at some positions of their rows."""
+    """Loss of the tokens at positions start to end of their rows."""
 
     start: int
     end: int
@@ -30,12 +30,12 @@ class RangeLoss:
 
     @property
     def loss(self) -> float:
-        """Nats per learned token."""
+        """Nats per token that the loss is taken on."""
         return self.loss_sum / self.weight
 
 
 class HeldOutReplay:
-    """Held-out rows of the replay set, on which forgetting shows."""
+    """Held-out rows of the replay set: a rise of their loss is forgetting."""
 
     def __init__(
         self, examples: Examples | None, roles: Roles, devices: Devices, tokens_per_pass: int
@@ -43,8 +43,11 @@ class HeldOutReplay:
         self._roles, self._devices = roles, devices
         self._batches: Sequence[Batch] = [] if examples is None else make_batches(examples, tokens_per_pass)
 
-    def measure(self) -> list[RangeLoss]:
-        """The policy's loss by position, ranges without a learned token left out; every rank takes a share."""
+    def losses_by_position(self) -> list[RangeLoss]:
+        """The policy's loss by position, without the ranges in which no token counts.
+
+        Every rank computes a share of the rows; all ranks get the result.
+        """
         sums: dict[str, float] = {}
         for batch in deal(self._batches, self._devices.rank, self._devices.world):
             batch = batch.to(self._devices.device)
@@ -60,33 +63,33 @@ class HeldOutReplay:
 
 
 def mean_loss(ranges: Sequence[RangeLoss]) -> float | None:
-    """Over all positions; None without any."""
-    weight = sum(one.weight for one in ranges)
-    return sum(one.loss_sum for one in ranges) / weight if weight else None
+    """Mean loss over all positions, in nats per token; None without any."""
+    weight = sum(part.weight for part in ranges)
+    return sum(part.loss_sum for part in ranges) / weight if weight else None
 
 
 def by_position(before: Sequence[RangeLoss], after: Sequence[RangeLoss]) -> list[dict[str, float]]:
     """Two measurements side by side, as results.json has them."""
     return [
-        {"from": one.start, "to": one.end, "before": one.loss, "after": other.loss}
-        for one, other in zip(before, after, strict=True)
+        {"from": old.start, "to": old.end, "before": old.loss, "after": new.loss}
+        for old, new in zip(before, after, strict=True)
     ]
 
 
 def _add(
     sums: dict[str, float], positions_N: torch.Tensor, losses_N: torch.Tensor, weights_N: torch.Tensor
 ) -> None:
-    numbers_N = torch.bucketize(positions_N, _borders(int(positions_N.max())).to(positions_N), right=True)
-    for number in numbers_N.unique().tolist():
-        chosen_N = numbers_N == number
-        weight = weights_N[chosen_N].double()
-        loss = (losses_N[chosen_N].double() * weight).sum().item()
+    ranges_N = torch.bucketize(positions_N, _borders(int(positions_N.max())).to(positions_N), right=True)
+    for number in ranges_N.unique().tolist():
+        inside_N = ranges_N == number
+        weight = weights_N[inside_N].double()
+        loss = (losses_N[inside_N].double() * weight).sum().item()
         sums[f"loss {number}"] = sums.get(f"loss {number}", 0.0) + loss
         sums[f"weight {number}"] = sums.get(f"weight {number}", 0.0) + weight.sum().item()
 
 
 def _borders(last: int) -> torch.Tensor:
-    """Where ranges end: FIRST, and twice, four times as far, beyond the last position."""
+    """Ends of the ranges: FIRST, 2 FIRST, 4 FIRST, ... until one lies beyond the last position."""
     borders = [FIRST]
     while borders[-1] <= last:
         borders.append(2 * borders[-1])

@@ -36,9 +36,9 @@ _MERGE_FIRST = (
 
 
 def add_adapter(model: PreTrainedModel, adapter: config.Adapter, seed: int) -> nn.Module:
-    """Put a fresh adapter, initialized from `seed`, around a model; all else is frozen but a scalar head.
+    """Wrap a model in a fresh adapter, initialized from `seed`; everything else is frozen, except a scalar head.
 
-    The model computes what it did before. Returns peft's wrapper. Raises UserError when a target or a module of
+    The model's outputs do not change. Returns peft's wrapper. Raises UserError when a target or a module of
     `train_whole` is not in the model.
     """
     settings = peft_config(adapter, model)
@@ -86,7 +86,7 @@ def continue_adapter(
     with _adapter_errors(folder):
         weights = _read_weights(model, file)
         if weights is not None and new_head:
-            weights[_SAVED_HEAD] = model.score.weight.detach()
+            weights[_SAVED_HEAD] = model.get_parameter(f"{SCORE}.weight").detach()
         with _without_deprecations():
             wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
             _set_weights(wrapped, weights, file, ADAPTER)
@@ -97,7 +97,7 @@ def continue_adapter(
 
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:
     """Put a copy of one of the model's adapters beside it, with the modules it trains whole."""
-    _add_beside(model, target, model.peft_config[source])
+    _add_beside(model, target, _settings(model)[source])
     with torch.no_grad():
         weights = dict(model.named_parameters())
         for name, weight in weights.items():
@@ -127,30 +127,39 @@ def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
 
 
 def train_only(model: nn.Module, *adapters: str) -> None:
-    """Train the weights of these adapters and no others, in fp32, whichever adapter is active."""
+    """Make the weights of these adapters the only trained ones, in fp32, whichever adapter is active."""
     for name, weight in model.named_parameters():
         weight.requires_grad_(any(_is_of(name, adapter) for adapter in adapters))
     _train_in_fp32(model)
 
 
 def activate(model: nn.Module, adapter: str | None) -> None:
-    """Make the model compute with one of its adapters, or with none; which weights are trained stays as it was.
+    """Make the model compute with one of its adapters, or with none; the trained weights stay the same.
 
-    peft's own set_adapter trains the active adapter and freezes all others.
+    peft's own set_adapter also makes the active adapter trained and freezes all others: activating the reference for
+    a pass would freeze the policy.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
 
+    for layer in _adapted_layers(model):
+        if adapter is not None and (isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save):
+            layer._active_adapter = [adapter]
+        else:
+            layer._active_adapter = []
+
+
+def _adapted_layers(model: nn.Module) -> list[Any]:
+    """peft's wrappers of layers and of modules trained whole, listed once per model."""
     layers = vars(model).get("_tuner_layers")
     if layers is None:  # walking all modules takes longer than a small model's forward pass
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
         wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        layers = [module for module in model.modules() if isinstance(module, wrappers)]
-        vars(model)["_tuner_layers"] = layers
-    for layer in layers:
-        has_it = adapter is not None and (
-            isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save
-        )
-        layer._active_adapter = [adapter] if has_it else []
+        layers = vars(model)["_tuner_layers"] = [
+            module for module in model.modules() if isinstance(module, wrappers)
+        ]
+    return layers
 
 
 def belongs_to(parameter: str, adapter: str | None) -> bool:
@@ -174,9 +183,9 @@ def is_meta(model: nn.Module) -> bool:
     return any(weight.is_meta for weight in model.parameters())
 
 
-def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
+def save_adapter(model: Any, folder: Path, base: str) -> None:
     """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`."""
-    model.peft_config[ADAPTER].base_model_name_or_path = base
+    _settings(model)[ADAPTER].base_model_name_or_path = base
     # False: else peft also saves embeddings that it guesses were resized; those trained whole are saved anyway.
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
     Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
@@ -222,6 +231,11 @@ def _without_deprecations() -> Iterator[None]:
         yield
 
 
+def _settings(model: Any) -> dict[str, Any]:
+    """peft's settings of a wrapped model's adapters, by name."""
+    return model.peft_config
+
+
 def _read_settings(folder: Path) -> Any:
     return _peft().PeftConfig.from_pretrained(str(folder))
 
@@ -258,9 +272,9 @@ class _Kind:
     """A kind of adapter, between its class in tuner.config and peft's settings."""
 
     name: str
-    """As users know it."""
+    """Name in messages."""
     weight_prefix: str
-    """What peft's names of its modules begin with."""
+    """Prefix of the names of peft's modules."""
     settings: Callable[[Any, PreTrainedModel], Any]
     """From the config and the model to peft's settings."""
     saved_values: Callable[[Any], dict[str, Any]]
@@ -377,6 +391,8 @@ def _devices(model: nn.Module) -> list[torch.device]:
 
 
 def _train_in_fp32(model: nn.Module) -> None:
+    """Hold trained weights in fp32: in bf16, with 8 significant bits, many updates are smaller than half a unit in
+    the last place and would be lost."""
     _hold_in_fp32(weight for weight in model.parameters() if weight.requires_grad)
 
 

@@ -52,7 +52,7 @@ def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | 
     model = Model(path=path)
     precision = locate(model, weights=False).precision
     loaded = load_model(model, precision=precision, device=device, train=False)
-    chat_template = Template(template, loaded.tokenizer)
+    chat_template = Template(template, loaded.tokenizer)  # pyright: ignore[reportArgumentType]
     return ChatModel(loaded, chat_template, end_ids(chat_template, loaded.tokenizer))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 _CHUNK = 1 << 16  # bytes
 _WHOLE = 1 << 25  # bytes: smaller files are read whole, of larger ones this many in evenly spaced chunks
+# fields that depend on where a folder lies and which library wrote it, and change no number
 _VOLATILE = ("_name_or_path", "transformers_version", "auto_map", "attn_implementation")
 
 

@@ -6,6 +6,7 @@ Shapes: T tokens of the row, N of them with a loss, S segments, D hidden size, V
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
 
 from tuner.data.batch import Batch
 from tuner.losses.logprob import logprobs, logprobs_of_head
@@ -75,14 +76,15 @@ def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return output.last_hidden_state[0]
 
 
-def _logits(causal: torch.nn.Module, hidden_TD: torch.Tensor) -> torch.Tensor:
+def _logits(causal: PreTrainedModel, hidden_TD: torch.Tensor) -> torch.Tensor:
     head = causal.get_output_embeddings()
+    assert head is not None
     logits_TV = head(hidden_TD)
     cap = getattr(causal.config, "final_logit_softcapping", None)
     return logits_TV if cap is None else torch.tanh(logits_TV / cap) * cap
 
 
-def _matrix(causal: torch.nn.Module) -> torch.nn.Linear | None:
+def _matrix(causal: PreTrainedModel) -> torch.nn.Linear | None:
     """The language head, where it is a plain matrix without a cap on its logits; else None."""
     head = causal.get_output_embeddings()
     capped = getattr(causal.config, "final_logit_softcapping", None) is not None

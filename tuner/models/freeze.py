@@ -6,10 +6,11 @@ from torch import nn
 
 from tuner import config
 from tuner.errors import UserError
+from tuner.models.unwrap import unwrapped
 
 
 def freeze(model: nn.Module, part: config.Freeze | None) -> None:
-    """Freeze some of the weights that are trained, in place: the model's own, or its adapters'.
+    """Freeze some of the trained weights, in place: the model's, or its adapters'.
 
     Raises UserError when a pattern matches nothing, there are fewer layers, or nothing is left to train.
     """
@@ -41,7 +42,7 @@ def plain_name(name: str) -> str:
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Plain name and module of the decoder's list of layers. Raises UserError when there is none."""
-    depth = model.config.num_hidden_layers
+    depth = unwrapped(model).config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return plain_name(name), module
@@ -57,7 +58,7 @@ def _below(model: nn.Module, weights: dict[str, nn.Parameter], num_trained: int)
         raise UserError(
             f"freeze.all_but_last_layers={num_trained}: the model has {len(layers)} layers; give fewer"
         )
-    embedding = _name_of(model, model.get_input_embeddings())
+    embedding = _name_of(model, unwrapped(model).get_input_embeddings())
     below = [f"{stack}.{index}." for index in range(len(layers) - num_trained)] + [f"{embedding}."]
     return {name for name in weights if name.startswith(tuple(below))}
 

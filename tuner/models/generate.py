@@ -42,8 +42,8 @@ class Answer:
     greedy decoding. As computed in generation, which rounds differently from a training pass: losses recompute them."""
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The decoded answer without the end token; other special tokens are kept, so that a reward sees them."""
-        return tokenizer.decode(self.content.tolist(), skip_special_tokens=False)  # type: ignore[return-value]
+        """The decoded answer without the end token, with other special tokens, so that a reward sees them."""
+        return str(tokenizer.decode(self.content.tolist(), skip_special_tokens=False))
 
     @property
     def content(self) -> np.ndarray:
@@ -120,11 +120,11 @@ def stream(
             if step.ended_L[0]:
                 break
             answer.append(int(step.tokens_L[0]))
-            text = tokenizer.decode(answer, skip_special_tokens=True)
+            text = str(tokenizer.decode(answer, skip_special_tokens=True))
             if not text.endswith("�"):  # an incomplete character: wait for its other bytes
                 yield text[len(shown) :]
                 shown = text
-    yield tokenizer.decode(answer, skip_special_tokens=True)[len(shown) :]
+    yield str(tokenizer.decode(answer, skip_special_tokens=True))[len(shown) :]
 
 
 @contextmanager
@@ -165,7 +165,10 @@ def _decode(
     noise: np.ndarray | None,
     tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> Iterator[_Step]:
-    """Generate for all prompts at once, token by token; ended rows are dropped once they are half of all."""
+    """Generate for all prompts at once, token by token.
+
+    Ended rows are dropped once they are half of all, and not one by one: dropping copies the cache.
+    """
     device, ends = transformer.device, np.fromiter(end_ids, np.int64)
     lengths = [len(prompt) for prompt in prompts]
     cache = RowCache(transformer, lengths, max_new_tokens)
@@ -184,10 +187,10 @@ def _decode(
         if place + 1 == max_new_tokens or not live_B.any():
             return
         if cache.is_full or 2 * live_B.sum() <= len(live_B):
-            kept_B = cache.keep(np.flatnonzero(live_B))
+            remaining_B = cache.keep(np.flatnonzero(live_B))
             rows_B, live_B = rows_B[live_B], live_B[live_B]
-            tokens_B, positions_B1 = tokens_B[kept_B], positions_B1[kept_B]
-            noise_BM = None if noise_BM is None else noise_BM[kept_B]
+            tokens_B, positions_B1 = tokens_B[remaining_B], positions_B1[remaining_B]
+            noise_BM = None if noise_BM is None else noise_BM[remaining_B]
         output = transformer(
             input_ids=tokens_B[:, None],
             attention_mask=cache.mask,
@@ -263,6 +266,7 @@ def _attention(transformer: PreTrainedModel, name: str) -> Iterator[None]:
     """Use another attention. `varlen` ignores masks, so padded rows under it would be silently wrong."""
     varlen.register()
     previous = transformer.config._attn_implementation
+    assert previous is not None  # set by every load
     transformer.set_attn_implementation(name)
     try:
         yield

@@ -5,7 +5,7 @@ converted while a checkpoint is read, and back while it is written, so that none
 tools for InternLM2 can read what is saved here.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -96,7 +96,7 @@ class InternLM2ForCausalLM(LlamaForCausalLM):
     """InternLM2 with its language head (`output` in the checkpoint)."""
 
     config_class = InternLM2Config
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"rotary_emb\.inv_freq"]
 
 
 class InternLM2ForRewardModel(LlamaForSequenceClassification):
@@ -107,7 +107,7 @@ class InternLM2ForRewardModel(LlamaForSequenceClassification):
     """
 
     config_class = InternLM2Config
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"rotary_emb\.inv_freq"]
 
     def __init__(self, config: InternLM2Config) -> None:
         config.num_labels = 1  # missing in the published configurations
@@ -128,7 +128,7 @@ class SplitWqkv(ConversionOps):
         source_patterns: list[str],
         target_patterns: list[str],
         **kwargs: Any,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         fused = _only(next(iter(input_dict.values())))
         group, head_dim = _group(kwargs["config"])
         heads = fused.view(-1, group + 2, head_dim, *fused.shape[1:])
@@ -153,7 +153,7 @@ class FuseWqkv(ConversionOps):
         source_patterns: list[str],
         target_patterns: list[str],
         **kwargs: Any,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         query, key, value = (_only(input_dict[pattern]) for pattern in source_patterns)
         group, head_dim = _group(kwargs["config"])
         rest = query.shape[1:]
@@ -201,6 +201,8 @@ def _only(tensors: Tensor | list[Tensor]) -> Tensor:
 
 def _group(config: InternLM2Config) -> tuple[int, int]:
     """Query heads per key head, and the head size."""
+    assert config.num_key_value_heads is not None
+    assert config.head_dim is not None
     return config.num_attention_heads // config.num_key_value_heads, config.head_dim
 
 

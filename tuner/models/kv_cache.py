@@ -67,6 +67,9 @@ class _Slots:
 class _RowLayer(DynamicLayer):
     """Keys and values [B, K, S, D] of one layer, with free slots for new tokens."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, slots: _Slots) -> None:
         super().__init__()
         self._slots = slots
@@ -96,11 +99,11 @@ class _RowLayer(DynamicLayer):
         """Slots filled before this pass."""
         return self._slots.filled
 
-    def keep(self, kept_B: Tensor, first: int, end: int, capacity: int) -> None:
+    def keep(self, rows_B: Tensor, first: int, end: int, capacity: int) -> None:
         """Move the slots `first` to `end` of some rows into new memory with `capacity` slots."""
         if self.is_initialized:
-            self.keys = _moved(self.keys, kept_B, first, end, capacity)
-            self.values = _moved(self.values, kept_B, first, end, capacity)
+            self.keys = _moved(self.keys, rows_B, first, end, capacity)
+            self.values = _moved(self.values, rows_B, first, end, capacity)
 
 
 class RowCache(Cache):
@@ -144,7 +147,7 @@ class RowCache(Cache):
         self._slots.packed = row_T, slot_T
 
     def start_decoding(self) -> None:
-        """All prompts are written: from now on a pass writes one token of every row."""
+        """Call once all prompts are written: from then on a pass writes one token of every row."""
         self._slots.packed, self._slots.filled = None, self._longest
 
     def advance(self) -> None:
@@ -154,7 +157,7 @@ class RowCache(Cache):
     def keep(self, rows: np.ndarray) -> Tensor:
         """Keep only some rows (int64), drop slots that none of them needs, and add free ones; returns the rows on the
         device."""
-        kept_B = torch.from_numpy(rows).to(self._device)
+        rows_B = torch.from_numpy(rows).to(self._device)
         self._lengths, self._padding = (part[rows] for part in (self._lengths, self._padding))
         first, end = int(self._padding.min()), self._slots.filled
         written = end - self._longest
@@ -162,10 +165,11 @@ class RowCache(Cache):
         room = min(self._max_new_tokens, max(BLOCK, 2 * written))
         capacity = self._longest + room
         for layer in self.layers:
-            layer.keep(kept_B, first, end, capacity)
-        self._slots.rows, self._slots.filled, self._slots.capacity = len(kept_B), end - first, capacity
+            assert isinstance(layer, _RowLayer)
+            layer.keep(rows_B, first, end, capacity)
+        self._slots.rows, self._slots.filled, self._slots.capacity = len(rows_B), end - first, capacity
         self._real_BS = self._real()
-        return kept_B
+        return rows_B
 
     def _real(self) -> Tensor:
         """Slots that are not left padding, bool [B, S]."""
@@ -173,10 +177,10 @@ class RowCache(Cache):
         return torch.arange(self._slots.capacity, device=self._device) >= padding_B1
 
 
-def _moved(held_BKSD: Tensor, kept_B: Tensor, first: int, end: int, capacity: int) -> Tensor:
-    _, heads, _, size = held_BKSD.shape
-    moved = held_BKSD.new_zeros(len(kept_B), heads, capacity, size)
-    moved[:, :, : end - first] = held_BKSD[:, :, first:end].index_select(0, kept_B.to(held_BKSD.device))
+def _moved(cached_BKSD: Tensor, rows_B: Tensor, first: int, end: int, capacity: int) -> Tensor:
+    _, heads, _, size = cached_BKSD.shape
+    moved = cached_BKSD.new_zeros(len(rows_B), heads, capacity, size)
+    moved[:, :, : end - first] = cached_BKSD[:, :, first:end].index_select(0, rows_B.to(cached_BKSD.device))
     return moved
 
 

@@ -1,6 +1,6 @@
 """Checkpoint layouts: a family's own, or for InternLM2 that of transformers' Llama, its architecture."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
@@ -38,5 +38,6 @@ def in_layout(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
         owner, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(owner), leaf, buffer)
     twin.tie_weights()
-    twin.config.rope_theta = settings.rope_parameters["rope_theta"]  # where transformers 4 reads it
+    rope: dict[str, Any] = dict(settings.rope_parameters or {})
+    twin.config.rope_theta = rope["rope_theta"]  # where transformers 4 reads it
     return twin

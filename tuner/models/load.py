@@ -40,7 +40,7 @@ __all__ = ["Loaded", "load_model", "load_tokenizer"]
 
 Precision = Literal["bf16", "fp32"]
 Head = Literal["language", "score"]
-"""What a model ends in: logits over the vocabulary, or one scalar (reward models)."""
+"""The head of a model: logits over the vocabulary, or one scalar (reward models)."""
 _LANGUAGE_HEADS = ("lm_head.weight", "lm_head.bias", "output.weight")
 """Weights of a checkpoint that a reward model does not load."""
 
@@ -115,7 +115,7 @@ def load_model(
 
 
 def built_on(device: torch.device) -> AbstractContextManager[Any]:
-    """New weights are made on the meta device where that is meant; libraries put them elsewhere by themselves."""
+    """Context in which new weights are created on the meta device where `device` is it; else libraries place them."""
     return device if device.type == "meta" else nullcontext()
 
 

@@ -1,7 +1,7 @@
 """The roles of a policy stage, loaded: the policy and, where they are needed, reference, critic and reward model.
 
-They stand on as few models as their layout allows. On the meta device no weights are read: `tuner check` counts memory
-on what is built there.
+They share as few models as their layout allows. On the meta device no weights are read: `tuner check` estimates memory
+from what is built there.
 """
 
 from __future__ import annotations
@@ -188,9 +188,10 @@ def _check_language(models: PolicyModels, policy: Location, reward: Location) ->
         policy.tokenizer_folder, trust_remote_code=models.policy.trust_remote_code
     )
     tokenizer, template = reward_template(models.reward, reward)
+    policy_template = Template(models.template, policy_tokenizer)  # pyright: ignore[reportArgumentType]
     if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
         what = "tokenizers"
-    elif _rendered_probe(Template(models.template, policy_tokenizer)) != _rendered_probe(template):
+    elif _rendered_probe(policy_template) != _rendered_probe(template):
         what = "chat templates"
     else:
         return
@@ -311,9 +312,8 @@ def _separate(loader: _Loader) -> dict[str, Role]:
     roles = {POLICY: Role(loader.load(models.policy, adapter=models.adapter))}
     if REFERENCE in models.roles:
         reference = loader.load(models.policy, adapter=models.adapter)
-        reference.model.requires_grad_(
-            False
-        )  # in the policy's dtypes: rounded weights would be another model
+        # loaded as the policy is, in its dtypes: rounded weights would be another model
+        reference.model.requires_grad_(False)
         roles[REFERENCE] = Role(reference)
     if models.reward_role is not None:
         roles[REWARD] = Role(loader.load(models.reward_role, head="score", train=False))
@@ -354,7 +354,7 @@ def switch_off_dropout(model: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType]
 
 
 def _identity(location: Location) -> str:

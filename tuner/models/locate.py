@@ -17,6 +17,7 @@ MODEL_FOLDER = "model"
 
 _WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*")
 _CODE = ("*.py",)
+# second copies of the weights in many hub repositories
 _DUPLICATES = ("consolidated*", "original/*", "*/*.safetensors", "*.gguf")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
@@ -72,7 +73,9 @@ class Location:
         return self.base_folder
 
 
-def locate(model: config.Model, precision: str = "bf16", *, weights: bool = True) -> Location:
+def locate(
+    model: config.Model, precision: Literal["bf16", "fp32"] = "bf16", *, weights: bool = True
+) -> Location:
     """Find a model: `tuner:...`, a run folder, an adapter's folder, a full model's folder, or a hub name.
 
     weights: False fetches configuration and tokenizer only, leaves the fingerprint empty (an adapter's is the recorded
@@ -108,7 +111,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _locate_adapter(model: config.Model, folder: Path, precision: str, weights: bool) -> Location:
+def _locate_adapter(
+    model: config.Model, folder: Path, precision: Literal["bf16", "fp32"], weights: bool
+) -> Location:
     record = read_record(folder)
     if record is None:
         base = model.model_copy(update={"path": _base_of_foreign(folder), "revision": None})

@@ -35,7 +35,7 @@ class MemoryBudget:
 
 @dataclass(frozen=True)
 class Weights:
-    """What the weights of a model are held in, and how many of them are trained."""
+    """Memory of a model's frozen weights, and the number of its trained ones."""
 
     frozen_bytes: float
     """Memory of the frozen weights, quantized ones included."""
@@ -80,12 +80,12 @@ def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.
 
 
 def roles_bytes(budget: MemoryBudget, roles: Roles, cache: float = 0.0) -> float:
-    """The same of a stage with several roles: every distinct model once, and the roles' own heads."""
+    """`peak_bytes` of a stage with several roles: every distinct model once, and the roles' own heads."""
     return peak_bytes(budget, roles.models, cache) + sum(_head_bytes(budget, head) for head in roles.heads)
 
 
 def _trained_bytes(budget: MemoryBudget) -> int:
-    """Of one trained weight: itself and its gradient in fp32, the optimizer's two moments, a copy under autocast."""
+    """Bytes per trained weight: the weight and its gradient in fp32, the optimizer's two moments, autocast's copy."""
     moments = 2 if budget.optimizer_bits == 8 else 8
     copy = 2 if budget.precision == "bf16" else 0
     return 4 + 4 + moments + copy

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner import config
 from tuner.errors import UserError
-from tuner.models.adapters import continue_adapter, has_score
+from tuner.models.adapters import SCORE, continue_adapter, has_score
 from tuner.models.base_record import write_record
 from tuner.models.generate import unpacked
 from tuner.models.layout import Layout, in_layout
@@ -180,7 +181,7 @@ def locate_adapter(run_or_model_folder: str | Path) -> Location:
 def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
     """The base in fp32 layers with the adapter merged into them.
 
-    Merged into 4-bit layers it would be quantized again, an error larger than what most adapters change.
+    A merge into 4-bit layers would quantize the sum again, with an error larger than what most adapters change.
     """
     dequantize(base)
     was_tied = _untie_head(base)
@@ -198,7 +199,7 @@ def outputs(model: nn.Module, rows: list[list[int]]) -> Tensor:
             tokens = torch.tensor([row], device=transformer.device)
             if has_score(transformer):
                 hidden_TD = transformer.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0]
-                outputs_of_rows.append(transformer.score(hidden_TD.float()).cpu())
+                outputs_of_rows.append(transformer.get_submodule(SCORE)(hidden_TD.float()).cpu())
             else:
                 outputs_of_rows.append(transformer(input_ids=tokens, use_cache=False).logits[0].cpu())
     return torch.cat(outputs_of_rows).float()
@@ -216,13 +217,14 @@ def _load_in_fp32(location: Location, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _dequantized_base(adapted: nn.Module) -> PreTrainedModel:
+def _dequantized_base(adapted: Any) -> PreTrainedModel:
     base = adapted.unload()
     dequantize(base)
     return base
 
 
-def _adapt(model: PreTrainedModel, location: Location) -> nn.Module:
+def _adapt(model: PreTrainedModel, location: Location) -> Any:
+    """peft's wrapper around the model, with the saved adapter."""
     folder = location.adapter_folder
     assert folder is not None
     return continue_adapter(model, folder, requested=None, saved=location.adapter, trained=False)
@@ -244,7 +246,9 @@ def _retie_head(model: PreTrainedModel, was_tied: bool) -> None:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None:
         return
-    model.config.tie_word_embeddings = was_tied and torch.equal(head.weight, embedding.weight)
+    model.config.tie_word_embeddings = was_tied and torch.equal(
+        head.get_parameter("weight"), embedding.get_parameter("weight")
+    )
     if model.config.tie_word_embeddings:
         head.weight = embedding.weight
     else:

@@ -55,14 +55,14 @@ def keep_unpacked(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Name and module of every quantized linear layer; does not import bitsandbytes."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("bitsandbytes.") and isinstance(module, nn.Linear):
             yield name, module
 
 
-def dequantized_weight(layer: nn.Module) -> Tensor:
+def dequantized_weight(layer: Any) -> Tensor:
     """The weight of a quantized layer, [out, in], in fp32 without rounding to the layer's compute dtype."""
     functional = bitsandbytes().functional
     weight = layer.weight
@@ -95,7 +95,7 @@ def optimizer_class(bits: Literal[32, 8], paged: bool) -> type[torch.optim.Optim
     return optim.AdamW8bit
 
 
-def _forget_quantization(model: nn.Module) -> None:
+def _forget_quantization(model: Any) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for name in (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tuner.errors import UserError
 from tuner.models.base_record import FILE as BASE_RECORD
@@ -63,7 +63,7 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
     if not file.is_file():
         if Path(folder, BASE_RECORD).is_file():
             raise UserError(
-                f"{file}: how this reward model is to be asked is missing; restore it or train again"
+                f"{file} is missing, so how this model reads a conversation is unknown; restore it or train again"
             )
         token_id = getattr(loaded.transformer.config, "reward_token_id", None)  # of InternLM2's reward models
         token = None if token_id is None else loaded.tokenizer.convert_ids_to_tokens(token_id)
@@ -83,7 +83,8 @@ def set_score_token(loaded: Loaded, reward_token: str | None) -> None:
     transformers and vLLM read it at the last token that is not padding, so the padding token must differ from the one
     conversations end with; InternLM2's own code and LMDeploy read it at `reward_token_id`.
     """
-    tokenizer, settings = loaded.tokenizer, loaded.transformer.config
+    settings = loaded.transformer.config
+    tokenizer = cast(Any, loaded.tokenizer)  # transformers adds its special tokens by __getattr__
     end = None if reward_token is None else tokenizer.convert_tokens_to_ids(reward_token)
     settings.reward_token_id = end
     ends = {end, tokenizer.eos_token_id if end is None else end}

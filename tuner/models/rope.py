@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tuner import config
@@ -26,6 +26,7 @@ def apply_rope(rope: config.Rope | None, model_config: PreTrainedConfig) -> None
     if rope.base is not None:
         new["rope_theta"] = rope.base
     if rope.scaling is not None:
+        assert rope.factor is not None  # Rope has both or neither
         length = trained_length(model_config)
         unscaled = {name: old[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
         new = unscaled | {"rope_theta": new["rope_theta"], "rope_type": rope.scaling, "factor": rope.factor}
@@ -66,6 +67,8 @@ class SegmentedDynamicRotary(nn.Module):
     wherever positions do not increase; positions are [batch, tokens].
     """
 
+    inv_freq: Tensor
+
     def __init__(self, model_config: PreTrainedConfig, device: torch.device | None = None):
         super().__init__()
         self.config = model_config
@@ -94,7 +97,7 @@ class SegmentedDynamicRotary(nn.Module):
         return frequencies
 
 
-def install_segmented_rope(model: nn.Module) -> None:
+def install_segmented_rope(model: PreTrainedModel) -> None:
     """Make a model with dynamic scaling exact in packed rows; other models are not changed."""
     parameters = getattr(model.config, "rope_parameters", None) or {}
     if parameters.get("rope_type") != "dynamic":
@@ -102,7 +105,7 @@ def install_segmented_rope(model: nn.Module) -> None:
     for module in list(model.modules()):
         rotary = getattr(module, "rotary_emb", None)
         if isinstance(rotary, nn.Module) and getattr(rotary, "rope_type", None) == "dynamic":
-            device = rotary.inv_freq.device
+            device = rotary.get_buffer("inv_freq").device
             module.rotary_emb = SegmentedDynamicRotary(model.config).to(device)
 
 

@@ -37,10 +37,10 @@ def choose(
         tokens_B = logits_BV.argmax(dim=-1)
     else:
         assert uniform_B is not None
-        kept_BV = probabilities_BV.double()
+        nucleus_BV = probabilities_BV.double()
         if top_p < 1:
-            kept_BV.masked_fill_(~nucleus(probabilities_BV, top_p), 0)
-        cumulative_BV = kept_BV.cumsum_(dim=-1)
+            nucleus_BV.masked_fill_(~nucleus(probabilities_BV, top_p), 0)
+        cumulative_BV = nucleus_BV.cumsum_(dim=-1)
         threshold_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
         tokens_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0]
         # NaN logits: the log-probability shows them, while a token outside the vocabulary would crash
@@ -53,28 +53,31 @@ def nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
 
     With bf16 logits ties are common.
     """
-    largest_BK, kept_BK = _kept_of_largest(probabilities_BV, top_p)
-    smallest_B1 = largest_BK.gather(-1, kept_BK.sum(dim=-1, keepdim=True).clamp(min=1) - 1)
-    places_B1 = (kept_BK & (largest_BK == smallest_B1)).sum(dim=-1, keepdim=True)
+    largest_BK, inside_BK = _largest_with_nucleus(probabilities_BV, top_p)
+    smallest_B1 = largest_BK.gather(-1, inside_BK.sum(dim=-1, keepdim=True).clamp(min=1) - 1)
+    tied_B1 = (inside_BK & (largest_BK == smallest_B1)).sum(dim=-1, keepdim=True)
     tied_BV = probabilities_BV == smallest_B1
     return (probabilities_BV > smallest_B1) | (
-        tied_BV & (tied_BV.cumsum(dim=-1, dtype=torch.int32) <= places_B1)
+        tied_BV & (tied_BV.cumsum(dim=-1, dtype=torch.int32) <= tied_B1)
     )
 
 
-def _kept_of_largest(probabilities_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The K largest probabilities, enough to contain every row's nucleus, and which are in it, bool [B, K]."""
+def _largest_with_nucleus(probabilities_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The K largest probabilities, enough to contain every row's nucleus, and a mask of those in it, bool [B, K]."""
     vocabulary = probabilities_BV.shape[-1]
     for count in MOST_LIKELY:
         if count < vocabulary:
             largest_BK = probabilities_BV.topk(count).values
-            kept_BK = _kept(largest_BK, top_p)
-            if not bool(kept_BK[:, -1].any()):
-                return largest_BK, kept_BK
+            inside_BK = _is_inside(largest_BK, top_p)
+            if not bool(inside_BK[:, -1].any()):
+                return largest_BK, inside_BK
     largest_BV = probabilities_BV.sort(descending=True).values
-    return largest_BV, _kept(largest_BV, top_p)
+    return largest_BV, _is_inside(largest_BV, top_p)
 
 
-def _kept(largest_BK: Tensor, top_p: float) -> Tensor:
-    """In float64: the order of summation differs between devices and widths, and must not decide."""
+def _is_inside(largest_BK: Tensor, top_p: float) -> Tensor:
+    """Mask of the nucleus among sorted probabilities, bool [B, K].
+
+    Summed in float64: the order of summation differs between devices and widths, and must not decide.
+    """
     return largest_BK.double().cumsum(dim=-1) - largest_BK < top_p

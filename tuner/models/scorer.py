@@ -94,7 +94,7 @@ class RewardInputs:
 
     def make(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
         """Tokens of each request, int32 [t]; the score is read at the last. Raises UserError on unknown conditions."""
-        maker = SequenceMaker(self.tokenizer, self.record.reward_token)
+        maker = SequenceMaker(self.tokenizer, self.record.reward_token)  # pyright: ignore[reportArgumentType]
         wordings = {name: Wordings(texts) for name, texts in self.record.conditions.items()}
         conditions = Conditions(wordings, self.record.seed)
         rendered = [
@@ -178,7 +178,7 @@ def reward_template(model: Model, location: Location) -> tuple[PreTrainedTokeniz
             f"{model.path}: no chat template stands beside this reward model, so how it reads conversations is not "
             "known; put the chat_template.jinja it was trained with into its folder"
         )
-    return tokenizer, Template("tokenizer", tokenizer)
+    return tokenizer, Template("tokenizer", tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def open_scorer(
@@ -205,7 +205,8 @@ def open_scorer(
         if precision == "fp32":
             compute_in_fp32(loaded.model)
     record = read_reward_record(loaded, location.folder)
-    return Scorer(loaded, record, Template(template, loaded.tokenizer), device, tokens_per_pass)
+    chat_template = Template(template, loaded.tokenizer)  # pyright: ignore[reportArgumentType]
+    return Scorer(loaded, record, chat_template, device, tokens_per_pass)
 
 
 def compute_in_fp32(model: torch.nn.Module) -> None:
@@ -215,4 +216,4 @@ def compute_in_fp32(model: torch.nn.Module) -> None:
             weight.data = weight.data.float()
     for module in model.modules():
         if getattr(module, "compute_dtype", None) == torch.bfloat16:
-            module.compute_dtype = torch.float32
+            module.compute_dtype = torch.float32  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -79,7 +80,7 @@ def tiny_model_folder(model_path: str, destination: Path, *, score: bool = False
         config.attention_bias = config.bias = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config.num_labels = 1 if score else config.num_labels
+        config.num_labels = 1 if score else config.num_labels  # pyright: ignore[reportAttributeAccessIssue]
         kind = AutoModelForSequenceClassification if score else AutoModelForCausalLM
         kind.from_config(config).save_pretrained(destination)
     tokenizer.save_pretrained(destination)
@@ -136,7 +137,7 @@ def _english() -> Iterator[str]:
     return iter(list(topics.values())[:20])
 
 
-def _specials(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+def _specials(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -12,6 +12,7 @@ from tuner.models.internlm2_tokenizer import InternLM2Tokenizer
 from tuner.models.locate import first_line, locate
 
 _ONLY_IN_TRANSFORMERS_5 = ("TokenizersBackend", InternLM2Tokenizer.__name__)
+"""Values of `tokenizer_class` that transformers 4 does not know."""
 
 
 def load_tokenizer(model: config.Model) -> PreTrainedTokenizerBase:

@@ -32,7 +32,10 @@ def register() -> None:
 
 
 def segment_arguments(batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of a transformers model's forward pass by which `varlen` isolates the batch's segments."""
+    """Keyword arguments of a transformers model's forward pass with which `varlen` isolates the batch's segments.
+
+    Positions that restart isolate nothing: without these arguments tokens would attend to the segments before.
+    """
     return {
         "cu_seq_lens_q": batch.offsets,
         "cu_seq_lens_k": batch.offsets,
@@ -75,8 +78,13 @@ def varlen_attention(
         query_1HTD, key_1KTD, value_1KTD = (part.to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
     if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:
         attend = _flash if _has_flash() else _torch_varlen
+        query_THD, key_TKD, value_TKD = (
+            tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD)
+        )
         out_THD = attend(
-            *(tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD)),
+            query_THD,
+            key_TKD,
+            value_TKD,
             cu_seq_lens_q,
             max_length_q,
             scaling,
@@ -89,7 +97,7 @@ def varlen_attention(
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """No mask: segments replace it, and transformers would build one of T × T."""
+    """No mask: offsets isolate the segments, and a mask of transformers would hold T × T elements."""
 
 
 def _by_segment(
@@ -179,12 +187,12 @@ def _torch_varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     groups = query_THD.shape[1] // key_TKD.shape[1]
-    shared = {"enable_gqa": groups > 1}
+    shared: dict[str, Any] = {"enable_gqa": groups > 1}
     if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
         key_TKD, value_TKD = (part.repeat_interleave(groups, dim=1) for part in (key_TKD, value_TKD))
         shared = {}
     left = -1 if window is None else window - 1
-    return varlen_attn(
+    return varlen_attn(  # pyright: ignore[reportReturnType] (a tuple only with return_aux)
         query_THD.contiguous(),
         key_TKD.contiguous(),
         value_TKD.contiguous(),

@@ -1,7 +1,7 @@
 """Figures, curves and panels of the stages whose progress is their loss: SFT, reward models and DPO."""
 
 from tuner.display.loss_panels import draw_loss
-from tuner.display.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, draw_exact, draw_series
+from tuner.display.panels import BLUE, GRAY, GREEN, ORANGE, PURPLE, draw_exact, draw_series
 from tuner.training.figures import Curve, Figure, Panel, recorded
 
 LOSS = Figure(
@@ -24,4 +24,4 @@ LOSS_PANEL = Panel("loss", "loss", draw_loss, BLUE, held_out="eval_loss")
 ACCURACY_PANEL = Panel("accuracy", "accuracy over pairs", draw_series, ORANGE, shown=recorded)
 LEARNING_RATE_PANEL = Panel("lr", "learning rate", draw_exact, PURPLE)
 GRADIENT_NORM_PANEL = Panel("grad_norm", "gradient norm", draw_series, GREEN)
-SPEED_PANEL = Panel("tokens_per_second", "tokens per second", draw_series, GREY)
+SPEED_PANEL = Panel("tokens_per_second", "tokens per second", draw_series, GRAY)

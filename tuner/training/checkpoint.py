@@ -37,7 +37,10 @@ class Snapshot:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written one at a time in the background; old ones are removed last."""
+    """The checkpoints of a run folder, written in the background, one at a time.
+
+    Old ones are removed only after a new one is complete.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
@@ -45,7 +48,7 @@ class Checkpoints:
         self._error: BaseException | None = None
 
     def tidy(self) -> None:
-        """Remove what a killed writer left half-written."""
+        """Remove the unfinished folder of a killed writer."""
         for leftover in self._folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -75,10 +78,11 @@ class Checkpoints:
         """Raises UserError when the checkpoint cannot be read."""
         folder = self.path(step)
         try:
-            return Snapshot(
-                *(load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer", "random")),
-                json.loads((folder / "state.json").read_text(encoding="utf-8")),
+            trained, optimizer, generators = (
+                load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer", "random")
             )
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return Snapshot(trained, optimizer, generators, state)
         except Exception as error:
             raise UserError(
                 f"{folder}: this checkpoint cannot be read ({error}); remove the folder to go on from the one before"
@@ -95,7 +99,11 @@ class Checkpoints:
 
 
 def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all: beside its place, synced to disk, then renamed."""
+    """Write a folder whole or not at all: under another name, synced to disk, then renamed.
+
+    A rename is atomic, so that a folder with its final name is complete, whenever the process is killed. Without the
+    syncs a power failure could leave the new name on disk and its files empty.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = destination.with_name(f".writing-{destination.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -148,12 +156,12 @@ def restore(
 
 def generator_state() -> dict[str, Any]:
     """State of every random generator of this process, as nested dicts and lists."""
-    numpy_state = np.random.get_state()
+    _, numpy_keys, *numpy_rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": {
-            "keys": torch.from_numpy(np.asarray(numpy_state[1]).astype(np.int64)),
-            "rest": list(numpy_state[2:]),
+            "keys": torch.from_numpy(np.asarray(numpy_keys).astype(np.int64)),
+            "rest": numpy_rest,
         },
         "torch": torch.get_rng_state(),
     }

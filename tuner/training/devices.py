@@ -1,7 +1,8 @@
 """The accelerate door: where a run computes, in what precision, and how its processes add up.
 
-There is no DDP wrapper. Each rank runs its own passes, perhaps none, and gradients are summed once an
-update.
+There is no DDP wrapper: it expects as many backward passes on every rank, and averages gradients over ranks. Here a
+rank may have more passes than another, or none, every pass divides its loss by the global total of its step, and
+gradients are summed once per update.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=4)
 """How long ranks wait for one that tokenizes or writes a large model before they give up."""
 BUCKET_ELEMENTS = 2**24
-"""Gradients summed over ranks at a time: 64 MiB of fp32."""
+"""Gradients summed over ranks in one call: 64 MiB of fp32."""
 
 
 class Devices:
@@ -92,7 +93,7 @@ class Devices:
 
     @property
     def place(self) -> dict[str, str | int]:
-        """What must stay the same for a run to resume bit for bit."""
+        """Device, processes and threads, which must stay the same for a run to resume bit for bit."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"device": kind, "processes": self.world, "threads": torch.get_num_threads()}
 
@@ -126,14 +127,19 @@ class Devices:
 
         work: takes some of the indices, and returns a result for each.
         """
-        own = list(range(count))[self.rank :: self.world]
-        results = list(zip(own, work(own), strict=True)) if own else []
+        share = list(range(count))[self.rank :: self.world]
+        results = list(zip(share, work(share), strict=True)) if share else []
         return [result for _, result in sorted(self.gather(results), key=lambda pair: pair[0])]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks, in flat buckets; a missing one counts as zero."""
+        """Replace every gradient by its sum over ranks, in flat buckets.
+
+        A missing gradient counts as zero: a rank without a pass has none, and the others wait for it all the same.
+        """
         if self.world == 1:
             return
+        # a call per parameter would pay for the latency of each of hundreds of small adapters; a single call
+        # would need a second copy of all gradients at once
         for bucket in _buckets(parameters):
             flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
             torch.distributed.all_reduce(flat)

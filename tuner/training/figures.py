@@ -1,7 +1,7 @@
-"""What a stage declares of the numbers it records: where each is shown, charted and drawn.
+"""How a stage declares where the numbers that it records are shown, charted and drawn.
 
-A stage's `figures.py` is a list of these, and is all that progress lines, notebooks, trackers and curves know of the
-stage. Nothing here draws: the functions that do stand in `tuner.display`, and get their keys from the declaration.
+A stage's `figures.py` is a list of these declarations; progress lines, notebooks, trackers and curves know nothing
+else of the stage. Nothing here draws: the functions that do are in `tuner.display`, and are given the declaration.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Metrics = Sequence[Mapping[str, Any]]
 """Records of metrics.jsonl, in order."""
 Reading = Literal["value", "mean", "value and mean", "latest"]
-"""Which value of a series is shown: this step's, the running mean, both, or the latest one measured (what is
-measured on held-out rows is missing from most records)."""
+"""Which value of a series is shown: this step's, the running mean, both, or the latest one (values measured on
+held-out rows are missing from most records)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Figure:
     missing: str | None = None
     """What stands for a value that this step lacks, such as "not finite"; None: the figure is left out."""
     unless: str = ""
-    """Key of a better figure: where that one is known, lines and the summary leave this one out."""
+    """Key of a better figure: lines and the summary leave this figure out where that key has a value."""
     warning: bool = False
     """Whether it counts what should not happen: hidden while it is 0, and red."""
 
@@ -86,11 +86,11 @@ class Curve:
     """Key of values measured now and then, drawn as dots."""
     caption: str = ""
     half: bool = False
-    """Whether two such stand side by side."""
+    """Whether it takes half of the width, beside another."""
 
 
 Draw = Callable[["Axes", "Panel", Metrics, float], None]
-"""Draws a panel of these records; the last is how many steps a mean looks to both sides at least."""
+"""(axes, panel, records, around): draws a panel; `around` is the `Picture.around` of its picture."""
 Shown = Callable[[Metrics, "Panel"], bool]
 
 
@@ -119,7 +119,7 @@ class Panel:
     """Key of the same number on held-out rows."""
     shown: Shown = always
     height: float = 1.0
-    """Of a large panel: its share of the height."""
+    """Height of a large panel, relative to the other large panels."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ class Picture:
     """The first must always be shown: all others share its steps."""
     small: Sequence[Panel]
     columns: int = 1
-    """Of small panels."""
+    """Columns of the small panels."""
     filler: Panel | None = None
     """Drawn where the small panels would otherwise leave a gap."""
     size_inches: tuple[float, float] = (11.0, 6.2)
     width_ratios: tuple[float, float] = (2.1, 1.0)
     around: float = 1.0
-    """Steps that a mean looks to both sides at least: more where single steps are noisy and runs are short."""
+    """Least number of steps that a mean covers on each side: more where single steps are noisy and runs short."""
     x_label: str = "optimizer step"
 
 
@@ -150,14 +150,14 @@ def no_phase(record: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """All that is shown of a stage's records."""
+    """Everything that is shown of a stage's records."""
 
     figures: Sequence[Figure]
     charts: Charts
     curves: Sequence[Curve]
     picture: Picture
     phase: Phase = no_phase
-    """Such as "critic warm-up"; empty for a step in no phase worth naming."""
+    """Names a step's phase, such as "critic warm-up"; empty where it has no name."""
 
 
 TOKENS = Figure("tokens", "{:,.0f}".format, "{} tokens", line=False, summary=True, notebook="tokens")
@@ -180,8 +180,8 @@ def points_of(metrics: Metrics, key: str) -> list[tuple[float, float]]:
 
 
 def phases_of(metrics: Metrics, phase: Phase) -> list[str]:
-    """The phase of each record. A skipped step says nothing of its own: it belongs to the step before it, at the
-    beginning to the one after."""
+    """The phase of each record. A skipped step lacks the numbers that show its phase: it takes that of the step before,
+    and at the beginning that of the first step that was not skipped."""
     names = [None if skipped(record) else phase(record) for record in metrics]
     first = next((name for name in names if name is not None), "")
     return list(_carried(names, first))

@@ -47,10 +47,10 @@ class Steps(Protocol):
 
 
 class HeldOut(Protocol):
-    """Rows that are measured and never trained on; all ranks call together."""
+    """Rows on which the model is measured and never trained; every rank makes the same calls."""
 
-    def measure(self) -> dict[str, float]:
-        """Means over the held-out rows: `loss`, and perhaps more; empty without such rows."""
+    def metrics(self) -> dict[str, float]:
+        """Measure the held-out rows: means by name, `loss` and perhaps others; empty without such rows."""
         ...
 
     def samples(self) -> list[Sample]:
@@ -188,10 +188,10 @@ class Loop:
 
     def _evaluate(self, record: dict[str, Any]) -> None:
         """Measure the held-out rows into the step's record, decide on early stopping, and draw samples."""
-        measures = self._held_out.measure()
-        record |= {f"eval_{name}": value for name, value in measures.items()}
-        if measures and isinstance(self._settings.evaluation, Validation):
-            for message in self.counters.judge(measures["loss"], self._settings.evaluation):
+        metrics = self._held_out.metrics()
+        record |= {f"eval_{name}": value for name, value in metrics.items()}
+        if metrics and isinstance(self._settings.evaluation, Validation):
+            for message in self.counters.judge(metrics["loss"], self._settings.evaluation):
                 self.say(message)
         else:
             self.counters.losses.clear()  # their mean is only compared with a validation loss

@@ -21,9 +21,9 @@ class LoopSettings:
     """When held-out rows are measured; a `Validation` also says what follows from their loss."""
     max_steps: int | None = None
     max_grad_norm: float | None = None
-    """L2 norm that gradients are clipped to; None: they are not."""
+    """L2 norm that gradients are clipped to; None: no clipping."""
     max_bad_steps: int = 1
-    """Consecutive steps with a loss or gradient that is not finite after which training fails."""
+    """Number of consecutive steps with a non-finite loss or gradient at which training fails."""
 
     @classmethod
     def of(cls, config: StageConfig) -> Self:

@@ -10,13 +10,13 @@ from tuner.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PairPlan:
-    """A run over so many pairs, in so many processes."""
+    """A run over a number of pairs, in a number of processes."""
 
     pairs: int
     pairs_per_step: int
-    """Over all processes."""
+    """Pairs of an optimizer step, over all processes."""
     pairs_per_pass: int
-    """Of one process."""
+    """Pairs of a pass, in one process."""
     epochs: float
     max_steps: int | None = None
     processes: int = 1

@@ -123,7 +123,11 @@ class RunFolder:
     # Writing while it runs
 
     def rewind(self, step: int) -> None:
-        """Remove the records after `step`, which a resumed run writes again."""
+        """Remove the records after `step`.
+
+        Records are written at every step, checkpoints are not: a resumed run takes the steps after its checkpoint
+        again, and would write a second record of each.
+        """
         for name in ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl"):
             path = self.folder / name
             if path.is_file():

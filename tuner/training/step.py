@@ -38,7 +38,7 @@ class Step:
         self.tokens = contents.tokens
         """All tokens of the step over all ranks, whether or not the loss is taken on them."""
         self.metrics: dict[str, float | None] = dict(contents.facts)
-        """What else is logged of the step, as the main rank has it."""
+        """Further numbers logged with the step; those of the main rank are written."""
         self.updates: list[dict[str, tuple[float, float]]] = []
         """For each update, by name: the mean over all ranks, and the total that it was divided by."""
         self.grad_norms: Mapping[str, float] = {}
@@ -59,6 +59,7 @@ class Step:
 
         name: under which it is logged, too, without the factor.
         """
+        # by the global total: gradients of all passes and ranks then add up to those of the mean over the step
         loss = loss_sum / self.totals[per]
         self._pending.append(loss * factor if factor != 1 else loss)
         self._count("loss", self._pending[-1], per)
@@ -94,7 +95,7 @@ class Step:
         self.metrics[key] = (self.metrics.get(key) or 0.0) + time.perf_counter() - started
 
     def finish(self) -> None:
-        """Make the step's update if there was none; then log, evaluate and save where due."""
+        """Update the weights unless `update` was called; then log, evaluate and save where due."""
         if not self.updates:
             self.update()
         self._on_finish(self)

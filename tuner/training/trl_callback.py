@@ -48,14 +48,21 @@ class RunCallback(TrainerCallback):
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._started = time.perf_counter()
 
-    def on_step_end(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **__: Any) -> None:
         stop = self._trainer.signals.agree(self._devices)
         control.should_log = True
         control.should_save = stop or self._settings.saves_at(state.global_step, state.max_steps)
         control.should_training_stop |= stop
 
-    def on_log(self, _: Any, state: TrainerState, __: Any, logs: Mapping[str, float], **___: Any) -> None:
-        if "loss" not in logs:  # those of an evaluation, or of the whole run
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **__: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:  # those of an evaluation, or of the whole run
             return
         record = self._record(state, logs)
         is_finite = None not in record.values()

@@ -1,7 +1,7 @@
-"""The door to TRL: any of its trainers, given tokens of ours, with a run folder's checkpoints and measures.
+"""The door to TRL: any of its trainers on rows of tokens, with a run folder's checkpoints and records.
 
-A checkpoint is TRL's own, a folder `checkpoint-120`, but for the trained weights, which are one safetensors file by
-the model's names. Optimizer, schedule and generators are pickles by torch.save, read with `weights_only`; a folder
+A checkpoint is TRL's folder `checkpoint-120`, except for the trained weights: a safetensors file with the model's
+names. Optimizer, schedule and generators are pickles by torch.save, read with `weights_only`; a folder
 that a kill left unfinished, which has no readable trainer_state.json, is removed.
 Resuming is as good as transformers': weights, optimizer, order of the rows and generators are restored.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset
@@ -53,16 +53,16 @@ def without_deprecations() -> Iterator[None]:
 
 
 class RunTrainer(transformers.Trainer):
-    """What a tuner run changes of a TRL trainer; to be mixed in before it: `class Trainer(RunTrainer, DPOTrainer)`.
+    """A mixin with what a tuner run changes in a TRL trainer: `class Trainer(RunTrainer, DPOTrainer)`.
 
     Rows are tokens instead of texts; the optimizer and the schedule are tuner's; nothing is written but checkpoints,
     and nothing is reported to TRL's makers.
     """
 
     measures: ClassVar[Mapping[str, str]]
-    """Name -> TRL's name of what is measured on held-out rows."""
+    """Name -> TRL's name of a number measured on held-out rows."""
     recorded: ClassVar[Mapping[str, str]]
-    """Name -> TRL's name of what is recorded of every step."""
+    """Name -> TRL's name of a number recorded at every step."""
 
     def __init__(
         self, settings: LoopSettings, trained: Mapping[str, torch.nn.Parameter], **arguments: Any
@@ -87,10 +87,10 @@ class RunTrainer(transformers.Trainer):
 
     @without_deprecations()
     def measure(self, rows: Dataset | None) -> dict[str, float]:
-        """Means of `measures`, every row counting once; empty without rows. All processes call together.
+        """Means of `measures`, in which every row counts once; empty without rows. All processes call together.
 
-        TRL counts a smaller last batch as a whole one, and twice what fills it up over processes. So the rows that
-        are left over of whole batches are measured one by one, by all processes.
+        TRL weighs a smaller last batch like a whole one, and counts the rows twice that fill it up over processes.
+        So the rows that fill no whole batch are measured one by one, by all processes.
         """
         if rows is None:
             return {}
@@ -101,7 +101,7 @@ class RunTrainer(transformers.Trainer):
         sums = dict.fromkeys(self.measures, 0.0)
         for part in parts:
             with self.accelerator.autocast():  # which transformers leaves out where nothing was trained
-                means = self.evaluate(rows.select(part))
+                means = self.evaluate(rows.select(part))  # pyright: ignore[reportArgumentType]
             for name, key in self.measures.items():
                 sums[name] += means[f"eval_{key}"] * len(set(part))
         return {name: total / len(rows) for name, total in sums.items()}
@@ -117,11 +117,12 @@ class RunTrainer(transformers.Trainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def restore_model(self) -> None:
-        """Undo what TRL and transformers have changed of the model beside its weights."""
-        transformer = unwrapped(self.model)
+        """Undo the changes of TRL and transformers to the model's configurations and adapters."""
+        model = cast(Any, self.model)
+        transformer = unwrapped(model)
         transformer.config, transformer.generation_config = self._original_configs
-        if is_adapted(self.model) and "ref" in self.model.peft_config:
-            self.model.delete_adapter("ref")
+        if is_adapted(model) and "ref" in model.peft_config:
+            model.delete_adapter("ref")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.args.should_save and output_dir is not None:
@@ -188,7 +189,7 @@ def last_checkpoint(folder: Path, is_main: bool) -> Path | None:
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The number of steps taken before it; 0 without one."""
+    """Steps taken before a checkpoint; 0 for None."""
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 

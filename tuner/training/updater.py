@@ -16,10 +16,10 @@ from tuner.training.schedules import learning_rate
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What one update came to."""
+    """The outcome of one update."""
 
     sums: Mapping[str, float]
-    """By name, what `apply` was given, summed over all ranks."""
+    """The values given to `apply`, by name, summed over all ranks."""
     grad_norms: Mapping[str, float]
     """L2 norm of the gradients before clipping, by set of weights."""
     applied: bool
@@ -59,6 +59,7 @@ class Updater:
         )
         summed = self._devices.sum({name: value.item() for name, value in sums.items()})
         grad_norms = {name: self._clip(part.parameters.values()) for name, part in weights.items()}
+        # both are sums over ranks, so that all ranks decide alike
         applied = all(math.isfinite(value) for value in (*grad_norms.values(), *summed.values()))
         if applied:
             rates = list(self.learning_rates(step).values())
@@ -73,7 +74,7 @@ class Updater:
         return {name: self._learning_rate(weights, step) for name, weights in self._sets.items()}
 
     def by_set(self, name: str, values: Mapping[str, float]) -> dict[str, float | None]:
-        """Values of the sets as a record has them: `name_SET`, and plain `name` where there is one set only."""
+        """Values of the sets by their keys in a record: `name_SET`, or plain `name` where there is a single set."""
         if len(self._sets) == 1:
             return {name: next(iter(values.values()), None)}
         return {f"{name}_{set_name}": value for set_name, value in values.items()}

@@ -34,7 +34,7 @@ class Sample:
 
 
 class Watcher(Protocol):
-    """Hears of a run, in this order: begin; step, samples and message; perhaps report; end."""
+    """Is called during a run, in this order: begin; step, samples and message; perhaps report; end."""
 
     def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
         """Training is about to start after `first_step` earlier steps: 0, or more where a run is resumed."""
@@ -53,7 +53,7 @@ class Watcher(Protocol):
         ...
 
     def report(self, tables: Tables) -> None:
-        """Tables of what was measured of the trained model."""
+        """The trained model was measured: its tables."""
         ...
 
     def end(self, outcome: Outcome) -> None:

@@ -49,12 +49,12 @@ def lines(card: ReportCard, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-def full_card(text: str = "a text", **given) -> ReportCard:
-    asked = twin_pairs(GOOD, **given)
-    swapped = twin_pairs([(-a, -b) for a, b in GOOD], **given)
+def full_card(text: str = "a text", **fields) -> ReportCard:
+    seen = twin_pairs(GOOD, **fields)
+    swapped = twin_pairs([(-a, -b) for a, b in GOOD], **fields)
     return card_of(
-        asked,
-        {"blank": twin_pairs(BLANK, **given), "swapped": swapped},
+        seen,
+        {"blank": twin_pairs(BLANK, **fields), "swapped": swapped},
         texts=lambda index: PairText(text, text, text * 9, text, f"test.jsonl:{index}"),
     )
 
@@ -91,11 +91,11 @@ def test_a_page_needs_nothing_else_and_is_whole(card):
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS.keys())
 @pytest.mark.parametrize("width", [80, 120])
 def test_lines_fit_and_say_the_verdict(card, width):
-    said = lines(card, width)
-    assert max(len(line) for line in said.splitlines()) <= width
-    flat = " ".join(said.split())
+    text = lines(card, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    flat = " ".join(text.split())
     assert all(" ".join(sentence.split()) in flat for sentence in card.verdict)
-    assert not re.search(r"\b(nan|inf)\b", said, re.IGNORECASE)
+    assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
 
 
 def test_page_shows_every_figure_and_plot():
@@ -130,20 +130,20 @@ def test_verdict_comes_first():
     page = html(card_of(plain(100, 100)), "t")
     assert "This reward model fails:" in page
     assert page.index("No better than chance") < page.index("<figure>")
-    said = lines(card_of(plain(100, 100))).splitlines()
-    assert said[0] == "This reward model fails:"
-    assert said[1].startswith("- No better than chance")
+    sentences = lines(card_of(plain(100, 100))).splitlines()
+    assert sentences[0] == "This reward model fails:"
+    assert sentences[1].startswith("- No better than chance")
     assert "Nothing fails, but mind:" in html(card_of(plain(150, 50)), "t")
 
 
 @pytest.mark.parametrize("where", ["title", "texts", "conditions", "sources"])
 def test_hostile_texts_stay_texts_in_a_page(where):
-    asked = {}
+    fields = {}
     if where == "conditions":
-        asked = {"conditions": (HOSTILE, "b") * 110}
+        fields = {"conditions": (HOSTILE, "b") * 110}
     if where == "sources":
-        asked = {"sources": (HOSTILE,) * 220}
-    card = full_card(HOSTILE if where == "texts" else "a text", **asked)
+        fields = {"sources": (HOSTILE,) * 220}
+    card = full_card(HOSTILE if where == "texts" else "a text", **fields)
     page = html(card, HOSTILE if where == "title" else "t")
     assert SHOWN in page
     assert "<script" not in page
@@ -158,12 +158,12 @@ def test_hostile_condition_names_stay_texts_in_the_verdict():
 
 
 def test_hostile_texts_do_not_steer_the_terminal():
-    said = lines(
+    text = lines(
         full_card(HOSTILE + "\r\n[bold]x[/bold]", conditions=(HOSTILE, "b") * 110, sources=(HOSTILE,) * 220)
     )
-    assert not re.search("[\x1b\u202e\ud800\r]", said)
-    assert "\\x1b[31m" in said
-    assert "[bold]x[/bold]" in said  # no markup of rich
+    assert not re.search("[\x1b\u202e\ud800\r]", text)
+    assert "\\x1b[31m" in text
+    assert "[bold]x[/bold]" in text  # no markup of rich
     at_chance = lines(card_of(plain(100, 100, conditions=(HOSTILE,) * 200)))
     assert not re.search("[\x1b\u202e\ud800]", at_chance)
     assert "\\u202e\\ud800 is no better than chance" in " ".join(at_chance.split())
@@ -188,8 +188,8 @@ def test_parts_that_are_absent_are_not_shown():
 
 
 def test_texts_take_a_line_each_in_the_terminal():
-    said = lines(full_card("word\nword " * 30), 80).split("Worst pairs")[1].splitlines()
-    prompts = [line for line in said if line.startswith("  prompt")]
+    shown = lines(full_card("word\nword " * 30), 80).split("Worst pairs")[1].splitlines()
+    prompts = [line for line in shown if line.startswith("  prompt")]
     assert len(prompts) == 5
     assert all("word⏎word" in line and line.endswith("…") and len(line) <= 80 for line in prompts)
 

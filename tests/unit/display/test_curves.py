@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tuner.display.curves import curves_png, draw, draw_curves
-from tuner.display.panels import centred, count, usual
+from tuner.display.panels import centered, count, usual
 from tuner.stages.rl.figures import figures
 from tuner.stages.sft.figures import FIGURES as SFT
 
@@ -73,16 +73,16 @@ def test_skipped_steps_are_marked_and_not_drawn_as_losses() -> None:
 
 def test_the_mean_does_not_lag_behind_a_straight_line() -> None:
     line = [10.0 - 0.1 * step for step in range(101)]
-    assert centred(line, 10)[50] == pytest.approx(line[50])
+    assert centered(line, 10)[50] == pytest.approx(line[50])
 
 
 def test_a_few_values_are_their_own_mean() -> None:
-    assert centred([3.0, 0.0, 1.0], 0.1) == [3.0, 0.0, 1.0]
+    assert centered([3.0, 0.0, 1.0], 0.1) == [3.0, 0.0, 1.0]
 
 
 def test_the_mean_of_two_values_by_hand() -> None:
     # weights 1 for itself and 1/2 for its neighbour
-    assert centred([3.0, 0.0], 2) == pytest.approx([3 / 1.5, 1.5 / 1.5])
+    assert centered([3.0, 0.0], 2) == pytest.approx([3 / 1.5, 1.5 / 1.5])
 
 
 def test_a_spike_of_a_long_run_leaves_the_picture_and_the_usual_stays() -> None:

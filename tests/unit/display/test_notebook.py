@@ -32,17 +32,17 @@ class Cell:
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
-    found = Cell()
+    cell = Cell()
 
     def display(html: Any, display_id: bool) -> Cell:
         assert display_id
-        found.update(html)
-        return found
+        cell.update(html)
+        return cell
 
     shell = types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(HTML=str, display=display))
-    return found
+    return cell
 
 
 def _begun(clock: Any, figures: StageFigures = FIGURES) -> NotebookWatcher:

@@ -285,6 +285,6 @@ def test_a_sample_says_its_condition_where_it_has_one() -> None:
     watcher = ProgressWatcher(PPO, stream, Clock())
     watcher.begin(FOLDER, CONFIG, 0, 1)
     watcher.samples(1, [Sample("p", "a", "", None, "polite"), Sample("p", "a", "", None)])
-    one, other = stream.getvalue().split("step 1, sample ")[1:]
-    assert "  condition: polite\n" in one
-    assert "condition" not in other
+    first, second = stream.getvalue().split("step 1, sample ")[1:]
+    assert "  condition: polite\n" in first
+    assert "condition" not in second

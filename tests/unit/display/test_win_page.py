@@ -18,24 +18,26 @@ def lines(card: PolicyCard, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-def many(wins: int = 83, losses: int = 17, golds=((0,), (0,)), name: str = "theirs", **given) -> PolicyCard:
-    asked = prompts_of([(f"question {place}", given.get("condition")) for place in range(wins + losses)])
-    count = len(asked)
-    own = policy("ours", asked, [1.0] * wins + [-1.0] * losses, list(golds[0]) * count, given.get("texts"))
-    return policy_card(own, [policy(name, asked, [0.0] * count, list(golds[1]) * count)])
+def many(wins: int = 83, losses: int = 17, golds=((0,), (0,)), name: str = "theirs", **options) -> PolicyCard:
+    prompts = prompts_of([(f"question {place}", options.get("condition")) for place in range(wins + losses)])
+    count = len(prompts)
+    ours = policy(
+        "ours", prompts, [1.0] * wins + [-1.0] * losses, list(golds[0]) * count, options.get("texts")
+    )
+    return policy_card(ours, [policy(name, prompts, [0.0] * count, list(golds[1]) * count)])
 
 
 def test_the_direction_is_in_words():
-    said = lines(many())
-    assert "ours wins 83% [74, 89] against theirs by the reward model: better." in said
-    assert "ours wins 50% [48, 52] against theirs by the rule: undecided." in said
-    assert "83/0/17" in said
+    text = lines(many())
+    assert "ours wins 83% [74, 89] against theirs by the reward model: better." in text
+    assert "ours wins 50% [48, 52] against theirs by the rule: undecided." in text
+    assert "83/0/17" in text
 
 
 def test_a_rule_that_disagrees_is_a_warning():
-    said = lines(many(golds=((0,), (1,))))
-    assert "ours wins 0% [0, 4] against theirs by the rule: worse." in said
-    assert "the policy exploits the reward model" in said
+    text = lines(many(golds=((0,), (1,))))
+    assert "ours wins 0% [0, 4] against theirs by the rule: worse." in text
+    assert "the policy exploits the reward model" in text
     page = policy_html(many(golds=((0,), (1,))), "ours")
     assert 'class="verdict failed"' in page
     assert "Reward model and rule disagree against theirs" in page
@@ -62,28 +64,28 @@ def test_page_holds_bars_and_answers_side_by_side():
 
 
 def test_a_policy_alone_has_its_lowest_scores():
-    asked = prompts_of([("a", None), ("b", None)])
-    page = policy_html(policy_card(policy("ours", asked, [1, 0]), []), "ours")
+    prompts = prompts_of([("a", None), ("b", None)])
+    page = policy_html(policy_card(policy("ours", prompts, [1, 0]), []), "ours")
     assert page.index("ours 1") < page.index("ours 0")
     assert "Lowest scores" in page
     assert "against" not in page.split("</style>")[1].split('class="method"')[0]
 
 
 def test_without_a_rule_there_is_a_page_by_the_reward_model_alone():
-    asked = prompts_of([("a", None)])
-    card = policy_card(policy("ours", asked, [1]), [policy("theirs", asked, [0])])
+    prompts = prompts_of([("a", None)])
+    card = policy_card(policy("ours", prompts, [1]), [policy("theirs", prompts, [0])])
     assert "by the reward model" in policy_html(card, "ours")
     assert "gold" not in lines(card)
 
 
 @pytest.mark.parametrize("where", ["name", "title", "condition", "answer"])
 def test_hostile_texts_stay_texts(where):
-    given = {
+    options = {
         "name": {"name": HOSTILE},
         "condition": {"condition": HOSTILE},
         "answer": {"texts": [HOSTILE] * 100},
     }
-    card = many(**given.get(where, {}))
+    card = many(**options.get(where, {}))
     page = policy_html(card, HOSTILE if where == "title" else "ours")
     assert SHOWN in page
     assert "<script" not in page

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.evaluation.test_win_rate import prompts_of
 from tuner.config import PPO, Model, PolicyEvaluation, Prompts, Sampling
 from tuner.errors import UserError
-from tuner.evaluation.judge import Judge, Judged, answer_held_out
+from tuner.evaluation.judge import Judge, JudgedAnswers, answer_held_out
 from tuner.models.generate import Answer, uniforms
 from tuner.rollout import engine, reward_sources
 from tuner.rollout.engine import LocalEngine
@@ -31,33 +31,36 @@ PROMPTS = prompts_of([("a", "polite"), ("b", None), ("c", "json"), ("d", "polite
 class RewardInputs:
     """Stands for the reward model's words: what is asked, as it is."""
 
-    def make(self, asked):
-        return [(one.prompt[0].content, one.conversation.turns[-1].content, one.condition) for one in asked]
+    def make(self, requests):
+        return [
+            (request.prompt[0].content, request.conversation.turns[-1].content, request.condition)
+            for request in requests
+        ]
 
 
 @pytest.fixture
 def scene(monkeypatch):
     """Roles whose policy says its prompt's number, and whose reward model scores it; what generation was given."""
-    given = {}
+    received = {}
 
     def generate(model, prompts, **settings):
-        given.update(settings, prompts=prompts)
+        received.update(settings, prompts=prompts)
         ended = [place % 2 == 0 for place in range(len(prompts))]
         tokens = [[10 + place, 2] if end else [10 + place] * 4 for place, end in enumerate(ended)]
         return [
-            Answer(np.array(one, np.int32), end, np.zeros(len(one), np.float32))
-            for one, end in zip(tokens, ended, strict=True)
+            Answer(np.array(ids, np.int32), end, np.zeros(len(ids), np.float32))
+            for ids, end in zip(tokens, ended, strict=True)
         ]
 
     def score(model, sequences, tokens_per_pass, device):
-        given["scored"] = sequences
+        received["scored"] = sequences
         return np.arange(float(len(sequences)))
 
     monkeypatch.setattr(engine, "generate", generate)
     monkeypatch.setattr(reward_sources, "score_sequences", score)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     roles = SimpleNamespace(role=nullcontext, tokenizer=tokenizer)
-    return roles, Devices.of(CONFIG), given
+    return roles, Devices.of(CONFIG), received
 
 
 def answered(roles, devices, config=CONFIG):
@@ -72,46 +75,46 @@ def judge(roles, devices, rule=None) -> Judge:
 
 
 def test_answers_are_texts_without_their_end_but_with_its_length(scene):
-    roles, devices, given = scene
-    found = answered(roles, devices)
-    assert list(found.texts) == ["10", "11 11 11 11", "12", "13 13 13 13"]
-    assert found.ended_A.tolist() == [True, False, True, False]
-    assert found.lengths_A.tolist() == [2, 4, 2, 4]
-    assert given["prompts"] == [[0, 1, 2]] * 4
-    assert given["noise"] is None, "greedy"
+    roles, devices, received = scene
+    policy_answers = answered(roles, devices)
+    assert list(policy_answers.texts) == ["10", "11 11 11 11", "12", "13 13 13 13"]
+    assert policy_answers.ended_A.tolist() == [True, False, True, False]
+    assert policy_answers.lengths_A.tolist() == [2, 4, 2, 4]
+    assert received["prompts"] == [[0, 1, 2]] * 4
+    assert received["noise"] is None, "greedy"
 
 
 def test_noise_depends_on_seed_and_prompt_alone(scene):
-    roles, devices, given = scene
+    roles, devices, received = scene
     warm = CONFIG.model_copy(update={"evaluation": PolicyEvaluation(temperature=0.7), "seed": 3})
     answered(roles, devices, warm)
-    assert given["temperature"] == 0.7
-    assert np.array_equal(given["noise"], uniforms(3, 0, [0, 1, 2, 3], 4))
+    assert received["temperature"] == 0.7
+    assert np.array_equal(received["noise"], uniforms(3, 0, [0, 1, 2, 3], 4))
 
 
 def test_scores_are_asked_under_each_prompts_condition(scene):
-    roles, devices, given = scene
-    found = judge(roles, devices).judge(["w", "x", "y", "z"])
-    assert given["scored"] == [
+    roles, devices, received = scene
+    judged = judge(roles, devices).judge(["w", "x", "y", "z"])
+    assert received["scored"] == [
         ("a", "w", "polite"),
         ("b", "x", None),
         ("c", "y", "json"),
         ("d", "z", "polite"),
     ]
-    assert found.scores_A.tolist() == [0, 1, 2, 3]
-    assert found.golds_A is None
-    assert found.means() == {"score": 1.5, "score/polite": 1.5, "score/json": 2.0}
+    assert judged.scores_A.tolist() == [0, 1, 2, 3]
+    assert judged.golds_A is None
+    assert judged.means() == {"score": 1.5, "score/polite": 1.5, "score/json": 2.0}
 
 
 def test_asking_is_answering_and_judging(scene):
     roles, devices, _ = scene
-    said = answered(roles, devices)
-    asked = judge(roles, devices, rule=lambda answer, row: float("11" in answer)).judge(said.texts)
-    assert list(asked.answers) == ["10", "11 11 11 11", "12", "13 13 13 13"]
-    assert asked.golds_A is not None
-    assert asked.golds_A.tolist() == [0, 1, 0, 0]
-    assert asked.means()["gold"] == 0.25
-    assert asked.means()["gold/polite"] == 0.0
+    policy_answers = answered(roles, devices)
+    judged = judge(roles, devices, rule=lambda answer, row: float("11" in answer)).judge(policy_answers.texts)
+    assert list(judged.answers) == ["10", "11 11 11 11", "12", "13 13 13 13"]
+    assert judged.golds_A is not None
+    assert judged.golds_A.tolist() == [0, 1, 0, 0]
+    assert judged.means()["gold"] == 0.25
+    assert judged.means()["gold/polite"] == 0.0
 
 
 def test_a_rule_that_fails_is_said_with_the_row(scene):
@@ -121,8 +124,8 @@ def test_a_rule_that_fails_is_said_with_the_row(scene):
 
 
 def test_conditions_are_those_that_occur():
-    found = Judged(PROMPTS, list("wxyz"), np.zeros(4), None).conditions()
-    assert {name: chosen.tolist() for name, chosen in found.items()} == {
+    conditions = JudgedAnswers(PROMPTS, list("wxyz"), np.zeros(4), None).conditions()
+    assert {name: chosen.tolist() for name, chosen in conditions.items()} == {
         "polite": [True, False, False, True],
         "json": [False, False, True, False],
     }

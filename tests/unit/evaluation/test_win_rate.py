@@ -10,7 +10,7 @@ from tuner.data.conversation import Prompt, Turn
 from tuner.data.prompts import PromptCollector, PromptSet
 from tuner.display.win_page import sentences
 from tuner.evaluation.intervals import mean, share, sign_test, win_share
-from tuner.evaluation.judge import Answers, Judge, Judged
+from tuner.evaluation.judge import Answers, Judge, JudgedAnswers
 from tuner.evaluation.position_loss import RangeLoss
 from tuner.evaluation.win_rate import (
     ALL,
@@ -18,23 +18,23 @@ from tuner.evaluation.win_rate import (
     Contestant,
     PolicyCard,
     clusters,
+    figures_by_condition,
     judge_all,
-    measure,
     outcomes,
     policy_card,
     results,
 )
 
 
-def prompts_of(asked: list[tuple[str, str | None]]) -> PromptSet:
+def prompts_of(questions: list[tuple[str, str | None]]) -> PromptSet:
     """(what is asked, under which condition)."""
     collector = PromptCollector()
-    for line, (question, condition) in enumerate(asked, 1):
+    for line, (question, condition) in enumerate(questions, 1):
         prompt = Prompt((Turn("user", question),), condition=condition)
         collector.add((np.arange(3, dtype=np.int32), prompt), 0, "prompts.jsonl", line)
-    found = collector.finish()
-    assert found is not None
-    return found
+    prompts = collector.finish()
+    assert prompts is not None
+    return prompts
 
 
 def policy(name: str, prompts: PromptSet, scores, golds=None, texts=None) -> Contestant:
@@ -43,7 +43,10 @@ def policy(name: str, prompts: PromptSet, scores, golds=None, texts=None) -> Con
     answers = Answers(texts, np.arange(count) % 4 > 0, np.full(count, 7))
     golds_A = None if golds is None else np.array(golds, dtype=np.float64)
     return Contestant(
-        name, f"runs/{name}", answers, Judged(prompts, texts, np.array(scores, dtype=np.float64), golds_A)
+        name,
+        f"runs/{name}",
+        answers,
+        JudgedAnswers(prompts, texts, np.array(scores, dtype=np.float64), golds_A),
     )
 
 
@@ -60,20 +63,20 @@ def apart(values) -> np.ndarray:
 
 
 def test_without_ties_it_is_wilsons_interval():
-    found = win_share(signs(8, 2), np.arange(10))  # Wilson's for 8 of 10 is 0.490 to 0.943
-    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    interval = win_share(signs(8, 2), np.arange(10))  # Wilson's for 8 of 10 is 0.490 to 0.943
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
 
 
 def test_published_interval_of_paired_proportions():
     # Tango (1998) on 12 and 2 of 50 pairs: the difference 0.2 lies within 0.0611 and 0.3447
-    found = win_share(signs(12, 2, 36), np.arange(50))
-    assert (2 * found.low - 1, 2 * found.high - 1) == pytest.approx((0.0611, 0.3447), abs=1e-4)
+    interval = win_share(signs(12, 2, 36), np.arange(50))
+    assert (2 * interval.low - 1, 2 * interval.high - 1) == pytest.approx((0.0611, 0.3447), abs=1e-4)
 
 
 def test_all_ties_are_half_with_a_width():
     # the bounds are 1/2 -+ z^2 / (2 (n + z^2)): 3.8415 / (2 * 103.8415) = 0.0185
-    found = win_share(signs(0, 0, 100), np.arange(100))
-    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.4815, 0.5185), abs=1e-4)
+    interval = win_share(signs(0, 0, 100), np.arange(100))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.5, 0.4815, 0.5185), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +85,8 @@ def test_all_ties_are_half_with_a_width():
 def test_bounds_are_where_the_score_test_is_at_its_edge(wins, losses, ties):
     """The restricted likelihood found by search, not by the closed form."""
     count = wins + losses + ties
-    found = win_share(signs(wins, losses, ties), np.arange(count))
-    for bound in (found.low, found.high):
+    interval = win_share(signs(wins, losses, ties), np.arange(count))
+    for bound in (interval.low, interval.high):
         difference = 2 * bound - 1
         if abs(difference) > 1 - 1e-6:
             continue
@@ -100,19 +103,19 @@ def test_bounds_are_where_the_score_test_is_at_its_edge(wins, losses, ties):
 
 
 def test_win_rates_mirror_each_other():
-    for given in (signs(8, 2), signs(3, 0, 9), signs(0, 0, 4)):
-        clusters_A = np.arange(len(given)) // 2
-        one, other = win_share(given, clusters_A), win_share(-given, clusters_A)
-        assert (one.value, one.low, one.high) == pytest.approx(
+    for signs_A in (signs(8, 2), signs(3, 0, 9), signs(0, 0, 4)):
+        clusters_A = np.arange(len(signs_A)) // 2
+        interval, other = win_share(signs_A, clusters_A), win_share(-signs_A, clusters_A)
+        assert (interval.value, interval.low, interval.high) == pytest.approx(
             (1 - other.value, 1 - other.high, 1 - other.low)
         )
-        assert sign_test(given, clusters_A) == pytest.approx(sign_test(-given, clusters_A))
+        assert sign_test(signs_A, clusters_A) == pytest.approx(sign_test(-signs_A, clusters_A))
 
 
 def test_prompts_that_belong_together_count_as_fewer():
     once, repeated = signs(8, 2), np.repeat(signs(8, 2), 3)
-    found = win_share(repeated, np.repeat(np.arange(10), 3))
-    assert (found.low, found.high) == pytest.approx(
+    interval = win_share(repeated, np.repeat(np.arange(10), 3))
+    assert (interval.low, interval.high) == pytest.approx(
         (win_share(once, np.arange(10)).low, win_share(once, np.arange(10)).high)
     )
     assert sign_test(repeated, np.repeat(np.arange(10), 3)) == pytest.approx(sign_test(once, np.arange(10)))
@@ -130,9 +133,9 @@ def test_sign_test_by_hand():
 
 
 def test_mean_and_share_by_hand():
-    found = mean(np.array([1.0, 2.0, 3.0, 4.0]), np.arange(4))
+    interval = mean(np.array([1.0, 2.0, 3.0, 4.0]), np.arange(4))
     half = 1.959964 * math.sqrt(5) / 4  # squared deviations add up to 5
-    assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
     gold = share(np.array([1.0] * 8 + [0.0] * 2), np.arange(10))
     assert (gold.low, gold.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     sure = share(np.ones(10), np.arange(10))
@@ -150,9 +153,9 @@ def test_learned_scores_tie_when_near_and_gold_scores_when_equal():
 
 
 def two() -> PolicyCard:
-    asked = prompts_of([("a", "polite"), ("b", "polite"), ("c", "json"), ("d", None)])
-    own = policy("ours", asked, [1, 2, 0, 5], [1, 0, 0, 1])
-    other = policy("theirs", asked, [0, 3, 0, 4], [1, 1, 0, 0])
+    prompts = prompts_of([("a", "polite"), ("b", "polite"), ("c", "json"), ("d", None)])
+    own = policy("ours", prompts, [1, 2, 0, 5], [1, 0, 0, 1])
+    other = policy("theirs", prompts, [0, 3, 0, 4], [1, 1, 0, 0])
     return policy_card(own, [other], [RangeLoss(0, 256, 20, 10)])
 
 
@@ -170,40 +173,40 @@ def test_wins_over_all_prompts_and_by_condition():
 
 def test_the_other_way_round_is_the_rest():
     card = two()
-    back = policy_card(card.matches[0].other, [card.own]).matches[0]
+    back = policy_card(card.matches[0].other, [card.policy]).matches[0]
     for judge, rates in card.matches[0].rates.items():
-        for name, one in rates.items():
-            assert back.rates[judge][name].rate.value == 1 - one.rate.value
-            assert back.rates[judge][name].p == one.p
+        for name, rate in rates.items():
+            assert back.rates[judge][name].rate.value == 1 - rate.rate.value
+            assert back.rates[judge][name].p == rate.p
 
 
 def test_a_policy_against_itself_ties_everywhere():
-    own = two().own
+    own = two().policy
     (match,) = policy_card(own, [own]).matches
     for rates in match.rates.values():
-        for one in rates.values():
-            assert (one.rate.value, one.wins, one.losses, one.p) == (0.5, 0, 0, 1.0)
-    assert all("undecided" in one for one in sentences(own, match))
+        for rate in rates.values():
+            assert (rate.rate.value, rate.wins, rate.losses, rate.p) == (0.5, 0, 0, 1.0)
+    assert all("undecided" in sentence for sentence in sentences(own, match))
 
 
 def test_without_a_rule_there_is_the_reward_model_alone():
-    asked = prompts_of([("a", None)])
-    card = policy_card(policy("ours", asked, [1]), [policy("theirs", asked, [0])])
+    prompts = prompts_of([("a", None)])
+    card = policy_card(policy("ours", prompts, [1]), [policy("theirs", prompts, [0])])
     assert list(card.matches[0].rates) == ["score"]
-    found = results(card)
-    assert "gold" not in found
-    assert "replay" not in found
-    assert found["conditions"] == {}
+    values = results(card)
+    assert "gold" not in values
+    assert "replay" not in values
+    assert values["conditions"] == {}
 
 
 def test_questions_under_several_conditions_belong_together():
-    asked = prompts_of([("a", "polite"), ("b", "polite"), ("a", "json"), ("b", None)])
-    assert clusters(asked).tolist() == [0, 1, 0, 1]
+    prompts = prompts_of([("a", "polite"), ("b", "polite"), ("a", "json"), ("b", None)])
+    assert clusters(prompts).tolist() == [0, 1, 0, 1]
 
 
 def test_equal_answers_are_judged_once(monkeypatch):
     """bf16 would give the same text other scores in another pass."""
-    asked = prompts_of([("a", None), ("b", None)])
+    prompts = prompts_of([("a", None), ("b", None)])
     seen = []
 
     def judge(self, texts):
@@ -214,30 +217,30 @@ def test_equal_answers_are_judged_once(monkeypatch):
                 strict=True,
             )
         )
-        return Judged(self.prompts, texts, np.arange(float(len(texts))), None)
+        return JudgedAnswers(self.prompts, texts, np.arange(float(len(texts))), None)
 
     monkeypatch.setattr(Judge, "judge", judge)
-    given = [Answers(texts, np.ones(2, bool), np.ones(2)) for texts in (["x", "y"], ["x", "x"], ["y", "y"])]
-    judged = judge_all(Judge(asked, None, None, "", None), given)  # type: ignore[arg-type]
+    answers = [Answers(texts, np.ones(2, bool), np.ones(2)) for texts in (["x", "y"], ["x", "x"], ["y", "y"])]
+    judged = judge_all(Judge(prompts, None, None, "", None), answers)  # type: ignore[arg-type]
     assert seen == [("a", "x"), ("b", "y"), ("b", "x"), ("a", "y")]
-    assert [one.scores_A.tolist() for one in judged] == [[0, 1], [0, 2], [3, 1]]
+    assert [policy_scores.scores_A.tolist() for policy_scores in judged] == [[0, 1], [0, 2], [3, 1]]
 
 
 def test_measures_of_one_policy():
-    found = measure(two().own)
-    assert found[ALL].score.value == 2.0
-    assert found[ALL].gold is not None
-    assert found[ALL].gold.value == 0.5
-    assert (found[ALL].ended, found[ALL].length, found[ALL].prompts) == (0.75, 7.0, 4)
-    assert found["polite"].prompts == 2
+    figures = figures_by_condition(two().policy)
+    assert figures[ALL].score.value == 2.0
+    assert figures[ALL].gold is not None
+    assert figures[ALL].gold.value == 0.5
+    assert (figures[ALL].ended, figures[ALL].length, figures[ALL].prompts) == (0.75, 7.0, 4)
+    assert figures["polite"].prompts == 2
 
 
 def test_results_are_plain_values():
-    found = json.loads(json.dumps(results(two())))
-    assert found["score"]["value"] == 2.0
-    assert found["replay"] == 2.0
-    assert found["positions"] == [{"from": 0, "to": 256, "loss": 2.0}]
-    (other,) = found["against"]
+    values = json.loads(json.dumps(results(two())))
+    assert values["score"]["value"] == 2.0
+    assert values["replay"] == 2.0
+    assert values["positions"] == [{"from": 0, "to": 256, "loss": 2.0}]
+    (other,) = values["against"]
     assert (other["name"], other["path"]) == ("theirs", "runs/theirs")
     assert other["wins"]["score"]["rate"]["value"] == 0.625
     assert other["wins"]["conditions"]["json"]["gold"]["ties"] == 1

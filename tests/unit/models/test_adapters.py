@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def said(model, tokens) -> torch.Tensor:
+def logprobs(model, tokens) -> torch.Tensor:
     """The log-probability of each token."""
     batch = make_batch([(tokens[0].int().numpy(), np.ones(tokens.shape[1], dtype=np.float32))])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16):
@@ -39,7 +39,7 @@ def test_a_copy_leaves_the_base_where_it_lies(base, whole, tokens):
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.add_(torch.randn_like(weight) * 0.02)
-    expected = said(model, tokens)
+    expected = logprobs(model, tokens)
     before = {name: (weight, weight.data_ptr()) for name, weight in model.named_parameters()}
     copy_adapter(model, ADAPTER, "other")
     after = dict(model.named_parameters())
@@ -52,9 +52,9 @@ def test_a_copy_leaves_the_base_where_it_lies(base, whole, tokens):
     }
     assert not {after[name].data_ptr() for name in copied} & {place for _, place in before.values()}
     activate(model, "other")
-    assert torch.equal(said(model, tokens), expected)
+    assert torch.equal(logprobs(model, tokens), expected)
     for name in copied:
         after[name].data.zero_()
-    assert not torch.equal(said(model, tokens), expected)
+    assert not torch.equal(logprobs(model, tokens), expected)
     activate(model, ADAPTER)
-    assert torch.equal(said(model, tokens), expected)
+    assert torch.equal(logprobs(model, tokens), expected)

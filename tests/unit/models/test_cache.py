@@ -23,9 +23,9 @@ def test_chunks_hold_what_the_budget_allows():
 
 def test_chunks_lose_nothing_and_are_bounded():
     lengths = np.random.default_rng(0).integers(1, 500, 1000).tolist()
-    found = list(chunks(lengths, 100, 20_000))
-    assert sorted(np.concatenate(found).tolist()) == list(range(1000))
-    assert all(len(chunk) * (max(lengths[row] for row in chunk) + 100) <= 20_000 for chunk in found)
+    parts = list(chunks(lengths, 100, 20_000))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
+    assert all(len(chunk) * (max(lengths[row] for row in chunk) + 100) <= 20_000 for chunk in parts)
     assert max(len(chunk) for chunk in chunks(lengths, 100, 10**9)) == cache_module.MOST_ROWS
 
 
@@ -86,9 +86,9 @@ def next_tokens(cache, rows, positions):
     new = torch.tensor(list(zip(rows, positions, strict=True)), dtype=torch.float32)[:, None, None]
     keys, values = write(cache, new)
     assert torch.equal(keys, values)
-    found = seen(cache, keys)
+    outputs = seen(cache, keys)
     cache.advance()
-    return found
+    return outputs
 
 
 def test_a_token_sees_its_own_row_from_its_first_token_on(filled):

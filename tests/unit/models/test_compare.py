@@ -27,21 +27,21 @@ def focal(lead: float) -> float:
 
 
 def test_a_pair_by_hand():
-    found = pair_sums(torch.tensor([1.5, 0.5]), row(0, 1, weight=2.0), FocalRanking())
-    assert found.ranking.item() == pytest.approx(2 * focal(1.0), rel=1e-6)
-    assert found.penalty.item() == pytest.approx(0.02 * 2 * (barrier(1.5) + barrier(0.5)), rel=1e-6)
-    assert found.right.item() == 2.0
-    assert found.lead.item() == 2.0
-    assert found.score.item() == 4.0
+    sums = pair_sums(torch.tensor([1.5, 0.5]), row(0, 1, weight=2.0), FocalRanking())
+    assert sums.ranking.item() == pytest.approx(2 * focal(1.0), rel=1e-6)
+    assert sums.penalty.item() == pytest.approx(0.02 * 2 * (barrier(1.5) + barrier(0.5)), rel=1e-6)
+    assert sums.right.item() == 2.0
+    assert sums.lead.item() == 2.0
+    assert sums.score.item() == 4.0
 
 
 def test_a_list_counts_each_pair_once_and_each_answer_once():
     scores = torch.tensor([2.0, 1.0, -1.0])
-    found = pair_sums(scores, row(0, 1, 2), FocalRanking(barrier=1.0, penalty="square", gamma=0.0))
+    sums = pair_sums(scores, row(0, 1, 2), FocalRanking(barrier=1.0, penalty="square", gamma=0.0))
     plain = [math.log1p(math.exp(-lead)) for lead in (1.0, 3.0, 2.0)]
-    assert found.ranking.item() == pytest.approx(sum(plain) / 3, rel=1e-6)
-    assert found.penalty.item() == pytest.approx(4 + 1 + 1)
-    assert found.lead.item() == pytest.approx(2.0)
+    assert sums.ranking.item() == pytest.approx(sum(plain) / 3, rel=1e-6)
+    assert sums.penalty.item() == pytest.approx(4 + 1 + 1)
+    assert sums.lead.item() == pytest.approx(2.0)
 
 
 def test_the_margin_is_what_the_better_must_lead_by():
@@ -80,30 +80,30 @@ def test_equal_scores_are_half_right_and_wrong_ones_not():
 def test_gradients_push_the_better_up_and_all_inwards():
     scores = torch.tensor([0.2, 0.1, 9.0, -9.0], requires_grad=True)
     batch = gather(comparisons([(0, 1), (0, 1)]), [0, 1])
-    found = pair_sums(scores, batch, FocalRanking(barrier=0.0))
-    (found.ranking + found.penalty).backward()
+    sums = pair_sums(scores, batch, FocalRanking(barrier=0.0))
+    (sums.ranking + sums.penalty).backward()
     assert scores.grad is not None
     assert scores.grad[0] < 0 < scores.grad[1]
     scores.grad = None
-    found = pair_sums(scores, batch, FocalRanking())
-    (found.ranking + found.penalty).backward()
+    sums = pair_sums(scores, batch, FocalRanking())
+    (sums.ranking + sums.penalty).backward()
     assert scores.grad[2] > 0 > scores.grad[3]
     assert scores.grad.isfinite().all()
 
 
 def test_measures_are_not_learned_from():
     scores = torch.tensor([0.2, 0.1], requires_grad=True)
-    found = pair_sums(scores, row(0, 1), FocalRanking())
-    assert [getattr(found, name).requires_grad for name in ("right", "lead", "score")] == [False] * 3
-    assert found.ranking.requires_grad
-    assert found.penalty.requires_grad
+    sums = pair_sums(scores, row(0, 1), FocalRanking())
+    assert [getattr(sums, name).requires_grad for name in ("right", "lead", "score")] == [False] * 3
+    assert sums.ranking.requires_grad
+    assert sums.penalty.requires_grad
 
 
 @pytest.mark.parametrize("tokens_per_pass", [12, 20, 64, 1000])
 def test_sums_are_the_same_however_rows_are_packed(tokens_per_pass):
     generator = np.random.default_rng(0)
     ranks = [tuple(sorted(generator.integers(0, 3, generator.integers(2, 5)))) for _ in range(40)]
-    ranks = [one if one[0] != one[-1] else (0, 1) for one in ranks]
+    ranks = [pair if pair[0] != pair[-1] else (0, 1) for pair in ranks]
     rows = comparisons(ranks, weights=generator.uniform(0.1, 3, 40), margins=generator.uniform(0, 1, 40))
     loss = FocalRanking()
 

@@ -68,8 +68,8 @@ def by_the_logits(model, batch, temperature=1.0):
     """Log-probabilities and entropies, from logits written out."""
     with torch.no_grad():
         every = (full_logits(model, batch) / temperature).log_softmax(-1)[batch.learned_N - 1]
-    own = every.gather(-1, batch.tokens_T[batch.learned_N][:, None])[:, 0]
-    return own, -(every.exp() * every).sum(-1)
+    ours = every.gather(-1, batch.tokens_T[batch.learned_N][:, None])[:, 0]
+    return ours, -(every.exp() * every).sum(-1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -81,17 +81,17 @@ def test_logprobs_by_the_logits(adapter, temperature):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    own, entropies = token_logprobs(model, row(), temperature, entropy=True)
+    ours, entropies = token_logprobs(model, row(), temperature, entropy=True)
     expected, expected_entropies = by_the_logits(model, row(), temperature)
-    torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropies, expected_entropies, rtol=1e-5, atol=1e-5)
     assert not entropies.requires_grad
-    own.sum().backward()
+    ours.sum().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trained)
     with torch.no_grad():
         again, none = token_logprobs(model, row(), temperature)
-    torch.testing.assert_close(again, own.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(again, ours.detach(), rtol=0, atol=0)
     assert none is None
 
 
@@ -99,10 +99,10 @@ def test_logprobs_know_of_a_soft_cap():
     model = load_model(Model(path="tuner:tiny"), precision="fp32", device=CPU).model
     plain, _ = token_logprobs(model, row())
     unwrapped(model).config.final_logit_softcapping = 1.0
-    own, entropies = token_logprobs(model, row(), 0.6, entropy=True)
-    for found, expected in zip((own, entropies), by_the_logits(model, row(), 0.6), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(own, plain, rtol=0.1)
+    ours, entropies = token_logprobs(model, row(), 0.6, entropy=True)
+    for actual, expected in zip((ours, entropies), by_the_logits(model, row(), 0.6), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours, plain, rtol=0.1)
 
 
 def test_logprobs_and_the_loss_have_the_same_gradients():
@@ -116,11 +116,11 @@ def test_logprobs_and_the_loss_have_the_same_gradients():
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss = token_loss(model, row())
     expected = torch.autograd.grad(loss, trained)
-    own = -(token_logprobs(model, row())[0] * row().weights_N).sum()
-    assert own.item() == pytest.approx(loss.item(), rel=1e-5)
+    ours = -(token_logprobs(model, row())[0] * row().weights_N).sum()
+    assert ours.item() == pytest.approx(loss.item(), rel=1e-5)
     near = model_rounding(unwrapped(model).config, torch.float32, backward=True)
-    for found, other in zip(torch.autograd.grad(own, trained), expected, strict=True):
-        assert (found - other).norm() <= near * other.norm()
+    for actual, other in zip(torch.autograd.grad(ours, trained), expected, strict=True):
+        assert (actual - other).norm() <= near * other.norm()
 
 
 def critic():
@@ -133,12 +133,12 @@ def critic():
 
 def test_values_are_read_before_each_learned_token():
     model, batch = critic(), row()
-    found = values(model, batch)
+    actual = values(model, batch)
     with torch.no_grad():
         every = unwrapped(model).score(hidden_states(model, batch))[:, 0]
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, every[batch.learned_N - 1], rtol=1e-5, atol=1e-5)
-    found.sum().backward()
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, every[batch.learned_N - 1], rtol=1e-5, atol=1e-5)
+    actual.sum().backward()
     trained = [
         parameter for name, parameter in model.named_parameters() if "score" in name or "lora_B" in name
     ]
@@ -166,9 +166,12 @@ def test_logprobs_and_values_hang_on_nothing_else_in_the_row():
         for start, end in pairwise(batch.borders)
     ]
     with torch.no_grad():
-        for read in (lambda one: token_logprobs(model, one)[0], lambda one: values(judge, one)):
+        for read in (
+            lambda segment: token_logprobs(model, segment)[0],
+            lambda segment: values(judge, segment),
+        ):
             torch.testing.assert_close(
-                torch.cat([read(one) for one in alone]), read(batch), rtol=1e-4, atol=1e-5
+                torch.cat([read(segment) for segment in alone]), read(batch), rtol=1e-4, atol=1e-5
             )
 
 
@@ -176,8 +179,8 @@ def test_under_autocast_values_keep_their_digits():
     """The backbone computes in bf16, the head in fp32."""
     model, batch = critic(), row()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = values(model, batch)
+        actual = values(model, batch)
         states = hidden_states(model, batch)[batch.learned_N - 1]
     expected = unwrapped(model).score(states.float())[:, 0]
-    assert torch.equal(found, expected)
-    assert not torch.equal(found, found.bfloat16().float())
+    assert torch.equal(actual, expected)
+    assert not torch.equal(actual, actual.bfloat16().float())

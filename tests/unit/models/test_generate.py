@@ -54,8 +54,8 @@ def tokens(answers):
 def same(first, second):
     assert tokens(first) == tokens(second)
     assert [answer.ended for answer in first] == [answer.ended for answer in second]
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
+    for answer, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(answer.logprobs, other.logprobs, atol=2e-5)
 
 
 def theirs(transformer, prompts, max_new_tokens, end_ids=()):
@@ -185,8 +185,8 @@ def test_first_tokens_are_as_likely_as_the_model_says(skilled):
             skilled.model, make_batch([(np.array([20, 21], np.int32), np.zeros(2, np.float32))])
         )[-1]
     exact = exact.softmax(-1).numpy()
-    found = np.bincount(np.concatenate(tokens(answers)), minlength=len(exact)) / count
-    assert np.abs(found - exact).max() < 4 * np.sqrt(0.25 / count)
+    frequencies = np.bincount(np.concatenate(tokens(answers)), minlength=len(exact)) / count
+    assert np.abs(frequencies - exact).max() < 4 * np.sqrt(0.25 / count)
 
 
 # Where an answer ends
@@ -425,8 +425,8 @@ def test_a_stream_ends_at_the_end_token(loaded):
     answer = ask(loaded, [[20]], max_new_tokens=6)[0].tokens.tolist()
     end = answer[2]
     pieces = stream(loaded.model, loaded.tokenizer, [20], max_new_tokens=6, end_ids=(end,))
-    kept = answer[: answer.index(end)]
-    assert "".join(pieces) == loaded.tokenizer.decode(kept, skip_special_tokens=True)
+    content = answer[: answer.index(end)]
+    assert "".join(pieces) == loaded.tokenizer.decode(content, skip_special_tokens=True)
 
 
 def test_a_sampled_stream_is_the_sampled_answer(skilled):

@@ -97,8 +97,8 @@ def test_fresh_adapters_change_nothing_and_follow_the_seed(internlm2_folder, tok
     state = torch.get_rng_state()
     first, again = (load(internlm2_folder, adapter=LoRA(r=4)) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
-    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for weight, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(weight, other)
     assert torch.equal(logits(first, tokens), logits(load(internlm2_folder), tokens))
 
 
@@ -420,7 +420,7 @@ def test_no_weights_are_needed(copy):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"adapter": LoRA(targets=("nothing",))},
@@ -431,9 +431,9 @@ def test_no_weights_are_needed(copy):
         ({"freeze": Freeze(all_but_last_layers=99)}, "give fewer"),
     ],
 )
-def test_what_is_refused_is_refused_without_weights(internlm2_folder, options, said):
+def test_what_is_refused_is_refused_without_weights(internlm2_folder, options, message):
     for device in (CPU, META):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load_model(Model(path=str(internlm2_folder)), precision="fp32", device=device, **options)
 
 

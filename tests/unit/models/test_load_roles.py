@@ -45,7 +45,7 @@ def noise(model: torch.nn.Module, seed: int, scale: float = 0.02) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Make:
     """A model folder as a run leaves it, its weights drawn and not learned; made once."""
-    root, made = tmp_path_factory.mktemp("folders"), {}
+    root, folders = tmp_path_factory.mktemp("folders"), {}
 
     def make(
         head: str,
@@ -56,9 +56,9 @@ def folder(tmp_path_factory) -> Make:
         template: str = "internlm2",
     ) -> str:
         key = (head, str(lora), base, quantization, precision, template)
-        if key in made:
-            return made[key]
-        place = root / str(len(made))
+        if key in folders:
+            return folders[key]
+        place = root / str(len(folders))
         place.mkdir()
         loaded = load_model(
             Model(path=base, quantization=quantization),
@@ -73,8 +73,8 @@ def folder(tmp_path_factory) -> Make:
         if head == "score":
             record = RewardRecord("[UNUSED_TOKEN_130]", {"brief": ("Be brief.", "Only short answers win.")})
             write_reward_record(place, record)
-        made[key] = str(place)
-        return made[key]
+        folders[key] = str(place)
+        return folders[key]
 
     return make
 
@@ -118,20 +118,20 @@ def conversations() -> list[Conversation]:
     ]
 
 
-def asked() -> list[ScoreRequest]:
+def requests() -> list[ScoreRequest]:
     return [
-        ScoreRequest(one, condition, prompt_of(one))
-        for one in conversations()
+        ScoreRequest(conversation, condition, prompt_of(conversation))
+        for conversation in conversations()
         for condition in ("brief", None)
     ]
 
 
 def scored(roles: PolicyRoles) -> np.ndarray:
     with roles.roles.role("reward") as model:
-        return score_sequences(model, roles.sequences.make(asked()), 64, CPU)
+        return score_sequences(model, roles.sequences.make(requests()), 64, CPU)
 
 
-def said(roles, name, batch, train=False) -> torch.Tensor:
+def logprobs(roles, name, batch, train=False) -> torch.Tensor:
     with roles.roles.role(name, train=train) as model:
         return token_logprobs(model, batch)[0].detach()
 
@@ -146,10 +146,10 @@ def gradients(roles: PolicyRoles, name: str, batch) -> list[torch.Tensor]:
     with roles.roles.role(name, train=True) as model:
         loss = values(model, batch) if name == "critic" else token_logprobs(model, batch)[0]
         loss.sum().backward()
-    found = [weight.grad for weight in roles.roles.trained(name).values()]
+    of_role = [weight.grad for weight in roles.roles.trained(name).values()]
     for weight in roles.roles.trained(name).values():
         weight.grad = None
-    return found
+    return of_role
 
 
 def models(roles: PolicyRoles) -> dict[int, torch.nn.Module]:
@@ -198,10 +198,10 @@ def test_a_policy_and_a_reward_model_of_two_bases_make_two_models(load, folder):
     policy = folder("language", quantization="nf4", precision="bf16")
     roles = load(policy=policy, reward=folder("score", lora=None), precision="bf16")
     assert len(models(roles)) == 2
-    one, two = (roles.roles[name].loaded for name in ("policy", "reward"))
-    assert roles.roles["reference"].loaded is one
-    assert roles.roles["critic"].loaded is two
-    assert (one.base.quantization, two.base.quantization) == ("nf4", None)
+    policy, reward = (roles.roles[name].loaded for name in ("policy", "reward"))
+    assert roles.roles["reference"].loaded is policy
+    assert roles.roles["critic"].loaded is reward
+    assert (policy.base.quantization, reward.base.quantization) == ("nf4", None)
 
 
 def test_a_base_in_another_precision_is_another_base(load, folder):
@@ -214,13 +214,13 @@ def test_a_base_in_another_precision_is_another_base(load, folder):
 
 
 def test_the_reference_is_the_policy_as_it_starts_and_stays(roles, batch):
-    before = said(roles, "policy", batch)
-    assert torch.equal(said(roles, "reference", batch), before)
-    assert torch.equal(said(roles, "policy", batch, train=True), before)
+    before = logprobs(roles, "policy", batch)
+    assert torch.equal(logprobs(roles, "reference", batch), before)
+    assert torch.equal(logprobs(roles, "policy", batch, train=True), before)
     for weight in (*roles.roles.trained("policy").values(), *roles.roles.trained("critic").values()):
         weight.data.add_(0.01)
-    assert not torch.equal(said(roles, "policy", batch), before)
-    assert torch.equal(said(roles, "reference", batch), before)
+    assert not torch.equal(logprobs(roles, "policy", batch), before)
+    assert torch.equal(logprobs(roles, "reference", batch), before)
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -245,25 +245,25 @@ def test_the_reference_is_the_policy_to_the_last_bit(load, folder, batch, layout
             load(roles=layout, **changes)
         return
     roles = load(roles=layout, **changes)
-    one, other = (said(roles, name, batch) for name in ("policy", "reference"))
-    assert torch.equal(one, other)
-    assert torch.equal(said(roles, "policy", batch, train=True), one)
+    ours, theirs = (logprobs(roles, name, batch) for name in ("policy", "reference"))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(logprobs(roles, "policy", batch, train=True), ours)
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 @pytest.mark.parametrize("whole", [EMBEDDING, LANGUAGE_HEAD], ids=["embedding", "head"])
 def test_modules_trained_whole_belong_to_the_reference_too(load, folder, batch, whole, layout):
     roles = load(policy=folder("language", lora=whole), roles=layout)
-    assert torch.equal(said(roles, "policy", batch), said(roles, "reference", batch))
+    assert torch.equal(logprobs(roles, "policy", batch), logprobs(roles, "reference", batch))
     name = whole.train_whole[0]
     changed = [
         weight for key, weight in roles.roles.trained("policy").items() if name in key and "lora" not in key
     ]
     assert len(changed) == 1
-    before = said(roles, "reference", batch), scored(roles), worth(roles, batch)
+    before = logprobs(roles, "reference", batch), scored(roles), worth(roles, batch)
     changed[0].data.mul_(1.1)
-    assert not torch.equal(said(roles, "policy", batch), before[0])
-    assert torch.equal(said(roles, "reference", batch), before[0])
+    assert not torch.equal(logprobs(roles, "policy", batch), before[0])
+    assert torch.equal(logprobs(roles, "reference", batch), before[0])
     assert np.array_equal(scored(roles), before[1])
     assert torch.equal(worth(roles, batch), before[2])
 
@@ -272,7 +272,7 @@ def test_modules_trained_whole_belong_to_the_reference_too(load, folder, batch, 
 def test_modules_trained_whole_in_bf16(load, folder, batch, layout):
     policy = folder("language", lora=EMBEDDING, precision="bf16")
     roles = load(policy=policy, reward=folder("score", precision="bf16"), precision="bf16", roles=layout)
-    assert torch.equal(said(roles, "policy", batch), said(roles, "reference", batch))
+    assert torch.equal(logprobs(roles, "policy", batch), logprobs(roles, "reference", batch))
 
 
 def test_all_weights_in_bf16(load, folder, batch):
@@ -280,7 +280,7 @@ def test_all_weights_in_bf16(load, folder, batch):
     policy = folder("language", lora=None)
     reward = folder("score", lora=None)
     roles = load(policy=policy, reward=reward, precision="bf16", roles="separate")
-    assert torch.equal(said(roles, "policy", batch), said(roles, "reference", batch))
+    assert torch.equal(logprobs(roles, "policy", batch), logprobs(roles, "reference", batch))
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -292,8 +292,8 @@ def test_the_critic_is_the_reward_model_with_a_head_of_zeros(load, batch, layout
     assert before.any()
     (head,) = [weight for name, weight in roles.roles.trained("critic").items() if ".score." in f".{name}"]
     reward = roles.roles["reward"]
-    own = reward.head.weight if reward.head is not None else reward.loaded.transformer.score.weight
-    head.data.copy_(own)
+    weights = reward.head.weight if reward.head is not None else reward.loaded.transformer.score.weight
+    head.data.copy_(weights)
     with roles.roles.role("critic") as model:
         assert torch.equal(scores(model, batch), before)
 
@@ -317,7 +317,7 @@ def hidden(model, batch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scores_are_those_of_the_reward_model_alone(load, folder, layout):
     scorer = open_scorer(folder("score"))
-    expected = scorer.score_requests(asked())
+    expected = scorer.score_requests(requests())
     assert len(set(expected.tolist())) == len(expected)  # every answer and condition tells
     roles = load(**LAYOUTS[layout])
     assert scored(roles).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
@@ -331,13 +331,13 @@ def test_scores_are_those_of_the_reward_model_alone(load, folder, layout):
 
 
 def test_shared_and_separate_say_the_same(load, batch):
-    one, other = load(), load(roles="separate")
+    shared, separate = load(), load(roles="separate")
     for name in ("policy", "reference"):
-        assert torch.allclose(said(one, name, batch), said(other, name, batch), atol=1e-5)
-    assert scored(one).tolist() == pytest.approx(scored(other).tolist(), rel=1e-5)
+        assert torch.allclose(logprobs(shared, name, batch), logprobs(separate, name, batch), atol=1e-5)
+    assert scored(shared).tolist() == pytest.approx(scored(separate).tolist(), rel=1e-5)
     for name in ("policy", "critic"):
-        pairs = zip(gradients(one, name, batch), gradients(other, name, batch), strict=True)
-        assert all(torch.allclose(own, their, rtol=1e-3, atol=1e-5) for own, their in pairs)
+        pairs = zip(gradients(shared, name, batch), gradients(separate, name, batch), strict=True)
+        assert all(torch.allclose(ours, their, rtol=1e-3, atol=1e-5) for ours, their in pairs)
 
 
 def test_a_critic_on_a_whole_reward_model_gets_an_adapter(load, folder, batch):
@@ -400,9 +400,9 @@ def test_a_role_learns_alone(roles, batch):
         with roles.roles.role(name, train=True) as model:
             loss = values(model, batch) if name == "critic" else token_logprobs(model, batch)[0]
             loss.sum().backward()
-        own = {id(weight) for weight in roles.roles.trained(name).values()}
+        trained = {id(weight) for weight in roles.roles.trained(name).values()}
         reached = {key for key, weight in all_weights.items() if weight.grad is not None}
-        assert reached == own
+        assert reached == trained
         for weight in all_weights.values():
             weight.grad = None
 
@@ -436,7 +436,7 @@ def test_a_saved_dropout_is_off(load, folder, batch):
         roles = load(
             policy=folder("language", lora=dropped), reward=folder("score", lora=dropped), roles=layout
         )
-        assert torch.equal(said(roles, "policy", batch, train=True), said(roles, "policy", batch))
+        assert torch.equal(logprobs(roles, "policy", batch, train=True), logprobs(roles, "policy", batch))
         roles.roles["critic"].trained()  # and a critic's values do not change from pass to pass
         noise_of_head(roles)
         with roles.roles.role("critic", train=True) as model:
@@ -456,7 +456,7 @@ def test_checkpointing_leaves_the_gradients_as_they_are(load, batch):
         noise_of_head(off)
         noise_of_head(on)
         pairs = zip(gradients(off, name, batch), gradients(on, name, batch), strict=True)
-        assert all(torch.equal(own, their) for own, their in pairs)
+        assert all(torch.equal(ours, their) for ours, their in pairs)
 
 
 def test_generating_and_scoring_do_not_disturb_training_on_four_bits(load, folder, batch):
@@ -473,12 +473,12 @@ def test_generating_and_scoring_do_not_disturb_training_on_four_bits(load, folde
     with roles.roles.role("policy") as model:
         generate(model, [[1, 50, 60], [1, 70]], max_new_tokens=4, end_ids=[2])
     scored(roles)
-    said(roles, "reference", batch)
+    logprobs(roles, "reference", batch)
     worth(roles, batch)
     for name, gradients_before in expected.items():
         after = gradients(roles, name, batch)
         assert len(after) == len(gradients_before)
-        assert all(torch.equal(own, their) for own, their in zip(gradients_before, after, strict=True))
+        assert all(torch.equal(ours, their) for ours, their in zip(gradients_before, after, strict=True))
 
 
 def untouched_gradients(path: str, head: str, batch) -> list[torch.Tensor]:
@@ -505,7 +505,7 @@ def test_a_reward_model_of_another_template(load, folder):
         load(reward=reward)
     scorer = open_scorer(reward)
     assert scored(load(reward=reward, critic_from="policy")).tolist() == pytest.approx(
-        scorer.score_requests(asked()).tolist(), rel=1e-5
+        scorer.score_requests(requests()).tolist(), rel=1e-5
     )
 
 
@@ -517,7 +517,7 @@ def test_a_reward_model_of_another_tokenizer(load, folder, internlm2_folder):
     scorer = open_scorer(reward)
     for layout in ("shared", "separate"):
         roles = load(reward=reward, critic_from="policy", roles=layout)
-        assert scored(roles).tolist() == pytest.approx(scorer.score_requests(asked()).tolist(), rel=1e-5)
+        assert scored(roles).tolist() == pytest.approx(scorer.score_requests(requests()).tolist(), rel=1e-5)
 
 
 def test_a_language_model_scores_nothing(load, folder):
@@ -574,7 +574,7 @@ def test_only_the_roles_needed_are_loaded(folder, load, batch, layout, needed, w
     assert (loaded.sequences is not None) == with_reward
     assert set(loaded.fingerprints) == {"policy", "reward"} if with_reward else {"policy"}
     full = load(roles=layout)
-    assert torch.equal(said(loaded, "policy", batch), said(full, "policy", batch))
+    assert torch.equal(logprobs(loaded, "policy", batch), logprobs(full, "policy", batch))
     if with_reward:
         assert np.array_equal(scored(loaded), scored(full))
 

@@ -1,4 +1,4 @@
-"""What is saved of a reward model is the whole of it: its head, and how it is to be asked."""
+"""A saved reward model is complete: its head, and the inputs it was trained on."""
 
 import json
 import shutil

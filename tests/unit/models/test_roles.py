@@ -77,7 +77,7 @@ def pair():
     return Roles(roles, lambda: torch.autocast("cpu", enabled=False))
 
 
-def said(roles, name, batch):
+def logprobs(roles, name, batch):
     with roles.role(name) as model:
         return token_logprobs(unheaded(model), batch)[0]
 
@@ -122,17 +122,17 @@ def test_a_role_that_failed_is_closed(pair):
 
 
 def test_each_role_sees_its_own_adapter_whoever_was_open_before(pair, batch):
-    alone = {name: said(pair, name, batch) for name in ("policy", "critic", "base")}
+    alone = {name: logprobs(pair, name, batch) for name in ("policy", "critic", "base")}
     assert torch.equal(alone["policy"], alone["base"])  # a fresh adapter does nothing
     assert not torch.equal(alone["critic"], alone["base"])
     for name in ("critic", "policy", "critic", "base", "policy", "base", "critic"):
-        assert torch.equal(said(pair, name, batch), alone[name])
+        assert torch.equal(logprobs(pair, name, batch), alone[name])
 
 
 def test_an_adapter_set_from_outside_does_not_stick(pair, batch):
-    before = said(pair, "policy", batch)
+    before = logprobs(pair, "policy", batch)
     activate(pair["critic"].loaded.model, "critic")
-    assert torch.equal(said(pair, "policy", batch), before)
+    assert torch.equal(logprobs(pair, "policy", batch), before)
 
 
 def test_a_trained_head_learns_with_its_adapter(pair, batch):

@@ -18,7 +18,7 @@ def picked(probabilities, top_p, uniform, temperature=1.0):
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"),
+    ("top_p", "expected"),
     [
         (1e-9, [1]),  # the likeliest is always kept
         (0.4 - 1e-6, [1]),
@@ -28,8 +28,8 @@ def picked(probabilities, top_p, uniform, temperature=1.0):
         (0.95, [0, 1, 2, 3]),
     ],
 )
-def test_nucleus_by_hand(top_p, kept):
-    assert nucleus(HAND, top_p)[0].nonzero()[:, 0].tolist() == kept
+def test_nucleus_by_hand(top_p, expected):
+    assert nucleus(HAND, top_p)[0].nonzero()[:, 0].tolist() == expected
 
 
 def test_equals_are_kept_in_vocabulary_order():
@@ -47,9 +47,9 @@ def test_the_nucleus_is_that_of_a_stable_sort(top_p, monkeypatch):
     for probabilities_BV in (logits_BV.softmax(-1), (2 * logits_BV).round().softmax(-1)):
         for row_V in probabilities_BV:
             sorted_V, order_V = row_V.double().sort(descending=True, stable=True)
-            kept_V = torch.zeros(64, dtype=torch.bool)
-            kept_V[order_V] = sorted_V.cumsum(0) - sorted_V < top_p
-            assert torch.equal(nucleus(row_V[None], top_p)[0], kept_V)
+            expected_V = torch.zeros(64, dtype=torch.bool)
+            expected_V[order_V] = sorted_V.cumsum(0) - sorted_V < top_p
+            assert torch.equal(nucleus(row_V[None], top_p)[0], expected_V)
         assert torch.equal(
             nucleus(probabilities_BV, top_p),
             torch.cat([nucleus(row[None], top_p) for row in probabilities_BV]),
@@ -92,9 +92,9 @@ def test_frequencies_are_the_probabilities(top_p):
     exact /= exact.sum()
     uniform_B = torch.from_numpy(uniforms(0, 0, [0], count)[0])
     tokens_B, _ = choose(HAND.log().expand(count, -1), 1.0, top_p, uniform_B)
-    found = np.bincount(tokens_B.numpy(), minlength=4) / count
-    assert np.all(found[exact == 0] == 0)
-    assert np.abs(found - exact).max() < 4 * np.sqrt(0.25 / count)
+    frequencies = np.bincount(tokens_B.numpy(), minlength=4) / count
+    assert np.all(frequencies[exact == 0] == 0)
+    assert np.abs(frequencies - exact).max() < 4 * np.sqrt(0.25 / count)
 
 
 def test_uniforms_belong_to_seed_step_and_place():

@@ -22,10 +22,10 @@ def load(folder, adapter=None, precision="bf16"):
     return load_model(Model(path=str(folder)), precision=precision, device=CPU, adapter=adapter)
 
 
-@pytest.mark.parametrize(("asked", "dtype"), [(None, torch.bfloat16), ("fp32", torch.float32)])
-def test_full_weights_are_written_in_the_asked_precision(internlm2_folder, tmp_path, asked, dtype):
+@pytest.mark.parametrize(("requested", "dtype"), [(None, torch.bfloat16), ("fp32", torch.float32)])
+def test_full_weights_are_written_in_the_asked_precision(internlm2_folder, tmp_path, requested, dtype):
     loaded = load(internlm2_folder)
-    save_model(loaded, tmp_path, precision=asked)
+    save_model(loaded, tmp_path, precision=requested)
     weights = load_file(tmp_path / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {dtype}
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}

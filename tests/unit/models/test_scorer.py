@@ -99,8 +99,8 @@ def plain_scores(scorer, sequences, side=None):
             part = slice(-len(row), None) if side == "left" else slice(0, len(row))
             tokens[place, part], mask[place, part] = row, 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        found = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
-        return found.logits[:, 0].numpy()
+        output = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
+        return output.logits[:, 0].numpy()
     finally:
         scorer.loaded.transformer.set_attn_implementation("varlen")
 
@@ -114,11 +114,11 @@ def test_a_score_depends_on_nothing_beside_its_conversation(run, scorer):
         np.testing.assert_allclose(plain_scores(scorer, sequences, side), expected, atol=1e-5, rtol=0)
     model = scorer.loaded.model
     for tokens_per_pass in (1, 200, 10_000):
-        found = score_sequences(model, sequences, tokens_per_pass, CPU)
-        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+        actual = score_sequences(model, sequences, tokens_per_pass, CPU)
+        np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
     order = random.Random(0).sample(range(len(sequences)), len(sequences) // 2)
-    found = score_sequences(model, [sequences[index] for index in order], 300, CPU)
-    np.testing.assert_allclose(found, expected[order], atol=1e-5, rtol=0)
+    actual = score_sequences(model, [sequences[index] for index in order], 300, CPU)
+    np.testing.assert_allclose(actual, expected[order], atol=1e-5, rtol=0)
     assert score_sequences(model, [], 300, CPU).shape == (0,)
 
 
@@ -131,11 +131,11 @@ def test_held_out_rows_are_scored_alike(run, scorer):
     expected = plain_scores(scorer, sequences_of(run, "test"))
     plain = {"loss.gamma": 0.0, "tokens_per_step": 4096}
     for tokens_per_pass in (512, 4096):
-        found = score_comparisons(data, roles, devices, tokens_per_pass)
-        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+        actual = score_comparisons(data, roles, devices, tokens_per_pass)
+        np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
         measured = HeldOutPairs(
             data, roles, devices, override(config, {"tokens_per_pass": tokens_per_pass, **plain})
-        ).measure()
+        ).metrics()
         leads = expected[0::2] - expected[1::2]
         loss = np.log1p(np.exp(-leads)).mean() - 0.02 * (np.log(5 + expected) + np.log(5 - expected)).mean()
         assert measured["loss"] == pytest.approx(loss, abs=1e-5)
@@ -146,30 +146,32 @@ def test_held_out_rows_are_scored_alike(run, scorer):
     assert run.results["overall"]["accuracy"] == pytest.approx((leads > 0).mean())
 
 
-def asked(monkeypatch, call):
+def spy(monkeypatch, call):
     """(result, the token sequences that were scored) of a call."""
-    seen = []
+    scored_sequences = []
 
     def spying(model, sequences, *rest):
-        seen.extend(np.array(one) for one in sequences)
+        scored_sequences.extend(np.array(tokens) for tokens in sequences)
         return score_sequences(model, sequences, *rest)
 
     monkeypatch.setattr(module, "score_sequences", spying)
-    return call(), seen
+    return call(), scored_sequences
 
 
-def test_rows_are_asked_about_as_they_were_trained(run, monkeypatch, file):
+def test_rows_are_scored_in_the_inputs_of_training(run, monkeypatch, file):
     """The same tokens to the last: template, drawn wording, reward token; answers in the order of the file."""
     from tuner.resources import locate
 
     lines = open(locate("tuner:twins/train.jsonl"), encoding="utf-8").readlines()[:12]  # noqa: SIM115
     path = file(*map(json.loads, lines))
     output = io.StringIO()
-    count, seen = asked(monkeypatch, lambda: score_file(str(run.folder), path, output, tokens_per_pass=300))
+    count, sequences = spy(
+        monkeypatch, lambda: score_file(str(run.folder), path, output, tokens_per_pass=300)
+    )
     assert count == 12
     trained = sequences_of(run)
-    assert len(seen) == len(trained) == 24
-    assert all(np.array_equal(own, other) for own, other in zip(seen, trained, strict=True))
+    assert len(sequences) == len(trained) == 24
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(sequences, trained, strict=True))
     conditions = {json.loads(line).get("condition") for line in lines}
     assert len(conditions) > 2
     scores = [score for line in output.getvalue().splitlines() for score in json.loads(line)["scores"]]
@@ -194,9 +196,9 @@ def test_answers_of_several_turns_are_asked_about_in_the_words_of_their_row(run,
         for number in range(6)
     ]
     path = file(*rows)
-    _, seen = asked(monkeypatch, lambda: score_file(str(run.folder), path, io.StringIO()))
+    _, sequences = spy(monkeypatch, lambda: score_file(str(run.folder), path, io.StringIO()))
     trained = sequences_of_file(run, path)
-    assert all(np.array_equal(own, other) for own, other in zip(seen, trained, strict=True))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(sequences, trained, strict=True))
 
 
 def sequences_of_file(run, path):
@@ -215,8 +217,8 @@ def test_a_file_of_rows_comes_back_with_scores(run, scorer, file):
     """Preferences and conversations; whatever the order of the rows and the size of a pass."""
     pair, ranked, talk, own = ROWS
     for row in (pair, ranked, own):
-        (found,) = scored(run, file(row))
-        assert {name: found[name] for name in row} == row
+        (scored_row,) = scored(run, file(row))
+        assert {name: scored_row[name] for name in row} == row
         answers = row.get("answers") or [row["chosen"], row["rejected"]]
         prompt = row["prompt"]
         turns = [Turn(**turn) for turn in prompt] if isinstance(prompt, list) else [Turn("user", prompt)]
@@ -224,11 +226,11 @@ def test_a_file_of_rows_comes_back_with_scores(run, scorer, file):
             scorer.score([Conversation((*turns, Turn("assistant", answer)))], row.get("condition"))[0]
             for answer in answers
         ]
-        np.testing.assert_allclose(found["scores"], alone, atol=1e-5, rtol=0)
-        assert len(set(found["scores"])) == len(answers)
-    (found,) = scored(run, file(talk))
-    assert found["score"] == pytest.approx(scorer.score([talk])[0], abs=1e-5)
-    assert "scores" not in found
+        np.testing.assert_allclose(scored_row["scores"], alone, atol=1e-5, rtol=0)
+        assert len(set(scored_row["scores"])) == len(answers)
+    (scored_row,) = scored(run, file(talk))
+    assert scored_row["score"] == pytest.approx(scorer.score([talk])[0], abs=1e-5)
+    assert "scores" not in scored_row
     many = [
         {**pair, "prompt": f"What is {number}?", "condition": name}
         for number in range(9)
@@ -314,9 +316,9 @@ def test_a_run_in_bf16_can_be_scored_in_fp32(tmp_path):
     sequences = sequences_of(run)
     own, exact = (open_scorer(str(run.folder), precision=precision) for precision in (None, "fp32"))
     assert (own.loaded.precision, exact.loaded.precision) == ("bf16", "fp32")
-    found = {}
+    by_precision = {}
     for name, one in {"own": own, "exact": exact}.items():
         with one._autocast():
-            found[name] = score_sequences(one.loaded.model, sequences, 300, CPU)
-    np.testing.assert_allclose(found["exact"], plain_scores(exact, sequences), atol=1e-5, rtol=0)
-    assert 1e-5 < np.abs(found["own"] - found["exact"]).max() < 0.1
+            by_precision[name] = score_sequences(one.loaded.model, sequences, 300, CPU)
+    np.testing.assert_allclose(by_precision["exact"], plain_scores(exact, sequences), atol=1e-5, rtol=0)
+    assert 1e-5 < np.abs(by_precision["own"] - by_precision["exact"]).max() < 0.1

@@ -55,7 +55,7 @@ def test_a_template_whose_spans_cannot_be_found_can_be_scored(tokenizer, templat
         template.render(conversation("7"))
     record = RewardRecord(END, {"brief": ("Be brief.",)})
     rows = [conversation(answer, learn) for answer in ("7", "", "It is seven.")]
-    asked = [ScoreRequest(row, condition, prompt_of(row)) for row in rows for condition in ("brief", None)]
+    requests = [ScoreRequest(row, condition, prompt_of(row)) for row in rows for condition in ("brief", None)]
     texts = [
         f"{system}user 4: What is 2 + 5?\nassistant 3: 8\nuser 2: No.\nassistant 1: {row.turns[-1].content}\n"
         for row in rows
@@ -63,7 +63,9 @@ def test_a_template_whose_spans_cannot_be_found_can_be_scored(tokenizer, templat
     ]
     (end,) = tokenizer.convert_tokens_to_ids([END])
     expected = [[*tokens, end] for tokens in encode(tokenizer, texts)]
-    assert [tokens.tolist() for tokens in RewardInputs(tokenizer, record, template).make(asked)] == expected
+    assert [
+        tokens.tolist() for tokens in RewardInputs(tokenizer, record, template).make(requests)
+    ] == expected
 
 
 @pytest.fixture(scope="module")

@@ -84,8 +84,8 @@ def test_a_chat_models_settings_name_the_same_ids(bare_folder, tmp_path):
         "unk_token": "<unk>",
     }
     for leave_out in (None, "auto_map", "tokenizer_class"):
-        kept = {name: value for name, value in settings.items() if name != leave_out}
-        (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+        remaining = {name: value for name, value in settings.items() if name != leave_out}
+        (folder / "tokenizer_config.json").write_text(json.dumps(remaining))
         for trust in (False, True):
             tokenizer = read_tokenizer(folder, trust_remote_code=trust)
             assert tokenizer(TEXT)["input_ids"] == read_tokenizer(bare_folder)(TEXT)["input_ids"]

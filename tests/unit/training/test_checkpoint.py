@@ -36,10 +36,10 @@ def test_save_and_load_are_the_same_to_the_bit(tmp_path):
     checkpoints.wait()
     other, fresh = small_training(steps=0)
     assert restore(checkpoints.load(3), other, fresh, rank=0) == {"step": 3}
-    for one, two in ((trained, other),):
-        assert all(torch.equal(one[name], two[name]) for name in one)
-    for one, two in zip(optimizer.state.values(), fresh.state.values(), strict=True):
-        assert all(torch.equal(one[name], two[name]) for name in one)
+    for saved, restored in ((trained, other),):
+        assert all(torch.equal(saved[name], restored[name]) for name in saved)
+    for saved, restored in zip(optimizer.state.values(), fresh.state.values(), strict=True):
+        assert all(torch.equal(saved[name], restored[name]) for name in saved)
     assert fresh.param_groups[0]["lr"] == 0.1
 
 

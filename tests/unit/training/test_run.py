@@ -11,7 +11,7 @@ import pytest
 from tests.equivalence.conftest import SMALL
 from tuner.config import load_config, override
 from tuner.errors import UserError
-from tuner.evaluation.held_out_policy import PolicyMeasure
+from tuner.evaluation.held_out_policy import PolicyMeasurement
 from tuner.evaluation.position_loss import RangeLoss
 from tuner.stages.run import Run
 from tuner.training.json_lines import finite
@@ -133,12 +133,12 @@ def refused(name: str) -> Any:
 
 def test_a_measure_that_is_no_number_is_none_in_its_file_and_no_number_again_behind_it(tmp_path):
     run = Run(tmp_path)
-    measure = PolicyMeasure(
+    measure = PolicyMeasurement(
         {"gold": 0.5, "score": math.nan, "score/polite": math.nan},
         [RangeLoss(0, 256, math.nan, 3.0), RangeLoss(256, 512, 1.5, 2.0)],
     )
     run.save_json("before", measure.to_dict())
-    again = PolicyMeasure.from_dict(run.read_json("before"))
+    again = PolicyMeasurement.from_dict(run.read_json("before"))
     assert again.means["gold"] == 0.5
     assert math.isnan(again.means["score"])
     assert math.isnan(again.means["score/polite"])

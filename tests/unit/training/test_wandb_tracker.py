@@ -62,9 +62,9 @@ def records(file: Path, seconds: float = 20.0) -> list[Any]:
     """The records of a .wandb file, once its last is there: W&B writes it a moment after finish returns."""
     deadline = time.monotonic() + seconds
     while True:
-        found = _records_so_far(file)
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
-            return found
+        complete = _records_so_far(file)
+        if any(record.WhichOneof("record_type") == "exit" for record in complete):
+            return complete
         assert time.monotonic() < deadline, f"{file} never got its exit record"
         time.sleep(0.05)
 
@@ -73,7 +73,7 @@ def _records_so_far(file: Path) -> list[Any]:
     """Protobuf messages in a LevelDB log: blocks of 32 KiB, parts with headers of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, place, found, pending = (
+    data, place, parsed, pending = (
         file.read_bytes(),
         7,
         [],
@@ -89,9 +89,9 @@ def _records_so_far(file: Path) -> list[Any]:
         if kind in (1, 4):  # whole, or last part
             record = Record()
             record.ParseFromString(pending)
-            found.append(record)
+            parsed.append(record)
             pending = b""
-    return found
+    return parsed
 
 
 def _files(folder: Path) -> list[Path]:
@@ -201,22 +201,22 @@ def test_an_unreachable_server_means_offline_and_the_key_is_nowhere(
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("tuner.training.wandb_tracker.SECONDS_TO_CONNECT", 2.0)
-    config, said = _config(), []
+    config, reports = _config(), []
     assert config.tracking is not None
-    tracker = WandbTracker(config.tracking, FIGURES, report=said.append)
+    tracker = WandbTracker(config.tracking, FIGURES, report=reports.append)
     tracker.begin(tmp_path, config, 0, 1)
     tracker.step(_record(1))
     tracker.end("failed")
     wandb.teardown()
     (file,) = _files(tmp_path)
-    assert len(said) == 1
-    assert "offline" in said[0]
+    assert len(reports) == 1
+    assert "offline" in reports[0]
     assert _only(file, "exit")[0].exit_code == 1
     assert [row["step"] for row in _history(file)] == [1]
     written = [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
     assert written == []
     printed = capfd.readouterr()
-    assert key not in printed.out + printed.err + said[0]
+    assert key not in printed.out + printed.err + reports[0]
 
 
 def test_a_key_is_found_where_wandb_login_puts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -249,10 +249,10 @@ def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
     controls = (["control", "accuracy"], [["seen", 0.9], ["blank", 0.5]])
     tracker.report({"controls": controls, "worst": (["pair", "margin"], [[3, -2.0]])})
     tracker.end("finished")
-    found = records(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+    logged = records(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
     logged = {
         item.nested_key[0] if item.nested_key else item.key
-        for record in found
+        for record in logged
         if record.WhichOneof("record_type") == "history"
         for item in record.history.item
     }
@@ -260,7 +260,7 @@ def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
     assert {name for name in logged if "chart" in name} == {"report/controls_chart_table"}
     summary = {
         item.nested_key[0] if item.nested_key else item.key: item.value_json
-        for record in found
+        for record in logged
         if record.WhichOneof("record_type") == "summary"
         for item in record.summary.update
     }

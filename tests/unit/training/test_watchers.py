@@ -54,17 +54,17 @@ def _whole_run(watchers: Watchers) -> None:
 
 
 def test_everything_is_told_in_order() -> None:
-    one, two = Recorder(), Recorder()
-    _whole_run(Watchers([one, two]))
-    assert one.told == two.told
-    assert one.verbs == ["begin", "step", "samples", "step", "message", "end"]
+    first, second = Recorder(), Recorder()
+    _whole_run(Watchers([first, second]))
+    assert first.told == second.told
+    assert first.verbs == ["begin", "step", "samples", "step", "message", "end"]
 
 
 @pytest.mark.parametrize("verb", ["begin", "step", "samples", "message", "end"])
 def test_a_failing_watcher_is_reported_once_and_dropped(verb: str) -> None:
     good, bad = Recorder(), Recorder(verb)
     _whole_run(Watchers([good, bad]))
-    reports = [text for said, text in good.told if said == "message" and text != "a fact"]
+    reports = [text for verb, text in good.told if verb == "message" and text != "a fact"]
     assert reports == [
         f"Recorder failed in {verb} (RuntimeError: no network) and is dropped; training goes on"
     ]

@@ -1,1 +1,1 @@
-"""The report card of a reward model: from scores to measures, words, tables and a page."""
+"""The report card of a reward model: from scored pairs to measures, a verdict in sentences, and tables."""

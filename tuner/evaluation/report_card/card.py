@@ -1,6 +1,6 @@
-"""The report card of a reward model: how good its scores are, under which controls, and what is wrong with them.
+"""The report card of a reward model: accuracy, calibration, controls, length bias and distribution of its scores.
 
-Pure functions of scored pairs. It refuses nothing; what is wrong is said in sentences (`verdict.py`).
+Pure functions of scored pairs. Bad scores raise nothing: `verdict.py` puts what is wrong into sentences.
 """
 
 from __future__ import annotations
@@ -24,52 +24,54 @@ from tuner.evaluation.report_card.measures import (
     twins_right,
 )
 from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
-from tuner.evaluation.report_card.verdict import judge
+from tuner.evaluation.report_card.verdict import assess
 
 SEEN = "seen"
 CONTROLS = ("unseen", "novel", "blank", "swapped")
-"""Wordings never trained (key word known); no word shared with trained ones; no condition; another condition's."""
+"""In order: untrained wordings with a trained key word; wordings that share no word with trained ones; no condition;
+the wording of another condition."""
 NO_CONDITION = "(none)"
 SAME_LENGTH = 0.10
-"""Answers whose lengths differ by no more of the longer one are length-controlled."""
+"""Pairs are length-controlled where the lengths differ by at most this share of the longer answer."""
 QUANTILES = (0.01, 0.05, 0.50, 0.95, 0.99)
 HISTOGRAM_BINS, POSITION_BINS, LENGTH_BINS = 40, 4, 8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pairs that have something in common."""
+    """Measures of the pairs of one condition or one source, or of all pairs."""
 
     name: str
     accuracy: Accuracy
     margin: float
-    """Mean of better - worse."""
+    """Mean of better score - worse score."""
     calibration: Calibration
     controls: dict[str, float]
-    """Accuracy of these pairs under each control (conditions only): what naming the condition is worth."""
+    """Control -> accuracy of these pairs under it; filled for conditions only."""
 
 
 @dataclass(frozen=True)
 class Control:
-    """The pairs scored under one control; the first is "seen", the condition that each row names."""
+    """Measures under one control. The first of the card is "seen": each row's condition in a trained wording."""
 
     name: str
     accuracy: Accuracy
     twins: float | None
     """Share of groups of twins in which all are right; None where there are no twins."""
     gain: Difference | None
-    """How much better "seen" is on the same pairs; None for "seen" itself."""
+    """Accuracy under "seen" minus accuracy under this control, on the same pairs; None for "seen" itself."""
     changed: float | None
-    """Share of pairs whose winner is another than under "seen"; None for "seen" itself."""
+    """Share of pairs with another winner than under "seen"; None for "seen" itself."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """All controls on the same pairs, so that they can be compared."""
+    """All controls, measured on the same pairs so that they can be compared."""
 
     over: str
-    """Which: "twins" where there are any (without a condition exactly half of these are right, and no twins both),
-    else "conditions" (rows that name one), else "all"."""
+    """Which pairs: "twins" where there are any, else "conditions" (rows that name one), else "all".
+
+    Twins come first for their known baseline: without a condition exactly half are right, and never both twins."""
     twin_groups: int
     rows: tuple[Control, ...]
 
@@ -85,26 +87,26 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class Length:
-    """Whether scores follow the length of answers. Correlations are over all answers, better and worse."""
+    """Length bias: how far scores follow the lengths of answers, better and worse together."""
 
     pearson: float | None
     spearman: float | None
     longer_wins: Accuracy
-    """Of the rule "the longer answer wins", on the same pairs."""
+    """Accuracy of the rule "the longer answer wins", on the same pairs."""
     rule: str
     """The better rule for these pairs: "longer" or "shorter"."""
     gain: Difference
-    """How much better the scores are than that rule."""
+    """Accuracy of the scores minus that of `rule`."""
     controlled: Accuracy | None
-    """Of the scores on pairs whose answers are about as long (SAME_LENGTH)."""
+    """Accuracy of the scores on pairs of about equal lengths (SAME_LENGTH)."""
     better_is_longer: Accuracy | None
     better_is_shorter: Accuracy | None
     curve: tuple[LengthBin, ...]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Pairs by a place in the sequence: accuracy where the score was read at tokens low..high (inclusive)."""
+class PositionBin:
+    """Accuracy of the pairs whose scores were read at tokens low to high (inclusive) of their sequences."""
 
     low: int
     high: int
@@ -112,7 +114,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Spread:
+class ScoreStatistics:
     """Mean, standard deviation and QUANTILES of scores."""
 
     mean: float
@@ -122,13 +124,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Scores of better and worse answers; one that stands in several pairs counts in each."""
+    """Distributions of the scores of better and worse answers; an answer of several pairs counts in each."""
 
     bound: float | None
     outside: float | None
     """Share of scores beyond ±bound; None where scores are not bounded."""
-    better: Spread
-    worse: Spread
+    better: ScoreStatistics
+    worse: ScoreStatistics
     edges: tuple[float, ...]
     better_counts: tuple[int, ...]
     worse_counts: tuple[int, ...]
@@ -136,7 +138,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class WorstPair:
-    """A pair in the wrong order by much; texts where they were given."""
+    """A pair that the scores put in the wrong order, among those with the largest gaps."""
 
     index: int
     margin: float
@@ -145,26 +147,27 @@ class WorstPair:
 
 @dataclass(frozen=True)
 class ReportCard:
-    """All of it. Parts without pairs are None or empty."""
+    """The whole report card. Parts without pairs are None or empty."""
 
     overall: Group | None
     conditions: tuple[Group, ...]
-    """Empty where no row names one."""
+    """Empty where no row names a condition."""
     sources: tuple[Group, ...]
     controls: Controls | None
     length: Length | None
-    positions: tuple[Place, ...]
+    positions: tuple[PositionBin, ...]
     cut: Accuracy | None
-    """Rows whose prompt was truncated."""
+    """Accuracy on rows whose prompt was truncated."""
     uncut: Accuracy | None
+    """Accuracy on rows whose prompt was not truncated."""
     scores: Distribution | None
     worst: tuple[WorstPair, ...]
     broken: int
-    """Pairs left out because a score is not a finite number, under any control."""
+    """Pairs left out because a score of theirs is not finite, under any control."""
     verdict: tuple[str, ...] = ()
-    """What is wrong, a sentence each; empty = nothing was found."""
+    """What is wrong, one sentence per fault; empty where nothing is."""
     failed: bool = False
-    """Not better than chance or than length, conditions ignored, or scores that are not numbers."""
+    """Whether a fault makes the model unusable: see `verdict.assess`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without NaN, for JSON; `from_dict` reads them."""
@@ -178,7 +181,7 @@ class ReportCard:
 
 
 def make_card(
-    asked: ScoredPairs,
+    seen: ScoredPairs,
     controls: Mapping[str, ScoredPairs],
     *,
     bound: float | None,
@@ -187,47 +190,47 @@ def make_card(
 ) -> ReportCard:
     """The report card of held-out pairs.
 
-    `asked` is scored under the condition that each row names, in wordings of the training (rows may name none);
-    `controls` holds the same pairs in the same order, scored again, under any of the names in CONTROLS.
-    `bound` is the ±limit of scores (None = unbounded); `texts` gives the texts of a pair of `asked` by index.
-    Raises ValueError for an unknown control or one of another length.
+    seen: pairs scored under the condition that each row names, in trained wordings; rows may name none. controls: the
+    same pairs in the same order, scored again, under any of the names in CONTROLS. bound: scores should lie within
+    ±bound (None = unbounded). texts: index of a pair -> its texts. worst: how many of the worst pairs to list.
+    Raises ValueError for an unknown control, and for a control with another number of pairs.
     """
     for name, pairs in controls.items():
-        if name not in CONTROLS or len(pairs) != len(asked):
-            raise ValueError(f"control {name!r} has {len(pairs)} pairs for {len(asked)}; known: {CONTROLS}")
-    finite = np.logical_and.reduce([asked.finite, *(pairs.finite for pairs in controls.values())])
-    index, whole = np.flatnonzero(finite), len(asked)
-    asked = asked.select(finite)
+        if name not in CONTROLS or len(pairs) != len(seen):
+            raise ValueError(f"control {name!r} has {len(pairs)} pairs for {len(seen)}; known: {CONTROLS}")
+    finite = np.logical_and.reduce([seen.finite, *(pairs.finite for pairs in controls.values())])
+    index, total = np.flatnonzero(finite), len(seen)
+    seen = seen.select(finite)
     controls = {name: controls[name].select(finite) for name in CONTROLS if name in controls}
-    named = np.array([name or NO_CONDITION for name in asked.conditions], dtype=object)
-    sources = np.array(asked.sources, dtype=object)
-    cut = asked.cut.astype(bool)
+    named = np.array([name or NO_CONDITION for name in seen.conditions], dtype=object)
+    sources = np.array(seen.sources, dtype=object)
+    cut = seen.cut.astype(bool)
     card = ReportCard(
-        overall=_group("all", asked, {}) if len(asked) else None,
-        conditions=_groups(named, asked, controls) if any(asked.conditions) else (),
-        sources=_groups(sources, asked, {}),
-        controls=_controls(asked, controls),
-        length=_length(asked),
+        overall=_group("all", seen, {}) if len(seen) else None,
+        conditions=_groups(named, seen, controls) if any(seen.conditions) else (),
+        sources=_groups(sources, seen, {}),
+        controls=_controls(seen, controls),
+        length=_length(seen),
         positions=tuple(
-            _place(asked.select(inside)) for inside in quantile_bins(asked.positions, POSITION_BINS)
+            _position_bin(seen.select(inside)) for inside in quantile_bins(seen.positions, POSITION_BINS)
         ),
-        cut=accuracy(asked.select(cut)),
-        uncut=accuracy(asked.select(~cut)),
-        scores=_distribution(asked, bound),
-        worst=tuple(_worst(asked.margins, index, texts, worst)),
-        broken=whole - len(asked),
+        cut=accuracy(seen.select(cut)),
+        uncut=accuracy(seen.select(~cut)),
+        scores=_distribution(seen, bound),
+        worst=tuple(_worst(seen.margins, index, texts, worst)),
+        broken=total - len(seen),
     )
-    verdict, failed = judge(card)
+    verdict, failed = assess(card)
     return replace(card, verdict=verdict, failed=failed)
 
 
-def _groups(names: np.ndarray, asked: ScoredPairs, controls: Mapping[str, ScoredPairs]) -> tuple[Group, ...]:
-    found = []
+def _groups(names: np.ndarray, seen: ScoredPairs, controls: Mapping[str, ScoredPairs]) -> tuple[Group, ...]:
+    groups = []
     for name in sorted(set(names.tolist())):
         inside = names == name
         others = {control: pairs.select(inside) for control, pairs in controls.items()}
-        found.append(_group(name, asked.select(inside), others))
-    return tuple(found)
+        groups.append(_group(name, seen.select(inside), others))
+    return tuple(groups)
 
 
 def _group(name: str, pairs: ScoredPairs, controls: Mapping[str, ScoredPairs]) -> Group:
@@ -246,50 +249,50 @@ def _group(name: str, pairs: ScoredPairs, controls: Mapping[str, ScoredPairs]) -
     )
 
 
-def _controls(asked: ScoredPairs, controls: Mapping[str, ScoredPairs]) -> Controls | None:
-    """All on the same pairs: those with a twin, or else those with a condition, or else all."""
-    if not len(asked):
+def _controls(seen: ScoredPairs, controls: Mapping[str, ScoredPairs]) -> Controls | None:
+    """All controls on the pairs with a twin; without twins on those with a condition, else on all."""
+    if not len(seen):
         return None
-    conditioned = np.array([bool(name) for name in asked.conditions])
-    over, inside = "all", np.ones(len(asked), dtype=bool)
-    if asked.with_twin.any():
-        over, inside = "twins", asked.with_twin
+    conditioned = np.array([bool(name) for name in seen.conditions])
+    over, inside = "all", np.ones(len(seen), dtype=bool)
+    if seen.with_twin.any():
+        over, inside = "twins", seen.with_twin
     elif conditioned.any():
         over, inside = "conditions", conditioned
-    seen = asked.select(inside)
+    baseline = seen.select(inside)
     rows = []
-    for name, whole in {SEEN: asked, **controls}.items():
-        pairs = whole.select(inside)
+    for name, scored in {SEEN: seen, **controls}.items():
+        pairs = scored.select(inside)
         right = accuracy(pairs)
         assert right is not None
         gain = changed = None
         if name != SEEN:
-            gain = difference(seen, seen.right, pairs.right)
-            changed = float(np.average(pairs.right != seen.right, weights=seen.weights))
+            gain = difference(baseline, baseline.right, pairs.right)
+            changed = float(np.average(pairs.right != baseline.right, weights=baseline.weights))
         rows.append(Control(name, right, twins_right(pairs), gain, changed))
-    return Controls(over, len(np.unique(seen.twins)) if over == "twins" else 0, tuple(rows))
+    return Controls(over, len(np.unique(baseline.twins)) if over == "twins" else 0, tuple(rows))
 
 
-def _length(asked: ScoredPairs) -> Length | None:
-    longer_wins = accuracy(asked, asked.longer)
+def _length(pairs: ScoredPairs) -> Length | None:
+    longer_wins = accuracy(pairs, pairs.longer)
     if longer_wins is None:
         return None
-    tokens = np.concatenate([asked.chosen_tokens, asked.rejected_tokens])
-    scores, weights = np.concatenate([asked.chosen, asked.rejected]), np.tile(asked.weights, 2)
+    tokens = np.concatenate([pairs.chosen_tokens, pairs.rejected_tokens])
+    scores, weights = np.concatenate([pairs.chosen, pairs.rejected]), np.tile(pairs.weights, 2)
     rule = "longer" if longer_wins.value >= 0.5 else "shorter"
-    gain = difference(asked, asked.right, asked.longer if rule == "longer" else 1 - asked.longer)
+    gain = difference(pairs, pairs.right, pairs.longer if rule == "longer" else 1 - pairs.longer)
     assert gain is not None
-    longest = np.maximum(asked.chosen_tokens, asked.rejected_tokens)
-    same = np.abs(asked.chosen_tokens - asked.rejected_tokens) <= SAME_LENGTH * longest
+    longest = np.maximum(pairs.chosen_tokens, pairs.rejected_tokens)
+    same = np.abs(pairs.chosen_tokens - pairs.rejected_tokens) <= SAME_LENGTH * longest
     return Length(
         pearson=pearson(tokens, scores, weights),
         spearman=spearman(tokens, scores, weights),
         longer_wins=longer_wins,
         rule=rule,
         gain=gain,
-        controlled=accuracy(asked.select(same)),
-        better_is_longer=accuracy(asked.select(asked.longer == 1)),
-        better_is_shorter=accuracy(asked.select(asked.longer == 0)),
+        controlled=accuracy(pairs.select(same)),
+        better_is_longer=accuracy(pairs.select(pairs.longer == 1)),
+        better_is_shorter=accuracy(pairs.select(pairs.longer == 0)),
         curve=tuple(
             LengthBin(float(tokens[inside].mean()), float(scores[inside].mean()), int(inside.sum()))
             for inside in quantile_bins(tokens, LENGTH_BINS)
@@ -297,36 +300,38 @@ def _length(asked: ScoredPairs) -> Length | None:
     )
 
 
-def _place(pairs: ScoredPairs) -> Place:
+def _position_bin(pairs: ScoredPairs) -> PositionBin:
     right = accuracy(pairs)
     assert right is not None
-    return Place(int(pairs.positions.min()), int(pairs.positions.max()), right)
+    return PositionBin(int(pairs.positions.min()), int(pairs.positions.max()), right)
 
 
-def _distribution(asked: ScoredPairs, bound: float | None) -> Distribution | None:
-    if not len(asked):
+def _distribution(pairs: ScoredPairs, bound: float | None) -> Distribution | None:
+    if not len(pairs):
         return None
-    scores = np.concatenate([asked.chosen, asked.rejected])
+    scores = np.concatenate([pairs.chosen, pairs.rejected])
     edges = np.histogram_bin_edges(scores, HISTOGRAM_BINS)
     return Distribution(
         bound=bound,
         outside=None if bound is None else float(np.mean(np.abs(scores) > bound)),
-        better=_spread(asked.chosen),
-        worse=_spread(asked.rejected),
+        better=_statistics(pairs.chosen),
+        worse=_statistics(pairs.rejected),
         edges=tuple(edges.tolist()),
-        better_counts=tuple(np.histogram(asked.chosen, edges)[0].tolist()),
-        worse_counts=tuple(np.histogram(asked.rejected, edges)[0].tolist()),
+        better_counts=tuple(np.histogram(pairs.chosen, edges)[0].tolist()),
+        worse_counts=tuple(np.histogram(pairs.rejected, edges)[0].tolist()),
     )
 
 
-def _spread(scores: np.ndarray) -> Spread:
-    return Spread(float(scores.mean()), float(scores.std()), tuple(np.quantile(scores, QUANTILES).tolist()))
+def _statistics(scores: np.ndarray) -> ScoreStatistics:
+    return ScoreStatistics(
+        float(scores.mean()), float(scores.std()), tuple(np.quantile(scores, QUANTILES).tolist())
+    )
 
 
 def _worst(
     margins: np.ndarray, index: np.ndarray, texts: Callable[[int], PairText] | None, most: int
 ) -> list[WorstPair]:
-    """The largest negative margins, worst first; `index` tells which pair each was before any was left out."""
+    """At most `most` pairs of negative margin, worst first; index: places of the pairs among those of the caller."""
     order = [at for at in np.argsort(margins, kind="stable")[:most] if margins[at] < 0]
     return [
         WorstPair(int(index[at]), float(margins[at]), texts(int(index[at])) if texts else None)

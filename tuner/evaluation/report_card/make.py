@@ -1,4 +1,4 @@
-"""A reward model's report card from its run: held-out rows asked about in every way, and scored."""
+"""A reward model's report card from its run: held-out rows scored under their conditions and under every control."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
 from tuner.models.reward_record import Reference
 
 Scoring = Callable[[Comparisons], np.ndarray]
-"""Scores of all answers, float64 [N]."""
+"""Rows -> the scores of all their answers, float64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,33 @@ class ReportSettings:
 def report_on(
     settings: ReportSettings, tokenizer: object, conditions: Conditions, score: Scoring
 ) -> tuple[ReportCard, Reference] | None:
-    """The report card of the test rows, and the distribution of their scores; None without test rows.
+    """The report card of the test rows, and the mean and standard deviation of their scores; None without test rows.
 
-    conditions: those of the config, asked about as they were trained.
+    conditions: the config's, in their trained wordings.
     """
 
-    def load(asked: Asked) -> Comparisons | None:
+    def load(control: Asked) -> Comparisons | None:
         return load_test_preferences(
             settings.data,
             tokenizer,  # type: ignore[arg-type]
-            replace(conditions, asked=asked),
+            replace(conditions, asked=control),
             settings.reward_token,
         )
 
-    whole = load("seen")
-    if whole is None:
+    test_rows = load("seen")
+    if test_rows is None:
         return None
-    conditions = replace(conditions, partners=_partners(whole))
-    places = spread_places(whole, settings.evaluation.rows)
-    comparisons = whole.take(places)
+    conditions = replace(conditions, partners=_partners(test_rows))
+    places = spread_places(test_rows, settings.evaluation.rows)
+    comparisons = test_rows.take(places)
     scores = score(comparisons)
     controls: dict[str, ScoredPairs] = {}
     for control in CONTROLS:
-        if _can_ask(conditions, control):
-            asked = load(control)
-            assert asked is not None
-            asked = asked.take(places)
-            controls[control] = scored_pairs(asked, score(asked), settings)
+        if _can_apply(conditions, control):
+            rows = load(control)
+            assert rows is not None
+            rows = rows.take(places)
+            controls[control] = scored_pairs(rows, score(rows), settings)
     card = make_card(
         scored_pairs(comparisons, scores, settings),
         controls,
@@ -72,7 +72,10 @@ def report_on(
 
 
 def scored_pairs(comparisons: Comparisons, scores: np.ndarray, settings: ReportSettings) -> ScoredPairs:
-    """The pairs of some rows with the scores of their answers; answers of equal rank make none."""
+    """The pairs of rows with the scores of their answers; answers of equal rank are no pair.
+
+    scores: of all answers, float64 [N].
+    """
     counts = np.diff(comparisons.pair_offsets)
     rows = np.repeat(np.arange(len(comparisons)), counts)
     better, worse = (comparisons.offsets[rows] + side for side in (comparisons.better, comparisons.worse))
@@ -85,7 +88,7 @@ def scored_pairs(comparisons: Comparisons, scores: np.ndarray, settings: ReportS
         rejected=scores[worse],
         weights=comparisons.weights / totals[rows],
         rows=rows,
-        conditions=tuple(comparisons.condition(row) or "" for row in rows),
+        conditions=tuple(comparisons.condition(int(row)) or "" for row in rows),
         sources=tuple(paths[comparisons.sources[row]] for row in rows),
         chosen_tokens=tokens[better],
         rejected_tokens=tokens[worse],
@@ -100,7 +103,7 @@ def _paths(data: Preferences) -> list[str]:
 
 
 def _twins(comparisons: Comparisons) -> np.ndarray:
-    """int64 [R]: number of the twins a row is one of: the same pair, preferred the other way round; else -1."""
+    """Number of each row's twins, int64 [R]: rows with the same two answers in the opposite order; -1 = no twin."""
     best = np.array(
         [_answer(comparisons, int(first)).tobytes() for first in comparisons.offsets[:-1]], dtype=object
     )
@@ -115,27 +118,31 @@ def _twins(comparisons: Comparisons) -> np.ndarray:
 
 
 def _partners(comparisons: Comparisons) -> dict[str, str]:
-    """Each condition with the one put in its place when they are swapped: of its twins, or else the next one."""
+    """Condition -> its replacement under the control "swapped": its twins' condition, or else the next in order."""
     names = [
         name for place, name in enumerate(comparisons.condition_names) if place in comparisons.conditions
     ]
     partners = {name: names[(place + 1) % len(names)] for place, name in enumerate(names)}
-    twins, met = _twins(comparisons), {}
+    twins = _twins(comparisons)
+    conditions_of_twins: dict[int, set[str | None]] = {}
     for row in np.flatnonzero(twins >= 0).tolist():
-        met.setdefault(twins[row], set()).add(comparisons.condition(row))
-    for pair in met.values():
-        if len(pair) == 2 and None not in pair:
-            one, other = sorted(pair)
-            partners |= {one: other, other: one}
+        conditions_of_twins.setdefault(int(twins[row]), set()).add(comparisons.condition(row))
+    for conditions in conditions_of_twins.values():
+        pair = sorted(name for name in conditions if name is not None)
+        if len(pair) == len(conditions) == 2:
+            first, second = pair
+            partners |= {first: second, second: first}
     return partners
 
 
-def _can_ask(conditions: Conditions, asked: Asked) -> bool:
-    """Whether every condition of the rows has such wordings, or a partner; one alone cannot be swapped."""
-    used = list(conditions.partners)
-    if asked == "swapped":
-        return len(used) > 1
-    return bool(used) and (asked == "blank" or all(conditions.wordings[name].of(asked) for name in used))
+def _can_apply(conditions: Conditions, control: Asked) -> bool:
+    """Whether every condition of the rows has wordings for this control; "swapped" needs two conditions."""
+    names = list(conditions.partners)
+    if control == "swapped":
+        return len(names) > 1
+    return bool(names) and (
+        control == "blank" or all(conditions.wordings[name].of(control) for name in names)
+    )
 
 
 def _answer(comparisons: Comparisons, sequence: int) -> np.ndarray:

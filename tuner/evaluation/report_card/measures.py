@@ -1,6 +1,7 @@
 """Measures of scored pairs: accuracy and differences with their intervals, calibration, correlation with length.
 
-Everything is weighted so that a prompt counts once, and intervals know which pairs depend on each other.
+Everything is weighted so that every prompt counts once, and intervals take into account which pairs depend on
+each other.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more often one is right than the other on the same pairs, with its 95% interval."""
+    """Difference of two accuracies on the same pairs, with its 95% interval."""
 
     value: float
     low: float
@@ -48,40 +49,42 @@ class ConfidenceBin:
     right: float
     """Share in the right order."""
     share: float
-    """Share of the whole weight."""
+    """Share of the total weight."""
     pairs: int
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence can be believed: P(better wins) = sigmoid(better - worse)."""
+    """How well confidence agrees with accuracy; P(better wins) = sigmoid(better - worse)."""
 
     ece: float
     """Expected calibration error: the mean of |share right - mean confidence| over bins, weighted by share."""
     confidence: float
-    """Mean confidence; above the accuracy = over-confident."""
+    """Mean confidence; above the accuracy the model is over-confident."""
     bins: tuple[ConfidenceBin, ...]
     """Bins that hold pairs, from least to most confident."""
 
 
 def accuracy(pairs: ScoredPairs, right: np.ndarray | None = None) -> Accuracy | None:
-    """Weighted share of right pairs (or of `right`, float [P] in 0..1) with a 95% interval; None without pairs.
+    """Weighted share of correctly ordered pairs (or mean of `right`, float [P] in 0..1) with a 95% interval.
+
+    None without pairs.
 
     Wilson's interval (1927) on the effective number of rows: p(1 - p) / variance, where the variance is that of
     a ratio over clusters (rows, joined with their twins), Σ_g (Σ_i w_i (right_i - p))² / (Σ w)². It is
     never more than Kish's effective number of rows, (Σ w)² / Σ w² over rows, and that number where p is 0 or 1.
-    Chosen over a bootstrap, whose interval has no width when all rows are right, however few. Franco et al. 2019
-    (PMC6690503) recommend Wilson's among intervals on an effective size, which still cover a little less than
-    they say where clusters are few.
+    A bootstrap's interval would have no width when all rows are right, however few. Franco et al. 2019 (PMC6690503)
+    recommend Wilson's among intervals on an effective sample size; all of these cover a little less than 95% where
+    clusters are few.
     """
     if not len(pairs):
         return None
     right = pairs.right if right is None else right
     value = float(np.average(right, weights=pairs.weights))
-    spread, variance = value * (1 - value), _variance(pairs, right - value)
-    rows = max(1.0, min(_effective_rows(pairs), spread / variance if variance > 0 else np.inf))
+    bernoulli, variance = value * (1 - value), _variance(pairs, right - value)
+    rows = max(1.0, min(_effective_rows(pairs), bernoulli / variance if variance > 0 else np.inf))
     middle = (value + Z95**2 / (2 * rows)) / (1 + Z95**2 / rows)
-    half = Z95 * np.sqrt(spread / rows + (Z95 / (2 * rows)) ** 2) / (1 + Z95**2 / rows)
+    half = Z95 * np.sqrt(bernoulli / rows + (Z95 / (2 * rows)) ** 2) / (1 + Z95**2 / rows)
     low, high = max(0.0, float(middle - half)), min(1.0, float(middle + half))
     return Accuracy(value, low, high, len(np.unique(pairs.rows)), len(pairs))
 
@@ -97,7 +100,7 @@ def difference(pairs: ScoredPairs, right: np.ndarray, other: np.ndarray) -> Diff
 
 
 def twins_right(pairs: ScoredPairs) -> float | None:
-    """Share of groups of twins in which every pair is right (a tie is not); None where there are no twins."""
+    """Share of groups of twins with every pair in the right order (a tie is not); None where there are no twins."""
     pairs = pairs.select(pairs.with_twin)
     if not len(pairs):
         return None
@@ -112,7 +115,7 @@ def calibration(pairs: ScoredPairs) -> Calibration | None:
         return None
     confidences = 1 / (1 + np.exp(-np.abs(pairs.margins)))  # max(P, 1 - P), without overflow
     number = np.minimum(((confidences - 0.5) * 2 * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    whole = pairs.weights.sum()
+    total = pairs.weights.sum()
     bins = []
     for index in np.unique(number):
         inside = number == index
@@ -123,16 +126,16 @@ def calibration(pairs: ScoredPairs) -> Calibration | None:
                 high=0.5 + (int(index) + 1) / (2 * CONFIDENCE_BINS),
                 confidence=float(np.average(confidences[inside], weights=weights)),
                 right=float(np.average(pairs.right[inside], weights=weights)),
-                share=float(weights.sum() / whole),
+                share=float(weights.sum() / total),
                 pairs=int(inside.sum()),
             )
         )
-    ece = sum(one.share * abs(one.right - one.confidence) for one in bins)
+    ece = sum(part.share * abs(part.right - part.confidence) for part in bins)
     return Calibration(ece, float(np.average(confidences, weights=pairs.weights)), tuple(bins))
 
 
 def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float | None:
-    """Weighted correlation of two arrays; None where one of them does not vary."""
+    """Weighted Pearson correlation of two arrays; None where one of them is constant."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     x, y = x - np.average(x, weights=weights), y - np.average(y, weights=weights)
@@ -141,7 +144,7 @@ def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float | None:
 
 
 def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float | None:
-    """Weighted correlation of the ranks of two arrays; None where one of them does not vary."""
+    """Weighted Spearman correlation of two arrays; None where one of them is constant."""
     return pearson(_ranks(x, weights), _ranks(y, weights), weights)
 
 
@@ -155,21 +158,21 @@ def quantile_bins(values: np.ndarray, most: int) -> list[np.ndarray]:
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weight below each value and half of the weight at it: mean ranks, if weights are 1 (up to a constant)."""
+    """Weight below each value plus half of the weight at it: with weights of 1, the mean rank up to a constant."""
     _, place = np.unique(values, return_inverse=True)
     at = np.bincount(place, weights=weights)
     return (np.cumsum(at) - at / 2)[place]
 
 
 def _variance(pairs: ScoredPairs, deviations: np.ndarray) -> float:
-    """Of the weighted mean that these are the deviations from, over clusters."""
+    """Variance of a weighted mean over clusters, from the values' deviations from it."""
     _, cluster = np.unique(pairs.clusters, return_inverse=True)
     sums = np.bincount(cluster, weights=pairs.weights * deviations)
     return float(np.sum(sums**2) / pairs.weights.sum() ** 2)
 
 
 def _effective_rows(pairs: ScoredPairs) -> float:
-    """Kish's: the number of rows, if all weigh the same; 1 where all rows belong together."""
+    """Kish's effective number of rows: their number where all weigh the same; 1 where all are in one cluster."""
     if len(np.unique(pairs.clusters)) == 1:
         return 1.0
     _, row = np.unique(pairs.rows, return_inverse=True)

@@ -1,6 +1,6 @@
-"""Pairs of answers with their scores: what a report card is made of.
+"""Pairs of answers with their scores, from which a report card is computed.
 
-Arrays over pairs have length P. No torch: scores are brought here as numbers.
+Arrays over pairs have length P. There is no torch here: scores come as NumPy arrays.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PairText:
-    """The texts of one pair, for people to read."""
+    """The texts of one pair."""
 
     prompt: str
     chosen: str
     rejected: str
     condition: str
-    """The wording of the system prompt that was given, or the condition's name; "" = none."""
+    """Name of the row's condition; "" = none."""
     origin: str
     """Where the row is from, as `file:line`."""
 
@@ -37,7 +37,7 @@ class ScoredPairs:
     rows: np.ndarray
     """int64, number of the row: its pairs are not independent of each other."""
     conditions: tuple[str, ...]
-    """Name of the condition that the row asks for, whatever the control gave instead; "" = none."""
+    """Name of the row's condition, also where a control replaced its wording; "" = none."""
     sources: tuple[str, ...]
     """Path of the source."""
     chosen_tokens: np.ndarray
@@ -52,8 +52,8 @@ class ScoredPairs:
     """int64: the same number = the same two answers under conditions that prefer opposite ones; -1 = no twin."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError unless all fields are about the same number of pairs."""
-        lengths = {one.name: len(getattr(self, one.name)) for one in fields(self)}
+        """Raises ValueError unless all fields have the same length."""
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"fields of ScoredPairs differ in length: {lengths}")
 
@@ -62,7 +62,7 @@ class ScoredPairs:
 
     @property
     def margins(self) -> np.ndarray:
-        """float64, better minus worse: above 0 where the scores have it right."""
+        """float64, better minus worse score: above 0 where the scores have the right order."""
         return self.chosen - self.rejected
 
     @property
@@ -72,26 +72,26 @@ class ScoredPairs:
 
     @property
     def longer(self) -> np.ndarray:
-        """float64: how right the rule "the longer answer wins" is, with the same half for ties."""
+        """float64: 1 where the better answer is longer, 0 where shorter; a tie is half."""
         return half_for_ties(self.chosen_tokens - self.rejected_tokens)
 
     @property
     def finite(self) -> np.ndarray:
-        """bool: both scores are numbers."""
+        """bool: both scores are finite."""
         return np.isfinite(self.chosen) & np.isfinite(self.rejected)
 
     @property
     def with_twin(self) -> np.ndarray:
-        """bool: another pair here has the same twin number. One whose twin is elsewhere has none."""
+        """bool: another of these pairs has the same twin number; a twin that was left out does not count."""
         _, group, sizes = np.unique(self.twins, return_inverse=True, return_counts=True)
         return (self.twins >= 0) & (sizes[group] > 1)
 
     @property
     def clusters(self) -> np.ndarray:
-        """int64: pairs with the same number depend on each other: pairs of one row, and rows that share twins.
+        """Number of each pair's cluster, int64: pairs of one row, and of rows joined by twins, depend on each other.
 
-        Twins hold the same two answers, so a hard one is hard for both: counted as independent, they would
-        make intervals too narrow (simulated at a correlation of 0.45: 95% intervals would hold 89 times in 100).
+        Twins hold the same two answers, so that a pair hard to order is hard for both: counted as independent, they
+        would make intervals too narrow (simulated at a correlation of 0.45: 95% intervals would cover 89%).
         """
         _, rows = np.unique(self.rows, return_inverse=True)
         paired = self.twins >= 0
@@ -109,14 +109,14 @@ class ScoredPairs:
     def select(self, keep: np.ndarray) -> ScoredPairs:
         """The pairs of a mask (bool, length P) or of indices (int), in that order."""
         keep = np.asarray(keep)
-        chosen = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
-        taken: dict[str, Any] = {}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            taken[one.name] = (
-                tuple(value[index] for index in chosen) if isinstance(value, tuple) else value[chosen]
+        places = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
+        columns: dict[str, Any] = {}
+        for field in fields(self):
+            column = getattr(self, field.name)
+            columns[field.name] = (
+                tuple(column[place] for place in places) if isinstance(column, tuple) else column[places]
             )
-        return ScoredPairs(**taken)
+        return ScoredPairs(**columns)
 
 
 def half_for_ties(differences: np.ndarray) -> np.ndarray:

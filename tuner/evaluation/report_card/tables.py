@@ -1,4 +1,4 @@
-"""A report card as figures for results.json, and as plain tables: for trackers, the terminal and the page."""
+"""A report card as figures for results.json, and as plain tables for trackers, the terminal and the page."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from tuner.evaluation.report_card.card import QUANTILES, SAME_LENGTH, SEEN, Grou
 from tuner.evaluation.report_card.measures import Accuracy
 
 Table = tuple[list[str], list[list[Any]]]
-"""Names of columns, and rows of text, numbers or None."""
+"""Names of the columns, and rows of texts, numbers or None."""
 
 ACCURACY = ["accuracy", "low", "high", "rows", "pairs"]
 
 
 def results(card: ReportCard) -> dict[str, Any]:
     """The figures for results.json; controls that were not run are absent, twins None where there are none."""
-    said: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     if card.controls is not None:
-        said = {
-            one.name: {"accuracy": one.accuracy.value, "twins": one.twins} for one in card.controls.rows
+        figures = {
+            control.name: {"accuracy": control.accuracy.value, "twins": control.twins}
+            for control in card.controls.rows
         } | {"controls_over": card.controls.over}
     if card.overall is not None:
-        said["overall"] = _figures(card.overall)
-    said["conditions"] = {group.name: _figures(group) for group in card.conditions}
-    said["sources"] = {group.name: _figures(group) for group in card.sources}
+        figures["overall"] = _figures(card.overall)
+    figures["conditions"] = {group.name: _figures(group) for group in card.conditions}
+    figures["sources"] = {group.name: _figures(group) for group in card.sources}
     if card.length is not None:
         length = card.length
-        said["length"] = {
+        figures["length"] = {
             "pearson": length.pearson,
             "spearman": length.spearman,
             "longer_wins": length.longer_wins.value,
             "controlled": length.controlled.value if length.controlled else None,
         }
-    return said | {"verdict": list(card.verdict), "failed": card.failed}
+    return figures | {"verdict": list(card.verdict), "failed": card.failed}
 
 
 def _figures(group: Group) -> dict[str, Any]:
@@ -46,9 +47,9 @@ def _figures(group: Group) -> dict[str, Any]:
 
 
 def tables(card: ReportCard) -> dict[str, Table]:
-    """Every table of the card that has rows, by name."""
+    """The tables of the card by name, without those that have no rows."""
     groups = ([card.overall] if card.overall else []) + list(card.conditions)
-    made = {
+    by_name = {
         "controls": _controls(card),
         "conditions": _groups("condition", groups),
         "conditions_by_control": _by_control(card),
@@ -60,31 +61,38 @@ def tables(card: ReportCard) -> dict[str, Table]:
         "histogram": _histogram(card),
         "worst": _worst(card),
     }
-    return {name: table for name, table in made.items() if table[1]}
+    return {name: table for name, table in by_name.items() if table[1]}
 
 
-def _measured(right: Accuracy) -> list[Any]:
+def _cells(right: Accuracy) -> list[Any]:
     return [right.value, right.low, right.high, right.rows, right.pairs]
 
 
 def _controls(card: ReportCard) -> Table:
     rows = [
-        [one.name, one.accuracy.value, one.accuracy.low, one.accuracy.high, one.twins, one.changed]
-        for one in (card.controls.rows if card.controls else ())
+        [
+            control.name,
+            control.accuracy.value,
+            control.accuracy.low,
+            control.accuracy.high,
+            control.twins,
+            control.changed,
+        ]
+        for control in (card.controls.rows if card.controls else ())
     ]
     return ["control", "accuracy", "low", "high", "twins both right", "winner changed"], rows
 
 
-def _groups(what: str, groups: list[Group] | tuple[Group, ...]) -> Table:
-    rows = [[one.name, *_measured(one.accuracy), one.margin, one.calibration.ece] for one in groups]
-    return [what, *ACCURACY, "margin", "ece"], rows
+def _groups(kind: str, groups: list[Group] | tuple[Group, ...]) -> Table:
+    rows = [[group.name, *_cells(group.accuracy), group.margin, group.calibration.ece] for group in groups]
+    return [kind, *ACCURACY, "margin", "ece"], rows
 
 
 def _by_control(card: ReportCard) -> Table:
-    names = list(dict.fromkeys(name for one in card.conditions for name in one.controls))
+    names = list(dict.fromkeys(name for group in card.conditions for name in group.controls))
     rows = [
-        [one.name, one.accuracy.value, *(one.controls[name] for name in names)]
-        for one in card.conditions
+        [group.name, group.accuracy.value, *(group.controls[name] for name in names)]
+        for group in card.conditions
         if names
     ]
     return ["condition", SEEN, *names], rows
@@ -93,15 +101,15 @@ def _by_control(card: ReportCard) -> Table:
 def _reliability(card: ReportCard) -> Table:
     groups = ([card.overall] if card.overall else []) + list(card.conditions)
     rows = [
-        [one.name, bin_.low, bin_.high, bin_.confidence, bin_.right, bin_.share, bin_.pairs]
-        for one in groups
-        for bin_ in one.calibration.bins
+        [group.name, bin_.low, bin_.high, bin_.confidence, bin_.right, bin_.share, bin_.pairs]
+        for group in groups
+        for bin_ in group.calibration.bins
     ]
     return ["pairs of", "from", "to", "confidence", "share right", "share of pairs", "pairs"], rows
 
 
 def length_parts(card: ReportCard) -> dict[str, Accuracy]:
-    """What there is to compare with the rule "the longer answer wins"; the rest is of the scores."""
+    """Name -> accuracy of the rule "the longer answer wins", and of the scores on all pairs and by their lengths."""
     if card.length is None or card.overall is None:
         return {}
     parts = {
@@ -111,26 +119,28 @@ def length_parts(card: ReportCard) -> dict[str, Accuracy]:
         "better is longer": card.length.better_is_longer,
         "better is shorter": card.length.better_is_shorter,
     }
-    return {name: one for name, one in parts.items() if one is not None}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _length(card: ReportCard) -> Table:
-    return ["measured on", *ACCURACY], [[name, *_measured(one)] for name, one in length_parts(card).items()]
+    return ["measured on", *ACCURACY], [[name, *_cells(part)] for name, part in length_parts(card).items()]
 
 
 def _position(card: ReportCard) -> Table:
-    parts = {f"score read at {one.low:,} to {one.high:,} tokens": one.accuracy for one in card.positions}
-    parts |= {
-        name: one
-        for name, one in (("prompt cut", card.cut), ("prompt not cut", card.uncut))
-        if one and card.cut
+    parts = {
+        f"score read at {place.low:,} to {place.high:,} tokens": place.accuracy for place in card.positions
     }
-    return ["place", *ACCURACY], [[name, *_measured(one)] for name, one in parts.items()]
+    parts |= {
+        name: part
+        for name, part in (("prompt cut", card.cut), ("prompt not cut", card.uncut))
+        if part and card.cut
+    }
+    return ["place", *ACCURACY], [[name, *_cells(part)] for name, part in parts.items()]
 
 
 def _scores(card: ReportCard) -> Table:
     sides = {"better": card.scores.better, "worse": card.scores.worse} if card.scores else {}
-    rows = [[name, one.mean, one.deviation, *one.quantiles] for name, one in sides.items()]
+    rows = [[name, side.mean, side.deviation, *side.quantiles] for name, side in sides.items()]
     return ["answers", "mean", "deviation", *(f"{share:.0%}" for share in QUANTILES)], rows
 
 
@@ -146,9 +156,9 @@ def _histogram(card: ReportCard) -> Table:
 
 def _worst(card: ReportCard) -> Table:
     rows = [
-        [one.index, one.margin, text.condition, text.origin, text.prompt, text.chosen, text.rejected]
-        if (text := one.text)
-        else [one.index, one.margin, None, None, None, None, None]
-        for one in card.worst
+        [pair.index, pair.margin, text.condition, text.origin, text.prompt, text.chosen, text.rejected]
+        if (text := pair.text)
+        else [pair.index, pair.margin, None, None, None, None, None]
+        for pair in card.worst
     ]
     return ["pair", "margin", "condition", "origin", "prompt", "better", "worse"], rows

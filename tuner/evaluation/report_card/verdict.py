@@ -1,4 +1,4 @@
-"""What is wrong with a reward model, in sentences with numbers: judged from its report card alone."""
+"""What is wrong with a reward model, in sentences with numbers, from its report card alone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ CHANCE = 0.5
 WIDE = 0.2
 """An interval wider than this is too wide to judge by: about 96 rows at an accuracy of one half, 30 at 0.95."""
 SAME_WINNERS = 0.01
-"""A share of changed winners below which another condition's wording changes nothing."""
+"""Below this share of changed winners, another condition's wording counts as changing nothing."""
 MOST_OUTSIDE = 0.01
+"""Largest share of scores outside the bounds that is not reported."""
 MOST_ECE = 0.1
+"""Largest expected calibration error that is not reported."""
 EXACT = 1e-9
-"""Sums of floats that should be equal differ by less."""
+"""Rounding allowed where an interval's end is compared with a limit."""
 
 
-def judge(card: ReportCard) -> tuple[tuple[str, ...], bool]:
-    """(sentences, whether it fails): it fails if scores are no better than chance, or no better than length,
-    or if they ignore the conditions, or are not numbers. Too few rows are said, and fail nothing."""
+def assess(card: ReportCard) -> tuple[tuple[str, ...], bool]:
+    """(sentences, whether the model fails), failures first.
+
+    It fails where scores are no better than chance or than choosing by length, ignore the conditions, or are not
+    finite. Too few rows for a judgment are mentioned and fail nothing.
+    """
     failures = [*_broken(card), *_chance(card), *_length(card), *_conditions(card)]
     notes = [*_too_few(card), *_single_conditions(card), *_outside(card), *_calibration(card)]
     return tuple(failures + notes), bool(failures)
@@ -40,23 +45,25 @@ def _too_few(card: ReportCard) -> list[str]:
     if card.overall is None:
         return ["Too few rows to tell: there is no held-out pair."]
     if _wide(card.overall.accuracy):
-        return [f"Too few rows to tell how good it is: {_measured(card.overall.accuracy)}."]
-    length, controls, said = card.length, card.controls, []
+        return [f"Too few rows to tell how good it is: {_accuracy(card.overall.accuracy)}."]
+    length, controls, sentences = card.length, card.controls, []
     if length is not None and not _above(length.gain.low, 0) and _wide(length.gain):
         rule = f"choosing the {length.rule} answer"
-        said.append(f"Too few rows to tell whether it is better than {rule}: {_gained(length.gain)}.")
+        sentences.append(
+            f"Too few rows to tell whether it is better than {rule}: {_difference(length.gain)}."
+        )
     if controls is not None and controls.over == "twins":
         right = controls.rows[0].accuracy
         if _wide(right) and not _above(right.low, CHANCE):
-            said.append(f"Too few twins to tell whether conditions are heeded: {_measured(right)}.")
-    return said
+            sentences.append(f"Too few twins to tell whether conditions are heeded: {_accuracy(right)}.")
+    return sentences
 
 
 def _chance(card: ReportCard) -> list[str]:
     right = card.overall.accuracy if card.overall else None
     if right is None or _above(right.low, CHANCE) or _wide(right):
         return []
-    return [f"No better than chance: {_measured(right)}."]
+    return [f"No better than chance: {_accuracy(right)}."]
 
 
 def _length(card: ReportCard) -> list[str]:
@@ -66,18 +73,21 @@ def _length(card: ReportCard) -> list[str]:
     rule = length.longer_wins.value if length.rule == "longer" else 1 - length.longer_wins.value
     return [
         f"No better than choosing the {length.rule} answer: accuracy {card.overall.accuracy.value:.3f}, "
-        f"that rule {rule:.3f} on the same pairs ({_gained(length.gain)})."
+        f"that rule {rule:.3f} on the same pairs ({_difference(length.gain)})."
     ]
 
 
 def _conditions(card: ReportCard) -> list[str]:
-    """On twins by accuracy: half of them are right without a condition. Without twins a control may rightly be as
-    good, so only a model that chooses the same winners is said to ignore conditions."""
+    """Whether conditions are ignored.
+
+    Twins show it by their accuracy, of which half is chance. Without twins a control may rightly be as accurate, so
+    only a model that chooses the same winners under another condition counts as ignoring conditions.
+    """
     controls = card.controls
     if controls is None or controls.over == "all":
         return []
     seen = controls.rows[0]
-    swapped = next((one for one in controls.rows if one.name == "swapped"), None)
+    swapped = next((control for control in controls.rows if control.name == "swapped"), None)
     if controls.over == "twins":
         return _on_twins(seen, swapped)
     changed = swapped.changed if swapped else None
@@ -94,7 +104,7 @@ def _on_twins(seen: Control, swapped: Control | None) -> list[str]:
         if _wide(seen.accuracy):
             return []
         return [
-            f"Conditions are ignored: on rows with a twin, {_measured(seen.accuracy)}; without any condition "
+            f"Conditions are ignored: on rows with a twin, {_accuracy(seen.accuracy)}; without any condition "
             "it would be 0.500."
         ]
     gain = swapped.gain if swapped else None
@@ -102,13 +112,13 @@ def _on_twins(seen: Control, swapped: Control | None) -> list[str]:
         return []
     return [
         f"Conditions are ignored: on rows with a twin, accuracy {seen.accuracy.value:.3f} becomes "
-        f"{swapped.accuracy.value:.3f} under another condition's wording ({_gained(gain)})."
+        f"{swapped.accuracy.value:.3f} under another condition's wording ({_difference(gain)})."
     ]
 
 
 def _single_conditions(card: ReportCard) -> list[str]:
     return [
-        f"Condition {group.name} is no better than chance: {_measured(group.accuracy)}."
+        f"Condition {group.name} is no better than chance: {_accuracy(group.accuracy)}."
         for group in card.conditions
         if not _above(group.accuracy.low, CHANCE) and not _wide(group.accuracy)
     ]
@@ -140,14 +150,14 @@ def _wide(interval: Accuracy | Difference) -> bool:
     return interval.high - interval.low > WIDE
 
 
-def _measured(right: Accuracy) -> str:
+def _accuracy(right: Accuracy) -> str:
     rows = _number(right.rows, "row")
     return f"accuracy {right.value:.3f} on {rows}, 95% interval {right.low:.3f} to {right.high:.3f}"
 
 
-def _gained(gain: Difference) -> str:
-    said = f"difference {gain.value:+.3f}, 95% interval {gain.low:+.3f} to {gain.high:+.3f}"
-    return said.replace("-", "−")
+def _difference(gain: Difference) -> str:
+    text = f"difference {gain.value:+.3f}, 95% interval {gain.low:+.3f} to {gain.high:+.3f}"
+    return text.replace("-", "−")
 
 
 def _number(count: int, what: str) -> str:

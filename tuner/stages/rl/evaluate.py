@@ -21,7 +21,7 @@ from tuner.data.template import Template
 from tuner.display.progress import progress_bar, reading_bar
 from tuner.display.win_page import policy_html, policy_terminal
 from tuner.errors import UserError
-from tuner.evaluation.judge import Answers, Judge, Judged, answer_held_out
+from tuner.evaluation.judge import Answers, Judge, JudgedAnswers, answer_held_out
 from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss
 from tuner.evaluation.win_rate import Contestant, PolicyCard, judge_all, policy_card, results
 from tuner.models.chat import end_ids
@@ -196,7 +196,7 @@ def _answer(
 def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[RangeLoss]:
     rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
     rows = spread(rows, config.evaluation.rows)
-    return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).measure()
+    return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).losses_by_position()
 
 
 def _judge(
@@ -206,7 +206,7 @@ def _judge(
     prompts: PromptSet,
     rule: Rule | None,
     answers: Sequence[Answers],
-) -> list[Judged]:
+) -> list[JudgedAnswers]:
     """Each policy's answers scored by the run's reward and gold rule."""
     judge = Judge(
         prompts, _load_reward_source(config, devices, location), rule, str(config.evaluation.rule), devices
@@ -231,7 +231,7 @@ def _load_reward_source(config: PolicyConfig, devices: Devices, location: Locati
     return reward_source(config, Roles.of("reward", loaded, devices.autocast), inputs, devices)
 
 
-def _check_numbers(config: PolicyConfig, judged: Sequence[Judged]) -> None:
+def _check_numbers(config: PolicyConfig, judged: Sequence[JudgedAnswers]) -> None:
     for policy in judged:
         if not np.isfinite(policy.scores_A).all():
             index = int(np.flatnonzero(~np.isfinite(policy.scores_A))[0])

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from tuner.display.durations import duration
-from tuner.display.panels import AMBER, BLUE, GREEN, GREY, PURPLE, draw_series, draw_share
+from tuner.display.panels import AMBER, BLUE, GRAY, GREEN, PURPLE, draw_series, draw_share
 from tuner.display.policy_panels import (
     draw_conditions,
     draw_explained,
@@ -104,7 +104,7 @@ UPDATE_PANELS = (
     Panel("clipped", "share of tokens clipped", draw_series, PURPLE, shown=ever_positive),
     Panel("replay_loss", "replay loss", draw_replay, BLUE, held_out="eval_replay_loss", shown=recorded),
 )
-FILLER = Panel("seconds", "seconds per step", draw_series, GREY)
+FILLER = Panel("seconds", "seconds per step", draw_series, GRAY)
 
 
 def critic_warmup(record: Mapping[str, Any]) -> str:

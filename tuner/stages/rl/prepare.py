@@ -17,7 +17,7 @@ from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
 from tuner.data.subset import spread
 from tuner.data.template import Template
-from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasure, policy_results
+from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement, policy_results
 from tuner.evaluation.judge import Judge
 from tuner.evaluation.position_loss import HeldOutReplay
 from tuner.models.chat import end_ids
@@ -53,11 +53,11 @@ class Setup:
     held_out: HeldOutPolicy
     loop: Loop
 
-    def measure_before(self) -> PolicyMeasure:
+    def measure_before(self) -> PolicyMeasurement:
         """Held-out measurement before the first step; a resumed run reads it from its before.json."""
         saved = self.context.run.read_json("before")
         if self.loop.counters.step and saved is not None:
-            return PolicyMeasure.from_dict(saved)
+            return PolicyMeasurement.from_dict(saved)
         before = self._measure("before", None)
         if self.context.devices.is_main:
             self.context.run.save_json("before", before.to_dict())
@@ -109,17 +109,17 @@ class Setup:
         ]
         self.context.run.record_answers(step.index + 1, answers)
 
-    def finish(self, before: PolicyMeasure) -> None:
+    def finish(self, before: PolicyMeasurement) -> None:
         """Measure the trained policy, and write model and results."""
         after = self._measure("after", self.held_out.last)  # an evaluation of the last step is not repeated
         last = (self.context.run.metrics or [{}])[-1] if self.context.devices.is_main else {}
         results = {**policy_results(before, after), "kl": last.get("kl")}
         self.context.finish(self.config.prompts.template, self.roles, results)
 
-    def _measure(self, when: str, known: PolicyMeasure | None) -> PolicyMeasure:
-        measure = known or self.held_out.look()
-        self.loop.say(f"{when} training: {measure}")
-        return measure
+    def _measure(self, when: str, known: PolicyMeasurement | None) -> PolicyMeasurement:
+        measurement = known or self.held_out.measure()
+        self.loop.say(f"{when} training: {measurement}")
+        return measurement
 
     def _draw_replay(self, step: Step, tokens: int) -> list[int]:
         """Indices of the rows to replay with a rollout of so many tokens; their tokens are logged.

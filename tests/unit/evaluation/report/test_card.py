@@ -20,7 +20,7 @@ from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
 from tuner.evaluation.report_card.tables import results, tables
 
 
-def make_pairs(margins, **given) -> ScoredPairs:
+def make_pairs(margins, **fields) -> ScoredPairs:
     """Pairs with these margins, each a row of its own, scores around 0, answers of 10 tokens."""
     margins = np.asarray(margins, dtype=np.float64)
     count = len(margins)
@@ -36,7 +36,7 @@ def make_pairs(margins, **given) -> ScoredPairs:
         "positions": np.full(count, 50),
         "cut": np.zeros(count, dtype=bool),
         "twins": np.full(count, -1),
-    } | {name: value if isinstance(value, tuple) else np.asarray(value) for name, value in given.items()}
+    } | {name: value if isinstance(value, tuple) else np.asarray(value) for name, value in fields.items()}
     return ScoredPairs(**values)
 
 
@@ -48,16 +48,16 @@ def signs(right: int, wrong: int) -> np.ndarray:
     return np.array([1.0] * right + [-1.0] * wrong)
 
 
-def plain(right: int, wrong: int, **given) -> ScoredPairs:
-    return make_pairs(NINE * signs(right, wrong), **given)
+def plain(right: int, wrong: int, **fields) -> ScoredPairs:
+    return make_pairs(NINE * signs(right, wrong), **fields)
 
 
-def twin_pairs(groups, **given) -> ScoredPairs:
+def twin_pairs(groups, **fields) -> ScoredPairs:
     """Groups of two: [(margin, margin), ...]; conditions brief and long, whose better answers are the other one."""
     count = len(groups)
     short_first = {"chosen_tokens": np.tile([8, 20], count), "rejected_tokens": np.tile([20, 8], count)}
     conditions, twins = ("brief", "long") * count, np.repeat(np.arange(count), 2)
-    return make_pairs(np.ravel(groups), **({"conditions": conditions, "twins": twins} | short_first | given))
+    return make_pairs(np.ravel(groups), **({"conditions": conditions, "twins": twins} | short_first | fields))
 
 
 GOOD = [(NINE, NINE)] * 90 + [(NINE, -NINE)] * 10 + [(-NINE, NINE)] * 10
@@ -65,8 +65,8 @@ GOOD = [(NINE, NINE)] * 90 + [(NINE, -NINE)] * 10 + [(-NINE, NINE)] * 10
 BLANK = [(NINE, -NINE)] * 110
 
 
-def card_of(asked, controls=None, **given) -> ReportCard:
-    return make_card(asked, controls or {}, **({"bound": 5.0} | given))
+def card_of(seen, controls=None, **fields) -> ReportCard:
+    return make_card(seen, controls or {}, **({"bound": 5.0} | fields))
 
 
 # Accuracy and its interval
@@ -92,7 +92,7 @@ def test_rows_alone_have_wilsons_interval():
 
 
 @pytest.mark.parametrize(
-    "given",
+    "fields",
     [
         {
             "rows": np.repeat(np.arange(10), 3),
@@ -103,11 +103,11 @@ def test_rows_alone_have_wilsons_interval():
     ],
     ids=["lists", "twins", "lists of twins"],
 )
-def test_pairs_that_belong_together_do_not_narrow_the_interval(given):
-    right = accuracy(make_pairs(np.repeat(signs(8, 2), 3), **given))
+def test_pairs_that_belong_together_do_not_narrow_the_interval(fields):
+    right = accuracy(make_pairs(np.repeat(signs(8, 2), 3), **fields))
     assert right.value == pytest.approx(0.8)
     assert right.high - right.low >= EIGHT_IN_TEN[1] - EIGHT_IN_TEN[0] - 1e-4
-    if "twins" not in given or "rows" not in given:
+    if "twins" not in fields or "rows" not in fields:
         assert (right.low, right.high) == pytest.approx(EIGHT_IN_TEN, abs=1e-4)
 
 
@@ -162,7 +162,7 @@ def test_calibration_weighs_pairs_and_bears_extreme_margins():
     assert weighed.ece == pytest.approx(0)  # 3 of 4 right at a confidence of 0.75
     extreme = calibration(make_pairs([1e4, 0.0]))
     assert extreme.ece == 0  # certain and right; a tie is 0.5 and half right
-    assert [one.high for one in extreme.bins] == pytest.approx([0.55, 1.0])
+    assert [first.high for first in extreme.bins] == pytest.approx([0.55, 1.0])
 
 
 # Twins
@@ -180,11 +180,11 @@ def test_twins_are_right_together():
 def test_without_a_condition_half_of_the_twins_are_right(seed):
     generator = np.random.default_rng(seed)
     margins = generator.normal(size=30)
-    asked = twin_pairs(generator.normal(size=(30, 2)))
+    seen = twin_pairs(generator.normal(size=(30, 2)))
     # a row without a twin does not count, however it is scored
-    alone = {"conditions": (*asked.conditions, "brief"), "twins": [*asked.twins, -1]}
+    alone = {"conditions": (*seen.conditions, "brief"), "twins": [*seen.twins, -1]}
     card = card_of(
-        make_pairs([*asked.margins, 1.0], **alone),
+        make_pairs([*seen.margins, 1.0], **alone),
         {"blank": make_pairs([*np.ravel(np.stack([margins, -margins], axis=1)), 1.0], **alone)},
     )
     assert card.controls.over == "twins"
@@ -193,9 +193,9 @@ def test_without_a_condition_half_of_the_twins_are_right(seed):
 
 
 def test_controls_by_hand():
-    asked = twin_pairs([(1, 1), (1, 1), (1, -1), (-1, -1)])  # 5 of 8, groups 2 of 4
+    seen = twin_pairs([(1, 1), (1, 1), (1, -1), (-1, -1)])  # 5 of 8, groups 2 of 4
     swapped = twin_pairs([(-1, -1), (1, -1), (1, -1), (0, -1)])  # 2.5 of 8, no group
-    card = card_of(asked, {"swapped": swapped})
+    card = card_of(seen, {"swapped": swapped})
     seen, other = card.controls.rows
     assert (seen.name, seen.accuracy.value, seen.twins, seen.changed) == ("seen", 5 / 8, 0.5, None)
     assert (other.accuracy.value, other.twins, other.changed) == (2.5 / 8, 0, 4 / 8)
@@ -207,9 +207,9 @@ def test_controls_by_hand():
 
 
 def test_controls_are_over_rows_with_a_condition_where_there_are_no_twins():
-    asked = make_pairs([1.0, 1.0, -1.0], conditions=("math", "", "math"))
-    assert card_of(asked).controls.over == "conditions"
-    assert results(card_of(asked))["seen"] == {"accuracy": 0.5, "twins": None}
+    seen = make_pairs([1.0, 1.0, -1.0], conditions=("math", "", "math"))
+    assert card_of(seen).controls.over == "conditions"
+    assert results(card_of(seen))["seen"] == {"accuracy": 0.5, "twins": None}
     assert card_of(make_pairs([1.0, -1.0])).controls.over == "all"
 
 
@@ -217,9 +217,9 @@ def test_mirrored_scores_have_mirrored_accuracy():
     generator = np.random.default_rng(0)
     pairs = make_pairs(generator.normal(size=50).round(), rows=np.arange(50) // 2, weights=np.full(50, 0.5))
     mirrored = make_pairs(-pairs.margins, rows=pairs.rows, weights=pairs.weights)
-    one, other = accuracy(pairs), accuracy(mirrored)
-    assert other.value == pytest.approx(1 - one.value)
-    assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
+    first, other = accuracy(pairs), accuracy(mirrored)
+    assert other.value == pytest.approx(1 - first.value)
+    assert (other.low, other.high) == pytest.approx((1 - first.high, 1 - first.low))
 
 
 # Length, position, truncation, scores
@@ -254,7 +254,7 @@ def test_length_by_hand():
     tokens = np.array([20.0, 10, 40, 100, 10, 10, 30, 10, 90, 10])
     scores = np.array([4.0, 1, 16, 4, 4, 1, 9, 1, 1, 0])
     assert length.pearson == pytest.approx(np.corrcoef(tokens, scores)[0, 1])
-    assert sum(one.answers for one in length.curve) == 10
+    assert sum(first.answers for first in length.curve) == 10
     assert (length.curve[-1].tokens, length.curve[-1].score) == (95, 2.5)  # answers of 90 and 100 tokens
 
 
@@ -273,7 +273,7 @@ def test_quantile_bins_have_about_as_many_values_each():
 def test_position_and_truncation():
     pairs = make_pairs(signs(5, 3), positions=np.arange(10, 90, 10), cut=[1, 0, 0, 0, 0, 0, 0, 1])
     card = card_of(pairs)
-    assert [(one.low, one.high, one.accuracy.value) for one in card.positions] == [
+    assert [(first.low, first.high, first.accuracy.value) for first in card.positions] == [
         (10, 20, 1.0),
         (30, 40, 1.0),
         (50, 60, 0.5),
@@ -304,25 +304,25 @@ def test_worst_pairs_come_worst_first():
     card = card_of(
         pairs, texts=lambda index: PairText(f"prompt {index}", "a", "b", "", f"file:{index}"), worst=2
     )
-    assert [(one.index, one.margin, one.text.prompt) for one in card.worst] == [
+    assert [(first.index, first.margin, first.text.prompt) for first in card.worst] == [
         (4, -5.0, "prompt 4"),
         (1, -3.0, "prompt 1"),
     ]
-    assert [one.index for one in card_of(pairs).worst] == [4, 1, 3]
+    assert [first.index for first in card_of(pairs).worst] == [4, 1, 3]
     assert card_of(pairs).worst[0].text is None
 
 
 def test_groups_by_condition_and_source():
-    asked = make_pairs(
+    seen = make_pairs(
         [2.0, 0.0, -1.0, 3.0], conditions=("b", "a", "", "b"), sources=("x", "y", "x", "x"), rows=[0, 1, 2, 0]
     )
-    card = card_of(asked)
-    assert [(one.name, one.accuracy.value, one.margin) for one in card.conditions] == [
+    card = card_of(seen)
+    assert [(first.name, first.accuracy.value, first.margin) for first in card.conditions] == [
         ("(none)", 0.0, -1.0),
         ("a", 0.5, 0.0),
         ("b", 1.0, 2.5),
     ]
-    assert [(one.name, one.accuracy.pairs, one.accuracy.rows) for one in card.sources] == [
+    assert [(first.name, first.accuracy.pairs, first.accuracy.rows) for first in card.sources] == [
         ("x", 3, 2),
         ("y", 1, 1),
     ]
@@ -333,8 +333,8 @@ def test_groups_by_condition_and_source():
 # The verdict
 
 
-def said(card: ReportCard, begin: str) -> str | None:
-    return next((one for one in card.verdict if one.startswith(begin)), None)
+def sentence(card: ReportCard, begin: str) -> str | None:
+    return next((first for first in card.verdict if first.startswith(begin)), None)
 
 
 def test_nothing_is_said_of_a_good_model():
@@ -346,12 +346,12 @@ def test_nothing_is_said_of_a_good_model():
 
 def test_chance_is_said():
     card = card_of(plain(105, 95))
-    assert said(card, "No better than chance") == (
+    assert sentence(card, "No better than chance") == (
         "No better than chance: accuracy 0.525 on 200 rows, 95% interval 0.456 to 0.593."
     )
     assert card.failed
-    assert not said(card_of(plain(120, 80)), "No better than chance")
-    assert said(card_of(plain(80, 120)), "No better than chance")
+    assert not sentence(card_of(plain(120, 80)), "No better than chance")
+    assert sentence(card_of(plain(80, 120)), "No better than chance")
 
 
 @pytest.mark.parametrize(("chosen", "rejected", "rule"), [(12, 10, "longer"), (10, 12, "shorter")])
@@ -361,17 +361,19 @@ def test_length_is_said(chosen, rejected, rule):
         "rejected_tokens": [rejected] * 190 + [chosen] * 10,
     }
     card = card_of(plain(180, 20, **all_but_ten))
-    assert said(card, f"No better than choosing the {rule} answer: accuracy 0.900, that rule 0.950")
+    assert sentence(card, f"No better than choosing the {rule} answer: accuracy 0.900, that rule 0.950")
     assert card.failed
-    assert not said(card_of(plain(200, 0, **all_but_ten)), "No better than choosing")
+    assert not sentence(card_of(plain(200, 0, **all_but_ten)), "No better than choosing")
 
 
 def test_ignored_conditions_are_said_of_twins():
     card = card_of(twin_pairs(BLANK))
-    assert said(card, "Conditions are ignored: on rows with a twin, accuracy 0.500 on 220 rows")
+    assert sentence(card, "Conditions are ignored: on rows with a twin, accuracy 0.500 on 220 rows")
     assert card.failed
     unchanged = card_of(twin_pairs(GOOD), {"swapped": twin_pairs(GOOD)})
-    assert said(unchanged, "Conditions are ignored: on rows with a twin, accuracy 0.909 becomes 0.909 under")
+    assert sentence(
+        unchanged, "Conditions are ignored: on rows with a twin, accuracy 0.909 becomes 0.909 under"
+    )
     assert unchanged.failed
     # other rows may hide it from the accuracy of all
     many = make_pairs(
@@ -379,24 +381,24 @@ def test_ignored_conditions_are_said_of_twins():
         conditions=(*twin_pairs(BLANK).conditions, *("math",) * 950),
         twins=[*twin_pairs(BLANK).twins, *[-1] * 950],
     )
-    assert said(card_of(many), "Conditions are ignored")
-    assert not said(card_of(many), "No better than chance")
+    assert sentence(card_of(many), "Conditions are ignored")
+    assert not sentence(card_of(many), "No better than chance")
 
 
 def test_ignored_conditions_are_said_without_twins_if_no_winner_changes():
-    asked = plain(180, 20, conditions=("math",) * 200)
+    seen = plain(180, 20, conditions=("math",) * 200)
     same = plain(180, 20, conditions=("math",) * 200)
-    assert said(
-        card_of(asked, {"swapped": same}), "Conditions are ignored: another condition's wording changes"
+    assert sentence(
+        card_of(seen, {"swapped": same}), "Conditions are ignored: another condition's wording changes"
     )
     other = plain(176, 24, conditions=("math",) * 200)
-    assert not card_of(asked, {"swapped": other}).failed
+    assert not card_of(seen, {"swapped": other}).failed
     assert not card_of(plain(180, 20), {"swapped": plain(180, 20)}).failed  # no row names a condition
 
 
 def test_a_condition_at_chance_is_said():
     card = card_of(plain(250, 50, conditions=("math",) * 200 + ("code",) * 100))
-    assert [one for one in card.verdict if one.startswith("Condition ")] == [
+    assert [first for first in card.verdict if first.startswith("Condition ")] == [
         "Condition code is no better than chance: accuracy 0.500 on 100 rows, 95% interval 0.404 to 0.596."
     ]
     assert not card.failed
@@ -405,17 +407,19 @@ def test_a_condition_at_chance_is_said():
 def test_escaped_scores_are_said():
     chosen = np.full(100, NINE)
     chosen[:3] = 6.0
-    assert said(card_of(make_pairs(chosen, chosen=chosen)), "Scores leave the bounds: 1.5% lie outside ±5.")
+    assert sentence(
+        card_of(make_pairs(chosen, chosen=chosen)), "Scores leave the bounds: 1.5% lie outside ±5."
+    )
     chosen[0] = 4.0
-    assert not said(card_of(make_pairs(chosen, chosen=chosen)), "Scores leave")  # 2 of 200 are 1 %
+    assert not sentence(card_of(make_pairs(chosen, chosen=chosen)), "Scores leave")  # 2 of 200 are 1 %
 
 
 def test_bad_calibration_is_said():
-    assert said(
+    assert sentence(
         card_of(plain(150, 50)), "Badly calibrated (over-confident): mean confidence 0.900, accuracy 0.750"
     )
-    assert said(card_of(make_pairs(np.full(200, 1.0))), "Badly calibrated (under-confident)")
-    assert not said(card_of(plain(170, 30)), "Badly calibrated")
+    assert sentence(card_of(make_pairs(np.full(200, 1.0))), "Badly calibrated (under-confident)")
+    assert not sentence(card_of(plain(170, 30)), "Badly calibrated")
 
 
 def test_too_few_rows_are_said_and_fail_nothing():
@@ -429,7 +433,7 @@ def test_too_few_rows_are_said_and_fail_nothing():
         twins=[0, 0, 1, 1, 2, 2, 3, 3] + [-1] * 200,
         conditions=("a",) * 208,
     )
-    assert said(card_of(few_twins), "Too few twins to tell")
+    assert sentence(card_of(few_twins), "Too few twins to tell")
     assert not card_of(few_twins).failed
 
 
@@ -441,9 +445,9 @@ def test_nothing_to_tell_without_rows():
 
 
 def test_scores_that_are_not_numbers_are_left_out_and_said():
-    asked, blank = plain(180, 20, conditions=("a",) * 200), plain(100, 100, conditions=("a",) * 200)
-    asked.chosen[0], blank.rejected[199] = np.nan, np.inf
-    card = card_of(asked, {"blank": blank})
+    seen, blank = plain(180, 20, conditions=("a",) * 200), plain(100, 100, conditions=("a",) * 200)
+    seen.chosen[0], blank.rejected[199] = np.nan, np.inf
+    card = card_of(seen, {"blank": blank})
     assert card.verdict == ("Scores are not numbers: 2 pairs with an infinite or undefined score left out.",)
     assert card.failed
     assert card.overall.accuracy.value == pytest.approx(179 / 198)
@@ -491,15 +495,15 @@ def test_results_hold_the_controls_that_were_run():
 
 
 def test_tables_are_rectangular_and_absent_where_empty():
-    made = tables(full_card())
-    assert set(made) == {
+    by_name = tables(full_card())
+    assert set(by_name) == {
         "controls", "conditions", "conditions_by_control", "sources", "reliability",
         "length", "position", "scores", "histogram", "worst",
     }  # fmt: skip
-    for columns, rows in made.values():
+    for columns, rows in by_name.values():
         assert rows
         assert all(len(row) == len(columns) for row in rows)
-    columns, rows = made["controls"]
+    columns, rows = by_name["controls"]
     assert [row[0] for row in rows] == ["seen", "novel", "blank"]
     assert dict(zip(columns, rows[2], strict=True))["twins both right"] == 0
     assert "conditions_by_control" not in tables(card_of(plain(2, 1)))
@@ -507,10 +511,10 @@ def test_tables_are_rectangular_and_absent_where_empty():
 
 
 def test_tables_say_what_their_columns_say():
-    made = tables(full_card())
+    by_name = tables(full_card())
 
     def row(name, at):
-        columns, rows = made[name]
+        columns, rows = by_name[name]
         return dict(zip(columns, rows[at], strict=True))
 
     # 200 of 220 right: mean margin (200 - 20) / 220 · log 9
@@ -525,7 +529,7 @@ def test_tables_say_what_their_columns_say():
         "margin": pytest.approx(180 / 220 * NINE),
         "ece": pytest.approx(200 / 220 - 0.9),
     }
-    assert [one[0] for one in made["conditions"][1]] == ["all", "brief", "long"]
+    assert [first[0] for first in by_name["conditions"][1]] == ["all", "brief", "long"]
     assert row("conditions_by_control", 0) == {
         "condition": "brief",
         "seen": pytest.approx(100 / 110),
