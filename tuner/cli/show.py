@@ -34,10 +34,10 @@ def show(
 def _print_json(config: object, rows: list) -> None:
     import json
 
-    from tuner.config.config_table import plain
+    from tuner.config.serialization import json_value
 
     leaves = [
-        {"path": row.path, "value": plain(row.value), "origin": row.origin, "meaning": row.meaning}
+        {"path": row.path, "value": json_value(row.value), "origin": row.origin, "meaning": row.meaning}
         for row in rows
     ]
-    typer.echo(json.dumps({"config": plain(config), "leaves": leaves}, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps({"config": json_value(config), "leaves": leaves}, indent=2, ensure_ascii=False))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tuner.cli.show import show
 from tuner.config import SFT, AdamW, Chat, Constant, LoRA, Model, Source, from_json, leaves, override
 from tuner.config.base import ConfigBase
-from tuner.config.config_table import table, to_html, written
+from tuner.config.config_table import python_source, table, to_html
 from tuner.errors import UserError
 
 app = typer.Typer()
@@ -71,12 +71,12 @@ def test_a_stages_own_default_for_a_part_is_a_default() -> None:
 
 
 def test_values_are_written_as_in_a_config_file() -> None:
-    assert written((Source(path="a.jsonl", share=2.0), "b.jsonl")) == (
+    assert python_source((Source(path="a.jsonl", share=2.0), "b.jsonl")) == (
         "(Source(path='a.jsonl', share=2.0), 'b.jsonl')"
     )
-    assert written(("a",)) == "('a',)"
-    assert written({"helpful": ("a", 1)}) == "{'helpful': ('a', 1)}"
-    assert written(None) == "None"
+    assert python_source(("a",)) == "('a',)"
+    assert python_source({"helpful": ("a", 1)}) == "{'helpful': ('a', 1)}"
+    assert python_source(None) == "None"
 
 
 def test_html_is_escaped() -> None:
@@ -106,7 +106,7 @@ def test_json_holds_the_whole_config_and_its_leaves(file: str) -> None:
         "path": "adapter.r",
         "value": 4,
         "origin": "override",
-        "meaning": "Rank of the two factors.",
+        "meaning": "Rank of the adapter matrices.",
     }
 
 

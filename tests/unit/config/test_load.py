@@ -63,7 +63,7 @@ def test_a_config_may_build_on_its_neighbour_and_is_read_anew(tmp_path):
     ("text", "said"),
     [
         ("", "a config file ends with `config = SFT"),
-        (HEAD + "config = 3\n", "found a int"),
+        (HEAD + "config = 3\n", "found an object of type int"),
         (HEAD + "x = 1 / 0\n", "mine.py:2: ZeroDivisionError"),
         (HEAD + "def f(:\n", "mine.py:2: not valid Python"),
         (
