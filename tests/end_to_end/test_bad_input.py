@@ -872,7 +872,7 @@ def test_verbs_on_a_ppo_run(tuner: Tuner, ppo: Path) -> None:
     for verb in ("merge", "export"):
         done = tuner(verb, "runs/mine", verb)
         assert (done.code, done.err) == (0, "")
-        assert "same likeliest token" in done.out
+        assert "same most likely token" in done.out
     assert tuner("chat", "merge", "-m", "What is 1 + 2?", "--max-new-tokens", 4).code == 0
     again = ("train", "mine.py", "name=again")
     assert_one_sentence(tuner(*again, "reward.path=runs/mine"), "runs/mine", "no reward model")

@@ -7,10 +7,12 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, model_validator
 
 
-class ConfigBase(BaseModel, frozen=True):  # as an argument: type checkers do not look into model_config
+class ConfigBase(BaseModel):
     """A frozen value. The string below a field documents it, here and in `tuner show`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -4,7 +4,7 @@ import ast
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from tuner.config.serialization import json_value, leaves, validated
 from tuner.config.stage_config import StageConfig
@@ -43,19 +43,21 @@ def _parse_value(text: str) -> Any:
     return text
 
 
-def _assign(values: Any, path: str, value: Any) -> None:
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
     """Set the leaf at a dotted path of a config's plain values; validation rejects an unknown last name."""
     *parents, last = path.split(".")
+    container: dict[str, Any] | list[Any] = values
     for depth, name in enumerate(parents, 1):
-        values = _child(values, name)
-        if not isinstance(values, dict | list):
+        child = _child(container, name)
+        if not isinstance(child, dict | list):
             parent = ".".join(parents[:depth])
-            raise UserError(f"override {path}: {parent} is {values!r}, which has no {last!r}; set it whole")
-    if isinstance(values, list):
-        _child(values, last)  # raises when there is no such index
-        values[int(last)] = json_value(value)
+            raise UserError(f"override {path}: {parent} is {child!r}, which has no {last!r}; set it whole")
+        container = cast("dict[str, Any] | list[Any]", child)
+    if isinstance(container, list):
+        _child(container, last)  # raises when there is no such index
+        container[int(last)] = json_value(value)
     else:
-        values[last] = json_value(value)
+        container[last] = json_value(value)
 
 
 def _check_first_name(config: StageConfig, path: str) -> None:

@@ -1,5 +1,8 @@
 """Config of the conditional reward model."""
 
+# Narrowing a base field is sound since configs are frozen, but type checkers do not see `frozen` in model_config.
+# pyright: reportIncompatibleVariableOverride=false
+
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator

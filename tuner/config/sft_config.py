@@ -1,5 +1,8 @@
 """Config of supervised fine-tuning and continued pre-training."""
 
+# Narrowing a base field is sound since configs are frozen, but type checkers do not see `frozen` in model_config.
+# pyright: reportIncompatibleVariableOverride=false
+
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
