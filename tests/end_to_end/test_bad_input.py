@@ -139,7 +139,7 @@ def test_every_verb_has_help(tuner: Tuner, verb: str) -> None:
         (CONFIG.replace("lr=1e-3", 'lr="1e-3"').encode(), ("bad.py:8", "lr", "valid number", "'1e-3'")),
         (
             CONFIG.replace('"rows.jsonl",', 'Source(path="rows.jsonl", shape=lambda row: row),').encode(),
-            ("bad.py:7", "shape: a function", "top of a module", "lambdas cannot be saved"),
+            ("bad.py:7", "shape: a function", "top level of a module", "lambdas cannot be saved"),
         ),
     ],
 )
@@ -278,7 +278,7 @@ def test_bad_rows(tuner: Tuner, folder: Path, content: bytes, parts: tuple[str, 
         ('["rows.csv"]', ("rows.csv", "files end in .jsonl", "rename or convert")),
         (
             '[{"path": "rows.jsonl", "shape": "chatml"}]',
-            ("shape: 'chatml' is not a function", "file.py:name, or 'messages'"),
+            ("shape 'chatml'", "not a row shape", "there are: messages"),
         ),
         (
             '[{"path": "rows.jsonl", "shape": "none.py:none"}]',
@@ -558,7 +558,7 @@ def test_a_changed_config_and_a_damaged_run(tuner: Tuner, folder: Path) -> None:
         tuner("chat", "runs/mine", "-m", "hi"), "runs/mine/model", "restore it or train again"
     )
     (folder / "runs/mine/config.json").write_text("{")
-    assert_one_sentence(tuner("train", "mine.py"), "no JSON", "restore it")
+    assert_one_sentence(tuner("train", "mine.py"), "not valid JSON", "restore it")
 
 
 def test_a_damaged_checkpoint(tuner: Tuner, folder: Path) -> None:

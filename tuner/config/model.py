@@ -24,7 +24,7 @@ class Rope(ConfigBase):
     def _scaling_has_a_factor(self) -> Self:
         if (self.scaling is None) != (self.factor is None):
             raise ValueError(
-                "rope: neither scaling nor factor works alone; write scaling and factor together, as in "
+                "one has no effect without the other: write scaling and factor together, as in "
                 'Rope(scaling="dynamic", factor=2.0)'
             )
         return self

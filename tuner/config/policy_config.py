@@ -36,11 +36,12 @@ def _as_reward(value: Any) -> Any:
 
 
 def _reward_kind(value: Any) -> str:
-    return "rule" if isinstance(value, Rule) or (isinstance(value, dict) and "function" in value) else "model"
+    """Tag of the union's member; not a field's name, which `validation_errors` would leave out of paths."""
+    return "Rule" if isinstance(value, Rule) or (isinstance(value, dict) and "function" in value) else "Model"
 
 
 Reward = Annotated[
-    Annotated[Model, Tag("model")] | Annotated[Rule, Tag("rule")],
+    Annotated[Model, Tag("Model")] | Annotated[Rule, Tag("Rule")],
     Discriminator(_reward_kind),
     BeforeValidator(_as_reward),
 ]

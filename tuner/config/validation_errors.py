@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-_UNION_TAGS = {"chat", "text", "cosine", "linear", "constant", "str", "Source", "model", "rule"}
+_UNION_TAGS = {"chat", "text", "cosine", "linear", "constant", "str", "Source", "Model", "Rule"}
 """Names that pydantic gives to the members of a union."""
 
 
