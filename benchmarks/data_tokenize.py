@@ -111,7 +111,7 @@ def compare(samples: list[Any], peer: list[Any]) -> None:
     for index, ((tokens, weights), (ids, mask)) in enumerate(zip(samples, peer, strict=True)):
         assert tokens.tolist() == ids, f"sample {index}: ids differ"
         assert np.array_equal(weights > 0, np.array(mask) > 0), f"sample {index}: masks differ"
-    print(f"ids and masks equal transformers' own on all {len(samples):,} samples")
+    print(f"IDs and masks equal those of transformers on all {len(samples):,} samples")
 
 
 def compare_published(samples: list[Any], conversations: list[Conversation], tokenizer: Any) -> None:

@@ -48,7 +48,8 @@ from tuner.stages.data_view import load_rows
 from tuner.stages.packed_rows import plan
 
 BARE, TRL, LLAMAFACTORY, MEMORY = 1.05, 2.4, 2.9, 0.5
-"""Limits: tuner / bare loop (maximum), TRL / tuner and LLaMA-Factory / tuner (minimum), memory of tuner / TRL (maximum)."""
+"""Limits: cost of tuner / bare loop (maximum), of TRL and LLaMA-Factory / tuner (minimum), memory of tuner / TRL
+(maximum)."""
 TOKENS_PER_STEP, TOKENS_PER_PASS = 8_192, 4_096
 STEPS = {"nano": (2, 32), "tiny": (1, 8)}
 """Steps of the two runs whose difference is measured: more where a step is fast."""
@@ -87,7 +88,7 @@ class Case:
 
 
 def write_rows(file: Path, count: int = 2000) -> None:
-    """Write pairs with a long tail of lengths, from Python's reference manual; the answers of a pair differ in length."""
+    """Write pairs with a long tail of lengths, from Python's reference manual; answers differ in length."""
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split()
@@ -405,7 +406,7 @@ def silence() -> None:
 
 
 def compare(case: Case, trainers: list[str], python: str | None, rounds: int) -> list[list[str]]:
-    """Report rows of a case: medians of rounds in which tuner and the bare loop alternate; the peers are measured once."""
+    """Report rows of a case: medians of rounds in which tuner and the bare loop alternate; peers are measured once."""
     with quiet():  # imports and first allocations
         for trainer in trainers:
             RUNS[trainer](case, 1)
