@@ -536,8 +536,8 @@ def describe(case: Case, tuner_cost: Cost, twin: Cost, padded: Cost) -> str:
         f"{case.name}: {case.config.prompts_per_step} prompts a step; answers of {np.mean(lengths):.0f} tokens on "
         f"average (quartiles {quarter:.0f}, {half:.0f} and {three_quarters:.0f}, longest {max(lengths)}), prompts "
         f"of {np.mean(tuner_cost.lengths) - np.mean(lengths):.0f}; "
-        f"{1 - filled / padded_size:.0%} of what the padded twin computes is padding; {identical:.0%} of the answers are "
-        "identical token for token."
+        f"{1 - filled / padded_size:.0%} of what the padded twin computes is padding; {identical:.0%} of the answers "
+        "are identical token for token."
     )
 
 
