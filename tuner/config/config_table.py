@@ -18,7 +18,7 @@ class Row:
     """One leaf of a config."""
 
     path: str
-    """Dotted, as overrides are python_source: `optimizer.lr`."""
+    """Dotted, as in overrides: `optimizer.lr`."""
     value: Any
     origin: Origin
     """Where the value comes from: the class's default, the config file, or an override."""
@@ -26,7 +26,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The value as it would be python_source in a config file."""
+        """The value as Python source, as in a config file."""
         return python_source(self.value)
 
 

@@ -10,6 +10,7 @@ from tuner.config.functions import function_reference
 
 
 def _shape_reference(value: Any) -> Any:
+    """The name of a row shape unchanged, a function as "file.py:name"."""
     return value if isinstance(value, str) and value.isidentifier() else function_reference(value)
 
 
@@ -100,14 +101,17 @@ class DataConfig(ConfigBase):
 
     @property
     def sources(self) -> tuple[Source, ...]:
+        """The sources of `files`, with `limit` applied."""
         return _as_sources(self.files, self.limit)
 
     @property
     def validation_sources(self) -> tuple[Source, ...]:
+        """The sources of `validation_files`, with `limit` applied."""
         return _as_sources(self.validation_files, self.limit)
 
     @property
     def test_sources(self) -> tuple[Source, ...]:
+        """The sources of `test_files`, with `limit` applied."""
         return _as_sources(self.test_files, self.limit)
 
     @model_validator(mode="after")
@@ -279,6 +283,7 @@ Data = Chat | Text | Preferences
 
 
 def _as_sources(files: tuple[str | Source, ...], limit: int | None) -> tuple[Source, ...]:
+    """Paths as sources; each limited to the smaller of its own limit and `limit`."""
     sources = (Source(path=file) if isinstance(file, str) else file for file in files)
     return tuple(
         source.model_copy(update={"limit": min(limit, source.limit or limit)}) if limit else source
