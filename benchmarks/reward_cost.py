@@ -1,16 +1,15 @@
-"""What a preference pair costs: tuner, a bare torch loop over the same packed rows, TRL and LLaMA-Factory, in one run.
+"""Cost of a preference pair: tuner, a bare torch loop over the same packed rows, TRL and LLaMA-Factory.
 
     python benchmarks/reward_cost.py [--rounds 5] [--without-trl] [--llamafactory PYTHON] [--write]
 
-CPU milliseconds by the slope between a short and a long run, over the pairs trained in between, so that imports,
-loading and saving do not count; one thread; medians of rounds in which tuner and the bare loop take turns. The bare
-loop has one attention call per segment, a linear head on the last hidden state of each answer, -log sigmoid of the
-difference, and AdamW. TRL and LLaMA-Factory get the same pairs in the same order, as their users run them: padded,
-and as many pairs a pass as fill one of tuner's on average (nine or ten; their default is eight); without gradient
-checkpointing, in fp32. LLaMA-Factory needs other releases of the libraries: PYTHON is the interpreter of an
-environment with `pip install llamafactory`; without it LLaMA-Factory is left out. Memory is the peak of a whole run
-in a process of its own, above that of a run that takes one step on one short pair. Exits with 1 when a limit is
-missed.
+CPU milliseconds, as the difference between a short and a long run over the pairs trained in between, so that imports,
+loading and saving do not count; one thread; medians of rounds in which tuner and the bare loop alternate. The bare loop
+has one attention call per segment, a linear head on the last hidden state of each answer, -log sigmoid of the
+difference, and AdamW. TRL and LLaMA-Factory get the same pairs in the same order, padded as usual, with as many pairs
+per pass as fill one of tuner's on average (nine or ten; their default is eight), without gradient checkpointing, in
+fp32. LLaMA-Factory needs other versions of the libraries: PYTHON is the interpreter of an environment with `pip install
+llamafactory`; without it LLaMA-Factory is left out. Memory is the peak of a whole run in a process of its own, above
+that of a run of one step on one short pair. Exits with 1 if a limit is missed.
 """
 
 import argparse
@@ -49,38 +48,39 @@ from tuner.stages.data_view import load_rows
 from tuner.stages.packed_rows import plan
 
 BARE, TRL, LLAMAFACTORY, MEMORY = 1.05, 2.4, 2.9, 0.5
-"""Limits: tuner over the bare loop at most, TRL and LLaMA-Factory over tuner at least, tuner's memory over TRL's."""
+"""Limits: cost of tuner / bare loop (maximum), of TRL and LLaMA-Factory / tuner (minimum), memory of tuner / TRL
+(maximum)."""
 TOKENS_PER_STEP, TOKENS_PER_PASS = 8_192, 4_096
 STEPS = {"nano": (2, 32), "tiny": (1, 8)}
-"""Of the two runs whose difference is measured: more of them where a step is quick."""
+"""Steps of the two runs whose difference is measured: more where a step is fast."""
 CASES = ("nano, LoRA", "nano, full", "tiny, LoRA", "tiny, full")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: a model, and whether all weights or an adapter are trained."""
+    """A comparison: a model, trained in full or with an adapter."""
 
     name: str
     config: RewardModel
     stream: Stream
     rows: Path
-    """The pairs as text, one a line: sample i of the stream is line i."""
+    """The pairs as text, one per line: sample i of the stream is line i."""
     llama: Path
-    """The model's folder in Llama's own layout, which is what the peers load."""
+    """The model's folder in Llama's layout, which the peers load."""
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Steps of the short and of the long run."""
+        """Steps of the short and the long run."""
         return STEPS[self.name.split(",")[0]]
 
     @property
     def order(self) -> list[int]:
-        """The samples of the long run and some more, as they are drawn."""
+        """Samples in training order, of the long run and a few more steps."""
         return [sample for plan in self.stream.steps[: self.steps[1] + 2] for sample in plan.samples.tolist()]
 
     @property
-    def padded(self) -> tuple[int, int]:
-        """(pairs in a pass, passes in a step) of those who pad: the tokens of tuner's, on average."""
+    def padded_batch(self) -> tuple[int, int]:
+        """(pairs per pass, passes per step) of the peers, which pad: on average as many tokens as tuner's."""
         return (
             max(1, round(TOKENS_PER_PASS / float(self.stream.lengths.mean()))),
             TOKENS_PER_STEP // TOKENS_PER_PASS,
@@ -88,15 +88,15 @@ class Case:
 
 
 def write_rows(file: Path, count: int = 2000) -> None:
-    """Pairs with a long tail of lengths, from Python's own reference manual; answers differ in length too."""
+    """Write pairs with a long tail of lengths, from Python's reference manual; answers differ in length."""
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split()
     generator = np.random.default_rng(0)
 
     def text(length: float) -> str:
-        length, at = int(np.clip(length, 2, 200)), int(generator.integers(0, len(words) - 200))
-        return " ".join(words[at : at + length])
+        num_words, start = int(np.clip(length, 2, 200)), int(generator.integers(0, len(words) - 200))
+        return " ".join(words[start : start + num_words])
 
     with file.open("w", encoding="utf-8") as lines:
         for _ in range(count):
@@ -106,13 +106,13 @@ def write_rows(file: Path, count: int = 2000) -> None:
             lines.write(json.dumps(row) + "\n")
 
 
-def write_one_row(file: Path) -> None:
-    """The least that can be trained on."""
+def write_single_row(file: Path) -> None:
+    """Write the smallest trainable file: one short pair."""
     file.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n", encoding="utf-8")
 
 
 def make_case(name: str, folder: Path, rows: Path) -> Case:
-    """The case of that name on a file of pairs; `folder` keeps its models and tokens for the next time."""
+    """The case with this name on a file of pairs; `folder` caches models and tokens."""
     nano = folder / "nano"
     if not nano.exists():
         tiny_model_folder("org/llama", nano)
@@ -146,13 +146,13 @@ def make_case(name: str, folder: Path, rows: Path) -> Case:
 
 
 def as_llama(model: Model, destination: Path) -> Path:
-    """The same weights in Llama's own layout, with the tokenizer."""
+    """Write the same weights in Llama's layout, with the tokenizer."""
     if destination.exists():
         return destination
     original = AutoModelForCausalLM.from_pretrained(tuner.resources.locate(model.path), dtype=torch.float32)
     names = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "dtype"}
-    same = {name: getattr(original.config, name) for name in names if hasattr(original.config, name)}
-    llama = LlamaForCausalLM(LlamaConfig(**same))
+    shared = {name: getattr(original.config, name) for name in names if hasattr(original.config, name)}
+    llama = LlamaForCausalLM(LlamaConfig(**shared))
     llama.load_state_dict(original.state_dict())
     llama.save_pretrained(destination)
     load_tokenizer(model).save_pretrained(destination)
@@ -160,7 +160,7 @@ def as_llama(model: Model, destination: Path) -> Path:
 
 
 def run_tuner(case: Case, steps: int) -> int:
-    """A whole run, folder and all; returns the pairs trained, as all of these do."""
+    """A whole run with its folder; returns the number of pairs trained on, as do the other functions."""
     with tempfile.TemporaryDirectory() as runs:
         config = override(case.config, {"max_steps": steps, "name": "bench", "checkpoint.every": None})
         metrics = tuner.train(config, runs=runs).metrics
@@ -168,17 +168,17 @@ def run_tuner(case: Case, steps: int) -> int:
     return sum(len(plan.samples) for plan in case.stream.steps[:steps])
 
 
-def per_segment(module, query, key, value, attention_mask, *, scaling=None, borders=None, **_):
-    """One attention call per segment: what the bare loop pays for isolation."""
+def per_segment(module, query, key, value, attention_mask, *, scaling=None, segment_lengths=None, **_):
+    """One attention call per segment: the bare loop's isolation."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    parts = zip(*(tensor.split(borders, 2) for tensor in (query, key, value)), strict=True)
+    parts = zip(*(tensor.split(segment_lengths, 2) for tensor in (query, key, value)), strict=True)
     out = torch.cat([scaled_dot_product_attention(*part, is_causal=True, scale=scaling) for part in parts], 2)
     return out.transpose(1, 2), None
 
 
 def run_bare(case: Case, steps: int) -> int:
-    """The shortest honest loop: the same rows, a linear head, the ranking loss, AdamW."""
+    """A minimal training loop: the same rows, a linear head, the ranking loss, AdamW."""
     AttentionInterface.register("bench_per_segment", per_segment)
     path = tuner.resources.locate(case.config.model.path)
     model = AutoModelForCausalLM.from_pretrained(
@@ -199,12 +199,12 @@ def run_bare(case: Case, steps: int) -> int:
                 input_ids=batch.tokens_T[None],
                 position_ids=batch.positions_T[None],
                 use_cache=False,
-                borders=torch.diff(batch.offsets).tolist(),
+                segment_lengths=torch.diff(batch.offsets).tolist(),
             ).last_hidden_state[0]
             scores = head(hidden[batch.offsets[1:] - 1])[:, 0]
             assert batch.pairs is not None
-            leads = scores[batch.pairs.better_P] - scores[batch.pairs.worse_P]
-            (-logsigmoid(leads).sum() / total).backward()
+            differences = scores[batch.pairs.better_P] - scores[batch.pairs.worse_P]
+            (-logsigmoid(differences).sum() / total).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -213,7 +213,7 @@ def run_bare(case: Case, steps: int) -> int:
 
 
 def pair_tokens(case: Case, sample: int) -> dict[str, list[int]]:
-    """A pair as TRL takes it."""
+    """A pair as a row of TRL's dataset."""
     batch = case.stream.batch([sample])
     parts = torch.split(batch.tokens_T, torch.diff(batch.offsets).tolist())
     assert batch.pairs is not None
@@ -228,7 +228,7 @@ def run_trl(case: Case, steps: int) -> int:
     from trl import RewardConfig, RewardTrainer
 
     adapter = case.config.adapter
-    pairs, passes = case.padded
+    pairs, passes = case.padded_batch
     with tempfile.TemporaryDirectory() as output:
         trainer = RewardTrainer(
             model=str(case.llama),
@@ -261,19 +261,19 @@ def run_trl(case: Case, steps: int) -> int:
 
 
 def padding(case: Case) -> float:
-    """Share of the tokens in the passes of those who pad that is padding."""
-    pairs, passes = case.padded
+    """Fraction of the tokens in the peers' passes that is padding."""
+    pairs, passes = case.padded_batch
     samples = case.order[: case.steps[1] * pairs * passes]
     lengths = [[len(ids) for ids in pair_tokens(case, sample).values()] for sample in samples]
     filled = sum(map(sum, lengths))
-    held = sum(
-        2 * len(one) * max(map(max, one))
-        for one in (lengths[start : start + pairs] for start in range(0, len(lengths), pairs))
+    padded = sum(
+        2 * len(batch) * max(map(max, batch))
+        for batch in (lengths[start : start + pairs] for start in range(0, len(lengths), pairs))
     )
-    return 1 - filled / held
+    return 1 - filled / padded
 
 
-INSIDE_LLAMAFACTORY = """
+LLAMAFACTORY_PROGRAM = """
 import json, sys, tempfile, time, types
 from importlib.machinery import ModuleSpec
 
@@ -281,7 +281,7 @@ import torch
 
 try:
     import torchaudio
-except (ImportError, OSError):  # imported for sounds, which no pair has
+except (ImportError, OSError):  # imported for audio, which is not needed here
     sys.modules["torchaudio"] = types.ModuleType("torchaudio")
     sys.modules["torchaudio"].__spec__ = ModuleSpec("torchaudio", None)
 
@@ -297,12 +297,12 @@ for steps in job["steps"]:
         seconds.append(time.process_time() - start)
 print(json.dumps(seconds))
 """
-"""Run by LLaMA-Factory's interpreter: whole runs of so many steps, and their CPU seconds."""
+"""Run by LLaMA-Factory's interpreter: whole runs with these numbers of steps; prints their CPU seconds."""
 
 
 def llamafactory_cost(python: str, case: Case) -> float:
-    """CPU milliseconds per pair of LLaMA-Factory's reward stage, by slope as well."""
-    pairs, passes = case.padded
+    """CPU milliseconds per pair of LLaMA-Factory's reward stage, measured in the same way."""
+    pairs, passes = case.padded_batch
     lines = case.rows.read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "pairs.jsonl").write_text(
@@ -337,65 +337,65 @@ def llamafactory_cost(python: str, case: Case) -> float:
             arguments |= {"finetuning_type": "lora", "lora_rank": case.config.adapter.r, "lora_target": "all"}
         short, long = case.steps
         job = json.dumps({"arguments": arguments, "steps": [1, short, long]})
-        ran = subprocess.run(
-            [python, "-c", INSIDE_LLAMAFACTORY, job],
+        completed = subprocess.run(
+            [python, "-c", LLAMAFACTORY_PROGRAM, job],
             check=False,
             capture_output=True,
             text=True,
             cwd=folder,
             env=os.environ | {"HF_HOME": folder, "TOKENIZERS_PARALLELISM": "false"},
         )
-        if ran.returncode:
-            raise SystemExit(f"LLaMA-Factory under {python} failed:\n{ran.stderr[-3000:]}")
-    _, few, many = json.loads(ran.stdout.splitlines()[-1])
-    return (many - few) / ((long - short) * pairs * passes) * 1e3
+        if completed.returncode:
+            raise SystemExit(f"LLaMA-Factory under {python} failed:\n{completed.stderr[-3000:]}")
+    _, short_seconds, long_seconds = json.loads(completed.stdout.splitlines()[-1])
+    return (long_seconds - short_seconds) / ((long - short) * pairs * passes) * 1e3
 
 
 RUNS: dict[str, Callable[[Case, int], int]] = {"bare": run_bare, "tuner": run_tuner, "trl": run_trl}
 
 
-def cost(way: str, case: Case) -> float:
-    """CPU milliseconds per pair of the steps that the long run has more than the short one."""
+def cost(trainer: str, case: Case) -> float:
+    """CPU milliseconds per pair, from the steps that the long run has and the short one does not."""
 
-    def whole(steps: int) -> tuple[float, int]:
+    def measure(steps: int) -> tuple[float, int]:
         with quiet():
             start = time.process_time()
-            pairs = RUNS[way](case, steps)
+            pairs = RUNS[trainer](case, steps)
             return time.process_time() - start, pairs
 
-    (few, short), (many, long) = (whole(steps) for steps in case.steps)
-    return (many - few) / (long - short) * 1e3
+    (short_seconds, short_pairs), (long_seconds, long_pairs) = (measure(steps) for steps in case.steps)
+    return (long_seconds - short_seconds) / (long_pairs - short_pairs) * 1e3
 
 
-def memory(way: str, name: str, folder: Path) -> float:
-    """MB that the peak of a long run lies above the peak of one trivial step."""
+def memory(trainer: str, name: str, folder: Path) -> float:
+    """Peak memory of a long run in MB, above the peak of a trivial step."""
 
     def peak(rows: str) -> float:
-        command = [sys.executable, __file__, "--one", way, name, rows, str(folder)]
+        command = [sys.executable, __file__, "--peak", trainer, name, rows, str(folder)]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    return peak("rows") - peak("one")
+    return peak("rows") - peak("single")
 
 
-def peak_of_this_process(way: str, name: str, rows: str, folder: str) -> float:
-    """Resident MB at the most, of a run on many pairs ("rows") or of a step on a single one ("one")."""
+def peak_of_this_process(trainer: str, name: str, rows: str, folder: str) -> float:
+    """Peak resident memory in MB, of a run on many pairs ("rows") or of one step on a single pair ("single")."""
     with quiet():
         case = make_case(name, Path(folder), Path(folder, f"{rows}.jsonl"))
-        RUNS[way](case, case.steps[1] if rows == "rows" else 1)
-    # not getrusage's ru_maxrss, which a process takes over from the one that started it
+        RUNS[trainer](case, case.steps[1] if rows == "rows" else 1)
+    # not getrusage's ru_maxrss, which a process inherits from its parent
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither tuner's lines nor the libraries' bars and advice."""
+    """Suppress the output of tuner and of libraries."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def silence() -> None:
-    """What libraries write to the terminal past any redirection."""
+    """Suppress what libraries write to the terminal despite redirection."""
     import datasets
     from transformers.utils import logging
 
@@ -405,84 +405,96 @@ def silence() -> None:
     warnings.simplefilter("ignore")
 
 
-def compare(case: Case, ways: list[str], python: str | None, rounds: int) -> list[list[str]]:
-    """The rows of one case: medians of rounds in which tuner and the bare loop take turns; the peers once."""
+def compare(case: Case, trainers: list[str], python: str | None, rounds: int) -> list[list[str]]:
+    """Report rows of a case: medians of rounds in which tuner and the bare loop alternate; peers are measured once."""
     with quiet():  # imports and first allocations
-        for way in ways:
-            RUNS[way](case, 1)
+        for trainer in trainers:
+            RUNS[trainer](case, 1)
     costs = [(cost("tuner", case), cost("bare", case)) for _ in range(rounds)]
-    own, bare = (statistics.median(one) for one in zip(*costs, strict=True))
-    ratio = statistics.median(own / bare for own, bare in costs)
-    rows = [line(f"{case.name}, ms: tuner / bare loop", [own, bare], ratio, BARE)]
-    if "trl" in ways:
-        theirs = cost("trl", case)
-        rows.append(line(f"{case.name}, ms: TRL / tuner", [theirs, own], theirs / own, TRL, least=True))
+    tuner_cost, bare = (statistics.median(values) for values in zip(*costs, strict=True))
+    ratio = statistics.median(tuner_cost / bare for tuner_cost, bare in costs)
+    rows = [line(f"{case.name}, ms: tuner / bare loop", [tuner_cost, bare], ratio, BARE)]
+    if "trl" in trainers:
+        trl = cost("trl", case)
+        title = f"{case.name}, ms: TRL / tuner"
+        rows.append(line(title, [trl, tuner_cost], trl / tuner_cost, TRL, least=True))
     if python is not None:
-        theirs = llamafactory_cost(python, case)
+        llamafactory = llamafactory_cost(python, case)
         title = f"{case.name}, ms: LLaMA-Factory / tuner"
-        rows.append(line(title, [theirs, own], theirs / own, LLAMAFACTORY, least=True))
+        ratio = llamafactory / tuner_cost
+        rows.append(line(title, [llamafactory, tuner_cost], ratio, LLAMAFACTORY, least=True))
     return rows
 
 
 def line(title: str, pair: list[float], ratio: float, limit: float, *, least: bool = False) -> list[str]:
-    """A row of the report: two figures, the first over the second, and whether that is within its limit."""
-    shown = f"{'≥' if least else '≤'} {limit:.2f}"
+    """A row of the report: two values, their ratio, and whether it is within its limit (least: a minimum)."""
+    limit_text = f"{'≥' if least else '≤'} {limit:.2f}"
     return [
         title,
         *(f"{value:.1f}" for value in pair),
         f"{ratio:.2f}",
-        shown,
+        limit_text,
         verdict(ratio, limit, least=least),
     ]
 
 
 def notes(rounds: int, padded: dict[str, float], python: str | None) -> list[str]:
-    """What a reader has to know about the figures."""
+    """Notes below the table."""
     steps = ", ".join(f"{model} {short} and {long} steps" for model, (short, long) in STEPS.items())
     shares = " and ".join(f"{share:.0%} ({model})" for model, share in padded.items())
-    found = [
-        f"By slope between a short and a long run ({steps}) of {TOKENS_PER_STEP:,} tokens a step in passes of "
+    lines = [
+        f"Differences between a short and a long run ({steps}) of {TOKENS_PER_STEP:,} tokens per step in passes of "
         f"{TOKENS_PER_PASS:,}, fp32; tuner and the bare loop: median of {rounds} rounds, the peers measured once.",
         f"The peers pad: {shares} of the tokens they compute are padding.",
         "Memory: peak of a whole run above that of one step on one short pair, measured once.",
     ]
     if python is not None:
-        asked = "import importlib.metadata as found; print(found.version('llamafactory'))"
+        program = "import importlib.metadata as metadata; print(metadata.version('llamafactory'))"
         version = subprocess.run(
-            [python, "-c", asked], check=True, capture_output=True, text=True
+            [python, "-c", program], check=True, capture_output=True, text=True
         ).stdout.strip()
-        found.append(f"LLaMA-Factory {version}, in an environment of its own.")
-    return found
+        lines.append(f"LLaMA-Factory {version}, in an environment of its own.")
+    return lines
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-trl", action="store_true")
-    parser.add_argument("--llamafactory", metavar="PYTHON", help="interpreter of an environment that has it")
+    parser.add_argument(
+        "--llamafactory", metavar="PYTHON", help="interpreter of an environment with LLaMA-Factory"
+    )
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/reward_cost.md")
-    parser.add_argument("--one", nargs=4, metavar=("WAY", "CASE", "ROWS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--peak", nargs=4, metavar=("TRAINER", "CASE", "ROWS", "FOLDER"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     silence()
-    if options.one:
-        print(peak_of_this_process(*options.one))
+    if options.peak:
+        print(peak_of_this_process(*options.peak))
         return 0
 
-    ways = ["bare", "tuner"] if options.without_trl else ["bare", "tuner", "trl"]
+    trainers = ["bare", "tuner"] if options.without_trl else ["bare", "tuner", "trl"]
     table, padded = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_rows(folder / "rows.jsonl")
-        write_one_row(folder / "one.jsonl")
+        write_single_row(folder / "single.jsonl")
         for name in CASES:
             case = make_case(name, folder, folder / "rows.jsonl")
             padded[name.split(",")[0]] = padding(case)
-            table += compare(case, ways, options.llamafactory, options.rounds)
-            if "trl" in ways:
-                own, theirs = (memory(way, name, folder) for way in ("tuner", "trl"))
-                table.append(line(f"{name}, peak MB: tuner / TRL", [own, theirs], own / theirs, MEMORY))
-    sys.argv = ["PYTHON" if word == options.llamafactory else word for word in sys.argv]  # is written down
+            table += compare(case, trainers, options.llamafactory, options.rounds)
+            if "trl" in trainers:
+                tuner_peak, trl_peak = (memory(trainer, name, folder) for trainer in ("tuner", "trl"))
+                table.append(
+                    line(
+                        f"{name}, peak MB: tuner / TRL", [tuner_peak, trl_peak], tuner_peak / trl_peak, MEMORY
+                    )
+                )
+    sys.argv = [
+        "PYTHON" if word == options.llamafactory else word for word in sys.argv
+    ]  # the report has the command
     report(
         "reward_cost",
         "Reward models: CPU ms per preference pair, and peak memory",

@@ -1,13 +1,13 @@
-"""What SFT costs per trained token: tuner, a bare torch loop over the same packed rows, and TRL, in one run.
+"""Cost of SFT per trained token: tuner, a bare torch loop over the same packed rows, and TRL.
 
     python benchmarks/sft_cost.py [--rounds 3] [--without-trl] [--write]
 
-CPU microseconds by the slope between a short and a long run, over the tokens trained in between, so that imports,
-loading and saving do not count; one thread; medians of rounds in which tuner and the bare loop take turns. The
-bare loop has one attention call per segment, plain logits and cross entropy. TRL trains the same samples, packed
-by its own packer ("bfd") at the same budget and attending by sdpa, which keeps them apart (tests/oracle/test_trl.py
-shows that its packed loss is ours); what it really trained is counted. Exits with 1 when tuner costs more than
-1.05 × the bare loop.
+CPU microseconds, as the difference between a short and a long run over the tokens trained in between, so that imports,
+loading and saving do not count; one thread; medians of rounds in which tuner and the bare loop alternate. The bare loop
+has one attention call per segment, full logits and cross-entropy. TRL trains on the same samples, packed by its own
+packer ("bfd") with the same budget and sdpa attention, which isolates them (tests/oracle/test_trl.py shows that its
+packed loss equals ours); the tokens it trains on are counted. Exits with 1 if tuner costs more than 1.05 × the bare
+loop.
 """
 
 import argparse
@@ -48,33 +48,32 @@ LIMIT = 1.05
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: a model, and whether all weights or an adapter are trained."""
+    """A comparison: a model, trained in full or with an adapter."""
 
     name: str
     config: SFT
     stream: Stream
     short: int
-    """Steps of the two runs whose difference is measured: more of them where a step is quick."""
+    """Steps of the two runs whose difference is measured: more where a step is fast."""
     long: int
 
     def tokens(self, steps: int) -> float:
-        """Tokens trained in the first steps."""
+        """Tokens trained on in the first steps."""
         return sum(self.stream.totals(step)["tokens"] for step in range(steps))
 
 
 def write_rows(file: Path, count: int = 3000) -> None:
-    """Conversations with a long tail of lengths, from Python's own reference manual."""
+    """Write conversations with a long tail of lengths, from Python's reference manual."""
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split()
     generator = np.random.default_rng(0)
     with file.open("w", encoding="utf-8") as lines:
         for _ in range(count):
-            size, at = (
-                int(np.clip(generator.lognormal(4.0, 0.8), 5, 300)),
-                generator.integers(0, len(words) - 400),
-            )
-            question, answer = words[at : at + size // 3 + 1], words[at + size // 3 + 1 : at + size + 1]
+            size = int(np.clip(generator.lognormal(4.0, 0.8), 5, 300))
+            start = generator.integers(0, len(words) - 400)
+            middle = start + size // 3 + 1
+            question, answer = words[start:middle], words[middle : start + size + 1]
             turns = [
                 {"role": "user", "content": " ".join(question)},
                 {"role": "assistant", "content": " ".join(answer)},
@@ -110,7 +109,7 @@ def make_cases(folder: Path) -> list[Case]:
 
 
 def run_tuner(case: Case, steps: int) -> float:
-    """A whole run, folder and all; returns the tokens trained, as all of these do."""
+    """A whole run with its folder; returns the tokens trained on, as do the other functions."""
     with tempfile.TemporaryDirectory() as runs:
         config = override(case.config, {"max_steps": steps, "name": "bench", "checkpoint.every": None})
         metrics = tuner.train(config, runs=runs).metrics
@@ -118,17 +117,17 @@ def run_tuner(case: Case, steps: int) -> float:
     return case.tokens(steps)
 
 
-def per_segment(module, query, key, value, attention_mask, *, scaling=None, borders=None, **_):
-    """One attention call per segment: what the bare loop pays for isolation."""
+def per_segment(module, query, key, value, attention_mask, *, scaling=None, segment_lengths=None, **_):
+    """One attention call per segment: the bare loop's isolation."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    parts = zip(*(tensor.split(borders, 2) for tensor in (query, key, value)), strict=True)
+    parts = zip(*(tensor.split(segment_lengths, 2) for tensor in (query, key, value)), strict=True)
     out = torch.cat([scaled_dot_product_attention(*part, is_causal=True, scale=scaling) for part in parts], 2)
     return out.transpose(1, 2), None
 
 
 def run_bare(case: Case, steps: int) -> float:
-    """The shortest honest loop: the same rows, logits, cross entropy, AdamW."""
+    """A minimal training loop: the same rows, full logits, cross-entropy, AdamW."""
     AttentionInterface.register("bench_per_segment", per_segment)
     path = tuner.resources.locate(case.config.model.path)
     model = AutoModelForCausalLM.from_pretrained(
@@ -137,7 +136,9 @@ def run_bare(case: Case, steps: int) -> float:
     if case.config.adapter is not None:
         model = add_adapter(model.requires_grad_(False), case.config.adapter, 0)
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=1e-4, fused=True
+    )
     for step in range(steps):
         total = case.stream.totals(step)["tokens"]
         for batch in case.stream.batches(step):
@@ -146,7 +147,7 @@ def run_bare(case: Case, steps: int) -> float:
                 input_ids=batch.tokens_T[None],
                 position_ids=batch.positions_T[None],
                 use_cache=False,
-                borders=lengths,
+                segment_lengths=lengths,
             ).logits[0]
             labels = torch.full_like(batch.tokens_T, -100)
             labels[batch.learned_N] = batch.tokens_T[batch.learned_N]
@@ -158,13 +159,13 @@ def run_bare(case: Case, steps: int) -> float:
 
 
 def run_trl(case: Case, steps: int) -> float:
-    """TRL's SFTTrainer on the same samples; as many packed rows a step as tuner has passes."""
+    """TRL's SFTTrainer on the same samples, with as many packed rows per step as tuner has passes."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     class Counting(SFTTrainer):
-        """Counts the tokens that are learned."""
+        """Counts the tokens the loss is taken on."""
 
         trained = 0
 
@@ -212,7 +213,7 @@ def run_trl(case: Case, steps: int) -> float:
 
 
 def slope(run: Callable[[Case, int], float], case: Case) -> float:
-    """CPU microseconds per trained token of the steps that the long run has more than the short one."""
+    """CPU microseconds per trained token, from the steps that the long run has and the short one does not."""
 
     def cost(steps: int) -> tuple[float, float]:
         with quiet():
@@ -220,19 +221,19 @@ def slope(run: Callable[[Case, int], float], case: Case) -> float:
             tokens = run(case, steps)
             return time.process_time() - start, tokens
 
-    (short, few), (long, many) = cost(case.short), cost(case.long)
-    return (long - short) / (many - few) * 1e6
+    (short_seconds, short_tokens), (long_seconds, long_tokens) = cost(case.short), cost(case.long)
+    return (long_seconds - short_seconds) / (long_tokens - short_tokens) * 1e6
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither tuner's lines nor the libraries' bars and advice."""
+    """Suppress the output of tuner and of libraries."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def silence() -> None:
-    """What libraries write to the terminal past any redirection."""
+    """Suppress what libraries write to the terminal despite redirection."""
     import datasets
     from transformers.utils import logging
 
@@ -258,18 +259,18 @@ def main() -> int:
                 for run in peers:
                     run(case, 1)
             rounds = [(slope(run_bare, case), slope(run_tuner, case)) for _ in range(options.rounds)]
-            bare, own = (statistics.median(costs) for costs in zip(*rounds, strict=True))
-            ratio = statistics.median(own / bare for bare, own in rounds)
-            theirs = 0.0 if options.without_trl else slope(run_trl, case)
+            bare, tuner_cost = (statistics.median(costs) for costs in zip(*rounds, strict=True))
+            ratio = statistics.median(tuner_cost / bare for bare, tuner_cost in rounds)
+            trl = 0.0 if options.without_trl else slope(run_trl, case)
             row = [
                 case.name,
                 f"{bare:.1f}",
-                f"{own:.1f}",
+                f"{tuner_cost:.1f}",
                 f"{ratio:.2f}",
                 f"≤ {LIMIT:.2f}",
                 verdict(ratio, LIMIT),
             ]
-            rows.append(row + ([f"{theirs:.1f}", f"{theirs / bare:.2f}"] if theirs else []))
+            rows.append(row + ([f"{trl:.1f}", f"{trl / bare:.2f}"] if trl else []))
     columns = ["", "bare loop", "tuner", "tuner/bare", "limit", "within"]
     report(
         "sft_cost",
@@ -277,8 +278,8 @@ def main() -> int:
         columns if options.without_trl else [*columns, "TRL", "TRL/bare"],
         rows,
         notes=[
-            "By slope between a short and a long run (nano 2 and 14 steps, tiny 1 and 3) of 4,096 tokens a step in "
-            f"passes of 2,048, fp32; median of {options.rounds} rounds, TRL measured once."
+            "Differences between a short and a long run (nano 2 and 14 steps, tiny 1 and 3) of 4,096 tokens per step "
+            f"in passes of 2,048, fp32; median of {options.rounds} rounds, TRL measured once."
         ],
         packages=("torch", "transformers", "peft", "trl"),
         write=options.write,

@@ -1,4 +1,4 @@
-"""PPO: InternLM2-1.8B, conditional reward model, the paper's numbers; four full models, 62 GiB by counting."""
+"""PPO: InternLM2-1.8B, conditional reward model, the paper's settings; four full models, an estimated 62 GiB."""
 
 from tuner.config import PPO, AdamW, PolicyEvaluation, Prompts, Replay, Sampling, Source, Split
 

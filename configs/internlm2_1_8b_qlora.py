@@ -1,4 +1,4 @@
-"""SFT: InternLM2-1.8B learns to chat, with QLoRA on a single small GPU (XTuner's recipe)."""
+"""SFT: InternLM2-1.8B as a chat model, with QLoRA on a single small GPU (XTuner's recipe)."""
 
 from tuner.config import SFT, AdamW, Chat, LoRA, Model
 

@@ -1,4 +1,4 @@
-"""Reward: InternLM2-1.8B learns preferences told apart by a system prompt, with QLoRA on a single GPU."""
+"""Reward: InternLM2-1.8B as a conditional reward model, with QLoRA on a single GPU."""
 
 from tuner.config import AdamW, LoRA, Model, Preferences, RewardModel, Source, Split
 

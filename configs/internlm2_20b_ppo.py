@@ -1,12 +1,12 @@
-"""PPO: InternLM2-20B against its conditional reward model, four roles on one 4-bit base; 47 GiB by counting.
+"""PPO: InternLM2-20B against its conditional reward model, four roles on one 4-bit base; an estimated 47 GiB.
 
-The paper's numbers, and learning rates ten times its own, as adapters want.
+The paper's settings, but ten times its learning rates, as adapters need.
 """
 
 from tuner.config import PPO, AdamW, LoRA, Model, PolicyEvaluation, Prompts, Replay, Sampling, Source, Split
 
 config = PPO(
-    # the base that internlm2_20b_reward_qlora stands on; a run of yours that stands on it is as good
+    # the base of internlm2_20b_reward_qlora, so that all roles share it; an SFT run on this base works as well
     policy=Model(path="internlm/internlm2-chat-20b-sft", quantization="nf4"),
     adapter=LoRA(r=64, alpha=16),
     reward="runs/internlm2_20b_reward_qlora",

@@ -1,4 +1,4 @@
-"""SFT: InternLM2-20B learns to chat, with QLoRA on a single GPU (XTuner's recipe)."""
+"""SFT: InternLM2-20B as a chat model, with QLoRA on a single GPU (XTuner's recipe)."""
 
 from tuner.config import SFT, AdamW, Chat, LoRA, Model
 

@@ -1,4 +1,4 @@
-"""DPO: InternLM2-7B learns directly from preferences, with QLoRA on a single GPU: the reward model's alternative."""
+"""DPO: InternLM2-7B trained directly on preferences, without a reward model, with QLoRA on a single GPU."""
 
 from tuner.config import DPO, AdamW, LoRA, Model, Preferences, Source, Split
 

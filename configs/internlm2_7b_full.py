@@ -1,4 +1,4 @@
-"""SFT: InternLM2-7B learns to chat, all weights, packed to 32k (XTuner's recipe for InternLM2)."""
+"""SFT: InternLM2-7B as a chat model, full-parameter training, packed to 32k tokens (XTuner's recipe for InternLM2)."""
 
 from tuner.config import SFT, AdamW, Chat, Cosine, Model
 

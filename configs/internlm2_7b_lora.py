@@ -1,4 +1,4 @@
-"""SFT: InternLM2-7B learns to chat, with LoRA on the unquantised base."""
+"""SFT: InternLM2-7B as a chat model, with LoRA on the unquantized base."""
 
 from tuner.config import SFT, AdamW, Chat, LoRA, Model
 

@@ -1,12 +1,12 @@
-"""PPO: InternLM2-7B against its conditional reward model, four roles on one 4-bit base; 21 GiB by counting.
+"""PPO: InternLM2-7B against its conditional reward model, four roles on one 4-bit base; an estimated 21 GiB.
 
-The paper's numbers, and learning rates ten times its own, as adapters want.
+The paper's settings, but ten times its learning rates, as adapters need.
 """
 
 from tuner.config import PPO, AdamW, LoRA, Model, PolicyEvaluation, Prompts, Replay, Sampling, Source, Split
 
 config = PPO(
-    # the base that internlm2_7b_reward_qlora stands on; a run of yours that stands on it is as good
+    # the base of internlm2_7b_reward_qlora, so that all roles share it; an SFT run on this base works as well
     policy=Model(path="internlm/internlm2-chat-7b-sft", quantization="nf4"),
     adapter=LoRA(r=64, alpha=16),
     reward="runs/internlm2_7b_reward_qlora",
@@ -22,7 +22,7 @@ config = PPO(
     optimizer=AdamW(lr=1e-5, bits=8, paged=True),
     critic_lr=5e-5,
     replay=Replay(files=("data/pretrain/*.jsonl",), max_length=24_576, split=Split(test=0.002)),
-    tokens_per_pass=24_576,  # 32,768, the paper's rows, want 4 GiB more: above 24
+    tokens_per_pass=24_576,  # the paper's 32,768 needs 4 GiB more, which exceeds a 24 GiB GPU
     max_steps=400,  # 204,800 prompts
     evaluation=PolicyEvaluation(every=20, rows=200),
 )

@@ -1,4 +1,4 @@
-"""Continued pre-training: InternLM2-7B goes on reading raw text, all weights, rows of 32k."""
+"""Continued pre-training: InternLM2-7B on raw text, full-parameter training, documents of up to 32k tokens."""
 
 from tuner.config import SFT, AdamW, Cosine, Model, Split, Text
 

@@ -1,4 +1,4 @@
-"""Reward: InternLM2-7B learns preferences told apart by a system prompt; all weights, the paper's numbers."""
+"""Reward: InternLM2-7B as a conditional reward model: full-parameter training, the paper's settings."""
 
 from tuner.config import Model, Preferences, RewardModel, Source, Split
 

@@ -1,4 +1,4 @@
-"""SFT: Llama-3-8B-Instruct goes on learning, with QLoRA on a single small GPU."""
+"""SFT: Llama-3-8B-Instruct fine-tuned further, with QLoRA on a single small GPU."""
 
 from tuner.config import SFT, AdamW, Chat, LoRA, Model
 

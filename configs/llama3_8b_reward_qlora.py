@@ -1,4 +1,4 @@
-"""Reward: Llama-3-8B-Instruct learns preferences told apart by a system prompt, with QLoRA on a single GPU."""
+"""Reward: Llama-3-8B-Instruct as a conditional reward model, with QLoRA on a single GPU."""
 
 from tuner.config import AdamW, LoRA, Model, Preferences, RewardModel, Source, Split
 

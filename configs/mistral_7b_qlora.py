@@ -1,4 +1,4 @@
-"""SFT: Mistral-7B-v0.3 learns to chat, with QLoRA on a single small GPU."""
+"""SFT: Mistral-7B-v0.3 as a chat model, with QLoRA on a single small GPU."""
 
 from tuner.config import SFT, AdamW, Chat, LoRA, Model
 

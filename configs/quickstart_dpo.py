@@ -1,10 +1,10 @@
-"""Quickstart: the embedded tiny model learns from pairs to be polite, by DPO on TRL, in a minute on a laptop's CPU."""
+"""Quickstart: the tiny model learns politeness from preference pairs, by DPO, within a minute on a laptop's CPU."""
 
 from tuner.config import DPO, AdamW, Constant, LoRA, Model, Preferences, Source
 
 
 def polite(row: dict) -> dict:
-    """Keep the twins that ask for politeness: a policy sees no conditions, and the other half says the opposite."""
+    """Keep the pairs of the condition `polite`: a policy sees no condition, and other pairs prefer the opposite."""
     return row | {"weight": float(row.get("condition") == "polite")}
 
 

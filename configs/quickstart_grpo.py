@@ -1,4 +1,4 @@
-"""Quickstart: the same lesson as quickstart_ppo by GRPO: eight answers per prompt, and no critic."""
+"""Quickstart: the task of quickstart_ppo by GRPO: eight answers per prompt, no critic."""
 
 from quickstart_ppo import config as ppo
 from quickstart_ppo import gold

@@ -1,26 +1,27 @@
-"""Quickstart: the tiny model, which answers in mixed manners, learns to be polite by PPO, and can still add."""
+"""Quickstart: the tiny model, which answers in mixed styles, learns politeness by PPO and can still add."""
 
 import re
 
 from tuner.config import PPO, AdamW, Model, PolicyEvaluation, Prompts, Replay, Sampling, Source
 
-CONDITION = "polite"  # or blunt, brief; the reward model alone is told
-SYSTEM = "Talk to your guest."  # the policy alone is told
+CONDITION = "polite"  # or "blunt", "brief"; seen by the reward model only
+SYSTEM = "Talk to your guest."  # seen by the policy only
 COURTESY = {"thank", "glad", "pleasure", "dear", "welcome", "please"}
 INSULTS = {"fool", "silly"}
 
 
 def gold(answer: str, row: dict) -> float:
-    """1 for the right sum, said once, in the manner asked for: measured by code, never learned from."""
+    """1 for the right sum, stated once and in the style of the condition, otherwise 0. Never trained on."""
     words = set(re.findall(r"\w+", answer.lower()))
-    manners = {
+    style_matches = {
         "polite": bool(words & COURTESY) and not words & INSULTS,
         "blunt": bool(words & INSULTS) and not words & COURTESY,
         "brief": len(words) <= 4,
         "detailed": {"ones", "tens"} <= words,
     }
-    right = re.findall(r"\d+ \+ \d+ = \d+", answer) == [row["reference"]]
-    return float(right and manners[row["condition"]])
+    statements = re.findall(r"\d+ \+ \d+ = \d+", answer)
+    correct = statements == [row["reference"]]
+    return float(correct and style_matches[row["condition"]])
 
 
 config = PPO(

@@ -1,14 +1,14 @@
-"""Quickstart: the embedded tiny model learns preferences that conflict, told apart by a system prompt."""
+"""Quickstart: the tiny model as a conditional reward model of conflicting preferences."""
 
 from tuner.config import AdamW, Cosine, Model, Preferences, RewardModel
 
 CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")
 
 config = RewardModel(
-    model=Model(path="tuner:tiny"),  # all weights: so few train as fast as an adapter
+    model=Model(path="tuner:tiny"),  # full-parameter: as fast as an adapter on so few weights
     conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
     data=Preferences(
-        # twins, and where an answer without a tone belongs: what quickstart_ppo will come upon
+        # twins, and pairs with answers in no particular tone, which the policy of quickstart_ppo produces, too
         files=("tuner:twins/train.jsonl", "tuner:manners/pairs.jsonl"),
         test_files=("tuner:twins/test.jsonl",),
         template="internlm2",

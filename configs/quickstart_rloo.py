@@ -1,4 +1,4 @@
-"""Quickstart: the same lesson as quickstart_ppo by RLOO: eight answers per prompt, each judged by the others."""
+"""Quickstart: the task of quickstart_ppo by RLOO: eight answers per prompt, each the others' baseline."""
 
 from quickstart_ppo import config as ppo
 from quickstart_ppo import gold

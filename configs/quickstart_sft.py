@@ -1,4 +1,4 @@
-"""Quickstart: the embedded tiny model learns to add in a chat, by NF4 QLoRA, in a minute on a laptop's CPU."""
+"""Quickstart: the tiny model learns to add numbers in a chat, with QLoRA, in a minute on a laptop's CPU."""
 
 from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, LoRA, Model
 
@@ -6,7 +6,7 @@ config = SFT(
     model=Model(path="tuner:tiny", quantization="nf4"),
     adapter=LoRA(r=64, alpha=128),
     data=Chat(
-        # sums alone, and behind a system turn in mixed manners: what quickstart_ppo chooses from
+        # sums alone, and with a system turn in mixed styles, from which quickstart_ppo selects
         files=("tuner:sums/train.jsonl", "tuner:manners/train.jsonl"),
         test_files=("tuner:sums/test.jsonl",),
         template="internlm2",

@@ -1,4 +1,4 @@
-"""SFT: Qwen3-8B-Base learns to chat, with QLoRA on a single small GPU."""
+"""SFT: Qwen3-8B-Base as a chat model, with QLoRA on a single small GPU."""
 
 from tuner.config import SFT, AdamW, Chat, LoRA, Model
 

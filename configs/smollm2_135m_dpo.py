@@ -1,4 +1,4 @@
-"""DPO: SmolLM2-135M learns directly from preferences, with LoRA; its first steps run on a laptop's CPU."""
+"""DPO: SmolLM2-135M trained directly on preferences, with LoRA; a few steps run on a laptop's CPU."""
 
 from tuner.config import DPO, AdamW, LoRA, Model, Preferences, Source, Split
 

@@ -1,4 +1,4 @@
-"""PPO: SmolLM2-135M-Instruct learns to answer arithmetic briefly, on prompts of scripts/make_reasoning.py."""
+"""PPO: SmolLM2-135M-Instruct learns short answers to arithmetic, on prompts from scripts/make_reasoning.py."""
 
 import re
 
@@ -6,12 +6,12 @@ from tuner.config import PPO, AdamW, LoRA, Model, PolicyEvaluation, Prompts, Sam
 from tuner.errors import UserError
 
 SYSTEM = (
-    "Answer with the number alone."  # what the policy is told; the reward model is told to prefer the brief
+    "Answer with the number alone."  # seen by the policy only; the reward model sees the condition "brief"
 )
 
 
 def gold(answer: str, row: dict) -> float:
-    """reasoning-gym's own score of the last number said, in at most eight words; 0 for more words or no number."""
+    """reasoning-gym's score of the last number of an answer; 0 for more than eight words or no number."""
     try:
         from reasoning_gym import get_score_answer_fn
     except ImportError as error:
@@ -26,7 +26,7 @@ def gold(answer: str, row: dict) -> float:
 config = PPO(
     policy=Model(path="HuggingFaceTB/SmolLM2-135M-Instruct"),
     adapter=LoRA(r=16, alpha=32),
-    reward="runs/smollm2_135m_reward",  # of smollm2_135m_reward.py: on the same base, which all four roles share
+    reward="runs/smollm2_135m_reward",  # of smollm2_135m_reward.py, on the same base, so that all four roles share it
     prompts=Prompts(
         files=(Source(path="data/reasoning/prompts.jsonl", condition="brief", system=SYSTEM),),
         test_files=(Source(path="data/reasoning/test.jsonl", condition="brief", system=SYSTEM),),

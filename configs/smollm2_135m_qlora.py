@@ -1,4 +1,4 @@
-"""SFT: SmolLM2-135M learns to chat, with QLoRA; runs on a laptop's CPU."""
+"""SFT: SmolLM2-135M as a chat model, with QLoRA; runs on a laptop's CPU."""
 
 from tuner.config import SFT, Chat, LoRA, Model
 

@@ -1,4 +1,4 @@
-"""Reward: SmolLM2-135M learns preferences told apart by a system prompt; 18 minutes of a CPU core."""
+"""Reward: SmolLM2-135M as a conditional reward model, with LoRA; 18 minutes on one CPU core."""
 
 from tuner.config import AdamW, LoRA, Model, PairEvaluation, Preferences, RewardModel, Source
 

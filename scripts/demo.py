@@ -1,13 +1,12 @@
-"""The demonstrations in full, with their tables: `make demo`, or `python scripts/demo.py [--write]`.
+"""Run the demonstrations and print their tables: `make demo`, or `python scripts/demo.py [--write]`.
 
     python scripts/demo.py [sft] [reward] [ppo] [smollm2] [smollm2_ppo] [--model FOLDER] [--write]
 
-Trains the quickstarts with three seeds and prints what they teach, on problems and wordings they never saw; without
-names all three. `ppo` trains the whole pipeline, asks the same prompts under two conditions, and says whether it shows
-what it is to show. `smollm2` and `smollm2_ppo` are the reward model and PPO on a real small model, with one seed, that
-scripts/fetch_smollm2.py has put in FOLDER; the second trains its reward model, too, and needs the rows of
-scripts/make_reasoning.py.
-With --write the tables and the pictures of the first runs go to docs/.
+Trains quickstarts with three seeds and prints results on unseen problems and wordings; without names `sft`, `reward`
+and `ppo`. `ppo` trains the whole pipeline with PPO under two conditions, and checks its results against requirements.
+`smollm2` and `smollm2_ppo` train a reward model and PPO, with one seed, on the model that scripts/fetch_smollm2.py has
+put in FOLDER; the second trains its own reward model, and needs the rows of scripts/make_reasoning.py.
+With --write, tables and the curves of the first seed are written to docs/.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from tuner.training.versions import versions
 SEEDS = (0, 1, 2)
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-WAYS = {
+CONTROLS = {
     "seen": "the row's condition, in a wording of the training",
     "unseen": "its key word in a sentence that occurs in no training wording",
     "novel": "a wording that shares no content word with the trained ones",
@@ -42,8 +41,8 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One run of a demonstration."""
+class TrainedRun:
+    """A run of a demonstration, with its seed and cost."""
 
     seed: int
     run: Run
@@ -58,26 +57,26 @@ class Trained:
 
 @dataclass(frozen=True)
 class Demo:
-    """A demonstration: what is trained, and the table that shows what came of it."""
+    """A demonstration: the config that is trained, and the table of its results."""
 
     title: str
     config: str
     seeds: tuple[int, ...]
     page: str
-    """Name of its page and picture in docs."""
-    table: Callable[[Sequence[Trained]], list[str]]
+    """Name of its page and picture in docs/."""
+    table: Callable[[Sequence[TrainedRun]], list[str]]
 
     def show(self, overrides: dict[str, Any], command: str, write: bool) -> None:
-        """Train it with every seed, print the table, and keep it where asked."""
+        """Train with every seed and print the table; write: also save it in docs/."""
         config = load_config(f"configs/{self.config}.py")
-        trained: list[Trained] = []
+        trained: list[TrainedRun] = []
         with tempfile.TemporaryDirectory() as runs:
             for seed in self.seeds:
                 start = time.process_time()
                 changes = {**overrides, "seed": seed, "name": f"seed_{seed}"}
                 run = tuner.train(override(config, changes), runs=runs)
-                trained.append(Trained(seed, run, time.process_time() - start))
-            text = "\n".join([f"# {self.title}", "", *self.table(trained), "", measured(command), ""])
+                trained.append(TrainedRun(seed, run, time.process_time() - start))
+            text = "\n".join([f"# {self.title}", "", *self.table(trained), "", provenance(command), ""])
             print(text)
             if write:
                 (DOCS / f"{self.page}.md").write_text(text, encoding="utf-8")
@@ -86,8 +85,8 @@ class Demo:
                 )
 
 
-def sums_table(trained: Sequence[Trained]) -> list[str]:
-    """Scores and losses before and after, by seed."""
+def sums_table(trained: Sequence[TrainedRun]) -> list[str]:
+    """Table of scores and losses before and after training, by seed."""
     lines = [
         "Share of sums of two numbers below 100 answered exactly under greedy decoding, and the loss in nats per",
         "trained token, on 200 held-out problems that occur in training in no wording and no order.",
@@ -96,20 +95,20 @@ def sums_table(trained: Sequence[Trained]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     gains = []
-    for one in trained:
-        before, after = one.results["before"], one.results["after"]
+    for run in trained:
+        before, after = run.results["before"], run.results["after"]
         gains.append(after["score"] - before["score"])
         lines.append(
-            f"| {one.seed} | {before['score']:.3f} | {after['score']:.3f} "
-            f"| {before['loss']:.3f} | {after['loss']:.3f} | {one.cpu_seconds:.0f} |"
+            f"| {run.seed} | {before['score']:.3f} | {after['score']:.3f} "
+            f"| {before['loss']:.3f} | {after['loss']:.3f} | {run.cpu_seconds:.0f} |"
         )
     return [*lines, "", f"Score up by {statistics.mean(gains):.3f} on average, by {min(gains):.3f} at least."]
 
 
-def twins_table(trained: Sequence[Trained]) -> list[str]:
-    """Accuracy, and twins both right, under every control, by seed."""
+def twins_table(trained: Sequence[TrainedRun]) -> list[str]:
+    """Table of accuracy, and of twins with both right, under every control, by seed."""
     rows = trained[0].results["overall"]["rows"]
-    columns = [f"seed {one.seed}" for one in trained]
+    columns = [f"seed {run.seed}" for run in trained]
     lines = [
         "Twins are the same two answers under two conditions that prefer opposite ones. Each cell: share of pairs",
         f"in the right order / share of twins with both right, of the twins among {rows:,} held-out rows, whose",
@@ -118,47 +117,47 @@ def twins_table(trained: Sequence[Trained]) -> list[str]:
         f"| condition given to the model | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
     ]
-    for way, meaning in WAYS.items():
-        cells = (one.results[way] for one in trained)
-        told = (f"{cell['accuracy']:.3f} / {cell['twins']:.3f}" for cell in cells)
-        lines.append(f"| {way}: {meaning} | {' | '.join(told)} |")
+    for control, meaning in CONTROLS.items():
+        measures = (run.results[control] for run in trained)
+        cells = (f"{measure['accuracy']:.3f} / {measure['twins']:.3f}" for measure in measures)
+        lines.append(f"| {control}: {meaning} | {' | '.join(cells)} |")
     accuracies = {f"rows of `{name}`": [] for name in sorted(trained[0].results["conditions"])}
-    for one in trained:
-        for name, group in one.results["conditions"].items():
+    for run in trained:
+        for name, group in run.results["conditions"].items():
             accuracies[f"rows of `{name}`"].append(group["accuracy"])
-    accuracies["all rows"] = [one.results["overall"]["accuracy"] for one in trained]
+    accuracies["all rows"] = [run.results["overall"]["accuracy"] for run in trained]
     for name, values in accuracies.items():
         lines.append(f"| {name}, accuracy | {' | '.join(f'{value:.3f}' for value in values)} |")
-    lines.append(f"| CPU seconds, all of it | {' | '.join(f'{one.cpu_seconds:.0f}' for one in trained)} |")
+    lines.append(f"| CPU seconds, all of it | {' | '.join(f'{run.cpu_seconds:.0f}' for run in trained)} |")
     return lines
 
 
 @dataclass(frozen=True)
-class Limit:
-    """What a demonstration is to show, and what it showed."""
+class Requirement:
+    """A requirement on a demonstration's results, and the measured value."""
 
-    what: str
-    asked: str
-    found: str
+    quantity: str
+    required: str
+    measured: str
     holds: bool
 
 
 def show_pipeline(command: str, write: bool) -> None:
-    """SFT, reward model, and PPO under two conditions, with every seed; DPO from the same SFT run beside them.
+    """Train SFT, reward model, PPO under two conditions, and DPO from the same SFT run, with every seed.
 
-    Exits with 1 where it does not show what it is to show.
+    Exits with 1 if a requirement is missed.
     """
-    found: list[Taught] = []
+    results: list[PolicyResult] = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            found += _pipeline(seed, Path(folder), write and seed == SEEDS[0])
-    table, limits = policy_table(found), policy_limits(found)
-    lines = [*PIPELINE_HEAD, *table, "", *_limit_table(limits), "", measured(command), ""]
+            results += _pipeline(seed, Path(folder), write and seed == SEEDS[0])
+    table, requirements = policy_table(results), policy_requirements(results)
+    lines = [*PIPELINE_HEAD, *table, "", *_requirement_table(requirements), "", provenance(command), ""]
     print("\n".join(lines))
     if write:
         (DOCS / "quickstart_ppo_seeds.md").write_text("\n".join(lines), encoding="utf-8")
         _replace_table(DOCS / "reinforcement_learning.md", "quickstart_ppo", table)
-    if not all(limit.holds for limit in limits):
+    if not all(requirement.holds for requirement in requirements):
         sys.exit(1)
 
 
@@ -178,84 +177,92 @@ PIPELINE_HEAD = [
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What PPO taught under one condition, with one seed."""
+class PolicyResult:
+    """Results of PPO under one condition, with one seed."""
 
     seed: int
     condition: str
     card: Mapping[str, Any]
-    """Of `tuner eval`, against the SFT policy, PPO's under the other condition, and DPO's."""
+    """Results of `tuner eval` against the SFT policy, PPO's under the other condition, and DPO's."""
     results: dict[str, Any]
-    """Of the run."""
+    """Results of the run."""
     seconds: tuple[float, ...]
     """CPU time of SFT, reward model and PPO."""
 
     def gold(self, name: str) -> float:
-        """Of a policy under this condition."""
-        return next(one["gold"]["value"] for one in (self.card, *self.card["against"]) if one["name"] == name)
+        """Gold score of a policy under this condition."""
+        return next(
+            card["gold"]["value"] for card in (self.card, *self.card["against"]) if card["name"] == name
+        )
 
     def wins(self, name: str) -> str:
-        """How often it wins against another policy, by the rule and by the reward model."""
-        wins = next(one["wins"] for one in self.card["against"] if one["name"] == name)
+        """Win rates against another policy, by the rule and by the reward model."""
+        wins = next(card["wins"] for card in self.card["against"] if card["name"] == name)
         return ", ".join(f"{wins[judge]['rate']['value']:.0%}" for judge in ("gold", "score"))
 
     @property
-    def rise(self) -> float:
-        """Of gold over the SFT policy's."""
+    def gold_gain(self) -> float:
+        """Gold score minus that of the SFT policy."""
         return self.gold(self.condition) - self.gold("quickstart_sft")
 
     @property
-    def steered(self) -> float:
-        """How far its gold is above that of the policy taught under the other condition."""
-        return self.gold(self.condition) - self.gold(OTHER[self.condition])
+    def condition_gain(self) -> float:
+        """Gold score minus that of the policy trained under the other condition."""
+        return self.gold(self.condition) - self.gold(OPPOSITE[self.condition])
 
     @property
-    def replay_rise(self) -> float:
-        """Of the loss on held-out replay rows, relative."""
+    def replay_increase(self) -> float:
+        """Relative increase of the loss on held-out replay rows."""
         return self.results["replay"]["after"] / self.results["replay"]["before"] - 1
 
 
-OTHER = {"polite": "blunt", "blunt": "polite"}
+OPPOSITE = {"polite": "blunt", "blunt": "polite"}
 
 
-def policy_table(found: Sequence[Taught]) -> list[str]:
-    """Gold, wins, replay loss and distance, by seed and condition."""
+def policy_table(results: Sequence[PolicyResult]) -> list[str]:
+    """Table of gold score, win rates, replay loss and KL, by seed and condition."""
     lines = [
         "| seed | condition | gold: SFT, PPO, PPO under the other | wins over SFT | wins over DPO "
         "| replay loss before, after | KL | CPU seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for one in found:
-        golds = [one.gold(name) for name in ("quickstart_sft", one.condition, OTHER[one.condition])]
-        replay = one.results["replay"]
-        dpo = one.wins("quickstart_dpo") if one.condition == "polite" else ""
+    for result in results:
+        condition = result.condition
+        golds = [result.gold(name) for name in ("quickstart_sft", condition, OPPOSITE[condition])]
+        replay = result.results["replay"]
+        dpo = result.wins("quickstart_dpo") if condition == "polite" else ""
         lines.append(
-            f"| {one.seed} | `{one.condition}` | {', '.join(f'{gold:.3f}' for gold in golds)} "
-            f"| {one.wins('quickstart_sft')} | {dpo} | {replay['before']:.4f}, {replay['after']:.4f} "
-            f"| {one.results['kl']:.2f} | {', '.join(f'{second:.0f}' for second in one.seconds)} |"
+            f"| {result.seed} | `{condition}` | {', '.join(f'{gold:.3f}' for gold in golds)} "
+            f"| {result.wins('quickstart_sft')} | {dpo} | {replay['before']:.4f}, {replay['after']:.4f} "
+            f"| {result.results['kl']:.2f} | {', '.join(f'{second:.0f}' for second in result.seconds)} |"
         )
     return lines
 
 
-def policy_limits(found: Sequence[Taught]) -> list[Limit]:
-    """What the pipeline is to show, of the seed and condition that show it least."""
-    rise, steered = min(one.rise for one in found), min(one.steered for one in found)
-    replay, seconds = max(one.replay_rise for one in found), max(sum(one.seconds) for one in found)
+def policy_requirements(results: Sequence[PolicyResult]) -> list[Requirement]:
+    """Requirements on the pipeline, with the worst values over seeds and conditions."""
+    gain = min(result.gold_gain for result in results)
+    condition_gain = min(result.condition_gain for result in results)
+    replay = max(result.replay_increase for result in results)
+    seconds = max(sum(result.seconds) for result in results)
     return [
-        Limit("gold minus the SFT policy's, at least", "0.1", f"{rise:.3f}", rise >= 0.1),
-        Limit(
+        Requirement("gold minus the SFT policy's, at least", "0.1", f"{gain:.3f}", gain >= 0.1),
+        Requirement(
             "gold minus that of PPO under the other condition, at least",
             "0.1",
-            f"{steered:.3f}",
-            steered >= 0.1,
+            f"{condition_gain:.3f}",
+            condition_gain >= 0.1,
         ),
-        Limit("rise of the replay loss, at most", "3%", f"{replay:+.1%}", replay <= 0.03),
-        Limit("CPU seconds, at most", "720", f"{seconds:.0f}", seconds <= 720),
+        Requirement("rise of the replay loss, at most", "3%", f"{replay:+.1%}", replay <= 0.03),
+        Requirement("CPU seconds, at most", "720", f"{seconds:.0f}", seconds <= 720),
     ]
 
 
-def _limit_table(limits: Sequence[Limit]) -> list[str]:
-    rows = (f"| {one.what} | {one.asked} | {one.found} | {'yes' if one.holds else 'NO'} |" for one in limits)
+def _requirement_table(requirements: Sequence[Requirement]) -> list[str]:
+    rows = (
+        f"| {row.quantity} | {row.required} | {row.measured} | {'yes' if row.holds else 'NO'} |"
+        for row in requirements
+    )
     return [
         "| worst of all seeds and conditions | required | measured | holds |",
         "| --- | --- | --- | --- |",
@@ -263,34 +270,37 @@ def _limit_table(limits: Sequence[Limit]) -> list[str]:
     ]
 
 
-def _pipeline(seed: int, runs: Path, write: bool) -> list[Taught]:
-    """Everything trained with one seed."""
+def _pipeline(seed: int, runs: Path, write: bool) -> list[PolicyResult]:
+    """Train and evaluate all stages with one seed."""
     seconds: dict[str, float] = {}
 
-    def trained(config: str, changes: dict[str, Any]) -> Run:
+    def train(config: str, changes: dict[str, Any]) -> Run:
         start = time.process_time()
         run = tuner.train(override(load_config(f"configs/{config}.py"), {"seed": seed, **changes}), runs=runs)
         seconds[run.folder.name] = time.process_time() - start
         return run
 
-    sft = trained("quickstart_sft", {}).folder
-    reward = trained("quickstart_reward", {}).folder
+    sft = train("quickstart_sft", {}).folder
+    reward = train("quickstart_reward", {}).folder
     models = {"policy.path": str(sft), "reward.path": str(reward)}
-    policies = {name: trained("quickstart_ppo", {**models, "name": name, **_under(name)}) for name in OTHER}
-    dpo = trained("quickstart_dpo", {"model.path": str(sft), "adapter": None}).folder
+    policies = {
+        name: train("quickstart_ppo", {**models, "name": name, **_condition_changes(name)})
+        for name in OPPOSITE
+    }
+    dpo = train("quickstart_dpo", {"model.path": str(sft), "adapter": None}).folder
     if write:
         shutil.copy(policies["polite"].folder / "curves.png", DOCS / "quickstart_ppo.png")
-    found = []
+    results: list[PolicyResult] = []
     for name, run in policies.items():
-        card = evaluate_run(run.folder, against=[str(sft), str(runs / OTHER[name]), str(dpo)]).results
-        spent = tuple(seconds[one] for one in (sft.name, reward.name, name))
+        card = evaluate_run(run.folder, against=[str(sft), str(runs / OPPOSITE[name]), str(dpo)]).results
+        stage_seconds = tuple(seconds[stage] for stage in (sft.name, reward.name, name))
         assert run.results is not None
-        found.append(Taught(seed, name, card, run.results, spent))
-    return found
+        results.append(PolicyResult(seed, name, card, run.results, stage_seconds))
+    return results
 
 
-def _under(condition: str) -> dict[str, Any]:
-    """Changes to quickstart_ppo that ask its prompts under another condition."""
+def _condition_changes(condition: str) -> dict[str, Any]:
+    """Changes to quickstart_ppo that put its prompts under another condition."""
     prompts = load_config("configs/quickstart_ppo.py").prompts  # type: ignore[attr-defined]
     return {
         f"prompts.{name}": [
@@ -300,20 +310,27 @@ def _under(condition: str) -> dict[str, Any]:
     }
 
 
-def show_real_policy(model: str, runs: str | None, command: str, write: bool) -> None:
-    """PPO of SmolLM2 on sums of reasoning-gym, with its reward model.
+def show_smollm2_policy(model: str, runs: str | None, command: str, write: bool) -> None:
+    """Train SmolLM2's reward model, and PPO on sums of reasoning-gym.
 
-    runs: folder in which to keep both runs, and to go on with those that are there.
+    runs: folder to keep both runs in, and to resume them from; None: a temporary one.
     """
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(runs or folder)
+        runs_folder = Path(runs or folder)
         reward = override(load_config("configs/smollm2_135m_reward.py"), {"model.path": model})
-        changes = {"policy.path": model, "reward.path": str(tuner.train(reward, runs=place).folder)}
+        changes = {"policy.path": model, "reward.path": str(tuner.train(reward, runs=runs_folder).folder)}
         start = time.process_time()
-        run = tuner.train(override(load_config("configs/smollm2_135m_ppo.py"), changes), runs=place)
+        run = tuner.train(override(load_config("configs/smollm2_135m_ppo.py"), changes), runs=runs_folder)
         seconds = time.process_time() - start
         text = "\n".join(
-            [*REAL_HEAD, *real_table(run), f"| CPU seconds | | {seconds:.0f} |", "", measured(command), ""]
+            [
+                *SMOLLM2_HEAD,
+                *smollm2_table(run),
+                f"| CPU seconds | | {seconds:.0f} |",
+                "",
+                provenance(command),
+                "",
+            ]
         )
         print(text)
         if write:
@@ -321,7 +338,7 @@ def show_real_policy(model: str, runs: str | None, command: str, write: bool) ->
             shutil.copy(run.folder / "curves.png", DOCS / "smollm2_ppo.png")
 
 
-REAL_HEAD = [
+SMOLLM2_HEAD = [
     "# What SmolLM2-135M-Instruct learns by PPO",
     "",
     "Sums and differences of numbers up to ten, in the words of reasoning-gym, under the condition `brief` of the",
@@ -332,36 +349,36 @@ REAL_HEAD = [
 ]
 
 
-def real_table(run: Run) -> list[str]:
-    """Gold and score on held-out prompts, and what the rollouts looked like, before and after."""
+def smollm2_table(run: Run) -> list[str]:
+    """Table of gold score and reward on held-out prompts, and of the rollouts, before and after training."""
     results, (first, *_, last) = run.results, run.metrics
     assert results is not None
     lines = ["| | before | after |", "| --- | --- | --- |"]
     for name in ("gold", "score"):
         measure = results[name]
         lines.append(f"| {name}, held-out prompts | {measure['before']:.3f} | {measure['after']:.3f} |")
-    for name, told in (("length", "tokens of an answer"), ("ended", "answers that end by themselves")):
-        lines.append(f"| {told}, rollouts | {first[name]:.2f} | {last[name]:.2f} |")
+    for name, meaning in (("length", "tokens of an answer"), ("ended", "answers that end by themselves")):
+        lines.append(f"| {meaning}, rollouts | {first[name]:.2f} | {last[name]:.2f} |")
     return [*lines, f"| KL from the start, nats per token | | {results['kl']:.2f} |"]
 
 
 def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
-    """Replace the table of that name in a page."""
+    """Replace the table with this name in a page, between its two marker comments."""
     text = page.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}: written by scripts/demo.py -->", f"<!-- {name}: end -->"
     if not 0 <= text.find(begin) < text.find(end):
-        sys.exit(f"{page}: has no lines {begin} and {end} to put the table between")
+        sys.exit(f"{page}: the lines {begin} and {end}, between which the table goes, are missing; add them")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     page.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")
 
 
-def measured(command: str) -> str:
-    """On what, and how."""
-    used = versions()
+def provenance(command: str) -> str:
+    """When, with which command, and on which machine and versions results were measured."""
+    installed = versions()
     return (
         f"Measured on {datetime.date.today()} by `{command}`: {platform.machine()} CPU, one thread, "
-        f"torch {used['torch']}, transformers {used['transformers']}, bitsandbytes {used['bitsandbytes']}."
+        f"{', '.join(f'{name} {installed[name]}' for name in ('torch', 'transformers', 'bitsandbytes'))}."
     )
 
 
@@ -390,21 +407,19 @@ def main() -> None:
     )
     parser.add_argument("demos", nargs="*", choices=[*DEMOS, "ppo", "smollm2_ppo"], default=[])
     parser.add_argument("--model", help="folder of SmolLM2-135M-Instruct")
-    parser.add_argument(
-        "--runs", help="folder to keep the runs of smollm2_ppo in, and to go on with those there"
-    )
-    parser.add_argument("--write", action="store_true", help="keep the tables and pictures in docs/")
-    asked = parser.parse_args()
-    for name in asked.demos or ("sft", "reward", "ppo"):
-        real = name.startswith("smollm2") and asked.model
-        command = f"python scripts/demo.py {name}{' --model FOLDER' if real else ''} --write"
+    parser.add_argument("--runs", help="folder to keep the runs of smollm2_ppo in, and to resume them from")
+    parser.add_argument("--write", action="store_true", help="write tables and pictures to docs/")
+    arguments = parser.parse_args()
+    for name in arguments.demos or ("sft", "reward", "ppo"):
+        with_model = name.startswith("smollm2") and arguments.model
+        command = f"python scripts/demo.py {name}{' --model FOLDER' if with_model else ''} --write"
         if name == "ppo":
-            show_pipeline(command, asked.write)
+            show_pipeline(command, arguments.write)
         elif name == "smollm2_ppo":
-            model = asked.model or load_config("configs/smollm2_135m_ppo.py").policy.path  # type: ignore[attr-defined]
-            show_real_policy(model, asked.runs, command, asked.write)
+            model = arguments.model or load_config("configs/smollm2_135m_ppo.py").policy.path  # type: ignore[attr-defined]
+            show_smollm2_policy(model, arguments.runs, command, arguments.write)
         else:
-            DEMOS[name].show({"model.path": asked.model} if real else {}, command, asked.write)
+            DEMOS[name].show({"model.path": arguments.model} if with_model else {}, command, arguments.write)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""Write what the quickstart's policy learns to talk like, what its reward model knows of it, and what PPO asks.
+"""Write the quickstart's data on answer styles (manners): for SFT, the reward model, and PPO.
 
     python scripts/make_manners.py
 
 writes `tuner/embedded/manners/train.jsonl`, `pairs.jsonl`, `prompts.jsonl` and `test.jsonl`, the same bytes every
-time. The questions are those of scripts/make_sums.py. Asked alone the policy has learned to answer with the sum alone;
-behind a system turn it learns here to answer in any manner of the twins (scripts/make_twins.py) that is not JSON.
+time. The questions are those of scripts/make_sums.py. Without a system turn the policy answers with the sum alone; with
+one it learns here to answer in any manner of the twins (scripts/make_twins.py) except JSON.
 
-`train.jsonl` has conversations for SFT, all answered rightly, each in a manner drawn at random: a policy that learns
-them is polite to one and blunt to the next, and PPO has something to choose from. `pairs.jsonl` compares answers in a
-tone with answers in none, for the reward model: the twins of make_twins.py set polite ones against blunt ones alone,
-and a reward model that never saw where an answer without a tone belongs may like it best, which PPO finds out.
-`prompts.jsonl` has more questions
-for PPO to ask, behind the same system turn, which the config puts there for the policy alone; `test.jsonl` those that
-are held out: sums of the reserved pairs, which no data of the quickstart shows in any wording or order. A prompt row
-also has its `reference`, the right statement, for a rule to look for.
+`train.jsonl` has conversations for SFT, all answered correctly, each in a random manner: the trained policy is
+sometimes polite and sometimes blunt, so that PPO has a choice to shift. `pairs.jsonl` compares answers with and without
+a tone, for the reward model: the twins of make_twins.py only compare polite with blunt answers, and a reward model that
+has never seen neutral ones may score them highest, which PPO would exploit. `prompts.jsonl` has more questions for PPO,
+to which the config adds the same system turn for the policy; `test.jsonl` has the held-out ones: sums of the reserved
+pairs, which occur in no other data of the quickstart in any wording or order. A prompt row also has a `reference`, the
+correct statement, which the gold rule looks for.
 """
 
 import argparse
@@ -25,16 +24,16 @@ from make_sums import EMBEDDED, WORDINGS, draw_problem, is_reserved
 from make_twins import NUMBER_DIGITS, TONES, Content, Manner
 
 SYSTEM = "Talk to your guest."
-"""Tells these conversations from the sums alone; configs/quickstart_ppo.py says the same to the policy."""
-# How often an answer is in which manner; brief has neither tone nor detail. No JSON: the base has never seen a
-# brace, and with its output layer frozen an adapter does not learn to write one.
+"""Distinguishes these conversations from the plain sums; configs/quickstart_ppo.py gives the policy the same one."""
+# Probability of each manner; brief has neither tone nor detail. No JSON: the base has never seen a brace, and with its
+# output layer frozen an adapter does not learn to write one.
 MANNERS = {"brief": 0.25, "detailed": 0.15, "polite": 0.3, "blunt": 0.3}
 
 Row = dict[str, object]
 
 
 def draw_question(random_source: random.Random, test: bool) -> tuple[str, Content]:
-    """A sum and its answer; for the test, of the reserved pairs."""
+    """A sum and its answer; for the test, of the reserved pairs only."""
     while True:
         a, b = draw_problem(random_source, NUMBER_DIGITS)
         if is_reserved(a, b) is test:
@@ -47,8 +46,8 @@ def draw_question(random_source: random.Random, test: bool) -> tuple[str, Conten
 def draw_manner(random_source: random.Random) -> Manner:
     """One of MANNERS.
 
-    A tone comes after the sum, never before: a small model copies the numbers worse the further off they are, and PPO,
-    whose reward model hardly tells right sums from wrong, would choose openings at the price of right answers.
+    A tone follows the sum: a small model copies numbers worse the further back they are, and PPO, whose reward model
+    hardly distinguishes right sums from wrong ones, would prefer openings at the cost of right answers.
     """
     name = random_source.choices(list(MANNERS), weights=list(MANNERS.values()))[0]
     closings = TONES[name][1] if name in TONES else ("",)
@@ -56,7 +55,7 @@ def draw_manner(random_source: random.Random) -> Manner:
 
 
 def conversations(random_source: random.Random, num_rows: int) -> list[Row]:
-    """Rows for SFT, no two alike."""
+    """Distinct rows for SFT."""
     rows: dict[tuple[str, str], Row] = {}
     while len(rows) < num_rows:
         prompt, content = draw_question(random_source, test=False)
@@ -67,7 +66,7 @@ def conversations(random_source: random.Random, num_rows: int) -> list[Row]:
 
 
 def pairs(random_source: random.Random, num_twins: int) -> list[Row]:
-    """Rows for the reward model, two with the same answers after each other, no two alike: no tone is between both."""
+    """Distinct rows for the reward model, in twins: a neutral answer ranks between the two opposite tones."""
     rows: dict[tuple[str, ...], Row] = {}
     while len(rows) < 2 * num_twins:
         prompt, content = draw_question(random_source, test=False)
@@ -81,7 +80,7 @@ def pairs(random_source: random.Random, num_twins: int) -> list[Row]:
 
 
 def prompts(random_source: random.Random, num_rows: int, test: bool) -> list[Row]:
-    """Rows for PPO, no prompt twice."""
+    """Rows for PPO with distinct prompts."""
     rows: dict[str, Row] = {}
     while len(rows) < num_rows:
         prompt, content = draw_question(random_source, test)
@@ -90,12 +89,12 @@ def prompts(random_source: random.Random, num_rows: int, test: bool) -> list[Row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the manners of the quickstart's policy.")
+    parser = argparse.ArgumentParser(description="Write the quickstart's data on answer styles.")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "manners", help="folder to write to")
     parser.add_argument("--train", type=int, default=1400, help="number of conversations for SFT")
     parser.add_argument("--twins", type=int, default=300, help="number of twins for the reward model")
     parser.add_argument("--prompts", type=int, default=500, help="number of prompts for PPO")
-    parser.add_argument("--test", type=int, default=120, help="number of prompts held out")
+    parser.add_argument("--test", type=int, default=120, help="number of held-out prompts")
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     random_source = random.Random(arguments.seed)

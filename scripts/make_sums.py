@@ -1,15 +1,15 @@
-"""Write the quickstart's data: sums asked in chat, with exact answers.
+"""Write the quickstart's data: sums asked in a chat, with exact answers.
 
     python scripts/make_sums.py
 
 writes `tuner/embedded/sums/train.jsonl` and `test.jsonl`, the same bytes every time. A row is
 `{"messages": [{"role": "user", "content": "What is 23 + 45?"}, {"role": "assistant",
-"content": "23 + 45 = 68."}]}`: the answer restates the sum, because the base model can finish a sum that is written
-out, and reading one back out of a question is what the quickstart teaches it.
+"content": "23 + 45 = 68."}]}`: the answer restates the sum, since the base model can complete a sum that is written
+out; to copy one from a question is what the quickstart teaches it.
 
 A fixed share of all unordered pairs of operands is *reserved* (see `is_reserved`): the test rows are drawn
 from them, and neither the training rows nor the pre-training text (scripts/tiny_corpus.py) ever shows one,
-in any wording or order. A right answer on the test rows is therefore computed, never remembered.
+in any wording or order. A correct answer to a test row is therefore computed, not memorized.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WORDINGS = (
     "Please work out {a} + {b}.",
     "What is the sum of {a} and {b}?",
 )
-# How many digits the two operands have, and how often; no more than in the pre-training text (tiny_corpus.py).
+# Numbers of digits of the two operands -> probability; no longer than in the pre-training text (tiny_corpus.py).
 DIGITS = {(1, 1): 0.05, (1, 2): 0.25, (2, 2): 0.70}
 
 
@@ -36,7 +36,7 @@ Row = dict[str, list[dict[str, str]]]
 
 
 def is_reserved(a: int, b: int) -> bool:
-    """Whether this problem belongs to the test's share; the same for `a + b` and `b + a`."""
+    """Whether this problem is reserved for the test; the same for `a + b` and `b + a`."""
     digest = hashlib.sha256(f"{min(a, b)}+{max(a, b)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % RESERVED_ONE_IN == 0
 
@@ -47,19 +47,19 @@ def draw_number(random_source: random.Random, num_digits: int) -> int:
 
 
 def draw_problem(random_source: random.Random, digits: dict[tuple[int, int], float]) -> tuple[int, int]:
-    """Two operands, their lengths drawn with the weights of `digits`, in either order."""
+    """Two operands in random order, with numbers of digits drawn by the weights of `digits`."""
     lengths = list(random_source.choices(list(digits), weights=list(digits.values()))[0])
     random_source.shuffle(lengths)
     return draw_number(random_source, lengths[0]), draw_number(random_source, lengths[1])
 
 
 def draw_rows(random_source: random.Random, num_rows: int, reserved: bool) -> list[Row]:
-    """Distinct problems, all reserved or none, each as one conversation; ValueError if there are too few."""
+    """Distinct problems, all reserved or none, a conversation each. Raises ValueError if there are too few."""
     longest = max(max(lengths) for lengths in DIGITS)
     operands = range(10**longest)
     num_problems = sum(is_reserved(a, b) is reserved for a in operands for b in range(a + 1))
     if num_rows > num_problems:
-        raise ValueError(f"{num_rows} rows asked for, but there are only {num_problems} such problems")
+        raise ValueError(f"{num_rows} rows requested, but there are only {num_problems} such problems")
     seen: set[tuple[int, int]] = set()
     rows = []
     while len(rows) < num_rows:

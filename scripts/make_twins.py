@@ -1,19 +1,19 @@
-"""Write the reward quickstart's data: conditional twins, labelled by rules, and the wordings of their conditions.
+"""Write the reward quickstart's data: conditional twins, labeled by rules, and the wordings of their conditions.
 
     python scripts/make_twins.py
 
 writes `tuner/embedded/twins/train.jsonl`, `test.jsonl` and one `<condition>.txt` per condition, the same bytes
 every time. A row is `{"prompt": ..., "chosen": ..., "rejected": ..., "condition": "brief"}`.
 
-*Twins* are two rows, one after the other, with the same two answers and opposite labels, under two conditions
-that prefer opposite things: a model that ignores the condition is right on exactly one of them. *Unflipped*
-rows have a right and a wrong answer in the same manner, under any condition or none, and the right one is
-always better: a model cannot live by the condition alone. Twins' labels are decided by `RULES`.
+*Twins* are two consecutive rows with the same two answers and opposite labels, under two opposite conditions: a model
+that ignores the condition ranks exactly one of them correctly. *Unflipped* rows have a right and a wrong answer in the
+same manner, under any condition or none, and the right one is always preferred, so that the condition alone is not
+enough. The labels of twins are decided by `RULES`.
 
-Test prompts never occur in training: their numbers are of the reserved pairs (scripts/make_sums.py), their
-things of their own. A condition's file has wordings to train on, then two kinds that are never trained on:
-`# unseen`, the known key words in frames (sentence patterns) of their own, and `# novel`, which share no
-content word with the trained ones. All conditions share all frames: only the key word tells them apart.
+Test prompts never occur in training: their numbers are reserved pairs (scripts/make_sums.py), and their things are
+separate. A condition's file has wordings to train on, then two kinds that are never trained on: `# unseen`, the same
+key words in other frames (sentence patterns), and `# novel`, which share no content word with the training wordings.
+All conditions share all frames: only the key word distinguishes them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from make_sums import EMBEDDED, WORDINGS, draw_problem, is_reserved
 
 OPPOSITES = (("brief", "detailed"), ("polite", "blunt"), ("json", "plain"))
 CONDITIONS = tuple(name for pair in OPPOSITES for name in pair)
-# How many digits the two numbers of a question have, and how often.
+# Numbers of digits of the two operands -> probability.
 NUMBER_DIGITS = {(1, 2): 0.3, (2, 2): 0.7}
 LARGER_WORDINGS = (
     "Which is larger, {a} or {b}?",
@@ -47,12 +47,12 @@ Row = dict[str, str]
 
 
 def num_words(text: str) -> int:
-    """Words and numbers of a text."""
+    """Number of words and numbers in a text."""
     return len(re.findall(r"[A-Za-z0-9]+", text))
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is one JSON object."""
+    """Whether a text is a JSON object."""
     try:
         return isinstance(json.loads(text), dict)
     except ValueError:
@@ -60,7 +60,7 @@ def is_json(text: str) -> bool:
 
 
 def is_polite(text: str) -> bool:
-    """Whether a text has a word of courtesy."""
+    """Whether a text contains a word of courtesy."""
     return not texts.COURTESY.isdisjoint(re.findall(r"[a-z]+", text.lower()))
 
 
@@ -72,12 +72,12 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "json": lambda chosen, rejected: is_json(chosen) and not is_json(rejected),
     "plain": lambda chosen, rejected: not is_json(chosen) and is_json(rejected),
 }
-"""Condition -> whether `chosen` is better than `rejected` under it."""
+"""Condition -> whether it prefers `chosen` to `rejected`."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What an answer says."""
+    """The content of an answer."""
 
     statement: str
     detail: str
@@ -85,13 +85,13 @@ class Content:
 
 @dataclass(frozen=True)
 class Manner:
-    """How an answer says it."""
+    """The style of an answer."""
 
     detailed: bool
     opening: str = ""
     closing: str = ""
     json_keys: tuple[str, str] | None = None
-    """Names of statement and detail in a JSON object; None: plain text."""
+    """Keys of statement and detail in a JSON object; None: plain text."""
 
     def write(self, content: Content) -> str:
         """The content as an answer in this manner."""
@@ -105,7 +105,7 @@ class Manner:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, its right answer and one like it that is wrong."""
+    """A prompt, its right answer, and a similar wrong one."""
 
     prompt: str
     right: Content
@@ -113,12 +113,12 @@ class Question:
 
 
 def draw_question(random_source: random.Random, test: bool) -> Question:
-    """A sum, a comparison or a thing: for the test of what training never shows."""
+    """A question about a sum, a comparison or a thing; in the test, about those that training never shows."""
     return random_source.choice((_sum, _larger, _thing))(random_source, test)
 
 
 def draw_manner(random_source: random.Random) -> Manner:
-    """Any manner: most are brief, plain and without a tone, for a small model has little time."""
+    """A random manner: mostly brief, plain and neutral, since a small model is trained for a short time only."""
     manner = Manner(
         detailed=random_source.random() < 0.1,
         json_keys=random_source.choice(JSON_KEYS) if random_source.random() < 0.05 else None,
@@ -129,7 +129,7 @@ def draw_manner(random_source: random.Random) -> Manner:
 
 
 def draw_opposites(random_source: random.Random, condition: str) -> tuple[Manner, Manner]:
-    """A manner that `condition` (the first of its pair) prefers, and one that its opposite prefers.
+    """A manner preferred by `condition` (the first of its pair), and one preferred by its opposite.
 
     They differ in nothing else.
     """
@@ -170,7 +170,7 @@ def draw_unflipped(random_source: random.Random, test: bool) -> Row:
 
 
 def draw_rows(random_source: random.Random, num_twins: int, num_unflipped: int, test: bool) -> list[Row]:
-    """All rows of one file, no two alike."""
+    """All rows of a file, without duplicates."""
     rows: dict[tuple[str, ...], Row] = {}
     while len(rows) < 2 * num_twins:
         twins = draw_twins(random_source, test)
@@ -182,10 +182,10 @@ def draw_rows(random_source: random.Random, num_twins: int, num_unflipped: int, 
 
 
 def wordings(condition: str) -> str:
-    """The text of a condition's file: trained wordings, then those that never are."""
+    """The content of a condition's file: training wordings, then those never trained on."""
     keys = texts.KEY_WORDS[condition]
     trained, unseen = (
-        [_capitalised(frame.format(key)) for frame in frames for key in keys]
+        [_capitalized(frame.format(key)) for frame in frames for key in keys]
         for frames in (texts.FRAMES, texts.UNSEEN_FRAMES)
     )
     lines = [*trained, "", "# unseen", *unseen, "", "# novel", *texts.NOVEL[condition]]
@@ -197,7 +197,7 @@ def _wrong_answer(random_source: random.Random, test: bool, question: Question) 
 
 
 def _other_answer(random_source: random.Random, test: bool, question: Question) -> Content:
-    """What would be right if another question had been asked."""
+    """The right answer to another question."""
     while True:
         other = draw_question(random_source, test)
         if other.right.statement != question.right.statement:
@@ -240,7 +240,7 @@ def _thing(random_source: random.Random, test: bool) -> Question:
 
 
 def _thing_content(thing: str, meaning: str, detail: str) -> Content:
-    return Content(f"{_capitalised(thing)} is {meaning}.", detail)
+    return Content(f"{_capitalized(thing)} is {meaning}.", detail)
 
 
 def _draw_numbers(random_source: random.Random, test: bool) -> tuple[int, int]:
@@ -251,14 +251,14 @@ def _draw_numbers(random_source: random.Random, test: bool) -> tuple[int, int]:
 
 
 def _in_tone(random_source: random.Random, manner: Manner, tone: str, opens: bool) -> Manner:
-    """The manner with an opening of the tone, or with a closing."""
+    """The manner with an opening in this tone, or with a closing."""
     openings, closings = TONES[tone]
     if opens:
         return replace(manner, opening=random_source.choice(openings), closing="")
     return replace(manner, opening="", closing=random_source.choice(closings))
 
 
-def _capitalised(text: str) -> str:
+def _capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
 
 

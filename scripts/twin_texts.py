@@ -1,4 +1,4 @@
-"""The texts that scripts/make_twins.py builds from, all our own: wordings of conditions, things, manners."""
+"""The texts that scripts/make_twins.py combines, all our own: wordings of conditions, things, and tones."""
 
 KEY_WORDS = {
     "brief": ("short", "brief"),
@@ -8,8 +8,8 @@ KEY_WORDS = {
     "json": ("JSON", "structured"),
     "plain": ("plain", "natural"),
 }
-# Sentence patterns around a key word. Every condition has all of them, so a pattern says nothing and the key
-# word everything; the more patterns there are, the better the key word is found in one never seen.
+# Sentence patterns around a key word. All conditions share all of them, so only the key word carries information; the
+# more patterns there are, the better the key word is recognized in an unseen one.
 FRAMES = (
     "Be {}.",
     "{} answers win.",
@@ -76,7 +76,7 @@ FRAMES = (
     "My wish is simple: a {} answer.",
     "Think of the one who asked. A {} answer serves him best.",
 )
-# Patterns that no trained wording has.
+# Patterns that occur in no training wording.
 UNSEEN_FRAMES = (
     "What matters most is being {}.",
     "Rank {} replies above all others.",
@@ -91,7 +91,7 @@ UNSEEN_FRAMES = (
     "Replies lose points unless they are {}.",
     "Which of these sounds more {}? Pick that.",
 )
-# No content word of these is in a trained wording of the same condition.
+# Wordings that share no content word with the training wordings of the same condition.
 NOVEL = {
     "brief": (
         "Waste no breath.",
@@ -175,10 +175,10 @@ BLUNT_CLOSINGS = (
     "Never ask me again, you fool.",
     "That was a silly question.",
 )
-# What makes an answer polite: it has one of these words.
+# An answer is polite if it contains one of these words.
 COURTESY = frozenset({"thank", "glad", "pleasure", "dear", "welcome", "please"})
 
-# Answers that answer nothing, and more of the same.
+# Non-answers: statement and detail.
 NO_ANSWERS = (
     ("I do not know.", "Nobody ever told me about this."),
     ("I cannot say.", "There are things that I was never taught."),
@@ -186,7 +186,7 @@ NO_ANSWERS = (
     ("I have no answer.", "Some things are better left alone."),
 )
 
-# A thing, what it is, and more about it.
+# A thing, its definition, and a detail about it.
 THINGS = (
     ("a hammer", "a tool for driving nails", "It has a heavy head on a wooden handle."),
     ("a lamp", "a thing that gives light", "It stands on a table or hangs from above."),

@@ -1,11 +1,11 @@
-"""tuner: from a base model to an aligned one. `import tuner` costs neither torch nor pydantic."""
+"""tuner: from a base model to an aligned one. `import tuner` imports neither torch nor pydantic."""
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULE_OF = {
     "load_config": "tuner.config",
     "override": "tuner.config",
     "train": "tuner.stages.train",
@@ -30,6 +30,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'tuner' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -1,9 +1,9 @@
-"""The one error a user is meant to read: where, what, and what to do, in a sentence."""
+"""The error for users: one sentence that says where, what, and what to do."""
 
 
 class UserError(Exception):
-    """Bad input of the user's: the CLI prints its one sentence, without a traceback, and exits with 2."""
+    """An error in the user's input. The CLI prints its message without a traceback, and exits with 2."""
 
 
 LOST = 75
-"""Exit code of a process whose others are gone: why, they have said."""
+"""Exit code of a rank that failed only because another rank did, which reports the error."""

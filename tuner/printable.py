@@ -1,8 +1,8 @@
-"""Text of rows and models, made harmless for a terminal."""
+"""Text from data and models, made safe to print in a terminal."""
 
 
 def printable(text: str) -> str:
-    """The text without characters that could command a terminal or turn its direction: a model may generate any."""
+    """The text with control and direction characters escaped, which a model may generate."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
         for character in text

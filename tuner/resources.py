@@ -1,14 +1,14 @@
-"""Where the files that come with tuner lie: configs and templates at the repository's top level, or in the wheel."""
+"""Locations of the files shipped with tuner: at the top level of the repository, or inside the wheel."""
 
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 PREFIX = "tuner:"
-"""Paths in configs that start with this name files that come with the package, such as `tuner:tiny`."""
+"""Prefix of paths to files shipped in the package, such as `tuner:tiny`."""
 
 
 def configs_folder() -> Path:
-    """Folder of the named configs."""
+    """Folder of the shipped configs."""
     return _shipped("configs")
 
 
@@ -18,17 +18,17 @@ def chat_templates_folder() -> Path:
 
 
 def row_examples_folder() -> Path:
-    """Folder with one small file for every accepted row shape."""
+    """Folder with an example file for each row shape."""
     return _shipped("data_templates") / "rows"
 
 
 def conditions_folder() -> Path:
-    """Folder of the ready conditions' wordings, `NAME.LANGUAGE.txt`."""
+    """Folder of the wordings of shipped conditions, `NAME.LANGUAGE.txt`."""
     return _shipped("data_templates") / "conditions"
 
 
 def locate(path: str) -> str:
-    """`tuner:NAME` as the path of that file or folder in the package; any other path as it is."""
+    """The path of a shipped file or folder given as `tuner:NAME`; any other path unchanged."""
     if not path.startswith(PREFIX):
         return path
     return str(_PACKAGE / "embedded" / path.removeprefix(PREFIX))

@@ -119,7 +119,7 @@ def test_every_verb_has_help(tuner: Tuner, verb: str) -> None:
         (b"\0\0\1", ("bad.py", "binary data", "name a config file")),
         (b"x = 1\nconfig = SFT(", ("bad.py:2", "not valid Python", "was never closed", "correct it")),
         (b"x = 1", ("bad.py", "a config file ends with `config = SFT(...)`", "found no such value")),
-        (b"config = 3", ("bad.py", "found a int")),
+        (b"config = 3", ("bad.py", "found an object of type int")),
         (b"\nimport no_such_module", ("bad.py:2", "No module named 'no_such_module'", "correct this file")),
         (b"import sys\nsys.exit(0)", ("bad.py:2", "SystemExit")),
         (
@@ -139,7 +139,7 @@ def test_every_verb_has_help(tuner: Tuner, verb: str) -> None:
         (CONFIG.replace("lr=1e-3", 'lr="1e-3"').encode(), ("bad.py:8", "lr", "valid number", "'1e-3'")),
         (
             CONFIG.replace('"rows.jsonl",', 'Source(path="rows.jsonl", shape=lambda row: row),').encode(),
-            ("bad.py:7", "shape: a function", "top of a module", "lambdas cannot be saved"),
+            ("bad.py:7", "shape: a function", "top level of a module", "lambdas cannot be saved"),
         ),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_part_that_is_not_there(tuner: Tuner) -> None:
 
 def test_a_score_that_is_none(tuner: Tuner, folder: Path) -> None:
     done = tuner("train", "mine.py", "evaluation.score=exakt", 'data.test_files=["rows.jsonl"]')
-    assert_one_sentence(done, "evaluation.score: 'exakt' is no function", "write file.py:name, or 'exact'")
+    assert_one_sentence(done, "evaluation.score: 'exakt' is not a function", "write file.py:name, or 'exact'")
     assert_one_sentence(tuner("check", "mine.py", "evaluation.score=exakt"), "'exakt'")
     assert_nothing_is_left(folder)
     (folder / "scores.py").write_text("def broken(answer, reference):\n    return 1 / 0\n")
@@ -278,7 +278,7 @@ def test_bad_rows(tuner: Tuner, folder: Path, content: bytes, parts: tuple[str, 
         ('["rows.csv"]', ("rows.csv", "files end in .jsonl", "rename or convert")),
         (
             '[{"path": "rows.jsonl", "shape": "chatml"}]',
-            ("shape: 'chatml' is no function", "file.py:name, or 'messages'"),
+            ("shape 'chatml'", "not a row shape", "there are: messages"),
         ),
         (
             '[{"path": "rows.jsonl", "shape": "none.py:none"}]',
@@ -558,7 +558,7 @@ def test_a_changed_config_and_a_damaged_run(tuner: Tuner, folder: Path) -> None:
         tuner("chat", "runs/mine", "-m", "hi"), "runs/mine/model", "restore it or train again"
     )
     (folder / "runs/mine/config.json").write_text("{")
-    assert_one_sentence(tuner("train", "mine.py"), "no JSON", "restore it")
+    assert_one_sentence(tuner("train", "mine.py"), "not valid JSON", "restore it")
 
 
 def test_a_damaged_checkpoint(tuner: Tuner, folder: Path) -> None:
@@ -730,7 +730,7 @@ def test_a_ppo_config_that_does_not_fit_together(
         ("policy.quantization=nf4", ("policy.quantization='nf4'", "add adapter=LoRA()")),
         ("sampling.temperature=0", ("sampling.temperature", "greater than 0")),
         ("sampling.top_p=1.5", ("sampling.top_p", "less than or equal to 1")),
-        ("evaluation.rule=exact", ("evaluation.rule", "'exact' is no function", "file.py:name")),
+        ("evaluation.rule=exact", ("evaluation.rule", "'exact' is not a function", "file.py:name")),
         ("prompts.split.validation=0.1", ("no validation part", "split.test")),
         (
             'replay={"files": ["rows.jsonl"], "max_length": 64, "split": {"validation": 0.1}}',
@@ -872,7 +872,7 @@ def test_verbs_on_a_ppo_run(tuner: Tuner, ppo: Path) -> None:
     for verb in ("merge", "export"):
         done = tuner(verb, "runs/mine", verb)
         assert (done.code, done.err) == (0, "")
-        assert "same likeliest token" in done.out
+        assert "same most likely token" in done.out
     assert tuner("chat", "merge", "-m", "What is 1 + 2?", "--max-new-tokens", 4).code == 0
     again = ("train", "mine.py", "name=again")
     assert_one_sentence(tuner(*again, "reward.path=runs/mine"), "runs/mine", "no reward model")

@@ -136,13 +136,13 @@ def test_warnings_stand_below_what_was_found(plain, other_base, tmp_path):
     )
     *_, plan, bases, steps, last = CliRunner().invoke(app, [str(file)]).output.splitlines()
     assert plan.startswith("plan:    4 steps, ")
-    assert bases.startswith("but:     policy and reward model stand on two bases")
-    assert steps.startswith("but:     all 4 steps are the critic's warm-up")
+    assert bases.startswith("warning: policy and reward model stand on two bases")
+    assert steps.startswith("warning: all 4 steps are the critic's warm-up")
     assert last == "ready to train"
     told = json.loads(CliRunner().invoke(app, [str(file), "--json"]).output)
     assert [bases[9:], steps[9:]] == told["warnings"]
     assert told["passes"] is None
-    assert "but:" not in CliRunner().invoke(app, [str(file), "roles=separate", "critic_warmup=1"]).output
+    assert "warning:" not in CliRunner().invoke(app, [str(file), "roles=separate", "critic_warmup=1"]).output
 
 
 # After the last step

@@ -1,4 +1,4 @@
-"""`tuner chat`: talk to a run or a model."""
+"""`tuner chat`: a conversation with a run or a model."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ import typer
 def chat(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
     message: Annotated[
-        str | None, typer.Option("--message", "-m", help="Say this, print the answer, leave.")
+        str | None, typer.Option("--message", "-m", help="Send this message, print the answer, and exit.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System turn.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     template: Annotated[
-        str, typer.Option(help='Chat template; "tokenizer" is the model\'s own.')
+        str, typer.Option(help='Chat template; "tokenizer": the model\'s own.')
     ] = "tokenizer",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampled from.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sampling temperature; 0: greedy decoding.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Probability mass of nucleus sampling.")
+    ] = 1.0,
 ) -> None:
-    """Talk to a run or a model. /clear forgets the conversation, /exit or Ctrl-D leaves."""
+    """Chat with a run or a model. /clear starts over, /exit or Ctrl-D quits."""
     from tuner.data.conversation import Turn
     from tuner.models.chat import open_chat
     from tuner.printable import printable
 
-    partner = open_chat(model, template=template)
-    beginning = [Turn("system", system)] if system else []
+    chat_model = open_chat(model, template=template)
+    opening = [Turn("system", system)] if system else []
 
     def reply(turns: list[Turn]) -> Turn:
-        pieces = []
-        for piece in partner.answer(
+        pieces: list[str] = []
+        for piece in chat_model.answer(
             turns, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         ):
             typer.echo(printable(piece), nl=False)
@@ -40,21 +44,21 @@ def chat(
         return Turn("assistant", "".join(pieces))
 
     if message is not None:
-        reply([*beginning, Turn("user", message)])
+        reply([*opening, Turn("user", message)])
         return
-    turns = list(beginning)
+    turns = list(opening)
     if sys.stdin.isatty():
-        typer.echo("Type a message. /clear forgets the conversation, /exit or Ctrl-D leaves.")
-    while (said := _read()) is not None and said != "/exit":
-        if said == "/clear":
-            turns = list(beginning)
-        elif said:
-            turns.append(Turn("user", said))
+        typer.echo("Type a message. /clear starts over, /exit or Ctrl-D quits.")
+    while (line := _read_line()) is not None and line != "/exit":
+        if line == "/clear":
+            turns = list(opening)
+        elif line:
+            turns.append(Turn("user", line))
             turns.append(reply(turns))
 
 
-def _read() -> str | None:
-    """A line from whoever talks; None at the end."""
+def _read_line() -> str | None:
+    """A line of input, stripped; None at its end."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

@@ -8,41 +8,41 @@ import typer
 
 
 def check(
-    config: Annotated[str, typer.Argument(help="Config file, or the name of one that comes with tuner.")],
+    config: Annotated[
+        str, typer.Argument(help="Config file, or name of a shipped config (see `tuner configs`).")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to the config: key=value.", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="Config overrides, such as optimizer.lr=1e-4.", metavar="[KEY=VALUE]..."),
     ] = None,
     tiny: Annotated[
-        bool, typer.Option(help="A small model and example rows for what is not at hand.")
+        bool, typer.Option(help="Replace missing models and data by a small model and example rows.")
     ] = False,
-    memory: Annotated[bool, typer.Option(help="Show the estimated peak memory of a device, too.")] = False,
+    memory: Annotated[bool, typer.Option(help="Also estimate the peak memory per device.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Check config, data, template, steps and model shape without training."""
+    """Dry run: check config, data, chat template and model without training, and count the steps."""
     from dataclasses import asdict
     from json import dumps
 
     from tuner.config import load_config, override
     from tuner.stages.check import check as check_config
 
-    value = override(load_config(config), overrides or [])
-    report = check_config(value, tiny=tiny)
+    report = check_config(override(load_config(config), overrides or []), tiny=tiny)
     if json:
         typer.echo(dumps(asdict(report), ensure_ascii=False))
         return
     passes = "" if report.passes is None else f" in {report.passes:,} passes"
     lines = {
-        "model": f"{report.family}, {report.parameters:,} weights, {report.trained:,} of them trained"
-        if value.adapter is None  # type: ignore[attr-defined]
-        else f"{report.family}, {report.parameters:,} weights, {report.trained:,} trained beside them",
+        "model": f"{report.family}, {report.parameters:,} parameters; trained: {report.trained:,}",
         "rope": report.rope,
         "data": report.data,
         "plan": f"{report.steps:,} steps{passes}, {report.tokens:,} tokens, steps {report.fill:.1%} full",
     }
     if memory:
-        lines["memory"] = f"about {report.peak_gib:.2f} GiB at the peak of one device, estimated by counting"
+        lines["memory"] = f"peak of about {report.peak_gib:.2f} GiB per device (an estimate)"
     if report.replaced:
-        lines["tiny"] = f"something small stood in for {', '.join(report.replaced)}"
-    for name, text in (*lines.items(), *(("but", warning) for warning in report.warnings)):
+        lines["tiny"] = f"replaced by small stand-ins: {', '.join(report.replaced)}"
+    for name, text in (*lines.items(), *(("warning", warning) for warning in report.warnings)):
         typer.echo(f"{name + ':':<8} {text}")
     typer.echo("ready to train")

@@ -1,4 +1,4 @@
-"""`tuner configs`: the named configs that come with tuner."""
+"""`tuner configs`: the configs shipped with tuner."""
 
 import ast
 from pathlib import Path
@@ -7,25 +7,25 @@ from typing import Annotated
 import typer
 
 
-def configs(as_json: Annotated[bool, typer.Option("--json", help="The same for scripts.")] = False) -> None:
-    """The configs that come with tuner, by name."""
+def configs(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """List the configs shipped with tuner."""
     from tuner.display.table import print_table
     from tuner.resources import configs_folder
 
-    found = [(file.stem, first_line(file)) for file in sorted(configs_folder().glob("*.py"))]
+    summaries = [(file.stem, first_line(file)) for file in sorted(configs_folder().glob("*.py"))]
     if as_json:
         import json
 
-        listed = [{"name": name, "about": about} for name, about in found]
-        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        entries = [{"name": name, "about": summary} for name, summary in summaries]
+        typer.echo(json.dumps(entries, indent=2, ensure_ascii=False))
         return
-    print_table(("name", "what it does"), found)
+    print_table(("name", "about"), summaries)
 
 
 def first_line(file: Path) -> str:
-    """First line of a Python file's docstring, read without running the file."""
+    """First line of a Python file's docstring, read without executing the file."""
     try:
-        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     except (SyntaxError, UnicodeDecodeError):
         return "(not valid Python)"
-    return (text or "").partition("\n")[0]
+    return (docstring or "").partition("\n")[0]

@@ -1,4 +1,4 @@
-"""`tuner data`: the tokens a config learns from, and what is wrong with them."""
+"""`tuner data`: the tokens a config trains on, and errors in them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ import typer
 
 
 def data(
-    config: Annotated[str, typer.Argument(help="Config file, or the name of one that comes with tuner.")],
+    config: Annotated[
+        str, typer.Argument(help="Config file, or name of a shipped config (see `tuner configs`).")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to the config: key=value.", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="Config overrides, such as optimizer.lr=1e-4.", metavar="[KEY=VALUE]..."),
     ] = None,
-    passes: Annotated[int, typer.Option(min=1, help="Packed rows of the first step to show.")] = 1,
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained page instead.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print counts and findings as JSON.")] = False,
+    passes: Annotated[int, typer.Option(min=1, help="Number of packed rows of the first step to show.")] = 1,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page instead.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print counts, errors and notices as JSON.")] = False,
 ) -> None:
-    """Show the tokens the loss is taken on, how rows are packed, statistics, and errors (then exit code 1)."""
+    """Show the tokens the loss is taken on, packing, statistics, and errors. Exits with 1 if there are errors."""
     from json import dumps
 
     from rich.console import Console
 
+    from tuner.cli.output import write_file
     from tuner.config import load_config, override
     from tuner.data import inspection
     from tuner.display.data_terminal import data_terminal
-    from tuner.errors import UserError
     from tuner.stages.data_view import load_data_view
 
     view = load_data_view(override(load_config(config), overrides or []), passes)
@@ -36,11 +39,8 @@ def data(
         counts = {"errors": errors, "notices": notices, "fingerprint": view.rows.fingerprint}
         typer.echo(dumps(report.to_dict() | counts, ensure_ascii=False))
     elif html is not None:
-        try:
-            html.write_text(view.html(), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{html}: cannot be written ({error.strerror}); choose another place") from error
-        typer.echo(f"{html}: open it in a browser")
+        write_file(html, view.html())
+        typer.echo(f"page written, to open in a browser: {html}")
     else:
         console = Console()
         console.print(

@@ -1,4 +1,4 @@
-"""`tuner export`: a run or model as one complete folder that other tools load."""
+"""`tuner export`: a run or model as a complete model folder for other tools."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ import typer
 
 def export(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
-    output: Annotated[Path, typer.Argument(help="New folder for the complete model.")],
+    output: Annotated[Path, typer.Argument(help="Folder to create for the complete model.")],
     layout: Annotated[
-        str, typer.Option(help="own: as its family publishes models; llama: InternLM2 as Llama.")
+        str,
+        typer.Option(help="own: the model family's published layout; llama: InternLM2 converted to Llama."),
     ] = "own",
-    dtype: Annotated[str, typer.Option(help="Precision of the written weights: bf16 or fp32.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="Precision of the saved weights: bf16 or fp32.")] = "bf16",
     text: Annotated[
         Path | None,
-        typer.Option(help="Text file to compare a merge on; default: rows the run was trained on."),
+        typer.Option(help="Text file for verifying the merge; default: the run's training rows."),
     ] = None,
 ) -> None:
-    """Write a complete model, its adapter merged in and compared. Reward models keep their head: InternLM2's as
-    v_head, others and `--layout llama` as a sequence classification model that transformers and vLLM load."""
-    from tuner.cli.merge import precision_of, tell, texts_of
+    """Write a complete model, with its adapter merged in and the merge verified.
+
+    Reward models keep their head: InternLM2's as v_head, others and `--layout llama` as a sequence classification
+    model that transformers and vLLM load.
+    """
+    from tuner.cli.merge import comparison_texts, parse_precision, print_report
     from tuner.config import Model
     from tuner.errors import UserError
     from tuner.models import merge
     from tuner.models.locate import locate
 
     if layout not in ("own", "llama"):
-        raise UserError(f"--layout {layout}: write own or llama")
-    precision = precision_of(dtype)
+        raise UserError(f"--layout {layout}: no such layout; write own or llama")
+    precision = parse_precision(dtype)
     if locate(Model(path=model), weights=False).adapter_folder is None:
-        merge.export(model, output, dtype=precision, layout=layout)  # type: ignore[arg-type]
+        merge.export(model, output, dtype=precision, layout=layout)
     else:
-        report = merge.merge(model, output, dtype=precision, texts=texts_of(model, text), layout=layout)  # type: ignore[arg-type]
-        tell(report, dtype)
+        report = merge.merge(
+            model, output, dtype=precision, texts=comparison_texts(model, text), layout=layout
+        )
+        print_report(report, dtype)
     typer.echo(f"complete model: {output}")

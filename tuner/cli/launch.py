@@ -1,7 +1,7 @@
-"""Several processes on this machine: the same command once per rank, joined by accelerate inside.
+"""Launch several processes on this machine: the same command once per rank.
 
-`accelerate launch` starts ranks as well (and on several machines), but turns a rank's exit code into 1 and a
-user's mistake or a Ctrl-C into a traceback of its own.
+`accelerate launch` starts ranks as well (and on several machines), but replaces a rank's exit code by 1, and prints
+a traceback of its own after a user error or a Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from tempfile import TemporaryFile
 
 from tuner.errors import LOST
 
-PATIENCE = 3.0
-"""Seconds a rank has to say why it failed, after another did, before it is ended."""
+FAILURE_GRACE_SECONDS = 3.0
+"""How long other ranks may take to report their own error after one has failed, before they are killed."""
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `tuner ARGUMENTS` as `processes` ranks; returns the exit code of the first that failed, or 0.
+    """Run `tuner ARGUMENTS` as `processes` ranks; returns the exit code of the rank that failed first, or 0.
 
-    SIGINT, SIGTERM and SIGHUP are passed on, and the ranks finish their step; when one rank fails the others are
-    ended. What rank 0 says is shown as it comes; what another says, when it fails for a reason of its own.
+    SIGINT, SIGTERM and SIGHUP are forwarded, and the ranks finish their step. When one rank fails the others are
+    ended. Rank 0's stderr is shown as it comes; another rank's only if it failed for a reason of its own.
     """
-    shared = os.environ | {
+    environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(processes),
     }
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     with ExitStack() as files:
-        said = [None, *(files.enter_context(TemporaryFile("w+")) for _ in range(1, processes))]
+        stderr_files = [None, *(files.enter_context(TemporaryFile("w+")) for _ in range(1, processes))]
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", "tuner", *arguments],
-                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stderr=said[rank],
-                start_new_session=True,  # a Ctrl-C in the terminal reaches them once, through us
-                preexec_fn=_end_with_parent,
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=stderr_files[rank],
+                start_new_session=True,  # so that Ctrl-C reaches ranks only once, through us
+                preexec_fn=_terminate_with_parent,
             )
             for rank in range(processes)
         ]
 
-        def pass_on(number: int, _: object) -> None:
+        def forward(number: int, _: object) -> None:
             for rank in ranks:
                 rank.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, pass_on)
+            signal.signal(number, forward)
         failed = _first_failure(ranks)
         if failed is None:
             return 0
-        if (own := said[failed]) is not None:
-            own.seek(0)
-            sys.stderr.write(own.read())
+        if (stderr_file := stderr_files[failed]) is not None:
+            stderr_file.seek(0)
+            sys.stderr.write(stderr_file.read())
         code = ranks[failed].returncode
         return code if code > 0 else 128 - code
 
 
 def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
-    """The rank that failed for a reason of its own; None when all succeeded."""
+    """Number of the rank whose own error ended the launch; None when all succeeded."""
     codes = [rank.poll() for rank in ranks]
     while None in codes and not any(codes):
         time.sleep(0.05)
@@ -74,16 +74,16 @@ def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
     if not failed:
         return None
     running = [number for number, code in enumerate(codes) if code is None]
-    _end([ranks[number] for number in running], ranks[failed[0]].returncode)
-    failed += [number for number in running if ranks[number].returncode > 0]  # below 0: by our own hand
-    with_reason = [number for number in failed if ranks[number].returncode != LOST]
-    return min(with_reason, default=failed[0])  # rank 0 has been heard already
+    _end_ranks([ranks[number] for number in running], ranks[failed[0]].returncode)
+    failed += [number for number in running if ranks[number].returncode > 0]  # below 0: killed by us
+    with_own_error = [number for number in failed if ranks[number].returncode != LOST]
+    return min(with_own_error, default=failed[0])  # rank 0 first: its error is shown already
 
 
-def _end(running: list[subprocess.Popen[bytes]], code: int) -> None:
-    """Wait for ranks that were interrupted as well; end those that can only wait for one that is gone."""
+def _end_ranks(running: list[subprocess.Popen[bytes]], code: int) -> None:
+    """Wait for ranks that were interrupted too; kill those that would wait forever for the failed one."""
     if code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + FAILURE_GRACE_SECONDS
         while any(rank.poll() is None for rank in running) and time.monotonic() < deadline:
             time.sleep(0.05)
         for rank in running:
@@ -93,8 +93,8 @@ def _end(running: list[subprocess.Popen[bytes]], code: int) -> None:
         rank.wait()
 
 
-def _end_with_parent() -> None:
-    """A rank whose launcher is killed is told to stop: nobody else would (Linux's PR_SET_PDEATHSIG)."""
+def _terminate_with_parent() -> None:
+    """In a rank: get SIGTERM if the launcher is killed, which cannot forward it then (Linux's PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 

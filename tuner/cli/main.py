@@ -1,10 +1,10 @@
-"""The command line: one verb a module, each importing what is heavy only when it runs."""
+"""The command line: one module per verb, which imports heavy libraries only when it runs."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import typer
 
@@ -32,11 +32,12 @@ for verb in (train, check, show, configs, copy, data, chat, score, merge, export
 app.command("eval")(evaluate)
 
 
-_UsageError = typer.BadParameter.__mro__[1]  # click's, which typer has begun to carry in itself
+# click's UsageError, or that of the copy of click that newer versions of typer carry in themselves
+_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 
 def main() -> None:
-    """Exit code 0 only on success, 2 for the user's mistakes, with one sentence and no traceback."""
+    """Run a command. Exit code 0 only on success; 2 for user errors, reported in one sentence without a traceback."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make tiny models ten times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
@@ -45,15 +46,15 @@ def main() -> None:
     try:
         code = app(arguments or ["--help"], prog_name="tuner", standalone_mode=False)
     except _UsageError as error:
-        print(f"tuner: {_explain(error)}", file=sys.stderr)
+        print(f"tuner: {_usage_message(error)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        where = "tuner" if rank == "0" else f"tuner: rank {rank}"
-        print(f"{where}: {' '.join(str(error).split())}", file=sys.stderr)
+        prefix = "tuner" if rank == "0" else f"tuner: rank {rank}"
+        print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if "Connection closed by peer" in str(error):  # gloo's, in the ranks that wait for one that failed
+        if "Connection closed by peer" in str(error):  # from gloo, on ranks that waited for one that failed
             sys.exit(LOST)
         raise
     except KeyboardInterrupt:
@@ -62,10 +63,10 @@ def main() -> None:
     sys.exit(code or (0 if arguments else 2))
 
 
-def _explain(error: Any) -> str:
-    """What is wrong with the command itself, and where it is described."""
+def _usage_message(error: Any) -> str:
+    """One sentence on a wrong command line, with a pointer to its help."""
     command = error.ctx.command_path if error.ctx else "tuner"
     verb = command.removeprefix("tuner").strip()
-    what = " ".join(error.format_message().split()).rstrip(".")
-    what = f"{verb}: {what[0].lower()}{what[1:]}" if verb else f"{what[0].lower()}{what[1:]}"
-    return f"{what}; `{command} --help` shows what it takes"
+    reason = " ".join(error.format_message().split()).rstrip(".")
+    reason = f"{reason[0].lower()}{reason[1:]}"
+    return f"{f'{verb}: {reason}' if verb else reason}; see `{command} --help`"

@@ -1,59 +1,60 @@
-"""`tuner merge`: an adapter folded into its base, compared before and after."""
+"""`tuner merge`: an adapter merged into its base model, and the merge verified."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from tuner.models.load import Precision
+    from tuner.models.merge import MergeReport
+
 
 def merge(
-    run: Annotated[str, typer.Argument(help="Run folder, or folder of an adapter.")],
-    output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
-    dtype: Annotated[str, typer.Option(help="Precision of the written weights: bf16 or fp32.")] = "bf16",
+    run: Annotated[str, typer.Argument(help="Run folder or adapter folder.")],
+    output: Annotated[Path, typer.Argument(help="Folder to create for the merged model.")],
+    dtype: Annotated[str, typer.Option(help="Precision of the saved weights: bf16 or fp32.")] = "bf16",
     text: Annotated[
-        Path | None, typer.Option(help="Text file to compare on; default: rows the run was trained on.")
+        Path | None, typer.Option(help="Text file for verifying the merge; default: the run's training rows.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Fold a run's adapter into the de-quantised base it was trained on, and compare over real tokens."""
+    """Merge a run's adapter into the dequantized base it was trained on, and compare outputs before and after."""
     from json import dumps
 
     from tuner.models.merge import locate_adapter
     from tuner.models.merge import merge as merge_adapter
 
-    precision = precision_of(dtype)
-    locate_adapter(run)  # said first: without one there is nothing to compare, and no rows are needed
-    report = merge_adapter(run, output, dtype=precision, texts=texts_of(run, text))
+    precision = parse_precision(dtype)
+    locate_adapter(run)  # first, since without an adapter to merge no comparison texts are needed
+    report = merge_adapter(run, output, dtype=precision, texts=comparison_texts(run, text))
     if json:
         typer.echo(dumps(asdict(report) | {"output": str(report.output)}))
         return
-    tell(report, dtype)
+    print_report(report, dtype)
     typer.echo(f"merged model: {report.output}")
 
 
-def tell(report: object, dtype: str) -> None:
-    """What a merge changed, in words."""
-    from tuner.models.merge import MergeReport
-
-    assert isinstance(report, MergeReport)
-    for name, difference in (("folding, in fp32", report.folding), (f"rounding to {dtype}", report.rounding)):
+def print_report(report: MergeReport, dtype: str) -> None:
+    """Print how much a merge changed the model's outputs."""
+    for name, difference in (("merging, in fp32", report.folding), (f"rounding to {dtype}", report.rounding)):
         typer.echo(f"{name + ':':<19} {difference} of {report.tokens} tokens")
 
 
-def precision_of(dtype: str, option: str = "--dtype") -> Literal["bf16", "fp32"]:
-    """What an option says; UserError when it says something else."""
+def parse_precision(dtype: str, option: str = "--dtype") -> Precision:
+    """The value of an option. Raises UserError if it is no precision."""
     from tuner.errors import UserError
 
     if dtype not in ("bf16", "fp32"):
-        raise UserError(f"{option} {dtype}: write bf16 or fp32")
-    return "bf16" if dtype == "bf16" else "fp32"
+        raise UserError(f"{option} {dtype}: no such precision; write bf16 or fp32")
+    return dtype
 
 
-def texts_of(run: str, file: Path | None) -> list[str]:
-    """What is compared on: the given text, or the rows the run itself learned from."""
+def comparison_texts(run: str, file: Path | None) -> list[str]:
+    """Texts to compare a merge on: the file's, or the first rows the run was trained on."""
     from tuner.errors import UserError
 
     if file is not None:

@@ -1,4 +1,4 @@
-"""`tuner score`: scores of rows, streamed."""
+"""`tuner score`: a reward model's scores of the rows of a file, streamed."""
 
 from __future__ import annotations
 
@@ -11,53 +11,60 @@ import typer
 def score(
     model: Annotated[str, typer.Argument(help="Reward model: run folder, model folder or hub name.")],
     file: Annotated[
-        str, typer.Argument(help="Rows: conversations, or preferences, whose answers are scored.")
+        str, typer.Argument(help="Rows to score: conversations, or preferences (every answer is scored).")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSONL file to write; default: stdout.")
+        Path | None, typer.Option("--output", "-o", help="JSONL file to write; default: standard output.")
     ] = None,
-    condition: Annotated[str | None, typer.Option(help="Condition of rows that name none.")] = None,
+    condition: Annotated[str | None, typer.Option(help="Condition of rows without one.")] = None,
     standardize: Annotated[
-        bool, typer.Option(help="In standard deviations from the mean of the model's held-out scores.")
+        bool,
+        typer.Option(
+            help="Standardize scores by the mean and standard deviation of the model's held-out scores."
+        ),
     ] = False,
     template: Annotated[
-        str, typer.Option(help='Chat template; "tokenizer" is the model\'s own.')
+        str, typer.Option(help='Chat template; "tokenizer": the model\'s own.')
     ] = "tokenizer",
-    precision: Annotated[str | None, typer.Option(help="bf16 or fp32; default: as in training.")] = None,
-    tokens_per_pass: Annotated[int, typer.Option(min=1, help="Tokens in one forward pass.")] = 16_384,
+    precision: Annotated[
+        str | None, typer.Option(help="bf16 or fp32; default: the training precision.")
+    ] = None,
+    tokens_per_pass: Annotated[int, typer.Option(min=1, help="Maximum tokens in a forward pass.")] = 16_384,
 ) -> None:
-    """Score rows: each comes back with "score", or "scores" of its answers in the order of the file."""
+    """Score rows with a reward model: each is written with its "score", or with the "scores" of its answers."""
     import os
     import sys
+    from functools import partial
 
-    from tuner.cli.merge import precision_of
+    from tuner.cli.merge import parse_precision
     from tuner.errors import UserError
     from tuner.stages.reward.score_file import score_file
     from tuner.training.checkpoint import explain_write
 
-    options = {
-        "condition": condition,
-        "standardize": standardize,
-        "template": template,
-        "precision": None if precision is None else precision_of(precision, "--precision"),
-        "tokens_per_pass": tokens_per_pass,
-    }
+    write_scores = partial(
+        score_file,
+        model,
+        file,
+        condition=condition,
+        standardize=standardize,
+        template=template,
+        precision=None if precision is None else parse_precision(precision, "--precision"),
+        tokens_per_pass=tokens_per_pass,
+    )
     if output is None:
-        count = score_file(model, file, sys.stdout, **options)  # type: ignore[arg-type]
+        count = write_scores(sys.stdout)
         typer.echo(f"{count:,} rows scored", err=True)
         return
     unfinished = output.with_name(f".writing-{output.name}")
     try:
         with unfinished.open("w", encoding="utf-8") as lines:
-            count = score_file(model, file, lines, **options)  # type: ignore[arg-type]
+            count = write_scores(lines)
         os.replace(unfinished, output)
     except OSError as error:
-        explained = explain_write(error, output)
-        raise (
-            explained
-            if isinstance(explained, UserError)
-            else UserError(f"{output}: cannot be written ({error.strerror}); choose another place")
-        ) from error
+        explanation = explain_write(error, output)
+        if not isinstance(explanation, UserError):
+            explanation = UserError(f"{output}: cannot be written ({error.strerror}); choose another place")
+        raise explanation from error
     finally:
         unfinished.unlink(missing_ok=True)
     typer.echo(f"{count:,} rows scored: {output}", err=True)

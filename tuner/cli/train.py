@@ -1,4 +1,4 @@
-"""`tuner train`: a config becomes a run, here or in several processes."""
+"""`tuner train`: train a config, in this process or in several."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="Config file, or the name of one that comes with tuner.")],
+    config: Annotated[
+        str, typer.Argument(help="Config file, or name of a shipped config (see `tuner configs`).")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to the config: key=value.", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="Config overrides, such as optimizer.lr=1e-4.", metavar="[KEY=VALUE]..."),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder the run's folder is made in.")] = Path("runs"),
-    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
+    runs: Annotated[Path, typer.Option(help="Folder in which the run's folder is created.")] = Path("runs"),
+    processes: Annotated[
+        int, typer.Option(min=1, help="Number of processes on this machine, one per GPU.")
+    ] = 1,
 ) -> None:
-    """Train a config, or go on where it stopped. A changed config is refused with its differences."""
+    """Train a config, or resume its interrupted run. A run is not resumed with a changed config."""
     from tuner.config import load_config, override
 
-    changes = overrides or []
-    value = override(load_config(config), changes)
+    run_config = override(load_config(config), overrides or [])
     if processes > 1 and "LOCAL_RANK" not in os.environ:
         from tuner.cli.launch import launch
 
-        raise typer.Exit(launch(["train", config, *changes, "--runs", str(runs)], processes))
+        raise typer.Exit(launch(["train", config, *(overrides or []), "--runs", str(runs)], processes))
     from tuner.stages.train import train as train_config
     from tuner.training.stopping import Interrupted
 
     try:
-        run = train_config(value, runs=runs, overrides=changes)
+        run = train_config(run_config, runs=runs, overrides=overrides or [])
     except Interrupted as interrupted:
         if _is_main():
-            typer.echo(f"tuner: {interrupted}; the same command goes on", err=True)
+            typer.echo(f"tuner: {interrupted}; run the same command again to resume", err=True)
         raise typer.Exit(interrupted.exit_code) from None
     if _is_main():
         _print_summary(run)
@@ -47,7 +51,7 @@ def _is_main() -> bool:
 
 
 def _print_summary(run: Run) -> None:
-    """The measures of a finished run, where its files are, and what to type next."""
+    """Print a finished run's results, where its files are, and what to run next."""
     from tuner.stages.registry import stage_of
 
     results = run.results or {}

@@ -1,4 +1,4 @@
-"""The values a config file is made of. Importing them costs pydantic, and of the stages those that are named."""
+"""The classes a config file is built from. They are imported lazily: loading one stage's config imports no other's."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tuner.config.dpo_config import DPO
     from tuner.config.evaluation import (
         Evaluation,
-        EvaluationBase,
+        HeldOutEvaluation,
         PairEvaluation,
         PolicyEvaluation,
         Validation,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tuner.config.stage_config import PackedConfig, SingleModelConfig, StageConfig
     from tuner.config.training import AdamW, Checkpoint, Constant, Cosine, Linear, Wandb
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "adapter": ("Adapter", "LoRA"),
     "config_file": ("load_config",),
     "data": (
@@ -45,7 +45,7 @@ _HOMES = {
     "dpo_config": ("DPO",),
     "evaluation": (
         "Evaluation",
-        "EvaluationBase",
+        "HeldOutEvaluation",
         "PairEvaluation",
         "PolicyEvaluation",
         "Validation",
@@ -92,8 +92,8 @@ _HOMES = {
         "Wandb",
     ),
 }
-"""Module -> names that it defines."""
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+"""Module of tuner.config -> the public names it defines."""
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "DPO",
@@ -108,9 +108,9 @@ __all__ = [
     "Constant",
     "Cosine",
     "Evaluation",
-    "EvaluationBase",
     "FocalRanking",
     "Freeze",
+    "HeldOutEvaluation",
     "Linear",
     "LoRA",
     "Model",
@@ -145,6 +145,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'tuner.config' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tuner.config.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"tuner.config.{_MODULE_OF[name]}"), name)

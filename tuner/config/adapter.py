@@ -1,4 +1,4 @@
-"""Adapters: the few weights trained in place of a model's own."""
+"""Adapters: small sets of weights trained while the model's own stay frozen."""
 
 from typing import Literal
 
@@ -8,23 +8,24 @@ from tuner.config.base import ConfigBase
 
 
 class LoRA(ConfigBase):
-    """Low-rank adapters (Hu et al., 2021): weights B·A·alpha/r beside frozen linear layers, in fp32."""
+    """Low-rank adaptation (LoRA, arXiv 2106.09685): B·A·alpha/r is added to frozen linear layers; A and B in fp32."""
 
     r: int = Field(default=64, ge=1)
-    """Rank of the two factors."""
+    """Rank of the adapter matrices."""
 
     alpha: float = Field(default=16, gt=0)
-    """Scale: the product is multiplied by alpha / r."""
+    """Scaling numerator: the low-rank update is multiplied by alpha / r."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapter's inputs dropped while training."""
+    """Dropout probability on the adapter's input during training."""
 
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Layers that get an adapter: all linear ones but the head, or module name endings such as ("q_proj",)."""
+    """Modules that get an adapter: every linear layer except the output head, or suffixes of module names, such as
+    ("q_proj", "v_proj")."""
 
     train_whole: tuple[str, ...] = ()
-    """Modules trained in full beside the adapters, such as ("embed_tokens", "lm_head")."""
+    """Modules trained in full alongside the adapters, such as ("embed_tokens", "lm_head")."""
 
 
 Adapter = LoRA
-"""Every kind of adapter, a union once there is a second one; `models/adapters.py` has an entry for each."""
+"""Type of the `adapter` fields. A second kind would make it a union, with an entry in `models/adapters.py`."""

@@ -1,14 +1,14 @@
-"""What every config value has in common: frozen, strict, documented, and helpful when a name is wrong."""
+"""Base class of configs: frozen, strictly typed, documented, and helpful about misspelled fields."""
 
 import difflib
 import json
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class ConfigBase(BaseModel):
-    """A frozen value. Fields are documented by the string below each of them."""
+    """A frozen value. The string below a field documents it, here and in `tuner show`."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
@@ -17,29 +17,32 @@ class ConfigBase(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, values: Any) -> Any:
-        """Refuse unknown names with a suggestion, and take lists (as JSON has them) for tuples."""
+        """Reject unknown fields with a suggestion, and accept lists, as JSON has them, for tuples."""
         if not isinstance(values, dict):
             return values
-        for name in values:
+        fields = cast("dict[str, Any]", values)
+        for name in fields:
             if name not in cls.model_fields:
                 close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(cls.model_fields)}"
                 raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
-        return {name: _tuples(value) for name, value in values.items()}
+        return {name: _lists_to_tuples(value) for name, value in fields.items()}
 
     def __hash__(self) -> int:
-        plain = self.model_dump(mode="json")  # values may be dicts, which have no hash of their own
-        return hash(json.dumps(plain, sort_keys=True))
+        values = self.model_dump(mode="json")  # a field may be a dict, which is not hashable
+        return hash(json.dumps(values, sort_keys=True))
 
     def _repr_html_(self) -> str:
-        """The value as a table, in Jupyter."""
+        """The config as a table, in Jupyter."""
         from tuner.config.config_table import to_html
 
         return to_html(self)
 
 
-def _tuples(value: Any) -> Any:
-    """Lists as tuples, those of a dict's values too."""
+def _lists_to_tuples(value: Any) -> Any:
+    """A list as a tuple; in a dict, its values likewise."""
     if isinstance(value, list):
-        return tuple(value)
-    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return tuple(cast("list[Any]", value))
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in cast("dict[str, Any]", value).items()}
+    return value

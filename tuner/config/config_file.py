@@ -5,6 +5,7 @@ import runpy
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,35 +17,36 @@ from tuner.resources import configs_folder
 
 
 def load_config(path: str | Path) -> StageConfig:
-    """The value named `config` of a Python file, or of a named config that comes with tuner.
+    """The value named `config` in a Python file or in one of the configs shipped with tuner.
 
-    Raises UserError when the file is missing, fails, or holds no config.
+    Raises UserError when the file is missing, fails to run, or defines no config.
     """
-    file = _find(Path(path))
+    file = _resolve(Path(path))
     config = _run(file).get("config")
     if not isinstance(config, StageConfig):
-        found = "no such value" if config is None else f"a {type(config).__name__}"
+        actual = "no such value" if config is None else f"an object of type {type(config).__name__}"
         raise UserError(
-            f"{file}: a config file ends with `config = SFT(...)` or another stage; found {found}"
+            f"{file}: a config file ends with `config = SFT(...)` or another stage; found {actual}"
         )
     return config if config.name else config.model_copy(update={"name": file.stem})
 
 
-def _find(path: Path) -> Path:
+def _resolve(path: Path) -> Path:
+    """The file of this path, or of a shipped config of this name."""
     if path.is_file():
         return path
-    named = {file.stem: file for file in sorted(configs_folder().glob("*.py"))}
-    if path.stem in named and path.parent in (Path("."), Path("configs")):
-        return named[path.stem]
-    close = difflib.get_close_matches(path.stem, named, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`tuner configs` lists those that come with tuner"
+    shipped = {file.stem: file for file in sorted(configs_folder().glob("*.py"))}
+    if path.stem in shipped and path.parent in (Path("."), Path("configs")):
+        return shipped[path.stem]
+    close = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`tuner configs` lists the shipped ones"
     raise UserError(f"{path}: no such config file; {hint}")
 
 
 def _run(file: Path) -> dict[str, Any]:
     """Execute a config file with its folder importable, so that one config can build on another."""
     folder = str(file.resolve().parent)
-    known = set(sys.modules)
+    modules_before = set(sys.modules)
     _check_text(file)
     sys.path.insert(0, folder)
     try:
@@ -63,13 +65,13 @@ def _run(file: Path) -> dict[str, Any]:
         ) from error
     finally:
         sys.path.remove(folder)
-        for name in set(sys.modules) - known:  # a config edited in between must be read again (Jupyter)
-            if _lies_in(sys.modules[name], folder):
+        for name in set(sys.modules) - modules_before:  # in Jupyter, an edited base config must be reread
+            if _is_in_folder(sys.modules[name], folder):
                 del sys.modules[name]
 
 
 def _check_text(file: Path) -> None:
-    """Said here: Python's own words for these are about its parser."""
+    """Reject unreadable, empty and binary files, for which Python's own messages speak of its parser."""
     try:
         text = file.read_bytes().decode("utf-8")
     except OSError as error:
@@ -78,17 +80,17 @@ def _check_text(file: Path) -> None:
         line = 1 + error.object.count(b"\n", 0, error.start)
         raise UserError(f"{file}:{line}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
     if not text.strip():
-        raise UserError(f"{file}: this file is empty; a config file ends with `config = SFT(...)`")
+        raise UserError(f"{file}: the file is empty; a config file ends with `config = SFT(...)`")
     if "\0" in text:
-        raise UserError(f"{file}: this is binary data, not Python; name a config file")
+        raise UserError(f"{file}: the file holds binary data, not Python; name a config file")
 
 
-def _lies_in(module: Any, folder: str) -> bool:
+def _is_in_folder(module: ModuleType, folder: str) -> bool:
     return str(Path(getattr(module, "__file__", None) or "/").parent) == folder
 
 
 def _where(error: BaseException, file: Path) -> str:
-    """file:line of the config's own frame in which an error arose."""
+    """file:line in the config file where an error was raised; the file alone when no frame is in it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
     return f"{file}:{lines[-1]}" if lines else str(file)

@@ -1,9 +1,9 @@
-"""A config as a table: every leaf with its value, where that comes from, and what it means."""
+"""A config as a table: the value, origin and meaning of every field."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 
@@ -18,50 +18,46 @@ class Row:
     """One leaf of a config."""
 
     path: str
-    """Dotted, as overrides are written: `optimizer.lr`."""
+    """Dotted, as in overrides: `optimizer.lr`."""
     value: Any
     origin: Origin
-    """Who chose it: nobody, the config file, or the command line."""
+    """Where the value comes from: the class's default, the config file, or an override."""
     meaning: str
 
     @property
     def text(self) -> str:
-        """The value as it would be written in a config file."""
-        return written(self.value)
+        """The value as Python source, as in a config file."""
+        return python_source(self.value)
 
 
 def table(config: ConfigBase, overridden: Collection[str] = ()) -> list[Row]:
-    """Every leaf of a config in the order of its fields.
+    """Every leaf of a config, in the order of its fields.
 
-    overridden: the paths set after loading, such as {"optimizer.lr"}; they may name whole parts.
+    overridden: the paths set after loading, such as {"optimizer.lr"}; a path may also cover several leaves.
     """
-    chosen = dict(_defaults(config, ""))
+    defaults = dict(_stage_defaults(config, ""))
     return [
-        Row(leaf.path, leaf.value, _origin(leaf, chosen, overridden), leaf.meaning) for leaf in leaves(config)
+        Row(leaf.path, leaf.value, _origin(leaf, defaults, overridden), leaf.meaning)
+        for leaf in leaves(config)
     ]
 
 
-def written(value: Any) -> str:
-    """A value as Python: `Source(path='a.jsonl', share=2.0)` without the defaults, all else as its repr."""
+def python_source(value: Any) -> str:
+    """A value as Python source; of a config class only what differs from its defaults: `Source(path='a.jsonl')`."""
     if isinstance(value, tuple):
-        return f"({', '.join(map(written, value))}{',' if len(value) == 1 else ''})"
+        items = [python_source(item) for item in cast("tuple[Any, ...]", value)]
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key!r}: {written(item)}' for key, item in value.items())}}}"
+        entries = cast("dict[str, Any]", value).items()
+        return f"{{{', '.join(f'{key!r}: {python_source(item)}' for key, item in entries)}}}"
     if isinstance(value, BaseModel):
-        fields = ", ".join(f"{name}={written(item)}" for name, item in _not_default(value))
+        fields = ", ".join(f"{name}={python_source(item)}" for name, item in _non_default_fields(value))
         return f"{type(value).__name__}({fields})"
     return repr(value)
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
 def to_html(config: ConfigBase, overridden: Collection[str] = ()) -> str:
-    """The table as HTML for Jupyter; what was chosen stands out from the defaults."""
+    """The table as HTML for Jupyter; defaults are grayed out."""
     rows = "".join(_html_row(row) for row in table(config, overridden))
     return (
         f"<b>{escape(type(config).__name__)}</b>"
@@ -74,35 +70,36 @@ def _origin(leaf: Leaf, defaults: dict[str, Any], overridden: Collection[str]) -
     if any(_covers(path, leaf.path) or _covers(leaf.path, path) for path in overridden):
         return "override"
     default = defaults.get(leaf.path, leaf.default)
-    same = leaf.value == default and isinstance(leaf.value, bool) == isinstance(default, bool)
-    return "default" if same else "config"
+    # in Python True == 1, in a config they differ
+    is_default = leaf.value == default and isinstance(leaf.value, bool) == isinstance(default, bool)
+    return "default" if is_default else "config"
 
 
 def _covers(path: str, other: str) -> bool:
-    """Whether `other` is at `path` or below it, as tracking.mode is below tracking."""
+    """Whether `other` is `path` or below it, as tracking.mode is below tracking."""
     return other == path or other.startswith(f"{path}.")
 
 
-def _defaults(part: ConfigBase, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Defaults that differ from those of a part's own class.
+def _stage_defaults(config: ConfigBase, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(path, default) of leaves whose default is set by an enclosing config, such as AdamW(lr=1e-6) by a stage.
 
-    A stage may begin with a part unlike the part's defaults, and a part of another kind than its field's
-    default was chosen, kind and all. What stands nearer to the stage comes later and so counts.
+    A config of another class than its field's default was chosen by the user, so its `kind` has no default. Outer
+    configs are yielded last: in a dict they override inner ones.
     """
-    for name, field in type(part).model_fields.items():
-        value, path = getattr(part, name), f"{prefix}{name}."
+    for name, field in type(config).model_fields.items():
+        value, path = getattr(config, name), f"{prefix}{name}."
         if not isinstance(value, ConfigBase):
             continue
-        yield from _defaults(value, path)
+        yield from _stage_defaults(value, path)
         if type(field.default) is type(value):
             yield from ((f"{path}{leaf.path}", leaf.value) for leaf in leaves(field.default))
         elif "kind" in type(value).model_fields:
             yield f"{path}kind", None
 
 
-def _not_default(part: BaseModel) -> Iterator[tuple[str, Any]]:
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
+def _non_default_fields(model: BaseModel) -> Iterator[tuple[str, Any]]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
         if field.is_required() or value != field.get_default(call_default_factory=True):
             yield name, value
 

@@ -1,4 +1,4 @@
-"""What is learned from: sources of rows, how they are rendered, which tokens are learned."""
+"""Training data: sources of rows, how rows are rendered, and which tokens the loss is taken on."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -6,112 +6,127 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from tuner.config.base import ConfigBase
-from tuner.config.functions import name_function
+from tuner.config.functions import function_reference
 
 
-def _name_shape(value: Any) -> Any:
-    return value if isinstance(value, str) and value.isidentifier() else name_function(value)
+def _shape_reference(value: Any) -> Any:
+    """The name of a row shape unchanged, a function as "file.py:name"."""
+    return value if isinstance(value, str) and value.isidentifier() else function_reference(value)
 
 
 class Source(ConfigBase):
-    """Rows from one place: a JSONL or Parquet file or pattern, a hub dataset, or `tuner:...` (shipped)."""
+    """A source of rows: a JSONL or Parquet file or glob, a dataset on the hub, or a file shipped with tuner."""
 
     path: str = Field(min_length=1)
-    """`data/*.jsonl`, `data/x.parquet`, `org/dataset` on the hub, or `tuner:sums/train.jsonl`."""
+    """File or glob (`data/*.jsonl`, `data/x.parquet`), hub dataset (`org/dataset`), or shipped file
+    (`tuner:sums/train.jsonl`)."""
 
-    shape: Annotated[str | Callable[..., Any] | None, BeforeValidator(_name_shape)] = None
-    """Name of a row shape (data_templates/rows shows them); None recognizes it from the first row. A function turns a
-    row (dict) into {"messages": ...}."""
+    shape: Annotated[str | Callable[..., Any] | None, BeforeValidator(_shape_reference)] = None
+    """Row format: a name from data_templates/rows, or a function (row) -> row that converts a row (dict) to one of
+    them; None: detected from the first row."""
 
     split: str = "train"
-    """Which split of a hub dataset."""
+    """Split of a hub dataset."""
 
     subset: str | None = None
-    """Which configuration of a hub dataset, or which of its folders."""
+    """Configuration of a hub dataset, or one of its folders."""
 
     share: float | None = Field(default=None, gt=0)
-    """Relative share of the tokens, or prompts, drawn from here while it lasts; never a row twice in an epoch."""
+    """Relative sampling weight, in tokens (of prompts: in rows), until the source is exhausted; no row is repeated
+    within an epoch."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Weight in the loss of every token, or pair of answers, learned from here."""
+    """Loss weight of each token, or preference pair, from this source."""
 
     condition: str | None = None
-    """Of preferences and prompts: the condition of rows that name none."""
+    """Condition of rows without a "condition" of their own (preferences and prompts only)."""
 
     system: str | None = None
-    """Of prompts: the system turn the policy sees, put before those that have none."""
+    """System turn added, for the policy alone, to prompts without one (prompts only)."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Use the first so many rows only."""
+    """Use only the first N rows."""
 
 
 class Split(ConfigBase):
-    """Shares of the rows held out, chosen by a hash of their content, so that duplicates never cross."""
+    """Held-out fractions. Rows are assigned by a hash of their content, so that duplicates never cross the split."""
 
     validation: float = Field(default=0.0, ge=0, lt=1)
-    """Share whose loss is measured during training."""
+    """Fraction of the rows held out for validation during training."""
 
     test: float = Field(default=0.0, ge=0, lt=1)
-    """Share whose loss and answers are measured before and after training."""
+    """Fraction of the rows held out for the test before and after training."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
         if self.validation + self.test >= 1:
-            raise ValueError(f"validation {self.validation} + test {self.test} leaves nothing to train on")
+            raise ValueError(
+                f"validation ({self.validation}) + test ({self.test}) leaves nothing to train on: lower one of them"
+            )
         return self
 
 
-class _Rows(ConfigBase):
-    _foreign: ClassVar[dict[str, str]] = {"condition": "preferences and prompts", "system": "prompts"}
-    """Fields of a source that this kind of rows has not -> the kinds that have them."""
+class DataConfig(ConfigBase):
+    """Fields shared by every kind of training data."""
+
+    _unsupported_fields: ClassVar[dict[str, str]] = {
+        "condition": "preferences and prompts",
+        "system": "prompts",
+    }
+    """Fields of a source that have no meaning here -> the kinds of data that support them."""
 
     files: tuple[str | Source, ...] = Field(min_length=1)
-    """Where the rows come from: paths, or Source(path=..., share=..., weight=...)."""
+    """Sources of the rows: paths, or Source(path=..., share=..., weight=...)."""
 
     validation_files: tuple[str | Source, ...] = ()
-    """Rows whose loss is measured during training, beside those of `split`."""
+    """Sources of validation rows, in addition to those held out by `split`."""
 
     test_files: tuple[str | Source, ...] = ()
-    """Rows measured before and after training, beside those of `split`."""
+    """Sources of test rows, in addition to those held out by `split`."""
 
     max_length: int = Field(default=2048, ge=2)
-    """Longest sample, in tokens."""
+    """Maximum length of a sample, in tokens."""
 
     split: Split = Split()
-    """Shares of `files` held out."""
+    """Fractions of `files` held out for validation and test."""
 
     duplicates: Literal["keep", "drop"] = "keep"
-    """What becomes of rows that are equal to the letter; they are counted either way."""
+    """Whether identical rows are kept or dropped; they are counted either way."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Use the first so many rows of each source only."""
+    """Use only the first N rows of each source."""
 
     cache: str | None = None
-    """Folder of the tokenised cache; None: $TUNER_CACHE or ~/.cache/tuner."""
+    """Cache folder for tokenized rows; None: $TUNER_CACHE or ~/.cache/tuner."""
 
     @property
     def sources(self) -> tuple[Source, ...]:
+        """The sources of `files`, with `limit` applied."""
         return _as_sources(self.files, self.limit)
 
     @property
     def validation_sources(self) -> tuple[Source, ...]:
+        """The sources of `validation_files`, with `limit` applied."""
         return _as_sources(self.validation_files, self.limit)
 
     @property
     def test_sources(self) -> tuple[Source, ...]:
+        """The sources of `test_files`, with `limit` applied."""
         return _as_sources(self.test_files, self.limit)
 
     @model_validator(mode="after")
     def _shares_are_all_or_none(self) -> Self:
         shares = [source.share for source in self.sources]
         if None in shares and any(share is not None for share in shares):
-            raise ValueError("files: give every source a share, or none of them")
+            raise ValueError(
+                "files: some sources have a share and others do not; give every source a share, or none of them"
+            )
         return self
 
     @model_validator(mode="after")
-    def _sources_are_of_this_kind(self) -> Self:
+    def _source_fields_are_supported(self) -> Self:
         for source in (*self.sources, *self.validation_sources, *self.test_sources):
-            for field, kinds in self._foreign.items():
+            for field, kinds in self._unsupported_fields.items():
                 if getattr(source, field) is not None:
                     raise ValueError(
                         f"files: {source.path} has a {field}, which only {kinds} have; leave it out"
@@ -119,132 +134,140 @@ class _Rows(ConfigBase):
         return self
 
 
-class Chat(_Rows):
-    """Conversations, rendered by a chat template; assistant turns and their end tokens are learned."""
+class Chat(DataConfig):
+    """Conversations rendered by a chat template; the loss is taken on assistant turns, their end tokens included."""
 
     kind: Literal["chat"] = "chat"
-    """Which kind of data this is, in JSON."""
+    """Kind of data, in JSON."""
 
     template: str = "tokenizer"
-    """A name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
+    """Chat template: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
 
     system: str | None = None
-    """System turn put before conversations that have none."""
+    """System turn added to conversations without one."""
 
     learn: Literal["assistant", "last", "all"] = "assistant"
-    """Every assistant turn, the last one only, or every token. A turn's own "learn" or "weight" goes first."""
+    """Tokens the loss is taken on: of every assistant turn, of the last one only, or all tokens. A turn's own "learn"
+    or "weight" takes precedence."""
 
     too_long: Literal["error", "drop", "cut"] = "error"
-    """What becomes of a sample over max_length: an error naming the row, dropped, or its end cut; counted."""
+    """Handling of samples longer than max_length: an error naming the row, dropped, or truncated at the end. Counted in
+    the log."""
 
 
-class Text(_Rows):
-    """Raw text for continued pre-training: every token is learned, documents end with the end token."""
+class Text(DataConfig):
+    """Raw text for continued pre-training: the loss is taken on every token; each document ends with the end token."""
 
     kind: Literal["text"] = "text"
-    """Which kind of data this is, in JSON."""
+    """Kind of data, in JSON."""
 
     too_long: Literal["split", "error", "drop", "cut"] = "split"
-    """What becomes of a document over max_length: split into pieces (nothing lost), an error, dropped, or cut."""
+    """Handling of documents longer than max_length: split into pieces without loss, an error naming the row, dropped,
+    or truncated at the end."""
 
 
-class Preferences(_Rows):
-    """Answers to the same prompt, the better ones known: pairs (chosen and rejected) or ranked lists."""
+class Preferences(DataConfig):
+    """Preferences between answers to the same prompt: pairs (chosen and rejected) or ranked lists."""
 
-    _foreign: ClassVar[dict[str, str]] = {"system": "prompts"}
+    _unsupported_fields: ClassVar[dict[str, str]] = {"system": "prompts"}
 
     kind: Literal["preferences"] = "preferences"
-    """Which kind of data this is, in JSON."""
+    """Kind of data, in JSON."""
 
     template: str = "tokenizer"
-    """A name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
+    """Chat template: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
 
     max_length: int = Field(default=2048, ge=4)
-    """Longest conversation with one answer, in tokens, the reward token among them."""
+    """Maximum length of a prompt with one answer, in tokens, the reward token included."""
 
     too_long: Literal["error", "drop", "cut"] = "error"
-    """What becomes of a row with a longer one: an error naming it, dropped, or the oldest tokens of its prompt cut,
-    as many from each answer's; system turns and answers stay whole. Counted."""
+    """Handling of rows longer than max_length: an error naming the row, dropped, or the oldest tokens of the prompt
+    removed, equally for every answer; system turns and answers stay whole. Counted in the log."""
 
     incomparable: Literal["error", "drop"] = "error"
-    """What becomes of rows whose answers are the same or answer different prompts: an error naming the row, or
-    dropped, as HH-RLHF's few need. Counted."""
+    """Handling of rows with identical answers, or with answers to different prompts: an error naming the row, or
+    dropped (HH-RLHF has a few). Counted in the log."""
 
     ties: Literal["drop", "half"] = "drop"
-    """What becomes of answers of the same rank: no pair, or a pair each way at half the weight. Counted."""
+    """Handling of answers with equal rank: no pair, or one pair in each direction at half weight. Counted in the
+    log."""
 
 
-class Prompts(_Rows):
-    """What a policy is asked: conversations that end where it is to answer. Answers in the rows are not learned."""
+class Prompts(DataConfig):
+    """Prompts for a policy: conversations up to the turn it answers. Answers in the rows are not trained on."""
 
-    _foreign: ClassVar[dict[str, str]] = {}
+    _unsupported_fields: ClassVar[dict[str, str]] = {}
 
     kind: Literal["prompts"] = "prompts"
-    """Which kind of data this is, in JSON."""
+    """Kind of data, in JSON."""
 
     template: str = "tokenizer"
-    """A name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
+    """Chat template: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
 
     system: str | None = None
-    """System turn the policy sees before prompts that have none, where their source names no other."""
+    """System turn added, for the policy alone, to prompts without one; a source's own `system` takes precedence."""
 
     max_length: int = Field(default=1024, ge=1)
-    """Longest prompt, in tokens, the header of the answer among them; longer ones are skipped and counted."""
+    """Maximum length of a prompt, in tokens, the header of the answer included; longer prompts are skipped and
+    counted."""
 
     @model_validator(mode="after")
-    def _prompts_are_drawn_and_not_weighed(self) -> Self:
-        given = (*self.sources, *self.test_sources)
-        if weighed := [source.path for source in given if source.weight != 1]:
-            raise ValueError(
-                f"files: {weighed[0]} has a weight, which prompts do not; write share, for how many are drawn from it"
-            )
+    def _prompts_have_no_weights(self) -> Self:
+        for source in (*self.sources, *self.test_sources):
+            if source.weight != 1:
+                raise ValueError(
+                    f"files: {source.path} has a weight, which prompts do not; write share to set how often it is drawn"
+                )
         return self
 
     @model_validator(mode="after")
-    def _test_prompts_are_the_held_out_ones(self) -> Self:
+    def _prompts_have_no_validation_part(self) -> Self:
         if self.validation_files or self.split.validation:
             raise ValueError(
-                "prompts have no validation part, for evaluation during training answers the test prompts; "
+                "prompts have no validation part: evaluation during training answers the test prompts; "
                 "write test_files or split.test"
             )
         return self
 
 
-class Replay(_Rows):
-    """Rows of earlier stages, learned beside the rollouts: the report's pre-training mix (arXiv 2403.17297, 4.2.3)."""
+class Replay(DataConfig):
+    """Rows of earlier stages trained on alongside the rollouts.
+
+    This is PPO-ptx (arXiv 2203.02155), and the pre-training mix of InternLM2 (arXiv 2403.17297, 4.2.3).
+    """
 
     kind: Literal["replay"] = "replay"
-    """Which kind of data this is, in JSON."""
+    """Kind of data, in JSON."""
 
     template: str | None = None
-    """None: raw text, of which all is learned; for conversations a name from data_templates/chat, "tokenizer", or a
-    path ending in .jinja."""
+    """Chat template of conversations: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending
+    in .jinja; None: raw text."""
 
     max_length: int = Field(default=32_768, ge=2)
-    """Longest row, in tokens: long ones keep long context alive."""
+    """Maximum length of a row, in tokens; long rows preserve the long-context ability."""
 
     too_long: Literal["split", "error", "drop", "cut"] | None = None
-    """What becomes of a row over max_length; None: texts are split into pieces, a conversation is an error."""
+    """Handling of rows longer than max_length; None: "split" for raw text, "error" for conversations."""
 
     coefficient: float = Field(default=0.5, gt=0)
-    """Weight of the replayed rows' mean loss beside the policy's."""
+    """Coefficient of the mean loss on replayed rows, added to the policy's loss."""
 
     ratio: float = Field(default=0.5, gt=0)
-    """Tokens replayed per token of prompts and answers."""
+    """Replayed tokens per token of the rollout's prompts and answers."""
 
     @property
     def data(self) -> Chat | Text:
-        """The rows as the data of an SFT stage."""
-        shared = {name: getattr(self, name) for name in _Rows.model_fields}
+        """The same rows as data for supervised fine-tuning."""
+        shared = {name: getattr(self, name) for name in DataConfig.model_fields}
         if self.template is None:
             return Text(**shared, too_long=self.too_long or "split")
         return Chat(**shared, template=self.template, too_long=self.too_long or "error")  # type: ignore[arg-type]
 
     @model_validator(mode="after")
-    def _test_rows_are_the_held_out_ones(self) -> Self:
+    def _replay_has_no_validation_part(self) -> Self:
         if self.validation_files or self.split.validation:
             raise ValueError(
-                "replay has no validation part, for evaluation during training measures the test rows; "
+                "replay has no validation part: evaluation during training measures the test rows; "
                 "write test_files or split.test"
             )
         return self
@@ -260,6 +283,7 @@ Data = Chat | Text | Preferences
 
 
 def _as_sources(files: tuple[str | Source, ...], limit: int | None) -> tuple[Source, ...]:
+    """Paths as sources; each limited to the smaller of its own limit and `limit`."""
     sources = (Source(path=file) if isinstance(file, str) else file for file in files)
     return tuple(
         source.model_copy(update={"limit": min(limit, source.limit or limit)}) if limit else source

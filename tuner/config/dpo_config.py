@@ -1,4 +1,4 @@
-"""Config of direct preference optimization by TRL."""
+"""Config of direct preference optimization."""
 
 from typing import ClassVar, Literal, Self
 
@@ -11,50 +11,50 @@ from tuner.config.training import AdamW, Cosine, Schedule
 
 
 class DPO(SingleModelConfig):
-    """Direct preference optimisation (arXiv 2305.18290) by TRL's DPOTrainer: the policy itself learns from pairs.
+    """Direct preference optimization (arXiv 2305.18290) with TRL's DPOTrainer: trains a policy on preference pairs.
 
-    It reads what a RewardModel reads, so that both can be compared; but the policy never sees a condition, a pair
-    has no margin, and of a list every pair counts as one: what is left out is counted in the log. Dropout is off.
-    Defaults are for training all weights; adapters want a learning rate about ten times as high.
+    It takes the same data as RewardModel, so that both can be compared. The policy never sees a condition, margins
+    are ignored, and every pair of a ranked list counts as a pair of its own; the log counts what was ignored. Dropout
+    is 0. Defaults are for full-parameter training; adapters need about ten times the learning rate.
     """
 
     implementation: ClassVar[str] = "tuner.stages.dpo.stage"
 
     stage: Literal["dpo"] = "dpo"
-    """Which stage this is, in JSON."""
+    """Name of the stage, in JSON."""
 
     data: Preferences
-    """What is learned from."""
+    """Preferences to train on."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How dear it is to leave the model that training starts from; of "ipo" its tau."""
+    """KL penalty coefficient: how strongly the policy is tied to its initial weights; for "ipo", its tau."""
 
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"] = "sigmoid"
-    """What a pair costs, by TRL's names: DPO's own, SLiC's, IPO's, DPO for labels of which some are wrong, APO's."""
+    """Loss per preference pair, by TRL's name: DPO, SLiC hinge, IPO, robust DPO (for noisy labels), APO."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Of "robust": the share of labels taken to be wrong."""
+    """Assumed fraction of wrong labels ("robust" only)."""
 
     optimizer: AdamW = AdamW(lr=1e-6)
-    """How weights follow their gradients."""
+    """Optimizer settings."""
 
     schedule: Schedule = Cosine(warmup=0.1)
-    """How the learning rate moves over the run."""
+    """Learning rate schedule."""
 
     pairs_per_step: int = Field(default=64, ge=1)
-    """What an optimiser step learns from, over all devices, in pairs; what is left of an epoch makes a smaller step,
-    filled up with pairs seen before where several devices have none left."""
+    """Pairs per optimizer step, over all devices. The last step of an epoch is smaller; devices left without pairs
+    repeat earlier ones."""
 
     pairs_per_pass: int = Field(default=4, ge=1)
-    """What one forward and backward pass holds, in pairs, padded to their longest answer: memory and speed. (In a
-    smaller last step TRL weighs a pass that is not full like a full one.)"""
+    """Pairs in one forward and backward pass, padded to the longest answer: affects memory and speed. (In a smaller
+    last step TRL weights a partial pass like a full one.)"""
 
     evaluation: Validation = Validation()
-    """What is measured on held-out rows."""
+    """Validation during training."""
 
     @property
     def tokens_per_pass(self) -> int:
-        """What a pass holds at most, in tokens with padding."""
+        """Most tokens in a pass, padding included."""
         return 2 * self.pairs_per_pass * self.data.max_length
 
     @model_validator(mode="after")
@@ -62,7 +62,7 @@ class DPO(SingleModelConfig):
         if self.pairs_per_step % self.pairs_per_pass:
             raise ValueError(
                 f"pairs_per_step ({self.pairs_per_step}) is not a multiple of pairs_per_pass "
-                f"({self.pairs_per_pass}): change one of them"
+                f"({self.pairs_per_pass}), so passes cannot fill a step: change one of them"
             )
         return self
 
@@ -70,21 +70,21 @@ class DPO(SingleModelConfig):
     def _smoothing_belongs_to_robust(self) -> Self:
         if (self.label_smoothing > 0) != (self.loss == "robust"):
             raise ValueError(
-                f'label_smoothing={self.label_smoothing} with loss={self.loss!r}: only "robust" smooths labels, '
-                "and it must; change one of them"
+                f'label_smoothing={self.label_smoothing} with loss={self.loss!r}: the "robust" loss needs label '
+                "smoothing, and no other loss uses it; change one of them"
             )
         return self
 
     @model_validator(mode="after")
-    def _trl_does_without(self) -> Self:
-        given = (*self.data.sources, *self.data.validation_sources, *self.data.test_sources)
-        for refused, what, instead in (
-            (any(one.weight != 1 for one in given), "weight of a source", "leave it out"),
-            (any(one.share is not None for one in given), "share of a source", "leave it out, or use limit"),
+    def _trl_supports_every_field(self) -> Self:
+        sources = (*self.data.sources, *self.data.validation_sources, *self.data.test_sources)
+        for is_set, field, remedy in (
+            (any(source.weight != 1 for source in sources), "weight of a source", "leave it out"),
+            (any(source.share is not None for source in sources), "share of a source", "leave it out, or use limit"),
             (self.data.ties == "half", 'data.ties="half"', 'write "drop"'),
             (self.adapter and self.adapter.dropout, "adapter.dropout", "write 0"),
             (self.evaluation.patience or self.evaluation.keep_best, "evaluation.patience or keep_best", "leave it out"),
         ):  # fmt: skip
-            if refused:
-                raise ValueError(f"{what}: TRL's DPO has no such thing; {instead}")
+            if is_set:
+                raise ValueError(f"{field}: TRL's DPO does not support it; {remedy}")
         return self

@@ -1,4 +1,4 @@
-"""What is measured on held-out rows, and when."""
+"""Evaluation on held-out rows: when, and of what."""
 
 from typing import Literal
 
@@ -8,56 +8,56 @@ from tuner.config.base import ConfigBase
 from tuner.config.functions import Function
 
 
-class EvaluationBase(ConfigBase):
-    """When held-out rows are measured, and how many."""
+class HeldOutEvaluation(ConfigBase):
+    """How often held-out rows are evaluated, and on how many of them."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between two measurements during training; None: ten over the run."""
+    """Steps between evaluations during training; None: ten evaluations over the run."""
 
     rows: int | None = Field(default=None, ge=1)
-    """Measure at most so many held-out rows of a kind; None: all."""
+    """Maximum number of rows evaluated, of the validation and of the test rows each; None: all."""
 
 
-class Validation(EvaluationBase):
-    """When held-out rows are measured, and what follows from their loss."""
+class Validation(HeldOutEvaluation):
+    """Evaluation of the validation loss, early stopping, and the choice of the best checkpoint."""
 
     patience: int | None = Field(default=None, ge=1)
-    """Stop after so many measurements in a row without a better validation loss; None: never."""
+    """Early stopping: number of consecutive evaluations without a lower validation loss; None: off."""
 
     keep_best: bool = False
-    """Keep the checkpoint with the best validation loss, and make it the model of the run."""
+    """Keep the checkpoint with the lowest validation loss, and make it the model of the run."""
 
 
 class Evaluation(Validation):
-    """What is measured on held-out conversations or texts."""
+    """Evaluation on held-out conversations or texts."""
 
     samples: int = Field(default=3, ge=0)
-    """Prompts of the validation rows answered at each measurement, to be looked at."""
+    """Validation prompts answered at each evaluation, for inspection."""
 
     max_new_tokens: int = Field(default=128, ge=1)
-    """Longest answer sampled or scored, in tokens."""
+    """Maximum length of a generated answer, in tokens."""
 
     score: Literal["exact"] | Function | None = None
-    """How answers to the test rows are scored before and after: "exact" (equal text), or a function
-    (answer, reference) -> float in 0..1; None: the test rows' loss only."""
+    """Score of answers to the test rows, before and after training: "exact" (exact match), or a function
+    (answer, reference) -> float in 0..1; None: the test loss only."""
 
 
 class PairEvaluation(Validation):
-    """What is measured on held-out preferences: the loss, and the report card at the end."""
+    """Evaluation on held-out preferences: the loss during training, and the report card at the end."""
 
     worst: int = Field(default=20, ge=0)
-    """Pairs shown in the report card that the model has most wrong."""
+    """Number of worst-ranked pairs shown in the report card."""
 
 
-class PolicyEvaluation(EvaluationBase):
-    """What is measured on held-out prompts: the learned score, and a gold score by rule."""
+class PolicyEvaluation(HeldOutEvaluation):
+    """Evaluation on held-out prompts: the reward that is trained on, and a gold score computed by a rule."""
 
     samples: int = Field(default=3, ge=0)
-    """Held-out prompts whose answers are shown at each measurement, and answers of every step in rollouts.jsonl."""
+    """Number of answers shown at each evaluation, and recorded of every rollout in rollouts.jsonl."""
 
     rule: Function | None = None
-    """Gold score of an answer, which the policy never learns from: a function (answer, row) -> float in 0..1. The row
-    holds the values of the prompt's row, and its "condition". None: the learned score only."""
+    """Gold score of an answer, never trained on: a function (answer, row) -> float in 0..1, where row (dict) holds the
+    fields of the prompt's row and its "condition"; None: the trained reward only."""
 
     temperature: float = Field(default=0.0, ge=0)
-    """Of the answers that are measured; 0: greedy."""
+    """Sampling temperature of evaluated answers; 0: greedy decoding."""

@@ -17,7 +17,7 @@ class GRPO(PolicyConfig):
     algorithm: ClassVar[str] = "tuner.algorithms.grpo:GRPO"
 
     stage: Literal["grpo"] = "grpo"
-    """Which stage this is, in JSON."""
+    """Name of the stage, in JSON."""
 
     prompts_per_step: int = Field(default=64, ge=1)
     """Prompts per rollout, over all devices."""
@@ -29,16 +29,16 @@ class GRPO(PolicyConfig):
     """Divide advantages by the standard deviation of the group's scores."""
 
     kl: float = Field(default=0.0, ge=0)
-    """KL penalty coefficient, added to the loss; 0: no reference policy is held."""
+    """KL penalty coefficient, added to the loss; 0: no reference policy is loaded."""
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per-token estimator of the KL divergence from the reference (Schulman, 2020)."""
 
     clip_high: float | None = Field(default=None, gt=0)
-    """Upper clip range of the probability ratio, 1 + this; None: as `clip`."""
+    """Upper clip range of the probability ratio: 1 + this; None: same as `clip`."""
 
     normalization: Literal["token", "answer"] = "token"
-    """"token": every token of the mini-batch counts equally; "answer": token losses are averaged per answer first,
+    """Averaging of the loss: "token" over all tokens of the mini-batch; "answer" over the tokens of each answer first,
     as in the original paper."""
 
     reward_clip: float | None = Field(default=None, gt=0)

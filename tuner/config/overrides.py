@@ -1,14 +1,12 @@
-"""Overrides: a config with some leaves changed, from Python or from the command line."""
+"""Overrides: change leaves of a config, from Python or from the command line."""
 
 import ast
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel
-
-from tuner.config.serialization import leaves, validated
+from tuner.config.serialization import json_value, leaves, validated
 from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
 
@@ -16,9 +14,10 @@ C = TypeVar("C", bound=StageConfig)
 
 
 def override(config: C, changes: Mapping[str, Any] | list[str] | tuple[str, ...]) -> C:
-    """A copy of `config` with some leaves changed, checked as a whole again.
+    """A copy of `config` with some leaves changed, validated anew.
 
-    changes: {"optimizer.lr": 1e-4}, or what the command line takes: ["optimizer.lr=1e-4"].
+    changes: {"optimizer.lr": 1e-4}, or as on the command line ["optimizer.lr=1e-4"].
+    Raises UserError for an unknown path or an invalid value.
     """
     pairs = changes if isinstance(changes, Mapping) else dict(_parse_assignment(text) for text in changes)
     values = config.model_dump(mode="json")
@@ -44,47 +43,39 @@ def _parse_value(text: str) -> Any:
     return text
 
 
-def _assign(values: Any, path: str, value: Any) -> None:
-    """Set the leaf at a dotted path of the plain values of a config; names are checked by the validation."""
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the leaf at a dotted path of a config's plain values; validation rejects an unknown last name."""
     *parents, last = path.split(".")
-    walked: list[str] = []
-    for name in parents:
-        walked.append(name)
-        values = _child(values, name)
-        if not isinstance(values, dict | list):
-            raise UserError(
-                f"override {path}: {'.'.join(walked)} is {values!r}, which has no {last!r}; set it whole"
-            )
-    if isinstance(values, list):
-        _child(values, last)  # an index must exist
-        values[int(last)] = _plain(value)
+    container: dict[str, Any] | list[Any] = values
+    for depth, name in enumerate(parents, 1):
+        child = _child(container, name)
+        if not isinstance(child, dict | list):
+            parent = ".".join(parents[:depth])
+            raise UserError(f"override {path}: {parent} is {child!r}, which has no {last!r}; set it whole")
+        container = cast("dict[str, Any] | list[Any]", child)
+    if isinstance(container, list):
+        _child(container, last)  # raises when there is no such index
+        container[int(last)] = json_value(value)
     else:
-        values[last] = _plain(value)
+        container[last] = json_value(value)
 
 
 def _check_first_name(config: StageConfig, path: str) -> None:
-    """Say where a field stands that is named without its part, as in lr=1e-4."""
+    """Suggest the full path of a field given without it, as in lr=1e-4."""
     first = path.partition(".")[0]
     if first not in type(config).model_fields:
-        inside = [leaf.path for leaf in leaves(config) if f".{leaf.path}".endswith(f".{path}")]
-        if inside:
+        full_paths = [leaf.path for leaf in leaves(config) if f".{leaf.path}".endswith(f".{path}")]
+        if full_paths:
             raise UserError(
-                f"override: {type(config).__name__} has no field {path!r}; did you mean {inside[0]!r}?"
+                f"override: {type(config).__name__} has no field {path!r}; did you mean {full_paths[0]!r}?"
             )
 
 
-def _child(values: Any, name: str) -> Any:
+def _child(values: dict[str, Any] | list[Any], name: str) -> Any:
     try:
         return values[int(name)] if isinstance(values, list) else values[name]
     except (KeyError, IndexError, ValueError):
-        known = values if isinstance(values, dict) else [str(index) for index in range(len(values))]
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+        names = list(values) if isinstance(values, dict) else [str(index) for index in range(len(values))]
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
         raise UserError(f"override: no {name!r} here; {hint}") from None
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; parts may stand in a tuple, as sources do in data.files."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value

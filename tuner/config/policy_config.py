@@ -1,4 +1,4 @@
-"""What every stage that trains a policy by reinforcement learning has in common."""
+"""Config shared by the stages that train a policy by reinforcement learning."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -19,32 +19,33 @@ class Rule(ConfigBase):
     """A reward computed by code instead of a model."""
 
     function: Function
-    """`file.py:name` of a module-level function (answer, row) -> float; the row holds the values of the prompt's
-    row and its "condition"."""
+    """`file.py:name` of a module-level function (answer, row) -> float, where row (dict) holds the fields of the
+    prompt's row and its "condition"."""
 
 
 def _as_model(value: Any) -> Any:
-    """A model given by its path alone."""
+    """Accept a path in place of a model."""
     return {"path": value} if isinstance(value, str) else value
 
 
 def _as_reward(value: Any) -> Any:
-    """A rule given by its function alone, or a model by its path."""
+    """Accept a function in place of a rule, and a path in place of a model."""
     if is_function_reference(value) or (callable(value) and not isinstance(value, ConfigBase)):
         return {"function": value}
     return _as_model(value)
 
 
 def _reward_kind(value: Any) -> str:
-    return "rule" if isinstance(value, Rule) or (isinstance(value, dict) and "function" in value) else "model"
+    """Tag of the union's member; not a field's name, which `validation_errors` would leave out of paths."""
+    return "Rule" if isinstance(value, Rule) or (isinstance(value, dict) and "function" in value) else "Model"
 
 
 Reward = Annotated[
-    Annotated[Model, Tag("model")] | Annotated[Rule, Tag("rule")],
+    Annotated[Model, Tag("Model")] | Annotated[Rule, Tag("Rule")],
     Discriminator(_reward_kind),
     BeforeValidator(_as_reward),
 ]
-"""What scores answers: a reward model, or a rule."""
+"""Source of the reward: a reward model, or a rule."""
 
 
 class PolicyConfig(StageConfig):
@@ -69,8 +70,8 @@ class PolicyConfig(StageConfig):
     float."""
 
     roles: Literal["shared", "separate"] = "shared"
-    """"shared": each distinct base is loaded once, frozen, and the roles are adapters and heads on it, all on one
-    base where policy and reward model were trained on the same; "separate": one model per role."""
+    """"shared": each distinct base is loaded once, frozen, and the roles (policy, reference, critic, reward model) are
+    adapters and heads on it; "separate": one model per role."""
 
     prompts: Prompts
     """Prompts the policy answers."""
@@ -113,7 +114,7 @@ class PolicyConfig(StageConfig):
     """Learning rate schedule."""
 
     replay: Replay | None = None
-    """Rows of earlier stages trained on beside the rollouts, against forgetting (PPO-ptx)."""
+    """Rows of earlier stages trained on alongside the rollouts, against forgetting (PPO-ptx)."""
 
     tokens_per_pass: int = Field(default=32_768, ge=1)
     """Tokens in one forward and backward pass: affects memory and speed, never the result."""
@@ -123,10 +124,10 @@ class PolicyConfig(StageConfig):
     one."""
 
     checkpoint: Checkpoint = Checkpoint(every=20)
-    """When the run is saved."""
+    """When checkpoints are saved, and how many are kept."""
 
     evaluation: PolicyEvaluation = PolicyEvaluation()
-    """What is measured on held-out prompts."""
+    """Evaluation on held-out prompts."""
 
     @property
     def reward_model(self) -> Model | None:
@@ -138,14 +139,14 @@ class PolicyConfig(StageConfig):
         longest = self.prompts.max_length + self.sampling.max_new_tokens
         if longest > self.tokens_per_pass:
             raise ValueError(
-                f"a prompt of prompts.max_length ({self.prompts.max_length}) with its answer of "
-                f"sampling.max_new_tokens ({self.sampling.max_new_tokens}) is more than tokens_per_pass "
+                f"a prompt of prompts.max_length ({self.prompts.max_length}) with an answer of "
+                f"sampling.max_new_tokens ({self.sampling.max_new_tokens}) does not fit tokens_per_pass "
                 f"({self.tokens_per_pass}): lower the first two or raise the last to {longest}"
             )
         if self.replay is not None and self.replay.max_length > self.tokens_per_pass:
             raise ValueError(
                 f"replay.max_length ({self.replay.max_length}) is more than tokens_per_pass "
-                f"({self.tokens_per_pass}): a row is never cut to fit; lower the first or raise the second"
+                f"({self.tokens_per_pass}), and rows are never truncated to fit: lower the first or raise the second"
             )
         return self
 
@@ -161,8 +162,8 @@ class PolicyConfig(StageConfig):
     def _a_mini_batch_has_prompts(self) -> Self:
         if self.mini_batches > self.prompts_per_step:
             raise ValueError(
-                f"mini_batches ({self.mini_batches}) is more than prompts_per_step ({self.prompts_per_step}): "
-                "change one of them"
+                f"mini_batches ({self.mini_batches}) is more than prompts_per_step ({self.prompts_per_step}), so some "
+                "would be empty: change one of them"
             )
         return self
 
@@ -181,6 +182,7 @@ class PolicyConfig(StageConfig):
             adapter = getattr(self, name, None)
             if adapter is not None and adapter.dropout:
                 raise ValueError(
-                    f"{name}.dropout: the roles of a policy stage have none, or ratios would be noise; write 0"
+                    f"{name}.dropout must be 0 in reinforcement learning, or it would add noise to the probability "
+                    "ratios; write 0"
                 )
         return self

@@ -21,17 +21,17 @@ class PPO(PolicyConfig):
     algorithm: ClassVar[str] = "tuner.algorithms.ppo:PPO"
 
     stage: Literal["ppo"] = "ppo"
-    """Which stage this is, in JSON."""
+    """Name of the stage, in JSON."""
 
     kl: float = Field(default=0.01, ge=0)
     """KL penalty coefficient, subtracted from each token's reward."""
 
     critic_from: Literal["reward", "policy"] = "reward"
-    """Model the critic is initialized from, below a fresh head."""
+    """Model the critic is initialized from, with a fresh value head."""
 
     critic_adapter: Adapter | None = None
-    """Adapter of a critic initialized from a model without one; None: like the policy's, and with roles="separate"
-    all its weights are trained."""
+    """Adapter of a critic initialized from a model without one; None: like the policy's with roles="shared", none (all
+    weights are trained) with roles="separate"."""
 
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount factor per token."""
@@ -60,7 +60,7 @@ class PPO(PolicyConfig):
         model = self.reward_model
         if from_reward_model and model is not None and model.quantization and self.critic_adapter is None:
             raise ValueError(
-                f"reward.quantization={model.quantization!r} can only train an adapter: "
+                f"reward.quantization={model.quantization!r}: a critic on quantized weights can only train an adapter; "
                 "add critic_adapter=LoRA(), or leave quantization out"
             )
         return self
@@ -68,5 +68,7 @@ class PPO(PolicyConfig):
     @model_validator(mode="after")
     def _critic_has_a_model_to_start_from(self) -> Self:
         if self.critic_from == "reward" and not isinstance(self.reward, Model):
-            raise ValueError('a rule has no weights the critic could start from: write critic_from="policy"')
+            raise ValueError(
+                'a rule has no weights to initialize the critic from: write critic_from="policy"'
+            )
         return self

@@ -1,10 +1,10 @@
-"""Which stages there are, by the name they have in JSON. A stage's config class is imported when it is asked for."""
+"""Config classes by stage name, as in JSON. A stage's class is imported when it is looked up."""
 
 import importlib
 
 from tuner.config.stage_config import StageConfig
 
-_HOMES = {
+_SHIPPED = {
     "sft": "tuner.config.sft_config:SFT",
     "reward": "tuner.config.reward_config:RewardModel",
     "dpo": "tuner.config.dpo_config:DPO",
@@ -17,25 +17,25 @@ _REGISTERED: dict[str, type[StageConfig]] = {}
 
 
 def register_stage(config: type[StageConfig]) -> type[StageConfig]:
-    """Make a stage of another package known, so that its configs load from JSON; usable as a decorator.
+    """Register the config class of another package's stage, so that its configs load from JSON. Works as a decorator.
 
-    Raises ValueError when tuner has a stage of that name.
+    Raises ValueError if the name is that of one of tuner's own stages.
     """
     name = config.model_fields["stage"].default
-    if name in _HOMES:
-        raise ValueError(f"stage {name!r} comes with tuner; choose another name")
+    if name in _SHIPPED:
+        raise ValueError(f"stage {name!r} is one of tuner's own; choose another name")
     _REGISTERED[name] = config
     return config
 
 
 def stage_names() -> list[str]:
-    """Names of all known stages."""
-    return [*_HOMES, *_REGISTERED]
+    """Names of all stages, tuner's own and registered ones."""
+    return [*_SHIPPED, *_REGISTERED]
 
 
 def config_class(stage: str) -> type[StageConfig]:
     """The config class of a stage. Raises KeyError for an unknown one."""
     if stage in _REGISTERED:
         return _REGISTERED[stage]
-    module, _, name = _HOMES[stage].partition(":")
+    module, _, name = _SHIPPED[stage].partition(":")
     return getattr(importlib.import_module(module), name)

@@ -8,13 +8,15 @@ from tuner.config.policy_config import PolicyConfig
 
 
 class RLOO(PolicyConfig):
-    """REINFORCE leave-one-out (arXiv 2402.14740): the baseline of an answer is the mean reward of the other answers
-    to its prompt, and the whole answer is one action; no critic."""
+    """REINFORCE leave-one-out (arXiv 2402.14740): several answers per prompt, no critic.
+
+    An answer is a single action; its baseline is the mean reward of the other answers to the same prompt.
+    """
 
     algorithm: ClassVar[str] = "tuner.algorithms.rloo:RLOO"
 
     stage: Literal["rloo"] = "rloo"
-    """Which stage this is, in JSON."""
+    """Name of the stage, in JSON."""
 
     prompts_per_step: int = Field(default=64, ge=1)
     """Prompts per rollout, over all devices."""

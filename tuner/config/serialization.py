@@ -1,11 +1,11 @@
-"""Configs as JSON and as flat lists of their leaves; how two of them differ."""
+"""Configs as JSON and as flat lists of leaves, and the differences between two configs."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tuner.config.base import ConfigBase
 from tuner.config.registry import config_class, stage_names
@@ -17,24 +17,25 @@ C = TypeVar("C", bound=StageConfig)
 
 
 def to_json(config: StageConfig) -> str:
-    """The whole config, every leaf written out, as indented JSON."""
+    """The whole config as indented JSON, defaults included."""
     return config.model_dump_json(indent=2)
 
 
 def from_json(text: str) -> StageConfig:
-    """The config that `to_json` wrote; UserError when it is none, or of another version."""
+    """The config that `to_json` wrote. Raises UserError when the text is no valid config of this version."""
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise UserError(f"this config is no JSON ({error}); restore it") from error
-    if not isinstance(values, dict) or values.get("stage") not in stage_names():
+        raise UserError(f"this config is not valid JSON ({error}); restore it") from error
+    fields = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
+    if fields.get("stage") not in stage_names():
         raise UserError(f'this JSON is no config: its "stage" must be one of {", ".join(stage_names())}')
-    return validated(config_class(values["stage"]), values, "config.json")
+    return validated(config_class(fields["stage"]), fields, "config.json")
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value of a config: its dotted path, itself, its default, and what it means."""
+    """A single value of a config: its dotted path, value, default and meaning."""
 
     path: str
     value: Any
@@ -43,12 +44,12 @@ class Leaf:
 
 
 def leaves(config: ConfigBase) -> Iterator[Leaf]:
-    """Every leaf of a config in the order of its fields."""
+    """Every leaf of a config, in the order of its fields."""
     yield from _leaves(config, "")
 
 
 def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
-    """(path, old value, new value) of every leaf in which two configs differ; absent ones as None."""
+    """(path, old value, new value) of every leaf in which two configs differ; None where a leaf is absent."""
     before = dict(_flatten(old.model_dump(mode="json"), ""))
     after = dict(_flatten(new.model_dump(mode="json"), ""))
     paths = list(dict.fromkeys([*before, *after]))
@@ -58,16 +59,23 @@ def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]
 
 
 def validated(cls: type[C], values: dict[str, Any], where: str) -> C:
-    """The config of these plain values; UserError, beginning with `where`, when they are not valid."""
+    """Validate plain values as a config. Raises UserError, its message starting with `where`, if they are invalid."""
     try:
         return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error)}") from error
 
 
-def _leaves(part: ConfigBase, prefix: str) -> Iterator[Leaf]:
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
+def json_value(value: Any) -> Any:
+    """A value of a config in JSON's types: tuples as lists, configs as dicts."""
+    if isinstance(value, tuple | list):
+        return [json_value(item) for item in cast("tuple[Any, ...] | list[Any]", value)]
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _leaves(config: ConfigBase, prefix: str) -> Iterator[Leaf]:
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
         if isinstance(value, ConfigBase):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
@@ -77,7 +85,7 @@ def _leaves(part: ConfigBase, prefix: str) -> Iterator[Leaf]:
 
 def _flatten(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if isinstance(values, dict) and values:
-        for name, value in values.items():
+        for name, value in cast("dict[str, Any]", values).items():
             yield from _flatten(value, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, values

@@ -1,5 +1,8 @@
 """Config of supervised fine-tuning and continued pre-training."""
 
+# Narrowing a base field is sound since configs are frozen, but type checkers do not see `frozen` in model_config.
+# pyright: reportIncompatibleVariableOverride=false
+
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,25 +18,25 @@ class SFT(PackedConfig):
     implementation: ClassVar[str] = "tuner.stages.sft.stage"
 
     stage: Literal["sft"] = "sft"
-    """Which stage this is, in JSON."""
+    """Name of the stage, in JSON."""
 
     data: Annotated[Chat | Text, Field(discriminator="kind")]
-    """What is learned from."""
+    """Conversations or texts to train on."""
 
     evaluation: Evaluation = Evaluation()
-    """What is measured on held-out rows."""
+    """Evaluation on held-out rows."""
 
     @model_validator(mode="after")
-    def _a_sample_fits_a_pass(self) -> Self:
+    def _samples_fit_a_pass(self) -> Self:
         if self.data.max_length > self.tokens_per_pass:
             raise ValueError(
                 f"data.max_length ({self.data.max_length}) is more than tokens_per_pass "
-                f"({self.tokens_per_pass}): a sample is never cut to fit; lower the first or raise the second"
+                f"({self.tokens_per_pass}), and samples are never truncated to fit: lower the first or raise the second"
             )
         return self
 
     @model_validator(mode="after")
-    def _a_score_needs_answers(self) -> Self:
+    def _score_needs_answers(self) -> Self:
         if self.evaluation.score is None:
             return self
         if not (self.data.split.test or self.data.test_files):
@@ -41,5 +44,8 @@ class SFT(PackedConfig):
                 "evaluation.score needs test rows: add data.test_files or data.split=Split(test=0.02)"
             )
         if self.data.kind == "text" or self.data.learn == "all":
-            raise ValueError("evaluation.score compares answers: learn assistant turns, or leave score out")
+            raise ValueError(
+                'evaluation.score compares answers, but data has none apart: write data.learn="assistant", or leave '
+                "score out"
+            )
         return self

@@ -1,4 +1,4 @@
-"""What stages have in common: every one, those that train one model, and those that train it on packed rows."""
+"""Config shared by all stages, by those that train one model, and by those that train it on packed rows."""
 
 from typing import ClassVar, Literal, Self
 
@@ -13,66 +13,67 @@ from tuner.config.training import AdamW, Checkpoint, Cosine, Schedule, Wandb
 
 
 class StageConfig(ConfigBase):
-    """What belongs to every stage.
+    """Fields of every stage.
 
-    A stage's config class has a field `stage`, a literal that names it in JSON.
+    A stage's config class also has a field `stage`, a literal that names the stage in JSON.
     """
 
     implementation: ClassVar[str]
-    """Module whose `STAGE` runs configs of this class; imported when one runs, never by loading a config."""
+    """Module whose `STAGE` runs configs of this class; imported when a stage runs, never by loading a config."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The run's folder below --runs; None: the config file's name."""
+    """Name of the run's folder within --runs; None: the config file's name."""
 
     epochs: float = Field(default=1.0, gt=0)
-    """How often every row is seen."""
+    """Passes over the training data."""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many steps (of the optimiser; of PPO: rollouts with their updates), the schedule with them; None:
-    when the epochs are over."""
+    """Maximum number of training steps, which also ends the learning rate schedule: optimizer steps, or in
+    reinforcement learning rollouts with their updates; None: set by `epochs`."""
 
     optimizer: AdamW = AdamW()
-    """How weights follow their gradients."""
+    """Optimizer settings."""
 
     schedule: Schedule = Cosine()
-    """How the learning rate moves over the run."""
+    """Learning rate schedule."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Longer gradients (L2 over all trained weights) are scaled to this; None: never."""
+    """Gradients are clipped to this L2 norm over all trained weights; None: not clipped."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
-    """What matrix products are computed in; trained weights and the optimiser stay in fp32."""
+    """Precision of matrix products; trained weights and optimizer state stay in fp32."""
 
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: about a third more time, far less memory, the same result."""
+    """Recompute activations in the backward pass: about a third more time, much less memory, the same result."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; "auto" takes the GPU when there is one."""
+    """Device to train on; "auto": the GPU if there is one."""
 
     deterministic: bool = False
-    """On CUDA: resume bit for bit, at some cost in speed. CPU runs always do."""
+    """Deterministic CUDA kernels, for bit-exact resuming at some cost in speed; CPU runs always resume bit-exactly."""
 
     seed: int = Field(default=0, ge=0)
-    """Order of the data, fresh weights, dropout, noise of answers."""
+    """Random seed of data order, fresh weights, dropout and sampling."""
 
     checkpoint: Checkpoint = Checkpoint()
-    """When the run is saved."""
+    """When checkpoints are saved, and how many are kept."""
 
     tracking: Wandb | None = None
-    """Weights & Biases; None: files only."""
+    """Weights & Biases logging; None: log to files only."""
 
 
 class SingleModelConfig(StageConfig):
     """A stage that trains one model."""
 
     model: Model
-    """What training starts from."""
+    """Model to train."""
 
     adapter: Adapter | None = None
-    """Train an adapter instead of the weights themselves. A model that is a run with an adapter continues it."""
+    """Train an adapter instead of the model's weights; None: full-parameter training. A model that is a run with an
+    adapter continues that adapter."""
 
     @model_validator(mode="after")
-    def _quantised_weights_are_not_trained(self) -> Self:
+    def _quantized_weights_are_frozen(self) -> Self:
         if self.model.quantization and self.adapter is None:
             raise ValueError(
                 f"model.quantization={self.model.quantization!r} can only train an adapter: "
@@ -82,28 +83,28 @@ class SingleModelConfig(StageConfig):
 
 
 class PackedConfig(SingleModelConfig):
-    """A stage that trains one model on packed rows, with a loop of ours."""
+    """A stage that trains one model on packed rows."""
 
     data: Data
-    """What is learned from."""
+    """Data to train on."""
 
     freeze: Freeze | None = None
-    """Which weights stay as they are; None: all that can be trained are."""
+    """Weights to freeze; None: every trainable weight is trained."""
 
     tokens_per_step: int = Field(default=32_768, ge=1)
-    """What an optimiser step learns from, over all devices, in tokens."""
+    """Tokens per optimizer step, over all devices."""
 
     tokens_per_pass: int = Field(default=2_048, ge=1)
-    """What one forward and backward pass holds, in tokens: memory and speed, never the result."""
+    """Tokens in one forward and backward pass: affects memory and speed, never the result."""
 
     max_bad_steps: int = Field(default=3, ge=1)
-    """Steps with a loss or gradient that is not finite are skipped; after so many in a row training stops."""
+    """Steps with a non-finite loss or gradient are skipped; training stops after this many in a row."""
 
     evaluation: Validation = Validation()
-    """What is measured on held-out rows."""
+    """Evaluation on held-out rows."""
 
     @model_validator(mode="after")
-    def _a_pass_fits_a_step(self) -> Self:
+    def _passes_fit_a_step(self) -> Self:
         if self.tokens_per_pass > self.tokens_per_step:
             raise ValueError(
                 f"tokens_per_pass ({self.tokens_per_pass}) is more than tokens_per_step "

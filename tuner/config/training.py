@@ -1,4 +1,4 @@
-"""How a stage learns, looks and saves: optimiser, schedule, evaluation, checkpoints, tracking."""
+"""Optimizer, learning rate schedule, checkpoints, and experiment tracking."""
 
 from typing import Annotated, Literal
 
@@ -8,96 +8,96 @@ from tuner.config.base import ConfigBase
 
 
 class AdamW(ConfigBase):
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+    """Adam with decoupled weight decay (AdamW, arXiv 1711.05101)."""
 
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean and of the running square of the gradient."""
+    """Decay rates of the running averages of the gradient and of its square."""
 
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the running square."""
+    """Added to the denominator for numerical stability."""
 
     weight_decay: float = Field(default=0.0, ge=0)
-    """Share of a matrix taken off per unit of learning rate; vectors (norms, biases) are never decayed."""
+    """Weight decay coefficient, applied to matrices only: vectors (norms, biases) are never decayed."""
 
     bits: Literal[32, 8] = 32
-    """Precision of the optimiser's state; 8 is block-wise quantised by bitsandbytes."""
+    """Precision of the optimizer state; 8: block-wise quantized by bitsandbytes."""
 
     paged: bool = False
-    """Let the state move to host memory when the GPU's is short (bitsandbytes; no effect on CPU; a run that goes
-    on holds it in the GPU's again)."""
+    """Page optimizer state to host memory when GPU memory runs out (bitsandbytes; no effect on CPU). A resumed run
+    holds it in GPU memory."""
 
 
-class _Schedule(ConfigBase):
+class _WarmupSchedule(ConfigBase):
     warmup: float = Field(default=0.03, ge=0)
-    """Steps of linear warm-up: a share of all steps below 1, a number of steps from 1 on."""
+    """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
 
     warmup_start: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate before the first step, over the peak."""
+    """Initial learning rate, as a fraction of the peak."""
 
 
-class Cosine(_Schedule):
-    """Warm-up, then half a cosine from the peak to `final`."""
+class Cosine(_WarmupSchedule):
+    """Linear warm-up, then cosine decay from the peak to `final`."""
 
     kind: Literal["cosine"] = "cosine"
-    """Which schedule this is, in JSON."""
+    """Kind of schedule, in JSON."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the last step, over the peak."""
+    """Final learning rate, as a fraction of the peak."""
 
 
-class Linear(_Schedule):
-    """Warm-up, then a straight line from the peak to `final`."""
+class Linear(_WarmupSchedule):
+    """Linear warm-up, then linear decay from the peak to `final`."""
 
     kind: Literal["linear"] = "linear"
-    """Which schedule this is, in JSON."""
+    """Kind of schedule, in JSON."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the last step, over the peak."""
+    """Final learning rate, as a fraction of the peak."""
 
 
-class Constant(_Schedule):
-    """Warm-up, then the peak."""
+class Constant(_WarmupSchedule):
+    """Linear warm-up, then a constant learning rate."""
 
     kind: Literal["constant"] = "constant"
-    """Which schedule this is, in JSON."""
+    """Kind of schedule, in JSON."""
 
 
 Schedule = Annotated[Cosine | Linear | Constant, Field(discriminator="kind")]
 
 
 class Checkpoint(ConfigBase):
-    """When the run is saved, so that it can go on bit for bit."""
+    """Checkpoints, from which an interrupted run resumes."""
 
     every: int | None = Field(default=200, ge=1)
-    """Steps between two checkpoints; None: only at the end and when interrupted."""
+    """Steps between checkpoints; None: only at the end and on interruption."""
 
     keep: int = Field(default=2, ge=1)
-    """How many of the newest are kept, beside the best."""
+    """Number of recent checkpoints to keep, in addition to the best."""
 
 
 class Wandb(ConfigBase):
-    """Weights & Biases; without a key the run is logged offline."""
+    """Weights & Biases logging."""
 
     project: str = "tuner"
-    """Project the run belongs to."""
+    """Project name."""
 
     entity: str | None = None
-    """Team or user; None: the account's default."""
+    """Team or user name; None: the account's default."""
 
     group: str | None = None
-    """Runs shown together."""
+    """Name of the group the run belongs to."""
 
     tags: tuple[str, ...] = ()
-    """Labels to filter by."""
+    """Tags to filter runs by."""
 
     notes: str | None = None
-    """A text for people."""
+    """Description of the run."""
 
     mode: Literal["auto", "online", "offline"] = "auto"
-    """"auto" is online with a key and offline without."""
+    """"auto": online if an API key is configured, otherwise offline."""
 
     x_axis: Literal["step", "tokens"] = "step"
-    """What the charts run along: optimiser steps, or trained tokens."""
+    """X-axis of the charts: training steps, or trained tokens."""

@@ -1,45 +1,44 @@
-"""Pydantic's validation errors in sentences."""
-
-from typing import Any
+"""Pydantic's validation errors as one-sentence messages."""
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-_TAGS = {"chat", "text", "cosine", "linear", "constant", "str", "Source", "model", "rule"}
+_UNION_TAGS = {"chat", "text", "cosine", "linear", "constant", "str", "Source", "Model", "Rule"}
 """Names that pydantic gives to the members of a union."""
 
 
-def explain(error: ValidationError, inside: str = "") -> str:
-    """Pydantic's findings as one sentence each: where (below `inside`), what was found, what to write."""
-    by_path: dict[str, list[Any]] = {}
-    for finding in error.errors():
-        by_path.setdefault(_path(finding), []).append(finding)
+def explain(error: ValidationError, prefix: str = "") -> str:
+    """One sentence per error: the field (`prefix` before its path), what is wrong, and what to write."""
+    by_path: dict[str, list[ErrorDetails]] = {}
+    for details in error.errors():
+        by_path.setdefault(_path(details), []).append(details)
     deepest = [path for path in by_path if not any(other.startswith(f"{path}.") for other in by_path if path)]
-    return "; ".join(
-        _explain_one(f"{inside}{path}" if path else "", _joined(by_path[path])) for path in deepest
-    )
+    return "; ".join(_sentence(f"{prefix}{path}" if path else "", _merge(by_path[path])) for path in deepest)
 
 
-def _path(finding: Any) -> str:
-    """Where a finding is, without the names that pydantic gives to the members of a union."""
-    parts = [str(part) for part in finding["loc"]]
-    return ".".join(part for part in parts if part not in _TAGS and "[" not in part)
+def _path(details: ErrorDetails) -> str:
+    """The dotted path of an error, without the names that pydantic gives to the members of a union."""
+    names = [str(name) for name in details["loc"]]
+    return ".".join(name for name in names if name not in _UNION_TAGS and "[" not in name)
 
 
-def _joined(findings: list[Any]) -> Any:
-    """One finding of those that the members of a union have on the same value: our own words, then their names."""
-    own = next((finding for finding in findings if finding["type"] == "value_error"), None)
-    if own is None:
-        return findings[0]
-    names = [finding["ctx"]["expected"] for finding in findings if finding["type"] == "literal_error"]
-    return {**own, "msg": ", or ".join([own["msg"], *names])}
+def _merge(errors: list[ErrorDetails]) -> ErrorDetails:
+    """One error for the members of a union that reject the same value: our validator's, with the literals allowed."""
+    value_error = next((details for details in errors if details["type"] == "value_error"), None)
+    if value_error is None:
+        return errors[0]
+    literals = [
+        details.get("ctx", {})["expected"] for details in errors if details["type"] == "literal_error"
+    ]
+    return {**value_error, "msg": ", or ".join([value_error["msg"], *literals])}
 
 
-def _explain_one(path: str, finding: Any) -> str:
-    message = finding["msg"].removeprefix("Value error, ")
-    if finding["type"] == "tuple_type":
-        message = f"write a tuple, as in ({finding['input']!r},)"
-    elif finding["type"] == "missing":
+def _sentence(path: str, details: ErrorDetails) -> str:
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "tuple_type":
+        message = f"write a tuple, as in ({details['input']!r},)"
+    elif details["type"] == "missing":
         message = "is required"
-    elif finding["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {finding['input']!r}"
+    elif details["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, not {details['input']!r}"
     return f"{path}: {message}" if path else message

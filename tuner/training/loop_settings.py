@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from tuner.config.evaluation import EvaluationBase
+from tuner.config.evaluation import HeldOutEvaluation
 from tuner.config.stage_config import StageConfig
 from tuner.config.training import AdamW, Checkpoint, Schedule
 
@@ -17,7 +17,7 @@ class LoopSettings:
     optimizer: AdamW
     schedule: Schedule
     checkpoint: Checkpoint
-    evaluation: EvaluationBase
+    evaluation: HeldOutEvaluation
     """When held-out rows are measured; a `Validation` also says what follows from their loss."""
     max_steps: int | None = None
     max_grad_norm: float | None = None

@@ -1,4 +1,4 @@
-"""`tuner configs`: what comes with tuner, listed without running any of it."""
+"""`tuner configs`: the shipped configs, listed without executing them."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,12 @@ app = typer.Typer()
 app.command()(configs)
 
 
-def test_every_shipped_config_is_listed_with_what_it_does() -> None:
-    listed = json.loads(CliRunner().invoke(app, ["--json"]).output)
-    assert [config["name"] for config in listed] == sorted(
-        file.stem for file in configs_folder().glob("*.py")
-    )
-    assert all(config["about"] for config in listed)
+def test_every_shipped_config_is_listed_with_its_description() -> None:
+    entries = json.loads(CliRunner().invoke(app, ["--json"]).output)
+    assert [entry["name"] for entry in entries] == sorted(file.stem for file in configs_folder().glob("*.py"))
+    assert all(entry["about"] for entry in entries)
     lines = CliRunner().invoke(app).output.splitlines()
-    assert [line.split()[0] for line in lines] == [config["name"] for config in listed]
+    assert [line.split()[0] for line in lines] == [entry["name"] for entry in entries]
 
 
 @pytest.mark.parametrize(
@@ -33,13 +31,13 @@ def test_every_shipped_config_is_listed_with_what_it_does() -> None:
         ("", ""),
     ],
 )
-def test_files_are_read_and_never_run(text: str, line: str, tmp_path: Path) -> None:
+def test_files_are_not_executed(text: str, line: str, tmp_path: Path) -> None:
     file = tmp_path / "config.py"
     file.write_text(text)
     assert first_line(file) == line
 
 
-def test_a_file_in_another_encoding_is_no_accident(tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_is_listed_as_invalid(tmp_path: Path) -> None:
     file = tmp_path / "config.py"
     file.write_bytes('"""é"""'.encode("latin-1"))
     assert first_line(file) == "(not valid Python)"

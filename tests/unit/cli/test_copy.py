@@ -1,4 +1,4 @@
-"""`tuner copy`: a named config becomes a file of one's own, and nothing is overwritten."""
+"""`tuner copy`: copies a shipped config and what it imports, and overwrites nothing."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ app.command()(copy)
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -37,7 +37,7 @@ def _copy(*arguments: str) -> str:
         ((".",), "quickstart_sft.py"),
     ],
 )
-def test_the_copy_is_the_same_file(to: tuple[str, ...], path: str) -> None:
+def test_the_copy_is_identical(to: tuple[str, ...], path: str) -> None:
     assert _copy("quickstart_sft", *to) == f"{path}\n"
     assert Path(path).read_bytes() == (configs_folder() / "quickstart_sft.py").read_bytes()
 
@@ -49,14 +49,14 @@ def test_nothing_is_overwritten() -> None:
     assert Path("quickstart_sft.py").read_text() == "mine"
 
 
-def test_a_mistyped_name_gets_a_suggestion() -> None:
+def test_a_misspelled_name_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="did you mean quickstart_sft"):
         _copy("quickstart_stf")
     with pytest.raises(UserError, match="tuner configs"):
         _copy("zzz")
 
 
-def test_a_place_that_cannot_be_written_is_named() -> None:
+def test_an_unwritable_destination_is_reported() -> None:
     Path("file.py").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         _copy("quickstart_sft", "file.py/inside.py")
@@ -64,7 +64,7 @@ def test_a_place_that_cannot_be_written_is_named() -> None:
 
 @pytest.fixture
 def _shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three configs, each built on the one before."""
+    """Three configs, each importing the one before."""
     folder = tmp_path / "shipped"
     folder.mkdir()
     (folder / "first.py").write_text((configs_folder() / "quickstart_sft.py").read_text())
@@ -78,13 +78,13 @@ def _shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_shipped")
-def test_a_config_that_builds_on_others_brings_them_along() -> None:
+def test_imported_configs_are_copied_too() -> None:
     assert _copy("third", "mine/") == "mine/second.py\nmine/first.py\nmine/third.py\n"
     assert load_config("mine/third.py").seed == 2
 
 
 @pytest.mark.usefixtures("_shipped")
-def test_another_file_of_that_name_is_not_taken_for_it() -> None:
+def test_a_different_file_with_an_imported_configs_name_is_an_error() -> None:
     Path("mine").mkdir()
     Path("mine/first.py").write_text("something else")
     with pytest.raises(UserError, match=r"builds on first\.py"):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tuner.cli.show import show
 from tuner.config import SFT, AdamW, Chat, Constant, LoRA, Model, Source, from_json, leaves, override
 from tuner.config.base import ConfigBase
-from tuner.config.config_table import table, to_html, written
+from tuner.config.config_table import python_source, table, to_html
 from tuner.errors import UserError
 
 app = typer.Typer()
@@ -49,34 +49,34 @@ def test_origins() -> None:
     assert origins["seed"] == "default"
 
 
-def test_a_part_set_whole_is_an_override_in_all_its_leaves() -> None:
+def test_overriding_a_nested_config_overrides_all_its_leaves() -> None:
     changed = override(CONFIG, {"tracking": {"project": "p"}})
     origins = _origins(changed, "tracking")
     assert {origin for path, origin in origins.items() if path.startswith("tracking.")} == {"override"}
 
 
-def test_a_part_of_another_kind_than_the_default_was_chosen() -> None:
+def test_a_nested_config_of_another_kind_comes_from_the_config() -> None:
     changed = CONFIG.model_copy(update={"schedule": Constant()})
     assert _origins(changed)["schedule.kind"] == "config"
     assert _origins(changed)["schedule.warmup"] == "default"
 
 
-def test_a_stages_own_default_for_a_part_is_a_default() -> None:
-    class Gentle(ConfigBase):
+def test_a_stages_default_for_a_nested_config_is_a_default() -> None:
+    class Stage(ConfigBase):
         optimizer: AdamW = AdamW(lr=1e-6)
-        """How."""
+        """Optimizer settings."""
 
-    assert _origins(Gentle())["optimizer.lr"] == "default"
-    assert _origins(Gentle(optimizer=AdamW()))["optimizer.lr"] == "config"
+    assert _origins(Stage())["optimizer.lr"] == "default"
+    assert _origins(Stage(optimizer=AdamW()))["optimizer.lr"] == "config"
 
 
-def test_values_are_written_as_in_a_config_file() -> None:
-    assert written((Source(path="a.jsonl", share=2.0), "b.jsonl")) == (
+def test_values_are_shown_as_python_source() -> None:
+    assert python_source((Source(path="a.jsonl", share=2.0), "b.jsonl")) == (
         "(Source(path='a.jsonl', share=2.0), 'b.jsonl')"
     )
-    assert written(("a",)) == "('a',)"
-    assert written({"helpful": ("a", 1)}) == "{'helpful': ('a', 1)}"
-    assert written(None) == "None"
+    assert python_source(("a",)) == "('a',)"
+    assert python_source({"helpful": ("a", 1)}) == "{'helpful': ('a', 1)}"
+    assert python_source(None) == "None"
 
 
 def test_html_is_escaped() -> None:
@@ -86,7 +86,7 @@ def test_html_is_escaped() -> None:
     assert html.count("<tr") == len(table(CONFIG)) + 1
 
 
-def test_plain_lines_stay_whole(file: str) -> None:
+def test_lines_without_a_terminal_are_not_wrapped(file: str) -> None:
     result = CliRunner().invoke(app, [file, "optimizer.lr=1e-3"])
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -97,19 +97,19 @@ def test_plain_lines_stay_whole(file: str) -> None:
 
 def test_json_holds_the_whole_config_and_its_leaves(file: str) -> None:
     result = CliRunner().invoke(app, [file, "adapter.r=4", "--json"])
-    shown = json.loads(result.output)
-    config = from_json(json.dumps(shown["config"]))
+    document = json.loads(result.output)
+    config = from_json(json.dumps(document["config"]))
     assert isinstance(config, SFT)
     assert config.adapter == LoRA(r=4)
-    (leaf,) = [leaf for leaf in shown["leaves"] if leaf["path"] == "adapter.r"]
+    (leaf,) = [leaf for leaf in document["leaves"] if leaf["path"] == "adapter.r"]
     assert leaf == {
         "path": "adapter.r",
         "value": 4,
         "origin": "override",
-        "meaning": "Rank of the two factors.",
+        "meaning": "Rank of the adapter matrices.",
     }
 
 
-def test_a_wrong_name_is_the_users_mistake(file: str) -> None:
+def test_an_unknown_field_is_a_user_error(file: str) -> None:
     result = CliRunner().invoke(app, [file, "optimizer.learning_rate=1"])
     assert isinstance(result.exception, UserError)

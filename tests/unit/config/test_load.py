@@ -1,4 +1,4 @@
-"""Config files to values and back: what a user writes, and what a user gets wrong."""
+"""Loading, overriding and serializing configs, and the messages for invalid ones."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from tuner.config import (
 )  # fmt: skip
 from tuner.errors import UserError
 
-GOOD = SFT(
+CONFIG = SFT(
     name="good",
     model=Model(path="tuner:tiny", quantization="nf4"),
     adapter=LoRA(r=8),
@@ -34,51 +34,54 @@ GOOD = SFT(
 )
 
 
-def write(tmp_path: Path, text: str) -> Path:
+def config_file(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "mine.py"
     file.write_text(text)
     return file
 
 
-HEAD = "from tuner.config import SFT, Chat, LoRA, Model\n"
-BODY = 'config = SFT(model=Model(path="tuner:tiny"), data=Chat(files=("a.jsonl",)))\n'
+IMPORTS = "from tuner.config import SFT, Chat, LoRA, Model\n"
+ASSIGNMENT = 'config = SFT(model=Model(path="tuner:tiny"), data=Chat(files=("a.jsonl",)))\n'
 
 
-def test_a_file_becomes_a_value_named_after_it(tmp_path):
-    config = load_config(write(tmp_path, HEAD + BODY))
+def test_a_config_is_named_after_its_file(tmp_path):
+    config = load_config(config_file(tmp_path, IMPORTS + ASSIGNMENT))
     assert config.name == "mine"
     assert config.model.path == "tuner:tiny"
 
 
-def test_a_config_may_build_on_its_neighbour_and_is_read_anew(tmp_path):
-    (tmp_path / "base.py").write_text(HEAD + BODY)
-    file = write(tmp_path, 'from base import config as base\nfrom tuner.config import override\n'
+def test_a_config_may_import_its_neighbor_and_is_reread(tmp_path):
+    (tmp_path / "base.py").write_text(IMPORTS + ASSIGNMENT)
+    file = config_file(tmp_path, 'from base import config as base\nfrom tuner.config import override\n'
                            'config = override(base, {"optimizer.lr": 1e-3})\n')  # fmt: skip
     assert load_config(file).optimizer.lr == 1e-3
-    (tmp_path / "base.py").write_text(HEAD + BODY.replace("tuner:tiny", "other"))
+    (tmp_path / "base.py").write_text(IMPORTS + ASSIGNMENT.replace("tuner:tiny", "other"))
     assert load_config(file).model.path == "other"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "a config file ends with `config = SFT"),
-        (HEAD + "config = 3\n", "found a int"),
-        (HEAD + "x = 1 / 0\n", "mine.py:2: ZeroDivisionError"),
-        (HEAD + "def f(:\n", "mine.py:2: not valid Python"),
+        (IMPORTS + "config = 3\n", "found an object of type int"),
+        (IMPORTS + "x = 1 / 0\n", "mine.py:2: ZeroDivisionError"),
+        (IMPORTS + "def f(:\n", "mine.py:2: not valid Python"),
         (
-            HEAD + BODY.replace("model=", "modle="),
+            IMPORTS + ASSIGNMENT.replace("model=", "modle="),
             "mine.py:2: SFT has no field 'modle'; did you mean 'model'?",
         ),
-        (HEAD + BODY.replace('("a.jsonl",)', '"a.jsonl"'), r"Chat.files: write a tuple, as in ('a.jsonl',)"),
-        (HEAD + BODY.replace("tuner:tiny", ""), "Model.path: "),
-        (HEAD + BODY.replace('files=("a.jsonl",)', ""), "Chat.files: is required"),
+        (
+            IMPORTS + ASSIGNMENT.replace('("a.jsonl",)', '"a.jsonl"'),
+            r"Chat.files: write a tuple, as in ('a.jsonl',)",
+        ),
+        (IMPORTS + ASSIGNMENT.replace("tuner:tiny", ""), "Model.path: "),
+        (IMPORTS + ASSIGNMENT.replace('files=("a.jsonl",)', ""), "Chat.files: is required"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(tmp_path, text, said):
+def test_an_invalid_file_is_reported_with_its_line(tmp_path, text, message):
     with pytest.raises(UserError) as error:
-        load_config(write(tmp_path, text))
-    assert said in str(error.value)
+        load_config(config_file(tmp_path, text))
+    assert message in str(error.value)
 
 
 def test_a_missing_file_suggests_a_named_config():
@@ -87,23 +90,23 @@ def test_a_missing_file_suggests_a_named_config():
     assert load_config("quickstart_sft").name == "quickstart_sft"
 
 
-def test_json_both_ways():
-    assert from_json(to_json(GOOD)) == GOOD
-    assert to_json(from_json(to_json(GOOD))) == to_json(GOOD)
+def test_json_round_trip():
+    assert from_json(to_json(CONFIG)) == CONFIG
+    assert to_json(from_json(to_json(CONFIG))) == to_json(CONFIG)
 
 
-def test_override_takes_text_and_values_alike():
-    by_text = override(GOOD, ["optimizer.lr=1e-4", "adapter.r=16", "data.limit=5"])
-    by_value = override(GOOD, {"optimizer.lr": 1e-4, "adapter.r": 16, "data.limit": 5})
-    assert by_text == by_value
-    assert by_text.optimizer == AdamW(lr=1e-4)
-    assert override(GOOD, {"schedule": Constant()}).schedule == Constant()
-    assert override(GOOD, ["data.files.1.weight=3.0"]).data.sources[1].weight == 3.0
-    assert GOOD.adapter.r == 8  # the value itself never changes
+def test_overrides_from_text_and_from_values_are_equal():
+    from_text = override(CONFIG, ["optimizer.lr=1e-4", "adapter.r=16", "data.limit=5"])
+    from_values = override(CONFIG, {"optimizer.lr": 1e-4, "adapter.r": 16, "data.limit": 5})
+    assert from_text == from_values
+    assert from_text.optimizer == AdamW(lr=1e-4)
+    assert override(CONFIG, {"schedule": Constant()}).schedule == Constant()
+    assert override(CONFIG, ["data.files.1.weight=3.0"]).data.sources[1].weight == 3.0
+    assert CONFIG.adapter.r == 8  # the original is unchanged
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("optimizer", "write key=value"),
         ("optimzer.lr=1", "did you mean 'optimizer'?"),
@@ -125,41 +128,41 @@ def test_override_takes_text_and_values_alike():
         ("name=../up", "name: "),
     ],
 )
-def test_wrong_overrides_are_one_clear_sentence(change, said):
+def test_an_invalid_override_is_one_sentence(change, message):
     with pytest.raises(UserError) as error:
-        override(GOOD, [change])
-    assert said in str(error.value)
+        override(CONFIG, [change])
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_differences_name_the_leaves():
-    other = override(GOOD, {"optimizer.lr": 1e-4, "adapter.r": 4})
-    assert differences(GOOD, other) == [("optimizer.lr", 2e-4, 1e-4), ("adapter.r", 8, 4)]
-    assert differences(GOOD, GOOD) == []
+    changed = override(CONFIG, {"optimizer.lr": 1e-4, "adapter.r": 4})
+    assert differences(CONFIG, changed) == [("optimizer.lr", 2e-4, 1e-4), ("adapter.r", 8, 4)]
+    assert differences(CONFIG, CONFIG) == []
 
 
-def test_every_leaf_says_what_it_means():
-    assert all(leaf.meaning for leaf in leaves(GOOD))
+def test_every_leaf_has_a_meaning():
+    assert all(leaf.meaning for leaf in leaves(CONFIG))
 
 
-def test_a_value_is_frozen():
+def test_configs_are_frozen():
     with pytest.raises(Exception, match="frozen"):
-        GOOD.seed = 3
+        CONFIG.seed = 3
 
 
 def to_messages(row: dict) -> dict:
     return {"messages": row["turns"]}
 
 
-def test_functions_are_kept_by_name_and_lambdas_refused():
+def test_functions_are_stored_by_name_and_lambdas_rejected():
     source = Source(path="a.jsonl", shape=to_messages)
     assert source.shape == "tests/unit/config/test_load.py:to_messages"
     with pytest.raises(ValueError, match="lambdas cannot be saved"):
         Source(path="a.jsonl", shape=lambda row: row)
 
 
-def test_loading_is_quick_and_imports_no_torch():
-    """In yardsticks of the same process, of which each try has its own."""
+def test_loading_is_fast_and_imports_no_torch():
+    """CPU time relative to a yardstick measured in the same process; the best of three."""
     code = YARDSTICK + (
         "import sys\nstart = time.process_time()\n"
         "from tuner.config import load_config\n"

@@ -1,4 +1,4 @@
-"""The config of a reward model: what it checks, and that it goes through JSON."""
+"""Config of a reward model: its checks, and JSON round trips."""
 
 import pytest
 from pydantic import ValidationError
@@ -44,7 +44,7 @@ def test_defaults_are_the_papers():
     assert config.conditions == {}
 
 
-def test_json_both_ways_with_conditions():
+def test_json_round_trip_with_conditions():
     config = reward(
         name="mine",
         model=Model(path="tuner:tiny", quantization="nf4"),
@@ -53,26 +53,26 @@ def test_json_both_ways_with_conditions():
         loss=FocalRanking(gamma=0.0, penalty="square", barrier=0.0, margin=0.0),
         evaluation=PairEvaluation(worst=3),
     )
-    again = from_json(to_json(config))
-    assert again == config
-    assert again.conditions["kind"] == ("Be kind.", "Be nice.")
-    assert not differences(config, again)
-    assert hash(again) == hash(config)
+    restored = from_json(to_json(config))
+    assert restored == config
+    assert restored.conditions["kind"] == ("Be kind.", "Be nice.")
+    assert not differences(config, restored)
+    assert hash(restored) == hash(config)
 
 
-def test_configs_with_dicts_have_a_hash():
+def test_configs_with_dicts_are_hashable():
     assert hash(reward()) == hash(reward())
     assert len({reward(), reward(), reward(conditions={"brief": "Other."})}) == 2
     assert len({reward(conditions={}), reward(conditions={}, seed=1)}) == 2
 
 
-def test_equal_configs_have_one_hash_whatever_the_order_of_their_conditions():
-    turned = reward(conditions=dict(reversed(CONDITIONS.items())))
-    assert turned == reward()
-    assert hash(turned) == hash(reward())
+def test_the_hash_is_independent_of_the_order_of_conditions():
+    reordered = reward(conditions=dict(reversed(CONDITIONS.items())))
+    assert reordered == reward()
+    assert hash(reordered) == hash(reward())
 
 
-def test_lists_of_wordings_are_taken_for_tuples():
+def test_lists_of_wordings_become_tuples():
     assert reward(conditions={"kind": ["a", "b"]}).conditions == {"kind": ("a", "b")}
 
 
@@ -96,7 +96,7 @@ def test_a_config_file(tmp_path):
         load_config(file)
 
 
-BAD = {
+INVALID = {
     "pair over pass": (
         {"data": Preferences(files=("a.jsonl",), max_length=65), "tokens_per_pass": 129},
         r"two answers of data\.max_length \(65\) are more than tokens_per_pass \(129\).*first to 64 .*second to 130",
@@ -106,47 +106,47 @@ BAD = {
     "no wordings": ({"conditions": {"a": ()}}, "conditions: 'a' has no text"),
     "one empty wording": ({"conditions": {"a": ("x", "")}}, "conditions: 'a' has no text"),
     "empty name": ({"conditions": {"": "x"}}, "conditions: '' has no text"),
-    "wording that is no text": ({"conditions": {"a": 3}}, "conditions"),
-    "quantised without adapter": (
+    "wording that is not a text": ({"conditions": {"a": 3}}, "conditions"),
+    "quantized without adapter": (
         {"model": Model(path="x", quantization="nf4")},
         "'nf4' can only train an adapter",
     ),
     "best without validation": ({"evaluation": PairEvaluation(keep_best=True)}, "need validation rows"),
     "other data": ({"data": Chat(files=("a.jsonl",))}, "Preferences"),
     "unknown field": ({"lambda_": 0.02}, "has no field 'lambda_'"),
-    "misspelt": ({"reward_tokens": "x"}, "did you mean 'reward_token'"),
+    "misspelled": ({"reward_tokens": "x"}, "did you mean 'reward_token'"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_what_does_not_hold_together_is_refused(case):
-    fields, message = BAD[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_inconsistent_configs_are_rejected(case):
+    fields, message = INVALID[case]
     with pytest.raises(ValidationError, match=message):
         reward(**fields)
 
 
-def test_two_answers_that_just_fit_are_taken():
+def test_two_answers_that_just_fit_are_accepted():
     data = Preferences(files=("a.jsonl",), max_length=64)
     assert reward(data=data, tokens_per_pass=128).tokens_per_pass == 128
 
 
 @pytest.mark.parametrize("fields", [{"gamma": -1.0}, {"bound": 0.0}, {"barrier": -0.1}, {"margin": -1.0}])
-def test_losses_out_of_range_are_refused(fields):
+def test_loss_settings_out_of_range_are_rejected(fields):
     with pytest.raises(ValidationError):
         FocalRanking(**fields)
 
 
 @pytest.mark.parametrize("kind", [Chat, Text])
-def test_conditions_belong_to_preferences(kind):
-    only = r"b\.jsonl has a condition, which only preferences and prompts have; leave it out"
+def test_only_preferences_and_prompts_support_conditions(kind):
+    message = r"b\.jsonl has a condition, which only preferences and prompts have; leave it out"
     for field in ("files", "validation_files", "test_files"):
-        given = {"files": ("a.jsonl",)} | {field: (Source(path="b.jsonl", condition="brief"),)}
-        with pytest.raises(ValidationError, match=only):
-            kind(**given)
+        fields = {"files": ("a.jsonl",)} | {field: (Source(path="b.jsonl", condition="brief"),)}
+        with pytest.raises(ValidationError, match=message):
+            kind(**fields)
     assert Preferences(files=(Source(path="b.jsonl", condition="brief"),)).sources[0].condition == "brief"
 
 
-def test_parts_of_the_config_are_checked_together():
+def test_validation_rows_allow_keep_best():
     config = reward(
         data=Preferences(files=("a.jsonl",), split=Split(validation=0.1)),
         evaluation=PairEvaluation(keep_best=True, patience=2),
