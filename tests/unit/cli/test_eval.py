@@ -201,7 +201,10 @@ def test_one_model_is_in_memory_at_a_time(runs, monkeypatch):
 
 def test_invalid_comparisons(runs, tmp_path):
     message = error_message(runs / "sft", "--against", runs / "ppo")
-    assert "only a policy run (PPO, GRPO or RLOO) names the prompts, reward model and rule to compare by" in message
+    assert (
+        "only a policy run (PPO, GRPO or RLOO) names the prompts, reward model and rule to compare by"
+        in message
+    )
     assert "a reward model cannot answer" in error_message(runs / "ppo", "--against", runs / "reward")
     assert "no such model folder" in error_message(runs / "ppo", "--against", "runs/none")
     assert "not a run folder" in error_message(tmp_path / "none", "--against", runs / "sft")
