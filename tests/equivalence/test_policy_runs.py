@@ -160,7 +160,7 @@ def evaluated(run: Run) -> dict[str, float]:
     return {name: value for name, value in run.metrics[-1].items() if name.startswith("eval_")}
 
 
-def test_the_last_look_is_taken_once(plain, tmp_path, measurements):
+def test_the_last_measurement_is_taken_once(plain, tmp_path, measurements):
     """Before the first step, at every evaluation, and no more; the last of them is the result."""
     run = tuner.train(plain(MEASURED | {"critic_warmup": 0}), runs=tmp_path)
     assert len(measurements) == 1 + 2
@@ -188,7 +188,7 @@ def test_a_run_killed_behind_its_last_step_measures_it_anew(plain, tmp_path, mea
     before, last = measurements
     measurements.clear()
     run = tuner.train(config, runs=tmp_path)
-    assert [one.to_dict() for one in measurements] == [last.to_dict()]
+    assert [measurement.to_dict() for measurement in measurements] == [last.to_dict()]
     assert afters(run.results) == evaluated(run)
     assert run.results["gold"]["before"] == before.means["gold"]
 

@@ -250,8 +250,8 @@ KILLS = {
     "the critic's warm-up": (Algorithm, "_learn_values", 1 * UPDATES + 1),
     "the first step after it": (Algorithm, "_learn_policy", 0),
     "the last step": (stage, "rollout_figures", 4),
-    "an evaluation": (HeldOutPolicy, "measure", 1),
-    "the look before": (HeldOutPolicy, "look", 0),
+    "an evaluation": (HeldOutPolicy, "metrics", 1),
+    "the measurement before": (HeldOutPolicy, "measure", 0),
     "the end": (importlib.import_module("tuner.stages.context"), "save_model", 0),
 }
 """Part -> the function in whose call (counted from 0) the process dies; of a step 3 that goes on from step 2."""
@@ -261,7 +261,7 @@ KILLS = {
 def test_killed_in_every_part(ppo, tmp_path, whole, watched, part):
     run, answers = whole
     left = train_and_be_killed(ppo(RICH), tmp_path, *KILLS[part])
-    begun = {"the critic's warm-up": 0, "the look before": 0, "the last step": 4, "the end": 5}
+    begun = {"the critic's warm-up": 0, "the measurement before": 0, "the last step": 4, "the end": 5}
     saved = sorted(path.name for path in left.checkpoints_folder.glob("step_*"))
     assert saved[-1:] <= [f"step_{begun.get(part, 2):06d}"]  # perhaps the writer was killed too
     resumed = tuner.train(ppo(RICH), runs=tmp_path)

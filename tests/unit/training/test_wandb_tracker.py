@@ -249,10 +249,10 @@ def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
     controls = (["control", "accuracy"], [["seen", 0.9], ["blank", 0.5]])
     tracker.report({"controls": controls, "worst": (["pair", "margin"], [[3, -2.0]])})
     tracker.end("finished")
-    logged = records(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+    written = records(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
     logged = {
         item.nested_key[0] if item.nested_key else item.key
-        for record in logged
+        for record in written
         if record.WhichOneof("record_type") == "history"
         for item in record.history.item
     }
@@ -260,7 +260,7 @@ def test_a_report_becomes_tables_charts_and_figures(tmp_path: Path) -> None:
     assert {name for name in logged if "chart" in name} == {"report/controls_chart_table"}
     summary = {
         item.nested_key[0] if item.nested_key else item.key: item.value_json
-        for record in logged
+        for record in written
         if record.WhichOneof("record_type") == "summary"
         for item in record.summary.update
     }
