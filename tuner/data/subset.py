@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 
-def spread(rows: Any, limit: int | None) -> Any:
-    """At most so many samples, prompts or comparisons of a set: those that `spread_places` chooses; None of None."""
+def stratified_subset(rows: Any, limit: int | None) -> Any:
+    """At most so many samples, prompts or comparisons of a set: those that `stratified_indices` chooses; None of None."""
     if rows is None or limit is None or len(rows) <= limit:
         return rows  # to take is to copy
-    return rows.take(spread_places(rows, limit))
+    return rows.take(stratified_indices(rows, limit))
 
 
-def spread_places(rows: Any, limit: int | None) -> np.ndarray:
+def stratified_indices(rows: Any, limit: int | None) -> np.ndarray:
     """Which rows, int64, ascending: of every source and condition the first ones, in proportion; None: all.
 
     Not the first of all: a set is in the order of its files, and those would be of one source.

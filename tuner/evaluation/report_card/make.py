@@ -11,7 +11,7 @@ from tuner.config import FocalRanking, PairEvaluation, Preferences
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import CONTROLS, Asked, Conditions
 from tuner.data.load_preferences import load_test_preferences
-from tuner.data.subset import spread_places
+from tuner.data.subset import stratified_indices
 from tuner.evaluation.report_card.card import ReportCard, make_card
 from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
 from tuner.models.reward_record import Reference
@@ -50,7 +50,7 @@ def report_on(
     if whole is None:
         return None
     conditions = replace(conditions, partners=_partners(whole))
-    places = spread_places(whole, settings.evaluation.rows)
+    places = stratified_indices(whole, settings.evaluation.rows)
     comparisons = whole.take(places)
     scores = score(comparisons)
     controls: dict[str, ScoredPairs] = {}

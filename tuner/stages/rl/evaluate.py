@@ -16,7 +16,7 @@ from tuner.config import Model, PolicyConfig, Rule
 from tuner.data.dataset import load_data
 from tuner.data.encoding import encode
 from tuner.data.prompts import PromptSet
-from tuner.data.subset import spread
+from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.display.progress import progress_bar, reading_bar
 from tuner.display.win_page import policy_html, policy_terminal
@@ -124,7 +124,7 @@ def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
         prompts = load_policy_prompts(config, tokenizer, progress=progress).test
     if prompts is None:
         raise UserError(f"{run.folder}: its config holds out no test prompts; name some with --files")
-    return spread(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
+    return stratified_subset(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
 
 
 def _names(folder: Path, others: Sequence[str]) -> list[str]:
@@ -189,7 +189,7 @@ def _answer(
 
 def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[RangeLoss]:
     rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
-    rows = spread(rows, config.evaluation.rows)
+    rows = stratified_subset(rows, config.evaluation.rows)
     return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).measure()
 
 
