@@ -359,7 +359,7 @@ def run_twin(case: Case, made: Any, *, packed: bool) -> Cost:
             said = answer[:-1] if answer[-1] in case.kind.ends else answer
             prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
-            asked.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
+            asked.append(ScoreRequest(prompt.with_answer(text), prompt.condition, prompt.turns))
         return [tokens.tolist() for tokens in made.sequences.make(asked)]
 
     def generating(*args: Any) -> Any:

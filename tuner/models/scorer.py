@@ -67,7 +67,7 @@ class ScoreRequest:
     @classmethod
     def of(cls, prompt: Prompt, answer: str) -> ScoreRequest:
         """A prompt with an answer to it, under the prompt's condition."""
-        return cls(prompt.answered(answer), prompt.condition, prompt.turns)
+        return cls(prompt.with_answer(answer), prompt.condition, prompt.turns)
 
 
 @dataclass(frozen=True)

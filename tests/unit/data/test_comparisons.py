@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tuner.data.batch import gather, make_batches
-from tuner.data.comparisons import Compared, ComparisonCollector, Comparisons, pairs_of
+from tuner.data.comparisons import ComparisonCollector, Comparisons, TokenizedComparison, pairs_of
 from tuner.data.stream import make_stream
 
 NAMES = ("brief", "long")
@@ -29,7 +29,7 @@ def comparisons(ranks, weights=None, margins=None, ties=False, seed=0) -> Compar
         margin = 0.0 if margins is None else float(margins[place])
         condition = (*NAMES, None)[place % 3]
         starts = [int(generator.integers(1, len(sequence))) for sequence, _ in samples]
-        row = Compared(
+        row = TokenizedComparison(
             samples, starts, tuple(one), margin, weight, condition, twin=place // 2, cut=place % 5 == 0
         )
         collector.add(row, source=place % 2, file=f"{place % 2}.jsonl", line=place + 1)

@@ -9,7 +9,7 @@ from tuner.data.conversation import Turn
 from tuner.errors import UserError
 from tuner.resources import conditions_folder
 
-READY = ("helpful", "harmless", "honest", "math", "code", "summarise", "format")
+READY = ("helpful", "harmless", "honest", "math", "code", "summarize", "format")
 KEYS = [drawing_key([Turn("user", f"question {number}")]) for number in range(3000)]
 
 
@@ -67,7 +67,7 @@ def test_wordings_that_cannot_be_read_are_told(tmp_path):
     for value, message in (
         ("nowhere.txt", r"conditions\.mine: nowhere\.txt cannot be read"),
         (str(latin), r"conditions\.mine: .*latin\.txt cannot be read .*UTF-8"),
-        (str(empty), r"conditions\.mine: .*empty\.txt holds no wording to train on"),
+        (str(empty), r"conditions\.mine: .*empty\.txt has no wording to train on"),
         ("tuner:kind", r"'tuner:kind' does not come with tuner, which has: .*helpful"),
         ("tuner:twins/absent.txt", r"absent\.txt cannot be read"),
         (("Fine.", "nowhere.txt"), r"nowhere\.txt cannot be read"),
@@ -131,18 +131,18 @@ def test_rows_without_a_condition_and_unknown_ones():
     with pytest.raises(UserError, match="which has: none"):
         Conditions({}).prompt("loud", KEYS[0], "x:1")
     with pytest.raises(UserError, match="'loud'"):
-        Conditions(WORDINGS, asked="blank").prompt("loud", KEYS[0], "x:1")
+        Conditions(WORDINGS, presentation="blank").prompt("loud", KEYS[0], "x:1")
 
 
 def test_the_controls_of_the_report_card():
-    assert set(drawn(asked="unseen")) == {"unseen long"}
-    assert set(drawn("brief", asked="unseen")) == {"unseen brief", "unseen brief too"}
-    assert set(drawn("brief", asked="novel")) == {"novel brief"}
-    assert set(drawn(asked="blank")) == {None}
-    assert set(drawn(asked="swapped", partners={"long": "brief"})) == {"brief 0", "brief 1"}
+    assert set(drawn(presentation="unseen")) == {"unseen long"}
+    assert set(drawn("brief", presentation="unseen")) == {"unseen brief", "unseen brief too"}
+    assert set(drawn("brief", presentation="novel")) == {"novel brief"}
+    assert set(drawn(presentation="blank")) == {None}
+    assert set(drawn(presentation="swapped", partners={"long": "brief"})) == {"brief 0", "brief 1"}
 
 
-@pytest.mark.parametrize("asked", ["novel", "swapped"])
-def test_what_cannot_be_asked_is_an_error_and_no_crash(asked):
-    with pytest.raises(UserError, match="x:1: condition 'long' cannot be asked about"):
-        drawn(asked=asked)
+@pytest.mark.parametrize("presentation", ["novel", "swapped"])
+def test_a_presentation_without_wordings_is_an_error_and_no_crash(presentation):
+    with pytest.raises(UserError, match="x:1: condition 'long' has no wording to present as"):
+        drawn(presentation=presentation)

@@ -12,7 +12,7 @@ from tuner.config import Model, Preferences
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.dataset import Dataset
 from tuner.data.examples import tokenize
-from tuner.data.load_pairs import load_pairs, pairs, tail_of
+from tuner.data.load_pairs import answer_suffix, load_pairs, pairs
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
@@ -43,7 +43,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 
 def made(data: Dataset[Any], template: str = "internlm2") -> list[dict[str, np.ndarray]]:
-    return list(pairs(data.train, tail_of(Template(template, TOKENIZER), TOKENIZER)))
+    return list(pairs(data.train, answer_suffix(Template(template, TOKENIZER), TOKENIZER)))
 
 
 def row(prompt: Any = "What is rain?", chosen: str = "Water.", rejected: str = "Fire.", **more: Any) -> dict:

@@ -433,21 +433,21 @@ def test_the_test_part_alone_is_asked_about_in_every_way(write, tokenizer):
     )
     whole = load_preferences(data, tokenizer, conditions, REWARD).test
     assert whole is not None
-    for asked, expected in {
+    for presentation, expected in {
         "seen": "Be brief.",
         "unseen": "Shorter!",
         "novel": "Waffle not.",
         "blank": "",
         "swapped": "Go on.",
     }.items():
-        control = dataclasses.replace(conditions, asked=asked)
+        control = dataclasses.replace(conditions, presentation=presentation)
         found = load_test_preferences(data, tokenizer, control, REWARD)
         assert found is not None
         assert set(systems(tokenizer, found)) == {expected}
         assert [found.condition(row) for row in range(2)] == ["brief", "brief"]
         assert found.twins.tolist() == whole.twins.tolist()
         assert found.sources.tolist() == whole.sources.tolist() == [1, 1]
-        if asked == "seen":
+        if presentation == "seen":
             assert found.fingerprint() == whole.fingerprint()
     none = Preferences(files=data.files, template="chatml")
     assert load_test_preferences(none, tokenizer, conditions, REWARD) is None
@@ -473,7 +473,7 @@ def test_report_in_figures_in_words_and_through_json(write, tokenizer):
     report = load(tokenizer, write("a.jsonl", *rows)).report
     assert DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
     part = report.parts["train"]
-    assert (part.samples, part.pairs, part.learned_tokens) == (5, 4, 5)
+    assert (part.samples, part.pairs, part.target_tokens) == (5, 4, 5)
     assert "2 rows read from 1 source. train: 4 pairs of 5 answers" in str(report)
     assert str(report).endswith("1 rows have an empty answer. No row is of condition 'long'.")
 
@@ -499,7 +499,7 @@ def key(write, tokenizer):
         file = path if source is None else Source(path=path, **source)
         data = Preferences(files=(file,), **{"template": "chatml", **fields})
         builder = ComparisonBuilder(data, tokenizer, conditions, reward_token, wanted=wanted)
-        return cache.cache_key(data, tokenizer, [Rows(data.sources[0])], builder.made_from)
+        return cache.cache_key(data, tokenizer, [Rows(data.sources[0])], builder.cache_inputs)
 
     return make
 
@@ -528,7 +528,7 @@ def test_conditions_seed_reward_token_and_parts_change_the_key(key, tmp_path):
             key(dataclasses.replace(BRIEF, **change))
             for change in (
                 {"seed": 1},
-                {"asked": "blank"},
+                {"presentation": "blank"},
                 {"partners": {"brief": "long"}},
                 {"wordings": {"brief": Wordings(("Be brief.",))}},
                 {"wordings": {**BRIEF.wordings, "long": Wordings(("Go on!",))}},

@@ -132,11 +132,11 @@ def test_the_report_counts_prompts_by_condition(load):
     assert "train: 5 prompts (3 kind, 1 brief, 1 without a condition), " in said
     assert "1 equal to an earlier one and kept, 1 switched off" in said
     assert data.report.notes == [
-        "1 prompts have no condition, and the reward model was trained with some: what it says of answers to them "
-        "means little; name one in the row or its Source",
+        "1 prompts have no condition, and the reward model was trained with some: its scores of answers to them mean "
+        "little; name one in the row or its Source",
         "No prompt is of condition 'honest'",
     ]
-    assert "learned" not in said
+    assert "in the loss" not in said
     assert load(rows).report.notes == []  # of no reward model that is known
     assert len(load([rows[0], rows[0]], duplicates="drop").train) == 1
 
@@ -152,7 +152,7 @@ def test_equal_prompts_of_other_conditions_or_systems_are_no_duplicates(write, l
 
 def test_weights_of_rows_are_told_to_be_without_effect(load):
     data = load([{"prompt": "a", "weight": 2.0}, {"prompt": "b"}])
-    assert "1 rows have a weight, which prompts do not" in str(data.report)
+    assert "1 rows have a weight, and prompts are not weighted" in str(data.report)
 
 
 def test_the_policys_system_turn_is_the_rows_the_sources_or_the_configs(load, write, tokenizer):
@@ -164,7 +164,9 @@ def test_the_policys_system_turn_is_the_rows_the_sources_or_the_configs(load, wr
     assert all("system" not in text for text in texts(load(rows[:1]).train, tokenizer))
     assert train.prompt(0).turns == (Turn("user", "Q"),)
     assert train.prompt(2).system == "源的。"
-    assert train.tokens(2).tolist() == Template("internlm2", tokenizer).render_prompt(train.prompt(2).asked())
+    assert train.tokens(2).tolist() == Template("internlm2", tokenizer).render_prompt(
+        train.prompt(2).policy_input()
+    )
 
 
 def test_a_prompt_that_the_reward_model_cannot_be_asked_about_is_refused_at_once(write, tokenizer):

@@ -190,11 +190,11 @@ def test_chinese_and_input_stay_as_they_are():
 
 def test_what_is_asked_and_what_is_judged():
     prompt = read({"messages": [user("1"), assistant("2"), user("3")]})
-    told = Prompt(prompt.turns, system="Be kind.").asked()
+    told = Prompt(prompt.turns, system="Be kind.").policy_input()
     assert [turn.role for turn in told.turns] == ["system", "user", "assistant", "user"]
     own = read({"system": "Own.", "prompt": "Q"})
-    assert Prompt(own.turns, system="Be kind.").asked().turns == own.turns
-    judged = Prompt(prompt.turns, system="Be kind.").answered("4")
+    assert Prompt(own.turns, system="Be kind.").policy_input().turns == own.turns
+    judged = Prompt(prompt.turns, system="Be kind.").with_answer("4")
     preference = Preference(prompt.turns, ((Turn("assistant", "4"),), (Turn("assistant", "5"),)), (0, 1))
     assert judged == preference.conversation(0)
 
@@ -214,7 +214,7 @@ BAD = {
     "role": ({"prompt": [{"role": "narrator", "content": "Q"}]}, "unknown role 'narrator'"),
     "condition": ({"prompt": "Q", "condition": 3}, '"condition" is the name of one, not 3'),
     "reference": ({"prompt": "Q", "reference": 42}, '"reference" is not a text'),
-    "weight": ({"prompt": "Q", "weight": -1}, '"weight" is a number from 0 on'),
+    "weight": ({"prompt": "Q", "weight": -1}, '"weight" is a number of at least 0'),
     "ranked without prompt": ({"answers": ["a", "b"], "ranks": [1, 2]}, 'no prompt; write it under "prompt"'),
     "texts without a prompt": ({"chosen": "a", "rejected": "b"}, '"chosen" is a text and there is no prompt'),
     "completion": ({"prompt": "Q", "completion": 3}, '"completion" is not a list'),

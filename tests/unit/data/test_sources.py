@@ -88,7 +88,7 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     refused(
         "org/rows",
-        r"^org/rows: this dataset could not be had from the hub \(Couldn't reach .*\); check its name",
+        r"^org/rows: this dataset could not be loaded from the hub \(Couldn't reach .*\); check its name",
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tuner.data.subset import stratified_subset, stratified_indices
+from tuner.data.subset import stratified_indices, stratified_subset
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Rows:
 
 
 @dataclass
-class Asked(Rows):
+class ConditionedRows(Rows):
     conditions: np.ndarray
 
 
@@ -36,7 +36,7 @@ def test_of_each_the_first_rows_in_their_order():
 
 
 def test_conditions_within_a_source_as_well():
-    rows = Asked(np.zeros(8, dtype=np.int32), np.array([2, 2, 2, 2, -1, -1, 0, 0], dtype=np.int32))
+    rows = ConditionedRows(np.zeros(8, dtype=np.int32), np.array([2, 2, 2, 2, -1, -1, 0, 0], dtype=np.int32))
     assert stratified_indices(rows, 4).tolist() == [0, 1, 4, 6]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tuner.config import FocalRanking, PairEvaluation, Preferences
 from tuner.data.comparisons import Comparisons
-from tuner.data.conditions import CONTROLS, Asked, Conditions
+from tuner.data.conditions import CONTROLS, Conditions, Presentation
 from tuner.data.load_preferences import load_test_preferences
 from tuner.data.subset import stratified_indices
 from tuner.evaluation.report_card.card import ReportCard, make_card
@@ -38,11 +38,11 @@ def report_on(
     conditions: those of the config, asked about as they were trained.
     """
 
-    def load(asked: Asked) -> Comparisons | None:
+    def load(presentation: Presentation) -> Comparisons | None:
         return load_test_preferences(
             settings.data,
             tokenizer,  # type: ignore[arg-type]
-            replace(conditions, asked=asked),
+            replace(conditions, presentation=presentation),
             settings.reward_token,
         )
 
@@ -55,7 +55,7 @@ def report_on(
     scores = score(comparisons)
     controls: dict[str, ScoredPairs] = {}
     for control in CONTROLS:
-        if _can_ask(conditions, control):
+        if _can_present(conditions, control):
             asked = load(control)
             assert asked is not None
             asked = asked.take(places)
@@ -130,12 +130,14 @@ def _partners(comparisons: Comparisons) -> dict[str, str]:
     return partners
 
 
-def _can_ask(conditions: Conditions, asked: Asked) -> bool:
+def _can_present(conditions: Conditions, presentation: Presentation) -> bool:
     """Whether every condition of the rows has such wordings, or a partner; one alone cannot be swapped."""
     used = list(conditions.partners)
-    if asked == "swapped":
+    if presentation == "swapped":
         return len(used) > 1
-    return bool(used) and (asked == "blank" or all(conditions.wordings[name].of(asked) for name in used))
+    if presentation == "blank":
+        return bool(used)
+    return bool(used) and all(conditions.wordings[name].texts(presentation) for name in used)
 
 
 def _answer(comparisons: Comparisons, sequence: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tuner.config import DPO
-from tuner.data.load_pairs import pairs, tail_of
+from tuner.data.load_pairs import answer_suffix, pairs
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.models.load import load_model
@@ -54,8 +54,11 @@ def _load_policy(config: DPO, context: Context) -> Roles:
 def _load_pairs(config: DPO, context: Context, policy: Roles) -> list[Any]:
     """Pairs to train, validate and test on, as TRL wants them; None where there are none."""
     data = context.load_rows(config, policy)
-    tail = tail_of(Template(config.data.template, policy.tokenizer), policy.tokenizer)
-    parts = (data.train, *(stratified_subset(part, config.evaluation.rows) for part in (data.validation, data.test)))
+    tail = answer_suffix(Template(config.data.template, policy.tokenizer), policy.tokenizer)
+    parts = (
+        data.train,
+        *(stratified_subset(part, config.evaluation.rows) for part in (data.validation, data.test)),
+    )
     return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
 
 

@@ -76,7 +76,7 @@ def _asked(rows: Rows, condition: str | None) -> Iterator[Asking]:
         if isinstance(item, Preference):
             conversations = (item.conversation(answer) for answer in range(len(item.answers)))
             name = item.condition or condition
-            yield row, [ScoreRequest(one, name, item.prompt) for one in conversations], item.given
+            yield row, [ScoreRequest(one, name, item.prompt) for one in conversations], item.row_order
         else:
             name = row.values.get("condition") or condition
             yield row, [ScoreRequest(item, name, prompt_of(item))], None

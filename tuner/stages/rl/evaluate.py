@@ -124,7 +124,9 @@ def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
         prompts = load_policy_prompts(config, tokenizer, progress=progress).test
     if prompts is None:
         raise UserError(f"{run.folder}: its config holds out no test prompts; name some with --files")
-    return stratified_subset(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
+    return stratified_subset(prompts, config.evaluation.rows), Template(
+        config.prompts.template, tokenizer
+    ).source
 
 
 def _names(folder: Path, others: Sequence[str]) -> list[str]:
@@ -151,7 +153,7 @@ def _enter(
     try:
         tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template
         template = Template("tokenizer", tokenizer)
-        texts = [template.prompt_text(prompts.prompt(index).asked()) for index in range(len(prompts))]
+        texts = [template.prompt_text(prompts.prompt(index).policy_input()) for index in range(len(prompts))]
         ends = end_ids(template, tokenizer)
     except UserError as error:
         raise UserError(f"{path}: cannot be asked these prompts: {error}") from error
