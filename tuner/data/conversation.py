@@ -49,9 +49,9 @@ class Conversation:
 
     def with_system(self, system: str) -> "Conversation":
         """This conversation with a system turn before it, unless it opens with a (nameless) one of its own."""
-        return self if self._opens_with_system else self.behind(system)
+        return self if self._opens_with_system else self.prepend_system(system)
 
-    def behind(self, system: str) -> "Conversation":
+    def prepend_system(self, system: str) -> "Conversation":
         """This conversation with a text put before its opening (nameless) system turn's, or as one if there is none.
 
         The texts share one turn, since few templates accept a second system turn.
@@ -136,4 +136,4 @@ class Preference:
         prompt = tuple(replace(turn, learn=False) for turn in self.prompt)
         turns = prompt + tuple(replace(turn, learn=None, weight=1.0) for turn in self.answers[answer])
         conversation = Conversation(turns, self.tools, origin=self.origin)
-        return conversation if system is None else conversation.behind(system)
+        return conversation if system is None else conversation.prepend_system(system)

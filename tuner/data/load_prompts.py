@@ -43,7 +43,7 @@ class RewardReader:
             )
         conversation = prompt.with_answer("-")
         try:
-            self.template.prompt_text(conversation if name is None else conversation.behind("-"))
+            self.template.prompt_text(conversation if name is None else conversation.prepend_system("-"))
         except UserError as error:
             raise UserError(
                 f"{error}; the reward model is to score answers to this prompt in its own template: leave the row "

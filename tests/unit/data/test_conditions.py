@@ -25,19 +25,19 @@ def file(tmp_path):
 
 
 def test_texts_tuples_and_files(file):
-    found = read_conditions(
+    wordings = read_conditions(
         {"one": "A text.", "many": ("A", "B"), "file": file, "mixed": ("Mine.", file), "ready": "tuner:math"}
     )
-    assert found["one"] == Wordings(("A text.",))
-    assert found["many"] == Wordings(("A", "B"))
+    assert wordings["one"] == Wordings(("A text.",))
+    assert wordings["many"] == Wordings(("A", "B"))
     brief = Wordings(
         ("Be brief.", "Keep it short.", "#1 is the shortest"), ("Short, please.",), ("No waffling.",)
     )
-    assert found["file"] == brief
-    assert found["mixed"].seen == ("Mine.", *brief.seen)
-    assert found["mixed"].novel == brief.novel
-    assert len(found["ready"].seen) > 1
-    assert list(found) == ["one", "many", "file", "mixed", "ready"]
+    assert wordings["file"] == brief
+    assert wordings["mixed"].seen == ("Mine.", *brief.seen)
+    assert wordings["mixed"].novel == brief.novel
+    assert len(wordings["ready"].seen) > 1
+    assert list(wordings) == ["one", "many", "file", "mixed", "ready"]
 
 
 @pytest.mark.parametrize("name", READY)
@@ -46,9 +46,9 @@ def test_ready_conditions_come_in_both_languages_with_many_wordings(name):
         read_conditions({"x": f"tuner:{name}{ending}"})["x"] for ending in ("", ".en", ".zh")
     )
     assert both.seen == (*english.seen, *chinese.seen)
-    for found in (english, chinese):
-        wordings = (*found.seen, *found.unseen, *found.novel)
-        assert len(found.seen) >= 8
+    for condition in (english, chinese):
+        wordings = (*condition.seen, *condition.unseen, *condition.novel)
+        assert len(condition.seen) >= 8
         assert len(set(wordings)) == len(wordings)
     assert all(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in chinese.seen)
     assert not any("\u4e00" <= letter <= "\u9fff" for text in english.seen for letter in text)

@@ -119,7 +119,7 @@ def test_rows_that_teach_nothing(write, tokenizer):
     assert "1 rows have an empty answer" in str(empty.report)
 
 
-def test_text_is_bos_text_end_and_all_learned_but_the_first(write, tokenizer):
+def test_text_is_bos_text_end_and_all_targets_but_the_first(write, tokenizer):
     train = load(tokenizer, write("a.jsonl", {"text": "In the beginning"}), kind=Text).train
     tokens, weights = train.example(0)
     assert tokenizer.decode(tokens) == "<s>In the beginning</s>"
@@ -136,8 +136,8 @@ def test_splitting_text_loses_nothing_and_learns_every_token_once(write, tokeniz
     assert pieces.lengths.min() >= 2
     for line in range(1, 5):
         mine = [i for i in range(len(pieces)) if pieces.origin(i) == f"{path}:{line}"]
-        learned = [token for i in mine for token in pieces.example(i)[0][pieces.example(i)[1] > 0].tolist()]
-        assert learned == whole.example(line - 1)[0][1:].tolist()
+        targets = [token for i in mine for token in pieces.example(i)[0][pieces.example(i)[1] > 0].tolist()]
+        assert targets == whole.example(line - 1)[0][1:].tolist()
         assert all(pieces.example(i)[1][0] == 0 for i in mine)
     assert data.report.sources[0].split == 2
     assert data.report.sources[0].pieces == len(pieces) - 2
@@ -223,7 +223,7 @@ def test_report_goes_through_json(write, tokenizer):
     assert "2 rows read from 1 source. train: 2 samples" in str(report)
 
 
-def test_fingerprint_is_of_what_is_learned_not_of_where_it_stands(write, tokenizer):
+def test_fingerprint_is_of_content_not_of_origin(write, tokenizer):
     first, second = write("a.jsonl", chat("a", "b")), write("b.jsonl", chat("a", "b"))
     assert load(tokenizer, first).fingerprint == load(tokenizer, second).fingerprint
     assert load(tokenizer, first).fingerprint != load(tokenizer, first, learn="all").fingerprint

@@ -61,8 +61,10 @@ def systems(tokenizer, comparisons: Comparisons) -> list[str]:
     """The system turn of every sequence, or ""."""
     texts = (text(tokenizer, comparisons, sequence) for sequence in range(len(comparisons.sequences)))
     return [
-        one.partition("<|im_start|>system\n")[2].partition("<|im_end|>")[0] if "system\n" in one else ""
-        for one in texts
+        rendered.partition("<|im_start|>system\n")[2].partition("<|im_end|>")[0]
+        if "system\n" in rendered
+        else ""
+        for rendered in texts
     ]
 
 
@@ -93,7 +95,7 @@ def test_a_pair(write, tokenizer):
 
 
 @pytest.mark.parametrize("template", ["chatml", "internlm2", "qwen", "llama3", "gemma", "mistral", "alpaca"])
-def test_the_reward_token_ends_every_sequence_and_alone_is_learned(template, write, tokenizer):
+def test_the_reward_token_ends_every_sequence_and_alone_is_a_target(template, write, tokenizer):
     rows = [
         pair(f"Why {number}?", "Because. " * (number + 1), "No!\n\n", condition="long") for number in range(4)
     ]
@@ -108,7 +110,7 @@ def test_the_reward_token_ends_every_sequence_and_alone_is_learned(template, wri
         assert np.flatnonzero(weights).tolist() == [len(tokens) - 1]
 
 
-def test_without_a_reward_token_the_last_token_is_learned(write, tokenizer):
+def test_without_a_reward_token_the_last_token_is_the_target(write, tokenizer):
     train = load(tokenizer, write("a.jsonl", pair()), reward_token=None).train
     for sequence in range(2):
         tokens, weights = train.sequences.example(sequence)
@@ -441,14 +443,14 @@ def test_the_test_part_alone_is_asked_about_in_every_way(write, tokenizer):
         "swapped": "Go on.",
     }.items():
         control = dataclasses.replace(conditions, presentation=presentation)
-        found = load_test_preferences(data, tokenizer, control, REWARD)
-        assert found is not None
-        assert set(systems(tokenizer, found)) == {expected}
-        assert [found.condition(row) for row in range(2)] == ["brief", "brief"]
-        assert found.twins.tolist() == whole.twins.tolist()
-        assert found.sources.tolist() == whole.sources.tolist() == [1, 1]
+        test = load_test_preferences(data, tokenizer, control, REWARD)
+        assert test is not None
+        assert set(systems(tokenizer, test)) == {expected}
+        assert [test.condition(row) for row in range(2)] == ["brief", "brief"]
+        assert test.twins.tolist() == whole.twins.tolist()
+        assert test.sources.tolist() == whole.sources.tolist() == [1, 1]
         if presentation == "seen":
-            assert found.fingerprint() == whole.fingerprint()
+            assert test.fingerprint() == whole.fingerprint()
     none = Preferences(files=data.files, template="chatml")
     assert load_test_preferences(none, tokenizer, conditions, REWARD) is None
 
@@ -457,9 +459,9 @@ def test_rows_that_cannot_be_tests_are_not_read_for_them(write, tokenizer):
     """The report card loads the tests once for every control, and training files are long."""
     train, test = write("a.jsonl", pair("1"), "{broken"), write("t.jsonl", pair("2"))
     data = Preferences(files=(train,), test_files=(test,), template="chatml")
-    found = load_test_preferences(data, tokenizer, BRIEF, REWARD)
-    assert found is not None
-    assert (len(found), found.sources.tolist()) == (1, [1])
+    test = load_test_preferences(data, tokenizer, BRIEF, REWARD)
+    assert test is not None
+    assert (len(test), test.sources.tolist()) == (1, [1])
     split = data.model_copy(update={"split": Split(test=0.5)})
     with pytest.raises(UserError, match=r"a\.jsonl:2: broken JSON"):
         load_test_preferences(split, tokenizer, BRIEF, REWARD)

@@ -36,7 +36,7 @@ def assistant(text="A", **more):
     return {"role": "assistant", "content": text, **more}
 
 
-def said(prompt: Prompt) -> list[tuple[str, str]]:
+def contents(prompt: Prompt) -> list[tuple[str, str]]:
     return [(turn.role, turn.content) for turn in prompt.turns]
 
 
@@ -134,7 +134,7 @@ def test_a_file_may_hold_prompts_with_and_without_completion():
 
 def test_all_but_the_last_answer_is_asked():
     row = {"messages": [user("1"), assistant("2"), user("3"), assistant("4")]}
-    assert said(read(row)) == [("user", "1"), ("assistant", "2"), ("user", "3")]
+    assert contents(read(row)) == [("user", "1"), ("assistant", "2"), ("user", "3")]
     assert read(row).reference == "4"
 
 
@@ -170,7 +170,7 @@ def test_a_call_as_the_last_answer_is_no_text():
     ],
 )
 def test_a_rows_system_turn_comes_once(row):
-    assert said(read(row)) == [("system", "S"), ("user", "Q")]
+    assert contents(read(row)) == [("system", "S"), ("user", "Q")]
 
 
 def test_the_switches_of_learning_are_forgotten():
@@ -190,8 +190,8 @@ def test_chinese_and_input_stay_as_they_are():
 
 def test_what_is_asked_and_what_is_judged():
     prompt = read({"messages": [user("1"), assistant("2"), user("3")]})
-    told = Prompt(prompt.turns, system="Be kind.").policy_input()
-    assert [turn.role for turn in told.turns] == ["system", "user", "assistant", "user"]
+    conversation = Prompt(prompt.turns, system="Be kind.").policy_input()
+    assert [turn.role for turn in conversation.turns] == ["system", "user", "assistant", "user"]
     own = read({"system": "Own.", "prompt": "Q"})
     assert Prompt(own.turns, system="Be kind.").policy_input().turns == own.turns
     judged = Prompt(prompt.turns, system="Be kind.").with_answer("4")

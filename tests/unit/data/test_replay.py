@@ -74,7 +74,7 @@ def test_the_order_is_that_of_shuffled_epochs():
 
 @pytest.mark.parametrize("sources", [(), (Source(path="a", share=3), Source(path="b", share=1))])
 def test_what_is_kept_is_all_that_resuming_needs(sources):
-    """Cut anywhere, a stream made anew goes on as if it had not been."""
+    """Cut anywhere, a new stream goes on as if it had not been."""
     rollouts = np.random.default_rng(1).integers(1, 200, 12).tolist()
     replay = mix(sources)
     whole, end = run(replay, rollouts)
@@ -87,8 +87,8 @@ def test_what_is_kept_is_all_that_resuming_needs(sources):
 
 def mix(sources) -> ReplayStream:
     replay = stream(sources=sources)
-    made = replace(replay.examples, sources=(np.arange(len(LENGTHS)) % 2).astype(np.int32))
-    return replace(replay, examples=made)
+    examples = replace(replay.examples, sources=(np.arange(len(LENGTHS)) % 2).astype(np.int32))
+    return replace(replay, examples=examples)
 
 
 def test_drawing_does_not_change_the_cursor():
@@ -99,21 +99,21 @@ def test_drawing_does_not_change_the_cursor():
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("tokens_per_pass", [40, 64, 400])
-def test_every_row_is_learned_once_whoever_has_it(world, tokens_per_pass):
+def test_every_row_is_trained_on_once_by_any_rank(world, tokens_per_pass):
     replay, rows = stream(tokens_per_pass=tokens_per_pass), [3, 0, 7, 3, 9]
     batches = [batch for rank in range(world) for batch in replay.batches(rows, rank, world)]
     assert all(len(batch.tokens_T) <= tokens_per_pass for batch in batches)
-    found = sorted(
+    replayed = sorted(
         tuple(batch.tokens_T[start:end].tolist())
         for batch in batches
         for start, end in zip(batch.borders, batch.borders[1:], strict=False)
     )
-    assert found == sorted(tuple(replay.examples.example(row)[0].tolist()) for row in rows)
+    assert replayed == sorted(tuple(replay.examples.example(row)[0].tolist()) for row in rows)
     weight = sum(float(batch.weights_N.sum()) for batch in batches)
     assert replay.target_weight(rows) == pytest.approx(weight)
 
 
-def test_the_learned_weight_is_that_of_the_rows():
+def test_the_target_weight_is_that_of_the_rows():
     """Weights of 1, a half and 0 count as what they are; a total over all ranks."""
     replay = stream()
     rows: Examples = replay.examples
