@@ -360,7 +360,7 @@ def run_twin(case: Case, setup: Any, *, packed: bool) -> Cost:
             without_end = answer[:-1] if answer[-1] in case.kind.ends else answer
             text = setup.roles.tokenizer.decode(without_end, skip_special_tokens=False)
             requests.append(ScoreRequest.of(prompt_set.prompt(number), text))
-        return [tokens.tolist() for tokens in setup.reward.sequences.make(requests)]
+        return [tokens.tolist() for tokens in setup.reward.inputs.make(requests)]
 
     def timed_generate(*args: Any) -> Any:
         start_seconds.append(time.process_time())

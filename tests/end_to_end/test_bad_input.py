@@ -243,7 +243,7 @@ def test_a_score_that_is_none(tuner: Tuner, folder: Path) -> None:
         ),
         (
             b'{"messages": [{"role": "assistant", "content": "a", "learn": false}]}',
-            ("bad.jsonl:1", "nothing to learn", "take the row out"),
+            ("bad.jsonl:1", "no token to take the loss on", "take the row out"),
         ),
         (
             (ROWS + messages(("user", "a " * 200), ("assistant", "b"))).encode(),
@@ -908,7 +908,7 @@ def test_verbs_on_a_ppo_config(tuner: Tuner, ppo: Path) -> None:
         ),
         (
             'data.files=["org/name"]',
-            ("org/name: this dataset could not be had from the hub", "check its name"),
+            ("org/name: this dataset could not be loaded from the hub", "check its name"),
         ),
     ],
 )

@@ -112,12 +112,12 @@ def test_a_run_and_its_measures(tmp_path: Path) -> None:
 
 
 def pair_tokens() -> list[int]:
-    from tuner.data.load_pairs import load_pairs, pairs, tail_of
+    from tuner.data.load_pairs import answer_suffix, load_pairs, pairs
     from tuner.data.template import Template
     from tuner.models.load import load_tokenizer
 
     tokenizer: Any = load_tokenizer(BASE.model)
-    tail = tail_of(Template("internlm2", tokenizer), tokenizer)
+    tail = answer_suffix(Template("internlm2", tokenizer), tokenizer)
     found = pairs(load_pairs(BASE.data, tokenizer).train, tail)
     return [2 * len(one["prompt_ids"]) + len(one["chosen_ids"]) + len(one["rejected_ids"]) for one in found]
 

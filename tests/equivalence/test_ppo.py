@@ -516,7 +516,7 @@ def test_reward_and_reference_stay_policy_and_critic_move(ppo, tmp_path, watched
     assert np.ptp(again) > 0
     rollout = watched.rollouts[0]
     asked = [
-        ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns)
+        ScoreRequest(prompt.with_answer(text), prompt.condition, prompt.turns)
         for prompt, text in zip(rollout.prompts, rollout.texts, strict=True)
     ]
     expected = open_scorer(config.reward.path, precision=config.precision).score_requests(asked)
@@ -823,7 +823,7 @@ def plain_scores(config: PPO, rollout: Any) -> np.ndarray:
         tokens = answer.tokens[:-1] if answer.ended else answer.tokens
         text = scorer.loaded.tokenizer.decode(tokens.tolist())
         turns = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
-        rows.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
+        rows.append(ScoreRequest(prompt.with_answer(text), prompt.condition, prompt.turns))
         if text:
             messages = [*turns, {"role": "assistant", "content": text}]
             row = {"messages": messages, "condition": prompt.condition}

@@ -247,7 +247,7 @@ def run_twin(
             said = answer[:-1] if answer[-1] in made.engine.end_ids else answer
             prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
-            asked.append(ScoreRequest(prompt.answered(text), prompt.condition, prompt.turns))
+            asked.append(ScoreRequest(prompt.with_answer(text), prompt.condition, prompt.turns))
         return [tokens.tolist() for tokens in made.reward.sequences.make(asked)]
 
     roles = flat_ppo.load_roles(settings)

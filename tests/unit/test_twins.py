@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 FOLDER = ROOT / "tuner" / "embedded" / "twins"
 READY = ROOT / "data_templates" / "conditions"
-READY_NAMES = ("helpful", "harmless", "honest", "math", "code", "summarise", "format")
+READY_NAMES = ("helpful", "harmless", "honest", "math", "code", "summarize", "format")
 OPPOSITES = {"brief": "detailed", "polite": "blunt", "json": "plain"}
 CONDITIONS = sorted(name for pair in OPPOSITES.items() for name in pair)
 # Words that carry a sentence's grammar, not its content.

@@ -1,6 +1,6 @@
-"""The one batch type: a packed row of tokens with segment borders and the weights of its learned tokens.
+"""The one batch type: a packed row of tokens with its segment borders and loss weights.
 
-Shapes: T tokens of the row, N of them learned, S segments, P pairs of segments.
+Shapes: T tokens of the row, N of them targets (tokens the loss is taken on), S segments, P pairs of segments.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,118 +20,128 @@ from tuner.data.packing import pack
 
 @dataclass(frozen=True)
 class Pairs:
-    """Segments of a row that are compared."""
+    """Pairs of a row's segments, one preferred to the other."""
 
     better_P: torch.Tensor
-    """Number of the better segment of each pair, int64."""
+    """Index of the preferred segment of each pair, int64."""
     worse_P: torch.Tensor
+    """Index of the other segment, int64."""
     weights_P: torch.Tensor
-    """Weight of the pair, float32."""
+    """Loss weight of the pair, float32."""
     margins_P: torch.Tensor
     """Score by which the better segment must lead, float32."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward and backward pass: S samples end to end, nothing padded."""
+    """What one forward and backward pass takes: S samples end to end, without padding."""
 
     tokens_T: torch.Tensor
     """Token ids, int64."""
 
     learned_N: torch.Tensor
-    """Where in the row the learned tokens stand, int64; never a segment's first."""
+    """Indices in the row of the target tokens, int64; never a segment's first, which nothing predicts."""
 
     weights_N: torch.Tensor
-    """Weight with which each of them is learned, float32."""
+    """Loss weight of each target token, float32."""
 
     positions_T: torch.Tensor
     """Position of each token in its own segment, int64."""
 
     offsets: torch.Tensor
-    """Where segments begin and end, int32 [S + 1]: the truth about isolation, which positions are not."""
+    """Cumulative lengths of the segments, int32 [S + 1]. Attention is masked by these, never by positions."""
 
     borders: tuple[int, ...]
-    """`offsets` on the host, so that nothing has to ask the device for them."""
+    """`offsets` on the host, so that reading them does not wait for the device."""
 
     pairs: Pairs | None = None
-    """Which segments are compared; None where segments are learned for themselves."""
+    """Segments that are compared; None where every segment has a loss of its own."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest segment."""
+        """Length of the longest segment, in tokens."""
         return max(end - start for start, end in itertools.pairwise(self.borders))
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device, copied without waiting for it."""
-        return _moved(self, device)
+        """The same batch on another device, copied without blocking the host."""
+        return _to_device(self, device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by its name, to be written down."""
-        return _tensors(self)
+        """Every tensor by the name of its field, for saving."""
+        return _tensors_by_name(self)
+
+
+BatchOrPairs = TypeVar("BatchOrPairs", Batch, Pairs)
 
 
 def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """The packed row of some samples, each (tokens int32 [t], weights float32 [t])."""
+    """Pack samples, each (tokens int32 [t], loss weights float32 [t]), into one row, in their order."""
     borders = np.cumsum([0, *(len(tokens) for tokens, _ in samples)])
     positions = np.concatenate([np.arange(len(tokens)) for tokens, _ in samples])
     weights = np.concatenate([weights for _, weights in samples])
-    weights[borders[:-1]] = 0  # nothing comes before a sample's first token, in whatever pack it stands
-    learned = np.flatnonzero(weights)
+    weights[borders[:-1]] = 0  # a first token would be predicted from the end of the sample packed before it
+    targets = np.flatnonzero(weights)
     return Batch(
-        tokens_T=torch.from_numpy(np.concatenate([tokens for tokens, _ in samples]).astype(np.int64)),
-        learned_N=torch.from_numpy(learned),
-        weights_N=torch.from_numpy(weights[learned]),
-        positions_T=torch.from_numpy(positions),
-        offsets=torch.from_numpy(borders.astype(np.int32)),
+        tokens_T=_tensor(np.concatenate([tokens for tokens, _ in samples]).astype(np.int64)),
+        learned_N=_tensor(targets),
+        weights_N=_tensor(weights[targets]),
+        positions_T=_tensor(positions),
+        offsets=_tensor(borders.astype(np.int32)),
         borders=tuple(borders.tolist()),
     )
 
 
 def gather(examples: Examples | Comparisons, indices: Sequence[int]) -> Batch:
-    """Some samples, or rows of answers with their pairs, as one packed row."""
+    """Pack the samples, or the comparisons with all their answers and pairs, of these indices into one row."""
     if isinstance(examples, Examples):
         return make_batch([examples.example(index) for index in indices])
     answers, pairs = examples.answers(indices), examples.pairs(indices)
-    first = np.cumsum([0, *np.diff(examples.offsets)[indices]])[:-1]  # segment at which each row begins
-    firsts = np.repeat(first, np.diff(examples.pair_offsets)[indices])
+    first_segments = np.cumsum([0, *np.diff(examples.offsets)[indices]])[:-1]  # of each comparison
+    first_of_pair = np.repeat(first_segments, np.diff(examples.pair_offsets)[indices])
     return replace(
         make_batch([examples.sequences.example(index) for index in answers.tolist()]),
         pairs=Pairs(
-            better_P=torch.from_numpy(firsts + examples.better[pairs]),
-            worse_P=torch.from_numpy(firsts + examples.worse[pairs]),
-            weights_P=torch.from_numpy(examples.weights[pairs]),
-            margins_P=torch.from_numpy(examples.margins[pairs]),
+            better_P=_tensor(first_of_pair + examples.better[pairs]),
+            worse_P=_tensor(first_of_pair + examples.worse[pairs]),
+            weights_P=_tensor(examples.weights[pairs]),
+            margins_P=_tensor(examples.margins[pairs]),
         ),
     )
 
 
 def make_batches(examples: Examples | Comparisons, tokens_per_pass: int) -> list[Batch]:
-    """All of a small set, packed in passes: for measuring held-out rows."""
+    """A whole small set as packed rows: for evaluation on held-out rows."""
     groups = pack_all(examples.lengths, tokens_per_pass)
     return [gather(examples, group) for group in groups]
 
 
 def pack_all(lengths: np.ndarray, tokens_per_pass: int) -> list[list[int]]:
-    """The passes of a small set; one that is longer than a pass makes a pass of its own."""
+    """Indices of a small set, grouped into passes. The capacity of a pass is at least the longest sample."""
     return pack(lengths.tolist(), max(tokens_per_pass, int(lengths.max())))
 
 
-def _moved(part: Any, device: torch.device) -> Any:
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]  # torch declares no type for it
+
+
+def _to_device(part: BatchOrPairs, device: torch.device) -> BatchOrPairs:
     values = {field.name: getattr(part, field.name) for field in fields(part)}
-    moved = {
+    copies = {
         name: value.to(device, non_blocking=True)
         if isinstance(value, torch.Tensor)
-        else _moved(value, device)
+        else _to_device(value, device)
         for name, value in values.items()
         if isinstance(value, torch.Tensor | Pairs)
     }
-    return replace(part, **moved)
+    return replace(part, **copies)
 
 
-def _tensors(part: Any) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+def _tensors_by_name(part: Batch | Pairs) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
     for field in fields(part):
         value = getattr(part, field.name)
-        found |= _tensors(value) if isinstance(value, Pairs) else {}
-        found |= {field.name: value} if isinstance(value, torch.Tensor) else {}
-    return found
+        if isinstance(value, Pairs):
+            tensors |= _tensors_by_name(value)
+        elif isinstance(value, torch.Tensor):
+            tensors[field.name] = value
+    return tensors

@@ -1,11 +1,11 @@
-"""What a row means: a conversation of turns, a document, a prompt, or answers of which the better are known."""
+"""What a row is read as: a conversation of turns, a document, a prompt, or ranked answers to a prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool", "environment")
-"""`tool` is OpenAI's result of a call; `environment` is InternLM2's, whose name says what it comes from."""
+"""`tool` is OpenAI's result of a call; `environment` is InternLM2's, whose name tells the tool it comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +24,16 @@ class Turn:
     role: str
     content: str
     name: str | None = None
-    """What stands after the role in families that show it: InternLM2's `system name=<|plugin|>`."""
+    """Written after the role by the families that show it: InternLM2's `system name=<|plugin|>`."""
     tool_calls: tuple[ToolCall, ...] = ()
     learn: bool | None = None
-    """Whether this turn is learned; None leaves it to the config's `learn`."""
+    """Whether the loss is taken on this turn; None leaves it to the config's `learn`."""
     weight: float = 1.0
-    """Factor on the weight of the turn's learned tokens; 0 = not learned."""
+    """Factor on the loss weight of the turn's tokens; 0 takes no loss on it."""
     call_id: str | None = None
-    """Which call a tool's result answers."""
+    """Id of the call that a tool's result answers."""
     input: str | None = None
-    """Alpaca's `input`; `content` ends with it. Only the alpaca template shows it apart."""
+    """Alpaca's `input`; `content` ends with it. Only the alpaca template shows it separately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +43,24 @@ class Conversation:
     turns: tuple[Turn, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     weight: float = 1.0
-    """Factor on the weight of every learned token of the row."""
+    """Factor on the loss weight of every token of the row."""
     origin: str = ""
     """`file:line`, for messages."""
 
     def with_system(self, system: str) -> "Conversation":
-        """This conversation behind a system turn, unless it opens with a (nameless) one of its own."""
-        return self if self._opens_with_system else self.behind(system)
+        """This conversation with a system turn before it, unless it opens with a (nameless) one of its own."""
+        return self if self._opens_with_system else self.prepend_system(system)
 
-    def behind(self, system: str) -> "Conversation":
-        """This conversation with a text at the head of its opening (nameless) system turn, made if there is none.
+    def prepend_system(self, system: str) -> "Conversation":
+        """This conversation with a text put before its opening (nameless) system turn's, or as one if there is none.
 
-        One turn and not two: few templates take a second one.
+        The texts share one turn, since few templates accept a second system turn.
         """
         if not self._opens_with_system:
             return replace(self, turns=(Turn("system", system), *self.turns))
-        first, *others = self.turns
+        first, *rest = self.turns
         joined = replace(first, content=f"{system}\n\n{first.content}")
-        return replace(self, turns=(joined, *others))
+        return replace(self, turns=(joined, *rest))
 
     @property
     def _opens_with_system(self) -> bool:
@@ -81,45 +81,48 @@ class Prompt:
     """A conversation that a policy is to answer."""
 
     turns: tuple[Turn, ...]
-    """The row's, up to its last answer."""
+    """The row's turns up to its last answer."""
     tools: tuple[Mapping[str, Any], ...] = ()
     system: str | None = None
-    """What the policy is told before these turns where they open with no system turn; no reward model sees it."""
+    """System prompt of the policy where the turns do not open with one; no reward model sees it."""
     condition: str | None = None
-    """Name of what makes an answer better here."""
+    """Name of the preference that an answer is judged by."""
     reference: str | None = None
-    """The text of the answer in the row."""
-    values: Mapping[str, Any] = field(default_factory=dict)
-    """The row as in its file, and its `condition`."""
+    """Reference answer: the row's own."""
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The row as in its file, and its `condition`: what rule-based rewards read."""
     weight: float = 1.0
-    """0: the row is switched off. Any other is without effect."""
+    """0 switches the row off; any other value has no effect."""
     origin: str = ""
     """`file:line`, for messages."""
 
-    def asked(self) -> Conversation:
-        """What the policy is to answer."""
+    def policy_input(self) -> Conversation:
+        """The conversation that the policy answers, with its system prompt."""
         conversation = Conversation(self.turns, self.tools, origin=self.origin)
         return conversation if self.system is None else conversation.with_system(self.system)
 
-    def answered(self, answer: str) -> Conversation:
-        """The row's turns with an answer, which alone is learned: what a reward model judges, under the condition."""
+    def with_answer(self, answer: str) -> Conversation:
+        """The row's turns and an answer, without the policy's system prompt: what a reward model scores.
+
+        Only the answer is marked for the loss, so that its span can be found.
+        """
         turns = tuple(replace(turn, learn=False) for turn in self.turns)
         return Conversation((*turns, Turn("assistant", answer)), self.tools, origin=self.origin)
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two or more answers to one prompt, the better first."""
+    """Two or more answers to one prompt, best first."""
 
     prompt: tuple[Turn, ...]
     answers: tuple[tuple[Turn, ...], ...]
-    """All different; each a turn, or several that end with one of the assistant's."""
+    """All different; each one turn, or several that end with one of the assistant's."""
     ranks: tuple[int, ...]
-    """Of each answer, from 0 on and never falling: equal ranks are a tie."""
-    given: tuple[int, ...] = ()
-    """Which of the answers each one in the row is, in the row's order."""
+    """Rank of each answer, counted from 0 and never decreasing; equal ranks are a tie."""
+    row_order: tuple[int, ...] = ()
+    """Index into `answers` of every answer of the row, in the row's order; equal answers share one."""
     condition: str | None = None
-    """Name of what makes an answer better here."""
+    """Name of the preference that the answers are ranked by."""
     margin: float = 0.0
     """Score by which the better answer of a pair must lead."""
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -129,8 +132,8 @@ class Preference:
     """`file:line`, for messages."""
 
     def conversation(self, answer: int, system: str | None = None) -> Conversation:
-        """The prompt with one of the answers, of which alone the answer is learned, behind a system text."""
+        """The prompt and one of the answers, the loss on the answer alone; system: a text for the system turn."""
         prompt = tuple(replace(turn, learn=False) for turn in self.prompt)
         turns = prompt + tuple(replace(turn, learn=None, weight=1.0) for turn in self.answers[answer])
         conversation = Conversation(turns, self.tools, origin=self.origin)
-        return conversation if system is None else conversation.behind(system)
+        return conversation if system is None else conversation.prepend_system(system)

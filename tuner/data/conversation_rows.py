@@ -1,8 +1,8 @@
-"""Row shapes to conversations and documents. One example file per shape stands in data_templates/rows."""
+"""Row shapes that are read as conversations and documents; data_templates/rows has an example file of each."""
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from tuner.data.conversation import Conversation, Document, Turn
 from tuner.data.row_shapes import Reader, Shape, registered_shapes
@@ -28,6 +28,7 @@ def conversation_reader(shape: str | None = None) -> Reader:
 
 
 def read_messages(row: Values, origin: str) -> Conversation:
+    """OpenAI's and InternLM2's lists of role/content messages."""
     messages = next(row[key] for key in ("messages", "conversations", "conversation") if has(row, key))
     return _conversation(
         row, [read_turn(message, origin) for message in expect_list(messages, "messages", origin)], origin
@@ -35,34 +36,31 @@ def read_messages(row: Values, origin: str) -> Conversation:
 
 
 def read_sharegpt(row: Values, origin: str) -> Conversation:
-    """ShareGPT's from/value pairs; role/content under the same key, and XTuner's system/input/output, too."""
+    """ShareGPT's from/value turns; also role/content messages and XTuner's system/input/output under the same key."""
     messages = expect_list(
         next(row[key] for key in ("conversations", "conversation") if has(row, key)), "turns", origin
     )
-    first = messages[0] if messages else {}
+    first: Any = messages[0] if messages else {}
     if isinstance(first, Mapping) and "role" in first and "from" not in first:
         return read_messages(row, origin)
     if isinstance(first, Mapping) and "output" in first:
         return _conversation(row, [turn for item in messages for turn in _exchange(item, origin)], origin)
-    turns = []
-    for message in messages:
-        expect_mapping(message, "a turn", origin)
-        value = expect_text(message.get("value"), '"value"', origin)
-        if message.get("from") == "function_call":
-            calls = (
-                json.loads(value) if is_json(value) else refuse(origin, "a function_call that is not JSON")
-            )
-            calls = calls if isinstance(calls, list) else [calls]
-            plain = {"role": "assistant", "content": "", "tool_calls": calls}
-        else:
-            plain = {"role": message.get("from"), "content": value}
-        turns.append(read_turn({**message, **plain}, origin))
-    return _conversation(row, turns, origin)
+    return _conversation(row, [_sharegpt_turn(message, origin) for message in messages], origin)
+
+
+def _sharegpt_turn(message: Any, origin: str) -> Turn:
+    message = expect_mapping(message, "a turn", origin)
+    value = expect_text(message.get("value"), '"value"', origin)
+    if message.get("from") != "function_call":
+        return read_turn({**message, "role": message.get("from"), "content": value}, origin)
+    calls: Any = json.loads(value) if is_json(value) else refuse(origin, "a function_call that is not JSON")
+    calls = cast("list[Any]", calls) if isinstance(calls, list) else [calls]
+    return read_turn({**message, "role": "assistant", "content": "", "tool_calls": calls}, origin)
 
 
 def _exchange(item: Any, origin: str) -> list[Turn]:
     """XTuner 0.x: {"system": ..., "input": ..., "output": ...} for a question and its answer."""
-    expect_mapping(item, "a turn", origin)
+    item = expect_mapping(item, "a turn", origin)
     system = [Turn("system", expect_text(item["system"], '"system"', origin))] if item.get("system") else []
     user = [Turn("user", expect_text(item["input"], '"input"', origin))] if item.get("input") else []
     answer = Turn(
@@ -97,8 +95,8 @@ def _read_text(row: Values, origin: str) -> Document:
     return Document(text, read_weight(row, origin), origin)
 
 
-def _answered(read: Callable[[Values, str], Conversation]) -> Callable[[Values, str], Conversation]:
-    """A reader that refuses conversations without a turn to learn from."""
+def _checked(read: Callable[[Values, str], Conversation]) -> Callable[[Values, str], Conversation]:
+    """A reader that raises UserError for conversations without an assistant turn."""
 
     def read_and_check(row: Values, origin: str) -> Conversation:
         conversation = read(row, origin)
@@ -109,15 +107,15 @@ def _answered(read: Callable[[Values, str], Conversation]) -> Callable[[Values, 
 
 
 SHAPES: dict[str, Shape] = {
-    "messages": Shape(_answered(read_messages), ("messages",)),
-    "sharegpt": Shape(_answered(read_sharegpt), ("conversations",), ("conversation",)),
-    "alpaca": Shape(_answered(_read_alpaca), ("instruction", "output"), ("instruction", "response")),
+    "messages": Shape(_checked(read_messages), ("messages",)),
+    "sharegpt": Shape(_checked(read_sharegpt), ("conversations",), ("conversation",)),
+    "alpaca": Shape(_checked(_read_alpaca), ("instruction", "output"), ("instruction", "response")),
     "prompt_completion": Shape(
-        _answered(_read_prompt_completion), ("prompt", "completion"), ("prompt", "response")
+        _checked(_read_prompt_completion), ("prompt", "completion"), ("prompt", "response")
     ),
     "text": Shape(_read_text, ("text",)),
 }
-"""In the order of recognition: more telling keys first."""
+"""In the order of recognition: the more specific keys first."""
 
 
 def _conversation(row: Values, turns: list[Turn], origin: str) -> Conversation:
@@ -133,5 +131,5 @@ def _check_turns(conversation: Conversation) -> None:
         roles = ", ".join(turn.role for turn in conversation.turns)
         refuse(
             conversation.origin,
-            f"no assistant turn to learn from (turns: {roles}); add one or take the row out",
+            f"no assistant turn to take the loss on (turns: {roles}); add one or take the row out",
         )

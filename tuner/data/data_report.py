@@ -1,4 +1,4 @@
-"""What became of the rows: counts per source and part, in figures and in words."""
+"""The data report: what became of every source's rows and what the parts hold, as counts and as a paragraph."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -10,12 +10,12 @@ from tuner.data.examples import Examples
 from tuner.data.prompts import PromptSet
 
 HISTOGRAM = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-"""Upper bounds (inclusive) of the histogram of lengths; one more bin holds what is longer."""
+"""Upper bounds (inclusive) of the bins of sample lengths, in tokens; one more bin holds the longer ones."""
 
 
 @dataclass
 class SourceReport:
-    """Counts of one source. A row is kept or dropped for a reason counted here; a kept one may be split."""
+    """Counts of one source's rows. A row is kept, or dropped for a reason counted here; a kept one may be split."""
 
     path: str
     purpose: str
@@ -23,49 +23,51 @@ class SourceReport:
     rows: int = 0
     kept: int = 0
     duplicates: int = 0
-    """Rows equal to an earlier one; dropped only with duplicates="drop"."""
+    """Rows equal to an earlier one, dropped only with duplicates="drop"."""
     dropped_duplicates: int = 0
     too_long: int = 0
     dropped_too_long: int = 0
     cut: int = 0
     cut_to_nothing: int = 0
-    """Cut before anything learned, therefore dropped."""
+    """Rows dropped because cutting them to max_length would leave no target token."""
     split: int = 0
     pieces: int = 0
-    """Samples made of the split rows."""
+    """Samples that the split rows became."""
     switched_off: int = 0
-    """Rows whose own weight is 0, dropped."""
+    """Rows dropped because their own weight is 0."""
     ties: int = 0
-    """Rows whose answers are all of one rank, dropped where ties are."""
+    """Rows dropped because all their answers have the same rank (ties="drop")."""
     incomparable: int = 0
-    """Rows whose answers are the same or answer different prompts, dropped where the config says so."""
+    """Rows dropped because their answers are equal or answer different prompts (incomparable="drop")."""
     empty_answers: int = 0
-    """Rows with an assistant turn without text: they teach to end at once."""
+    """Rows with an assistant turn without text, which teaches the model to end its answer at once."""
     longest: int = 0
-    """Tokens of the longest sample before any cut."""
+    """Length of the longest sample before any cut, in tokens."""
 
 
 @dataclass(frozen=True)
 class PartReport:
-    """What one part holds."""
+    """Counts of one part: train, validation or test."""
 
     samples: int
     tokens: int
-    learned_tokens: int
-    learned_weight: float
-    """Sum of the weights of the learned tokens."""
+    target_tokens: int
+    """Tokens that the loss is taken on."""
+    target_weight: float
+    """Their summed loss weight."""
     longest: int
     histogram: tuple[int, ...]
     """Samples per bin of HISTOGRAM."""
     pairs: int | None = None
-    """Of answers that are compared; each of the samples then is one of the answers."""
-    conditions: dict[str, int] = field(default_factory=dict)
-    """Rows of each condition; "" for those that have none."""
+    """Pairs of answers, of a part of comparisons; each of its samples is one answer."""
+    conditions: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows of each condition; "" for those without one."""
     prompts: int | None = None
-    """Of what is to be answered, and not learned; each of the samples then is one of them."""
+    """Prompts, of a part of prompts for a policy; each of its samples is one."""
 
     @classmethod
     def of(cls, part: Examples | Comparisons | PromptSet) -> "PartReport":
+        """The counts of a part."""
         if isinstance(part, Comparisons):
             return replace(cls.of(part.sequences), pairs=len(part.better), conditions=_conditions(part))
         if isinstance(part, PromptSet):
@@ -75,25 +77,26 @@ class PartReport:
         return cls(
             samples=len(examples),
             tokens=int(lengths.sum()),
-            learned_tokens=int(np.count_nonzero(examples.weights_T)),
-            learned_weight=float(examples.weights_T.sum(dtype=np.float64)),
+            target_tokens=int(np.count_nonzero(examples.weights_T)),
+            target_weight=float(examples.weights_T.sum(dtype=np.float64)),
             longest=int(lengths.max()),
             histogram=tuple(int(count) for count in bins),
         )
 
     @property
-    def learned_share(self) -> float:
-        return self.learned_tokens / self.tokens
+    def target_share(self) -> float:
+        """Share of the tokens that the loss is taken on."""
+        return self.target_tokens / self.tokens
 
 
 @dataclass
 class DataReport:
-    """What became of the rows of every source, and what the parts hold."""
+    """What became of every source's rows, and what the parts hold."""
 
-    sources: list[SourceReport] = field(default_factory=list)
-    parts: dict[str, PartReport] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    """What a user should know, a sentence each."""
+    sources: list[SourceReport] = field(default_factory=list[SourceReport])
+    parts: dict[str, PartReport] = field(default_factory=dict[str, PartReport])
+    notes: list[str] = field(default_factory=list[str])
+    """What the user should know, a sentence each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `from_dict` reads them."""
@@ -101,53 +104,58 @@ class DataReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DataReport":
-        parts = {
-            name: PartReport(**{**part, "histogram": tuple(part["histogram"])})
-            for name, part in values["parts"].items()
-        }
+        """The report that `to_dict` wrote."""
+        parts: dict[str, PartReport] = {}
+        for name, part in values["parts"].items():
+            fields: dict[str, Any] = {**part, "histogram": tuple(part["histogram"])}
+            parts[name] = PartReport(**fields)
         return cls([SourceReport(**source) for source in values["sources"]], parts, list(values["notes"]))
 
     def __str__(self) -> str:
-        """One paragraph."""
-        said = [f"{_sum(self, 'rows'):,} rows read from {_number(len(self.sources), 'source')}"]
+        """The report as one paragraph."""
+        clauses = [f"{_sum(self, 'rows'):,} rows read from {_count(len(self.sources), 'source')}"]
         counts = {
             "equal to an earlier one and kept": _sum(self, "duplicates") - _sum(self, "dropped_duplicates"),
             "equal to an earlier one and dropped": _sum(self, "dropped_duplicates"),
             "too long and dropped": _sum(self, "dropped_too_long"),
             "cut": _sum(self, "cut"),
-            "cut before anything learned and dropped": _sum(self, "cut_to_nothing"),
+            "dropped because the cut left no token to take the loss on": _sum(self, "cut_to_nothing"),
             "tied and dropped": _sum(self, "ties"),
             "incomparable and dropped": _sum(self, "incomparable"),
             "switched off": _sum(self, "switched_off"),
         }
-        said += [f"{count:,} {what}" for what, count in counts.items() if count]
+        clauses += [f"{count:,} {outcome}" for outcome, count in counts.items() if count]
         if _sum(self, "split"):
-            said.append(f"{_sum(self, 'split'):,} split into {_sum(self, 'pieces'):,} pieces")
+            clauses.append(f"{_sum(self, 'split'):,} split into {_sum(self, 'pieces'):,} pieces")
         parts = [f"{name}: {_describe(part)}" for name, part in self.parts.items()]
-        return ". ".join([", ".join(said), *parts, *(note.rstrip(".") for note in self.notes)]) + "."
+        return ". ".join([", ".join(clauses), *parts, *(note.rstrip(".") for note in self.notes)]) + "."
 
 
 def _conditions(part: Comparisons | PromptSet) -> dict[str, int]:
-    names = (*part.condition_names, "")  # -1 is the last
-    counted = np.bincount(part.conditions % len(names), minlength=len(names)).tolist()
-    return {name: count for name, count in zip(names, counted, strict=True) if count}
+    names = (*part.condition_names, "")  # -1, no condition, indexes the last
+    counts = np.bincount(part.conditions % len(names), minlength=len(names)).tolist()
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
 def _describe(part: PartReport) -> str:
     if part.prompts is not None:
-        named = [f"{count:,} {name or 'without a condition'}" for name, count in part.conditions.items()]
-        counts = f" ({', '.join(named)})" if any(part.conditions) else ""
-        what = f"{_number(part.prompts, 'prompt')}{counts}, {_number(part.tokens, 'token')}"
-    elif part.pairs is None:
-        what = f"{_number(part.samples, 'sample')}, {_number(part.tokens, 'token')}, {part.learned_share:.1%} learned"
+        conditions = [f"{count:,} {name or 'without a condition'}" for name, count in part.conditions.items()]
+        rows = _count(part.prompts, "prompt") + (
+            f" ({', '.join(conditions)})" if any(part.conditions) else ""
+        )
+    elif part.pairs is not None:
+        rows = f"{_count(part.pairs, 'pair')} of {_count(part.samples, 'answer')}"
     else:
-        what = f"{_number(part.pairs, 'pair')} of {_number(part.samples, 'answer')}, {_number(part.tokens, 'token')}"
-    return f"{what}, longest {part.longest:,}"
+        rows = _count(part.samples, "sample")
+    loss = (
+        "" if part.prompts is not None or part.pairs is not None else f", {part.target_share:.1%} in the loss"
+    )
+    return f"{rows}, {_count(part.tokens, 'token')}{loss}, longest {part.longest:,}"
 
 
 def _sum(report: DataReport, name: str) -> int:
     return sum(getattr(source, name) for source in report.sources)
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,11 +1,12 @@
-"""From a config's sources to tokenised samples: read, render, tokenise, hold out, count, and cache."""
+"""From a config's sources to tokenized samples: read, render, tokenize, hold out, count, and cache."""
 
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,27 +20,30 @@ from tuner.data.encoding import Tokenizer, encode
 from tuner.data.examples import Collector, Examples, Sample, split_sample, tokenize, tokenize_text
 from tuner.data.prompts import PromptSet
 from tuner.data.sources import Row, Rows
-from tuner.data.split import PARTS, PartName, content_hash, part_of, turns_of
+from tuner.data.split import PARTS, PartName, assign_part, content_hash, trainable_turns
 from tuner.data.template import Template
 from tuner.errors import UserError
 
 BATCH = 256
-"""Rows tokenised at once: enough to keep the tokenizer's threads busy, and little memory."""
+"""Rows tokenized at once: enough to keep the tokenizer's threads busy, in little memory."""
 
 Progress = Callable[[int], None]
-"""Called with the number of rows done so far."""
-
+"""Called with the number of rows processed so far."""
 
 Item = TypeVar("Item", Conversation | Document, Preference, Prompt)
+"""A row as its reader returns it."""
 Piece = TypeVar("Piece")
-Unused = Literal["ties", "incomparable", "switched_off"]
-"""Why a row is not used: a count of SourceReport."""
+"""A tokenized row, or a part of one, that fits max_length."""
 Part = TypeVar("Part", Examples, Comparisons, PromptSet, covariant=True)
+"""The pieces of train, validation or test."""
+Piece_contra = TypeVar("Piece_contra", contravariant=True)
+SkipReason = Literal["ties", "incomparable", "switched_off"]
+"""Why a row is not used: the name of a count of SourceReport."""
 
 
 @dataclass(frozen=True)
 class Dataset(Generic[Part]):
-    """Tokenised samples of every part, what became of the rows, and a hash of what is learned."""
+    """Tokenized samples of every part, the report on the rows, and a hash of all that the loss depends on."""
 
     train: Part
     validation: Part | None
@@ -51,43 +55,55 @@ class Dataset(Generic[Part]):
 def load_data(
     data: Chat | Text, tokenizer: Tokenizer, *, progress: Progress | None = None
 ) -> Dataset[Examples]:
-    """The samples of a config's data, from the cache when nothing they are made from has changed.
+    """The samples of a config's data; from the cache when nothing that decides them has changed.
 
-    Raises UserError with `file:line` for every kind of bad row, and when nothing is left to train on.
+    Raises UserError with `file:line` for every kind of bad row, and when no row is left to train on.
     """
     parts, report, fingerprint = build(ExampleBuilder(data, tokenizer, progress))
     return Dataset(parts["train"], parts.get("validation"), parts.get("test"), report, fingerprint)
 
 
+class PieceCollector(Protocol[Piece_contra, Part]):
+    """Collects the pieces of one part."""
+
+    def add(self, piece: Piece_contra, source: int, file: str, line: int, /) -> None:
+        """Append a piece of the row at `file:line`; source: the number of its source."""
+
+    def finish(self) -> Part | None:
+        """All pieces as one set; None when there are none."""
+
+
 class Builder(ABC, Generic[Item, Piece, Part]):
-    """Turns rows into samples, source by source, and counts what becomes of them."""
+    """Turns rows into the samples of every part, source by source, and counts what becomes of them."""
 
     def __init__(self, data: Data | Prompts, tokenizer: Tokenizer, progress: Progress | None = None):
         self.data = data
         self.tokenizer = tokenizer
         self.report = DataReport()
         self.template = Template(data.template, tokenizer) if not isinstance(data, Text) else None
-        self._progress = progress or (lambda done: None)
+        self._progress = progress or _ignore_progress
         self._collectors = {part: self.collector() for part in PARTS}
-        self._seen: dict[bytes, PartName] = {}
-        self._crossing = 0
-        self._rows = 0
+        self._first_part: dict[
+            bytes, PartName
+        ] = {}  # content hash -> part of the first row with that content
+        self._num_leaked = 0
+        self._num_rows = 0
 
-    # What the kinds of data differ in
+    # Per kind of data
 
-    made_from: Mapping[str, Any] = MappingProxyType({})
-    """What decides the samples beside rows, tokenizer and the data's config, as JSON has it."""
+    cache_inputs: Mapping[str, Any] = MappingProxyType({})
+    """What decides the samples beside rows, tokenizer and the data's config, as JSON values."""
 
     wanted: tuple[PartName, ...] = PARTS
-    """Which parts are built."""
+    """The parts to build."""
 
     @abstractmethod
-    def collector(self) -> Any:
-        """What gathers the pieces of a part."""
+    def collector(self) -> PieceCollector[Piece, Part]:
+        """A new collector for the pieces of a part."""
 
     @abstractmethod
-    def read(self, source: Source) -> Callable[[Row], Item | Unused]:
-        """How rows of a source are read; a text: the count of the report that a row without use belongs to."""
+    def read(self, source: Source) -> Callable[[Row], Item | SkipReason]:
+        """The reader of a source's rows; of a row that is not used it returns why."""
 
     @abstractmethod
     def tokenize(self, items: list[Item]) -> list[Piece]:
@@ -95,113 +111,121 @@ class Builder(ABC, Generic[Item, Piece, Part]):
 
     @abstractmethod
     def fit(self, item: Item, piece: Piece, weight: float, counts: SourceReport) -> Iterable[Piece]:
-        """What a row becomes, in pieces of at most max_length; weight: its source's."""
+        """A row's pieces of at most max_length tokens, counted in `counts`; weight: its source's."""
 
     def part_key(self, item: Item, content: bytes) -> bytes:
-        """What decides the part that an item of this content hash falls to: equal ones never part."""
+        """The key that decides an item's part; items of equal keys go to the same one. content: the item's hash."""
         return content
 
-    # What they share
+    # Shared
 
     def reads(self, purpose: str) -> bool:
-        """Whether sources of this purpose can hold rows of a part that is wanted."""
+        """Whether sources of this purpose can hold rows of a wanted part."""
         held_out = (part for part in PARTS[1:] if getattr(self.data.split, part))
         parts = [_PURPOSES[purpose]] if purpose in _PURPOSES else ["train", *held_out]
         return any(part in self.wanted for part in parts)
 
     def add_source(self, rows: Rows, purpose: str, index: int) -> None:
-        """Read, tokenise and gather the rows of one source.
+        """Read, tokenize and collect the rows of one source.
 
-        purpose: `files`, `validation_files` or `test_files`. index: the source's number over all three.
+        purpose: `files`, `validation_files` or `test_files`. index: the source's number, counted over all three.
         """
         counts = SourceReport(rows.source.path, purpose)
         self.report.sources.append(counts)
-        for batch in _batches(self._kept(rows, purpose, counts), BATCH):
+        for batch in _batches(self._read_rows(rows, purpose, counts), BATCH):
             tokenized = self.tokenize([item for _, item, _ in batch])
             for (row, item, part), whole in zip(batch, tokenized, strict=True):
                 for piece in self.fit(item, whole, rows.source.weight, counts):
                     self._collectors[part].add(piece, index, row.file, row.line)
-            self._progress(self._rows)
+            self._progress(self._num_rows)
 
     def finish(self) -> tuple[dict[str, Part], DataReport]:
-        """The parts that hold samples, and the report; UserError when there is nothing to train on."""
+        """The parts that have samples, and the report. Raises UserError when no row is left to train on."""
         parts: dict[str, Part] = {
-            part: examples for part, one in self._collectors.items() if (examples := one.finish()) is not None
+            part: examples
+            for part, collector in self._collectors.items()
+            if (examples := collector.finish()) is not None
         }
         if "train" in self.wanted and "train" not in parts:
             too_long = any(source.dropped_too_long for source in self.report.sources)
-            way_out = "raise max_length" if too_long else "hold fewer out" if parts else "give others"
-            read = ", ".join(source.path for source in self.report.sources if source.purpose == "files")
-            raise UserError(f"{read}: no row is left to train on: {str(self.report).rstrip('.')}; {way_out}")
+            remedy = "raise max_length" if too_long else "hold fewer out" if parts else "give other files"
+            paths = ", ".join(source.path for source in self.report.sources if source.purpose == "files")
+            raise UserError(f"{paths}: no row is left to train on: {str(self.report).rstrip('.')}; {remedy}")
         self.report.parts = {part: PartReport.of(examples) for part, examples in parts.items()}
         notes = self.report.notes
         for part in ("validation", "test"):
             if getattr(self.data.split, part) and part not in parts:
                 notes.append(f"No row fell to the {part} part: there are too few rows for split.{part}")
-        if self._crossing:
-            notes.append(f"{self._crossing:,} rows of validation_files or test_files are trained on as well")
+        if self._num_leaked:
+            notes.append(
+                f"{self._num_leaked:,} rows of validation_files or test_files are trained on as well"
+            )
         if empty := sum(source.empty_answers for source in self.report.sources):
-            teaches = "" if isinstance(self.data, Preferences) else ", which teaches to end at once"
-            notes.append(f"{empty:,} rows have an empty answer{teaches}")
+            effect = "" if isinstance(self.data, Preferences) else ", which teaches to end at once"
+            notes.append(f"{empty:,} rows have an empty answer{effect}")
         return parts, self.report
 
-    def _kept(self, rows: Rows, purpose: str, counts: SourceReport) -> Iterator[tuple[Row, Item, PartName]]:
-        """The rows that go on to be tokenised, with the part each belongs to."""
+    def _read_rows(
+        self, rows: Rows, purpose: str, counts: SourceReport
+    ) -> Iterator[tuple[Row, Item, PartName]]:
+        """The rows to tokenize, with the part each belongs to; the others are counted."""
         read = self.read(rows.source)
         for row in rows:
             counts.rows += 1
-            self._rows += 1
+            self._num_rows += 1
             item = read(row)
             if isinstance(item, str) or not item.weight:
-                unused = item if isinstance(item, str) else "switched_off"
-                setattr(counts, unused, getattr(counts, unused) + 1)
+                reason = item if isinstance(item, str) else "switched_off"
+                setattr(counts, reason, getattr(counts, reason) + 1)
                 continue
             content = content_hash(item)
-            part = _PURPOSES.get(purpose) or part_of(self.part_key(item, content), self.data.split)
-            if content in self._seen:
+            part = _PURPOSES.get(purpose) or assign_part(self.part_key(item, content), self.data.split)
+            if content in self._first_part:
                 counts.duplicates += 1
-                self._crossing += self._seen[content] == "train" and part != "train"
-                if self.data.duplicates == "drop" and self._seen[content] == part:
+                self._num_leaked += self._first_part[content] == "train" and part != "train"
+                # only within a part: held-out rows that are trained on as well stay, and are reported
+                if self.data.duplicates == "drop" and self._first_part[content] == part:
                     counts.dropped_duplicates += 1
                     continue
-            self._seen.setdefault(content, part)
-            counts.empty_answers += any(_is_empty_answer(turn) for turn in turns_of(item))
+            self._first_part.setdefault(content, part)
+            counts.empty_answers += any(_is_empty_answer(turn) for turn in trainable_turns(item))
             if part in self.wanted:
                 yield row, item, part
 
 
 def build(builder: Builder[Item, Piece, Part]) -> tuple[dict[str, Part], DataReport, str]:
-    """Parts, report and fingerprint of a config's data: from the cache, or built and then kept there.
+    """Parts, report and fingerprint of a config's data: from the cache, or built and then cached.
 
-    The note that a full disk leaves no cache is added to the report.
+    Where the cache cannot be written, such as on a full disk, the report says so.
     """
     data = builder.data
-    given = {
+    sources_of_purpose = {
         "files": data.sources,
         "validation_files": data.validation_sources,
         "test_files": data.test_sources,
     }
-    rows = [(purpose, Rows(source)) for purpose, sources in given.items() for source in sources]
+    sources = [(purpose, Rows(source)) for purpose, group in sources_of_purpose.items() for source in group]
     folder = cache.cache_folder(data)
-    key = cache.cache_key(data, builder.tokenizer, [one for _, one in rows], builder.made_from)
+    key = cache.cache_key(data, builder.tokenizer, [rows for _, rows in sources], builder.cache_inputs)
     if (entry := cache.load_entry(folder, key)) is not None:
-        return entry  # type: ignore[return-value]
+        return entry
     with cache.locked(folder, key):
-        return cache.load_entry(folder, key) or _build_entry(builder, rows, folder, key)  # type: ignore[return-value]
+        # again: another process may have built it while this one waited for the lock
+        return cache.load_entry(folder, key) or _build_entry(builder, sources, folder, key)
 
 
 def _build_entry(
-    builder: Builder[Item, Piece, Part], rows: list[tuple[str, Rows]], folder: "cache.Path", key: str
+    builder: Builder[Item, Piece, Part], sources: list[tuple[str, Rows]], folder: Path, key: str
 ) -> tuple[dict[str, Part], DataReport, str]:
-    for index, (purpose, one) in enumerate(rows):
+    for index, (purpose, rows) in enumerate(sources):
         if builder.reads(purpose):
-            builder.add_source(one, purpose, index)
+            builder.add_source(rows, purpose, index)
     parts, report = builder.finish()
     fingerprint = "-".join(examples.fingerprint() for examples in parts.values())
     try:
         cache.save_entry(folder, key, parts, report, fingerprint)
     except OSError as error:
-        report.notes.append(f"The tokenised data were not kept in {folder} ({error.strerror or error})")
+        report.notes.append(f"The tokenized data could not be cached in {folder} ({error.strerror or error})")
     return parts, report, fingerprint
 
 
@@ -219,11 +243,13 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
 
     def _expect_kind(self, item: Conversation | Document) -> Conversation | Document:
         if isinstance(item, Document) == (self.template is not None):
-            found, wanted, kind = ("raw text", "conversations", "Text") if self.template else (
-                "a conversation", "raw text", "Chat"
-            )  # fmt: skip
+            content, expected, remedy = (
+                ("raw text", "conversations", "Text")
+                if self.template
+                else ("a conversation", "raw text", "Chat")
+            )
             raise UserError(
-                f"{item.origin}: this row is {found}, and the config wants {wanted}; use data={kind}(...)"
+                f"{item.origin}: this row is {content}, and the config wants {expected}; use data={remedy}(...)"
             )
         return item
 
@@ -233,22 +259,22 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
             return tokenize_text(ids, self.tokenizer, [item.weight for item in items])
         conversations = [item for item in items if isinstance(item, Conversation)]
         if self.data.system is not None:
-            conversations = [one.with_system(self.data.system) for one in conversations]
-        rendered = [self.template.render(one, self.data.learn) for one in conversations]
+            conversations = [conversation.with_system(self.data.system) for conversation in conversations]
+        rendered = [self.template.render(conversation, self.data.learn) for conversation in conversations]
         return tokenize(rendered, self.tokenizer)
 
     def fit(
         self, item: Conversation | Document, piece: Sample, weight: float, counts: SourceReport
     ) -> Iterable[Sample]:
-        """The samples a row becomes: none, itself, its beginning, or its pieces."""
+        """The samples of a row: itself, its beginning, its pieces, or none."""
         limit, too_long, origin = self.data.max_length, self.data.too_long, item.origin
         sample = piece[0], piece[1] * np.float32(weight)
         length = len(sample[0])
         counts.longest = max(counts.longest, length)
         if not sample[1].any():
             raise UserError(
-                f"{origin}: nothing to learn: every token of this row has weight 0; learn one of its turns, "
-                "or take the row out"
+                f"{origin}: no token to take the loss on: every token of this row has weight 0; give one of its turns "
+                "a weight, or take the row out"
             )
         if length > limit:
             counts.too_long += 1
@@ -283,7 +309,14 @@ def _is_empty_answer(turn: object) -> bool:
     )
 
 
-def _batches(items: Iterable, size: int) -> Iterator[list]:
+def _ignore_progress(num_rows: int) -> None:
+    pass
+
+
+T = TypeVar("T")
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""What the data layer asks of a tokenizer, so that it need not import transformers."""
+"""The tokenizer interface of the data layer, so that it need not import transformers."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The part of transformers' tokenizers that is used here."""
+    """The part of transformers' tokenizers that is used here, fast or slow."""
 
     @property
     def is_fast(self) -> bool: ...
@@ -31,11 +31,11 @@ class Tokenizer(Protocol):
 
 
 def backend(tokenizer: Tokenizer) -> Any | None:
-    """The Rust tokenizer behind a fast one, without truncation and padding; None behind a slow one."""
+    """The Rust tokenizer of a fast tokenizer, with truncation and padding switched off; None for a slow one."""
     if not tokenizer.is_fast:
         return None
     rust: Any = getattr(tokenizer, "backend_tokenizer")  # noqa: B009 (slow tokenizers have no such property)
-    # tokenizer.json may carry either, and both would silently change what is trained
+    # tokenizer.json may set either, and both would silently change what is trained on
     if rust.truncation is not None:
         rust.no_truncation()
     if rust.padding is not None:
@@ -44,7 +44,7 @@ def backend(tokenizer: Tokenizer) -> Any | None:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Ids of every text as it stands: no special tokens are added."""
+    """Token ids of every text, without special tokens added."""
     rust = backend(tokenizer)
     if rust is None:
         return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
@@ -58,18 +58,18 @@ def adds_bos(tokenizer: Tokenizer) -> bool:
 
 
 def is_one_token(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether the tokenizer keeps `text` in one piece inside other text."""
+    """Whether the tokenizer encodes `text` as a single token inside other text."""
     token = tokenizer.convert_tokens_to_ids(text)
     if token is None or (token == tokenizer.unk_token_id and text != getattr(tokenizer, "unk_token", None)):
         return False
     return token in tokenizer.encode(f"a{text}a", add_special_tokens=False)
 
 
-def serialise(tokenizer: Tokenizer) -> str:
-    """All that decides which ids a text gets: equal for equal tokenizers wherever they were loaded from."""
+def serialize(tokenizer: Tokenizer) -> str:
+    """All that decides the ids of a text: equal for equal tokenizers, wherever they were loaded from."""
     rust = backend(tokenizer)
-    own = rust.to_str() if rust is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    definition = rust.to_str() if rust is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return json.dumps(
-        [type(tokenizer).__name__, hashlib.sha256(own.encode()).hexdigest(), special], sort_keys=True
+        [type(tokenizer).__name__, hashlib.sha256(definition.encode()).hexdigest(), special], sort_keys=True
     )

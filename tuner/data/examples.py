@@ -1,11 +1,12 @@
-"""Tokenised samples end to end, and the way from rendered text to tokens and weights.
+"""Tokenized samples in flat arrays, and the way from rendered text to tokens and loss weights.
 
 Shapes: N samples, T tokens of all of them.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from tuner.data.template import Rendered
 from tuner.errors import UserError
 
 Sample = tuple[np.ndarray, np.ndarray]
-"""(tokens, weights) of one sample."""
+"""(tokens int32 [t], loss weights float32 [t])."""
 
 
 @dataclass(frozen=True)
 class Origins:
-    """Where each sample comes from, cheap for millions of them."""
+    """`file:line` of each sample, compact enough for millions of them."""
 
     files: tuple[str, ...]
     file_N: np.ndarray
@@ -35,21 +36,22 @@ class Origins:
         return f"{self.files[self.file_N[index]]}:{self.line_N[index]}"
 
     def take(self, indices: np.ndarray) -> "Origins":
+        """The origins of these samples, in this order."""
         return Origins(self.files, self.file_N[indices], self.line_N[indices])
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised samples end to end: N samples, T tokens."""
+    """N tokenized samples, T tokens end to end."""
 
     tokens_T: np.ndarray
     """int32."""
     weights_T: np.ndarray
-    """float32: the weight with which a token is learned as a target; 0 = not learned. A first token is 0."""
+    """float32: weight of the loss of predicting this token; 0 where none is taken, as on every first token."""
     offsets: np.ndarray
     """int64 [N + 1]: sample i is tokens offsets[i] to offsets[i + 1]."""
     sources: np.ndarray
-    """int32 [N]: which of the config's sources it comes from."""
+    """int32 [N]: number of the config's source that a sample comes from."""
     origins: Origins
 
     def __len__(self) -> int:
@@ -70,49 +72,50 @@ class Examples:
         return self.origins[index]
 
     def prompt(self, index: int) -> np.ndarray:
-        """int32: the tokens before a sample's last learned span, what an answer is sampled for."""
+        """int32: the tokens before a sample's last span in the loss: the prompt to sample an answer to."""
         return self.example(index)[0][: self._last_span(index)[0]]
 
     def reference(self, index: int) -> np.ndarray:
-        """int32: the tokens of a sample's last learned span, the answer the data gives."""
+        """int32: the tokens of a sample's last span in the loss: the reference answer."""
         return self.example(index)[0][slice(*self._last_span(index))]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
-        """These samples, in this order."""
+        """The samples of these indices, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(self.lengths[indices])]).astype(np.int64)
-        places = ranges(self.offsets, indices)
+        positions = ranges(self.offsets, indices)
         return Examples(
-            self.tokens_T[places],
-            self.weights_T[places],
+            self.tokens_T[positions],
+            self.weights_T[positions],
             offsets,
             self.sources[indices],
             self.origins.take(indices),
         )
 
     def totals(self, indices: Sequence[int]) -> dict[str, float]:
-        """Summed weights of some samples: of their learned `tokens`."""
+        """The normalizer of some samples' loss: the summed weights of their target `tokens`."""
         weights = (self.example(index)[1].sum(dtype=np.float64) for index in indices)
         return {"tokens": float(sum(weights))}
 
     def fingerprint(self) -> str:
-        """Hash of what is learned, in order: equal for equal samples, wherever they came from."""
+        """Hash of all that the loss depends on, in order: equal for equal samples, whichever files they come from."""
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.tokens_T, self.weights_T, self.offsets):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def _last_span(self, index: int) -> tuple[int, int]:
-        learned = np.flatnonzero(self.example(index)[1])
-        if not len(learned):
+        """(first token, one past the last) of a sample's last run of target tokens; empty at the end without any."""
+        targets = np.flatnonzero(self.example(index)[1])
+        if not len(targets):
             length = int(self.lengths[index])
             return length, length
-        breaks = np.flatnonzero(np.diff(learned) > 1)
-        return int(learned[breaks[-1] + 1 if len(breaks) else 0]), int(learned[-1]) + 1
+        gaps = np.flatnonzero(np.diff(targets) > 1)
+        return int(targets[gaps[-1] + 1 if len(gaps) else 0]), int(targets[-1]) + 1
 
 
 def ranges(offsets: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The indices offsets[r] to offsets[r + 1] of all rows r, one row after the other."""
+    """int64: the indices offsets[r] to offsets[r + 1] of every row r, concatenated."""
     rows = np.asarray(rows, dtype=np.int64)
     counts = np.diff(offsets)[rows]
     ends = np.cumsum(counts)
@@ -121,7 +124,7 @@ def ranges(offsets: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 class Collector:
-    """Gathers samples into Examples."""
+    """Collects samples into Examples."""
 
     def __init__(self) -> None:
         self._tokens: list[np.ndarray] = []
@@ -130,13 +133,13 @@ class Collector:
         self._files: dict[str, int] = {}
 
     def add(self, sample: Sample, source: int, file: str, line: int) -> None:
-        """One more sample, from `file:line` of the source of that number."""
+        """Append a sample of the row at `file:line`; source: the number of its source."""
         self._tokens.append(sample[0])
         self._weights.append(sample[1])
         self._places.append((source, self._files.setdefault(file, len(self._files)), line))
 
     def finish(self) -> Examples | None:
-        """What was gathered; None when nothing was."""
+        """All samples that were added; None when there are none."""
         if not self._tokens:
             return None
         lengths = np.fromiter(map(len, self._tokens), np.int64, len(self._tokens))
@@ -151,26 +154,29 @@ class Collector:
 
 
 def tokenize(rendered: Sequence[Rendered], tokenizer: Tokenizer) -> list[Sample]:
-    """Tokens and weights of rendered conversations.
+    """Tokens and loss weights of rendered conversations.
 
-    Every text is encoded whole: encoding it turn by turn gives other ids. A token is learned when it begins
-    inside a learned span; the first token of a sample never is, for nothing predicts it.
+    Every text is encoded whole, since encoding it turn by turn gives other ids. The loss is taken on a token that
+    begins inside one of the text's spans; never on the first token of a sample, which nothing predicts.
     """
     rust = backend(tokenizer)
     if rust is None:
-        return [_tokenize_slowly(one, tokenizer) for one in rendered]
-    encodings = rust.encode_batch([one.text for one in rendered], add_special_tokens=False)
+        return [_tokenize_slowly(conversation, tokenizer) for conversation in rendered]
+    encodings = rust.encode_batch([conversation.text for conversation in rendered], add_special_tokens=False)
     return [
-        _weigh(one, encoding.ids, lambda char, encoding=encoding: _first_token_from(encoding, char))
-        for one, encoding in zip(rendered, encodings, strict=True)
+        _assign_weights(conversation, encoding.ids, partial(_first_token_from, encoding))
+        for conversation, encoding in zip(rendered, encodings, strict=True)
     ]
 
 
 def tokenize_text(ids: Iterable[list[int]], tokenizer: Tokenizer, weights: Iterable[float]) -> list[Sample]:
-    """Documents for continued pre-training: BOS, text, end token; every token but the first is learned."""
+    """Documents for continued pre-training: BOS, text, end token; the loss is taken on all tokens but the first.
+
+    ids: of each document's text. weights: one for each document.
+    """
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    samples = []
+    samples: list[Sample] = []
     for text, weight in zip(ids, weights, strict=True):
         tokens = np.array([*begin, *text, *end], dtype=np.int32)
         weights_t = np.full(len(tokens), weight, dtype=np.float32)
@@ -180,57 +186,61 @@ def tokenize_text(ids: Iterable[list[int]], tokenizer: Tokenizer, weights: Itera
 
 
 def split_sample(sample: Sample, max_length: int) -> list[Sample]:
-    """Pieces of at most max_length tokens. Each begins with the last token of the one before, as context, so
-    that every token of the sample is learned exactly as often as in the whole: once."""
+    """Split a sample into pieces of at most max_length tokens.
+
+    Each piece begins with the last token of the one before as context, with weight 0: so the loss is taken on every
+    token exactly once, as in the whole sample.
+    """
     tokens, weights = sample
     if len(tokens) <= max_length:
         return [sample]
-    pieces = []
+    pieces: list[Sample] = []
     for start in range(0, len(tokens) - 1, max_length - 1):
-        piece = weights[start : start + max_length].copy()
-        piece[0] = 0
-        pieces.append((tokens[start : start + max_length], piece))
+        piece_weights = weights[start : start + max_length].copy()
+        piece_weights[0] = 0
+        pieces.append((tokens[start : start + max_length], piece_weights))
     return pieces
 
 
-def _weigh(one: Rendered, ids: list[int], first_token_from: Any) -> Sample:
+def _assign_weights(rendered: Rendered, ids: list[int], first_token_from: Callable[[int], int]) -> Sample:
+    """The sample of a text with these token ids. first_token_from: index of the first token at or after a character."""
     tokens = np.array(ids, dtype=np.int32)
     weights = np.zeros(len(tokens), dtype=np.float32)
-    for begin, end, weight in one.spans:
-        last = len(tokens) if end >= len(one.text) else first_token_from(end)
-        weights[first_token_from(begin) : last] = weight
+    for begin, end, weight in rendered.spans:
+        stop = len(tokens) if end >= len(rendered.text) else first_token_from(end)
+        weights[first_token_from(begin) : stop] = weight
     weights[:1] = 0
     return tokens, weights
 
 
 def _first_token_from(encoding: Any, char: int) -> int:
-    """Index of the first token that begins at or behind a character."""
+    """Index of the first token that begins at or after a character; the number of tokens where there is none."""
     length = len(encoding)
     end = encoding.token_to_chars(length - 1)[1] if length else 0
     token = encoding.char_to_token(char)
-    while token is None and char < end:  # white space that a tokenizer drops or counts to no token
+    while token is None and char < end:  # white space that the tokenizer drops or assigns to no token
         char += 1
         token = encoding.char_to_token(char)
     if token is None:
         return length
-    if encoding.token_to_chars(token)[0] < char:  # straddles the edge: it began before
+    if encoding.token_to_chars(token)[0] < char:  # straddles the border, so it begins before it
         return token + 1
     while token and encoding.token_to_chars(token - 1)[0] >= char:
         token -= 1
     return token
 
 
-def _tokenize_slowly(one: Rendered, tokenizer: Tokenizer) -> Sample:
-    """For tokenizers that tell no offsets: the text before an edge must encode to the first ids of all."""
-    ids = tokenizer.encode(one.text, add_special_tokens=False)
+def _tokenize_slowly(rendered: Rendered, tokenizer: Tokenizer) -> Sample:
+    """For tokenizers without offsets: the text before a span's border must encode to a prefix of all ids."""
+    ids = tokenizer.encode(rendered.text, add_special_tokens=False)
 
     def first_token_from(char: int) -> int:
-        before = tokenizer.encode(one.text[:char], add_special_tokens=False)
-        if ids[: len(before)] != before:
+        prefix = tokenizer.encode(rendered.text[:char], add_special_tokens=False)
+        if ids[: len(prefix)] != prefix:
             raise UserError(
-                f"{one.origin}: this tokenizer tells no offsets and joins tokens over the edge of a turn, so "
-                "what is learned cannot be told; use a fast tokenizer (tokenizer.json) or another template"
+                f"{rendered.origin}: this tokenizer has no offsets and merges tokens across the border of a turn, so "
+                "the tokens to take the loss on are unknown; use a fast tokenizer (tokenizer.json) or another template"
             )
-        return len(before)
+        return len(prefix)
 
-    return _weigh(one, ids, first_token_from)
+    return _assign_weights(rendered, ids, first_token_from)

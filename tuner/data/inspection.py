@@ -1,4 +1,4 @@
-"""What rows say once they are tokens: the tokens as text, statistics, and what is wrong or worth knowing."""
+"""Inspection of tokenized rows: the tokens as text, statistics, errors and notices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from tuner.data.encoding import Tokenizer
 from tuner.data.examples import Examples
 
 ORIGINS_NAMED = 5
-"""Origins named in one finding; the rest are counted."""
+"""Origins listed in one finding; the rest are counted."""
 
 Label = Callable[[int], str]
-"""What a sample is, beside its origin: its condition, say."""
+"""Text shown beside the origin of the sample of that index, such as its condition; "" for none."""
 
 Passes = Sequence[Sequence[int]]
-"""Packed rows: the indices of the samples in each, in order."""
+"""Packed rows: the indices of the samples of each, in order."""
 
 TOTALS = {
     "rows read": ("rows",),
@@ -26,42 +26,45 @@ TOTALS = {
     "split": ("split",),
     "dropped": ("dropped_too_long", "dropped_duplicates", "cut_to_nothing", "switched_off"),
 }
-"""Statistics of a report -> the counts of its sources that they add up."""
+"""Name of a statistic -> the counts of SourceReport that it sums."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens shown together: one, or several that share a character."""
+    """One token as text, or several that share a character."""
 
     text: str
     ids: list[int]
     position: int
-    """Of the first token, counted from the sample's beginning."""
+    """Index in the sample of the first token."""
     weight: float
+    """Loss weight."""
     control: bool
     """Whether it is a special token."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A sample, and the position in its pass where it begins."""
+    """A sample in a packed row."""
 
     index: int
+    """Of the sample."""
     begin: int = 0
+    """Index in the packed row of its first token."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Samples shown under one heading: those of a pass, or one without a heading."""
+    """Samples shown under one heading: those of a pass, or a single one without a heading."""
 
     heading: str
     segments: list[Segment]
 
 
 def errors(examples: Examples, tokenizer: Tokenizer, report: DataReport | None = None) -> list[str]:
-    """What must be corrected before training, a sentence each, with the origins of the first rows.
+    """Errors to correct before training, one sentence each, with the origins of the first rows.
 
-    Rows whose tokens all have weight 0, parts that the loss is taken on without their end token, two BOS tokens.
+    These are rows whose tokens all have weight 0, answers whose end token is not in the loss, and two BOS tokens.
     """
     sentences = [
         _finding(
@@ -82,13 +85,13 @@ def errors(examples: Examples, tokenizer: Tokenizer, report: DataReport | None =
 
 
 def notices(examples: Examples, tokenizer: Tokenizer, report: DataReport | None = None) -> list[str]:
-    """What is worth knowing: unknown tokens, cut samples, and the report's notes."""
+    """Notices, one sentence each: unknown tokens, cut samples, and the report's notes."""
     sentences = [_unknown_tokens(examples, tokenizer)]
     for source in report.sources if report is not None else ():
         if cut := source.cut + source.cut_to_nothing:
             dropped = source.cut_to_nothing
-            lost = f", {dropped:,} of them dropped with nothing left" if dropped else ""
-            sentences.append(f"{source.path}: {cut:,} rows were cut at max_length{lost}")
+            consequence = f", {dropped:,} of them dropped with nothing left" if dropped else ""
+            sentences.append(f"{source.path}: {cut:,} rows were cut at max_length{consequence}")
     sentences += report.notes if report is not None else ()
     return [sentence for sentence in sentences if sentence]
 
@@ -96,12 +99,12 @@ def notices(examples: Examples, tokenizer: Tokenizer, report: DataReport | None 
 def statistics(
     examples: Examples, report: DataReport | None = None, passes: Passes | None = None
 ) -> list[tuple[str, str]]:
-    """(name, value) of lengths, the share the loss is taken on, what became of the rows, and packing."""
+    """(name, value) of every statistic: lengths, share of tokens in the loss, what became of the rows, packing."""
     part, lengths = PartReport.of(examples), examples.lengths
     values = [
         ("samples", f"{part.samples:,}"),
         ("tokens", f"{part.tokens:,}"),
-        ("in the loss", f"{part.learned_share:.1%}"),
+        ("in the loss", f"{part.target_share:.1%}"),
         ("median length", f"{int(np.median(lengths)):,}"),
         ("longest", f"{part.longest:,}"),
     ]
@@ -121,46 +124,47 @@ def statistics(
 
 
 def pieces(examples: Examples, index: int, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """A sample's tokens as text. Tokens that only together make a character stand in one piece."""
+    """A sample's tokens as text; tokens that only together form a character are one piece."""
     tokens, weights = examples.example(index)
     control = _control_ids(tokenizer)
-    together: list[int] = []
+    ids: list[int] = []
     for position, (token, weight) in enumerate(zip(tokens.tolist(), weights.tolist(), strict=True)):
-        together.append(token)
-        text = str(tokenizer.decode(together))
-        last = position + 1 == len(tokens) or weights[position + 1] != weight or len(together) == 4
+        ids.append(token)
+        text = str(tokenizer.decode(ids))
+        # a UTF-8 character has at most four bytes, so at most four byte tokens
+        last = position + 1 == len(tokens) or weights[position + 1] != weight or len(ids) == 4
         if "\ufffd" in text and not last:
             continue
-        is_control = len(together) == 1 and token in control
-        yield Piece(text, together, position + 1 - len(together), weight, is_control)
-        together = []
+        is_control = len(ids) == 1 and token in control
+        yield Piece(text, ids, position + 1 - len(ids), weight, is_control)
+        ids = []
 
 
 def groups(examples: Examples, passes: Passes | None, limit: int) -> Iterator[Group]:
-    """The first passes with their samples; without passes the first samples."""
+    """The first `limit` passes with their samples; without passes, the first samples."""
     if passes is None:
         for index in range(min(limit, len(examples))):
             yield Group("", [Segment(index)])
         return
     for number, indices in enumerate(passes[:limit], 1):
-        begins = np.concatenate([[0], np.cumsum(examples.lengths[list(indices)])]).tolist()
-        size = f"{counted(len(indices), 'segment')}, {counted(begins[-1], 'token')}"
+        begins: list[int] = np.concatenate([[0], np.cumsum(examples.lengths[list(indices)])]).tolist()
+        size = f"{quantity(len(indices), 'segment')}, {quantity(begins[-1], 'token')}"
         segments = [Segment(index, begin) for index, begin in zip(indices, begins[:-1], strict=True)]
         yield Group(f"pass {number} of {len(passes):,}: {size}", segments)
 
 
 def describe(examples: Examples, segment: Segment, label: Label) -> str:
-    """One line on a sample: its origin, label, length, and positions."""
+    """One line on a sample: its origin, label, length, tokens in the loss, and positions."""
     tokens, weights = examples.example(segment.index)
     in_loss = int(np.count_nonzero(weights))
     positions = f"positions 0–{len(tokens) - 1:,}"
     positions += f" (from {segment.begin:,} in the pass)" if segment.begin else ""
     source = " · ".join(filter(None, (examples.origin(segment.index), label(segment.index))))
-    return f"{source} · {counted(len(tokens), 'token')}, {in_loss:,} in the loss · {positions}"
+    return f"{source} · {quantity(len(tokens), 'token')}, {in_loss:,} in the loss · {positions}"
 
 
-def counted(count: int, noun: str) -> str:
-    """1 token, 2 tokens."""
+def quantity(count: int, noun: str) -> str:
+    """A count with its noun: 1 token, 2 tokens."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -169,36 +173,37 @@ def _unknown_tokens(examples: Examples, tokenizer: Tokenizer) -> str:
         return ""
     unknown = np.flatnonzero(examples.tokens_T == tokenizer.unk_token_id)
     share = len(unknown) / max(1, len(examples.tokens_T))
-    samples = _samples_of(examples, unknown)
+    samples = _samples_at(examples, unknown)
     return _finding(examples, samples, f"with unknown tokens ({share:.2%} of all tokens)")
 
 
 def _without_loss(examples: Examples) -> np.ndarray:
-    """Samples without a token the loss is taken on; none where no sample has any: those are prompts."""
+    """Indices of samples without a target token; none where no sample has any, since these are prompts."""
     if not examples.weights_T.any():
         return np.zeros(0, dtype=np.int64)
-    learned = np.concatenate([[0], np.cumsum(examples.weights_T > 0)])
-    return np.flatnonzero(np.diff(learned[examples.offsets]) == 0)
+    targets_before = np.concatenate([[0], np.cumsum(examples.weights_T > 0)])
+    return np.flatnonzero(np.diff(targets_before[examples.offsets]) == 0)
 
 
 def _without_end(examples: Examples, tokenizer: Tokenizer, report: DataReport | None) -> np.ndarray:
-    """Samples in which a part that the loss is taken on ends on something other than a special token.
+    """Indices of samples with a span in the loss whose last token is not a special one.
 
     White space may follow the special token (learn="all"). Where samples were cut or split, those as long as
-    the longest are left out: they end where they were cut.
+    the longest are not reported, since they end where they were cut.
     """
-    learned = examples.weights_T > 0
-    last = np.zeros(len(learned), dtype=bool)
+    in_loss = examples.weights_T > 0
+    last = np.zeros(len(in_loss), dtype=bool)
     last[examples.offsets[1:] - 1] = True
-    ends = np.flatnonzero(learned & (last | ~np.append(learned[1:], False)))
+    ends = np.flatnonzero(in_loss & (last | ~np.append(in_loss[1:], False)))
     control = np.array(sorted(_control_ids(tokenizer)), dtype=np.int64)
     suspects = ends[~np.isin(examples.tokens_T[ends], control)]
     before = np.maximum(suspects - 1, 0)
     blank = np.array(
-        [not str(tokenizer.decode([int(examples.tokens_T[place])])).strip() for place in suspects], dtype=bool
+        [not str(tokenizer.decode([token])).strip() for token in examples.tokens_T[suspects].tolist()],
+        dtype=bool,
     )
     suspects = suspects[~(blank & np.isin(examples.tokens_T[before], control))]
-    samples = _samples_of(examples, suspects)
+    samples = _samples_at(examples, suspects)
     if report is not None and any(source.cut or source.split for source in report.sources):
         samples = samples[examples.lengths[samples] < examples.lengths.max()]
     return samples
@@ -213,17 +218,18 @@ def _double_bos(examples: Examples, tokenizer: Tokenizer) -> np.ndarray:
     return np.flatnonzero(bos[starts] & bos[seconds] & (examples.lengths > 1))
 
 
-def _samples_of(examples: Examples, places: np.ndarray) -> np.ndarray:
-    """Indices of the samples that hold these places of tokens_T."""
-    return np.unique(np.searchsorted(examples.offsets, places, side="right") - 1)
+def _samples_at(examples: Examples, positions: np.ndarray) -> np.ndarray:
+    """Indices of the samples that contain these indices of tokens_T."""
+    return np.unique(np.searchsorted(examples.offsets, positions, side="right") - 1)
 
 
-def _finding(examples: Examples, samples: np.ndarray, what: str) -> str:
+def _finding(examples: Examples, samples: np.ndarray, problem: str) -> str:
+    """A sentence on these samples with their first origins; "" for none."""
     if not len(samples):
         return ""
     origins = list(dict.fromkeys(examples.origin(int(index)) for index in samples[:ORIGINS_NAMED]))
     more = f" and {len(samples) - ORIGINS_NAMED:,} more" if len(samples) > ORIGINS_NAMED else ""
-    return f"{counted(len(samples), 'sample')} {what} ({', '.join(origins)}{more})"
+    return f"{quantity(len(samples), 'sample')} {problem} ({', '.join(origins)}{more})"
 
 
 def _control_ids(tokenizer: Tokenizer) -> set[int]:

@@ -1,22 +1,23 @@
-"""From a config's sources to tokenised comparisons: read, condition, render, tokenise, hold out, count, and cache."""
+"""From a config's sources to tokenized comparisons: read, condition, render, tokenize, hold out, count, and cache."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from tuner.config.data import Preferences, Source
-from tuner.data.comparisons import Compared, ComparisonCollector, Comparisons
+from tuner.data.comparisons import ComparisonCollector, Comparisons, TokenizedComparison
 from tuner.data.conditions import Conditions, drawing_key
 from tuner.data.conversation import Preference
 from tuner.data.data_report import SourceReport
-from tuner.data.dataset import Builder, Dataset, Progress, Unused, build
+from tuner.data.dataset import Builder, Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer, is_one_token
 from tuner.data.examples import Sample, tokenize
 from tuner.data.preference_rows import IncomparableError, preference_reader
 from tuner.data.sources import Row
-from tuner.data.split import PartName, hash_of, said_by
+from tuner.data.split import PartName, hash_values, plain_turns
 from tuner.data.template import Rendered, Template
 from tuner.errors import UserError
 
@@ -29,10 +30,10 @@ def load_preferences(
     *,
     progress: Progress | None = None,
 ) -> Dataset[Comparisons]:
-    """The comparisons of a config's data, from the cache when nothing they are made from has changed.
+    """The comparisons of a config's data; from the cache when nothing that decides them has changed.
 
-    Raises UserError with `file:line` for every kind of bad row, an unknown condition, and a reward token that the
-    tokenizer splits.
+    Raises UserError with `file:line` for every kind of bad row and an unknown condition, and for a reward token that
+    the tokenizer splits.
     """
     parts, report, fingerprint = build(
         ComparisonBuilder(data, tokenizer, conditions, reward_token, progress=progress)
@@ -48,37 +49,38 @@ def load_preferences(
 def load_test_preferences(
     data: Preferences, tokenizer: Tokenizer, conditions: Conditions, reward_token: str | None
 ) -> Comparisons | None:
-    """The test part alone, asked about as `conditions` says; None when no row is in it."""
+    """The test part alone, its conditions presented as `conditions.presentation` says; None when it has no rows."""
     builder = ComparisonBuilder(data, tokenizer, conditions, reward_token, wanted=("test",))
     return build(builder)[0].get("test")
 
 
 class SequenceMaker:
-    """What a reward model reads: conversations in the template of the data, ended by the reward token."""
+    """Encodes a reward model's input: a rendered conversation, and the reward token at which its score is read."""
 
     def __init__(self, tokenizer: Tokenizer, reward_token: str | None) -> None:
-        """Raises UserError when the reward token is not one of the tokenizer's."""
+        """reward_token: None reads the score at the last token. Raises UserError when the tokenizer splits it."""
         self._tokenizer = tokenizer
         if reward_token is not None and not is_one_token(tokenizer, reward_token):
             raise UserError(
                 f"reward_token {reward_token!r} is no token of this model's; name an unused one of its own"
-                f"{_unused(tokenizer)}"
+                f"{_unused_tokens(tokenizer)}"
             )
         end = [] if reward_token is None else [tokenizer.convert_tokens_to_ids(reward_token)]
         self._end = np.array(end, dtype=np.int32)
 
     def make(self, rendered: list[Rendered]) -> list[tuple[np.ndarray, int]]:
-        """(tokens, where the first learned span begins: the answer) of rendered conversations."""
-        made = []
+        """(tokens int32 [t], index of the answer's first token) of every rendered conversation."""
+        sequences: list[tuple[np.ndarray, int]] = []
         for tokens, weights in tokenize(rendered, self._tokenizer):
-            learned = weights.nonzero()[0]
-            ended = np.concatenate([tokens, self._end])  # as text it could melt into what precedes
-            made.append((ended, int(learned[0]) if len(learned) else len(ended) - 1))
-        return made
+            targets = weights.nonzero()[0]
+            # appended as an id: as text it could merge with what precedes it
+            sequence = np.concatenate([tokens, self._end])
+            sequences.append((sequence, int(targets[0]) if len(targets) else len(sequence) - 1))
+        return sequences
 
 
-class ComparisonBuilder(Builder[Preference, Compared, Comparisons]):
-    """Preferences to comparisons."""
+class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
+    """Builds comparisons from preferences."""
 
     data: Preferences
     template: Template
@@ -97,7 +99,7 @@ class ComparisonBuilder(Builder[Preference, Compared, Comparisons]):
         super().__init__(data, tokenizer, progress)
         self._sequences = SequenceMaker(tokenizer, reward_token)
         self.wanted = wanted or self.wanted
-        self.made_from: Mapping[str, Any] = {
+        self.cache_inputs: Mapping[str, Any] = {
             "conditions": asdict(conditions),
             "reward_token": reward_token,
             "wanted": self.wanted,
@@ -106,10 +108,10 @@ class ComparisonBuilder(Builder[Preference, Compared, Comparisons]):
     def collector(self) -> ComparisonCollector:
         return ComparisonCollector(tuple(self._conditions.wordings), self.data.ties == "half")
 
-    def read(self, source: Source) -> Callable[[Row], Preference | Unused]:
+    def read(self, source: Source) -> Callable[[Row], Preference | SkipReason]:
         reader = preference_reader(source.shape if isinstance(source.shape, str) else None)
 
-        def read(row: Row) -> Preference | Unused:
+        def read(row: Row) -> Preference | SkipReason:
             try:
                 preference: Preference = reader.read(row.values, row.origin)
             except IncomparableError:
@@ -123,27 +125,23 @@ class ComparisonBuilder(Builder[Preference, Compared, Comparisons]):
         return read
 
     def part_key(self, item: Preference, content: bytes) -> bytes:
-        """Rows of one prompt stay together: twins, and other answers to it."""
+        """Rows of one prompt stay in one part: twins, and other answers to it."""
         return drawing_key(item.prompt)
 
-    def tokenize(self, items: list[Preference]) -> list[Compared]:
-        rendered, places = [], [0]
+    def tokenize(self, items: list[Preference]) -> list[TokenizedComparison]:
+        rendered: list[Rendered] = []
         for item in items:
             system = self._system(item)
             rendered += [
                 self.template.render(item.conversation(answer, system)) for answer in range(len(item.answers))
             ]
-            places.append(len(rendered))
-        made = self._sequences.make(rendered)
-        return [
-            _compared(item, made[begin:end])
-            for item, begin, end in zip(items, places, places[1:], strict=False)
-        ]
+        sequences = iter(self._sequences.make(rendered))
+        return [_comparison(item, list(islice(sequences, len(item.answers)))) for item in items]
 
     def fit(
-        self, item: Preference, piece: Compared, weight: float, counts: SourceReport
-    ) -> Iterable[Compared]:
-        """The row whole, with its prompt cut, or not at all."""
+        self, item: Preference, piece: TokenizedComparison, weight: float, counts: SourceReport
+    ) -> Iterable[TokenizedComparison]:
+        """The row whole, with its prompt cut, or none: an answer is never cut."""
         limit, longest = self.data.max_length, max(len(tokens) for tokens, _ in piece.samples)
         counts.longest = max(counts.longest, longest)
         if longest > limit:
@@ -157,62 +155,64 @@ class ComparisonBuilder(Builder[Preference, Compared, Comparisons]):
                 counts.dropped_too_long += 1
                 return
             head = self._head(item)
-            if min(piece.starts) - head < longest - limit:  # an answer would have to be cut as well
+            if min(piece.starts) - head < longest - limit:  # cutting all of the prompt would not do
                 counts.cut_to_nothing += 1
                 return
             counts.cut += 1
-            piece = _without(piece, head, longest - limit)
+            piece = _cut_prompt(piece, head, longest - limit)
         counts.kept += 1
         for _, weights in piece.samples:
-            weights[-1] = item.weight * weight  # read there and nowhere else
+            weights[-1] = item.weight * weight  # the score is read at the last token
         yield replace(piece, weight=item.weight * weight)
 
     def _system(self, item: Preference) -> str | None:
         return self._conditions.prompt(item.condition, drawing_key(item.prompt), item.origin)
 
     def _head(self, item: Preference) -> int:
-        """Tokens before the first text that is no system turn's: what is never cut.
+        """Number of tokens before the text of the first turn other than a system turn: the part that is never cut.
 
-        Found in the whole, for some families write the system text inside the first user turn.
+        It is searched for in the whole text, since some families write the system text inside the first user turn.
         """
         conversation = item.conversation(0, self._system(item))
         text, head = self.template.render(conversation).text, 0
         for turn in conversation.turns:
-            found = text.find(turn.content.strip(), head)
+            begin = text.find(turn.content.strip(), head)
             if turn.role != "system":
-                head = max(found, head)
+                head = max(begin, head)
                 break
-            head = max(found + len(turn.content.strip()), head)
-        (_, behind), *_ = tokenize([Rendered(text, [(head, len(text), 1.0)], item.origin)], self.tokenizer)
-        return int(behind.argmax())
+            head = max(begin + len(turn.content.strip()), head)
+        after_head = Rendered(text, [(head, len(text), 1.0)], item.origin)
+        (_, weights), *_ = tokenize([after_head], self.tokenizer)
+        return int(weights.argmax())
 
 
-def _compared(item: Preference, made: list[tuple[np.ndarray, int]]) -> Compared:
-    samples: list[Sample] = [(tokens, np.zeros(len(tokens), dtype=np.float32)) for tokens, _ in made]
-    answers = sorted(map(repr, map(said_by, item.answers)))
-    twin = hash_of([said_by(item.prompt), answers])
-    return Compared(
+def _comparison(item: Preference, sequences: list[tuple[np.ndarray, int]]) -> TokenizedComparison:
+    samples: list[Sample] = [(tokens, np.zeros(len(tokens), dtype=np.float32)) for tokens, _ in sequences]
+    answers: list[object] = [*sorted(map(repr, map(plain_turns, item.answers)))]
+    twin = hash_values([plain_turns(item.prompt), answers])
+    return TokenizedComparison(
         samples=samples,
-        starts=[start for _, start in made],
+        starts=[start for _, start in sequences],
         ranks=item.ranks,
         margin=item.margin,
         weight=item.weight,
         condition=item.condition,
-        twin=int.from_bytes(twin[:8], "big") >> 1,
+        twin=int.from_bytes(twin[:8], "big") >> 1,  # 63 bits, to fit int64
     )
 
 
-def _without(row: Compared, head: int, count: int) -> Compared:
-    """The row without the first `count` tokens of each prompt behind its head."""
-    samples = [
-        tuple(np.concatenate([part[:head], part[head + count :]]) for part in sample)
-        for sample in row.samples
-    ]
+def _cut_prompt(row: TokenizedComparison, head: int, count: int) -> TokenizedComparison:
+    """The row without the first `count` tokens of each prompt after its head of so many tokens."""
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array[:head], array[head + count :]])
+
+    samples = [(cut(tokens), cut(weights)) for tokens, weights in row.samples]
     starts = [start - count for start in row.starts]
     return replace(row, samples=samples, starts=starts, cut=True)
 
 
-def _unused(tokenizer: Tokenizer) -> str:
-    """A few tokens of the vocabulary that their names tell to be free, to be written instead."""
+def _unused_tokens(tokenizer: Tokenizer) -> str:
+    """A suggestion of reward tokens: a few whose names say that they are unused."""
     names = [name for name in tokenizer.get_vocab() if "unused" in name.lower() or "reserved" in name.lower()]
     return f", such as {', '.join(sorted(names)[:2])}" if names else ", such as its end-of-text token"

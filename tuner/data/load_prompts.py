@@ -1,4 +1,4 @@
-"""From a config's sources to tokenised prompts: read, check, render, tokenise, hold out, count, and cache."""
+"""From a config's sources to tokenized prompts: read, check, render, tokenize, hold out, count, and cache."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ from tuner.config.data import Prompts, Source
 from tuner.data.conditions import drawing_key
 from tuner.data.conversation import Prompt
 from tuner.data.data_report import DataReport, SourceReport
-from tuner.data.dataset import Builder, Dataset, Progress, Unused, build
+from tuner.data.dataset import Builder, Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer, encode
 from tuner.data.prompt_rows import prompt_reader
 from tuner.data.prompts import PromptCollector, PromptSet
@@ -19,31 +19,31 @@ from tuner.data.sources import Row
 from tuner.data.template import Template
 from tuner.errors import UserError
 
-Asked = tuple[np.ndarray, Prompt]
-"""Tokens of a prompt with the header of the answer, and the prompt."""
+TokenizedPrompt = tuple[np.ndarray, Prompt]
+"""(tokens int32 [t] that end with the header of the answer, the prompt)."""
 
 
 @dataclass(frozen=True)
 class RewardReader:
-    """What a reward model can be asked."""
+    """What decides which prompts a reward model can read: its conditions and its chat template."""
 
     conditions: tuple[str, ...]
-    """Names of those it was trained with."""
+    """Names of the conditions it was trained with."""
     template: Template
-    """Its own."""
+    """The template it was trained with."""
 
     def check(self, prompt: Prompt) -> None:
-        """UserError where its score of an answer to this prompt could not be asked for."""
+        """Raises UserError when the reward model cannot score answers to this prompt."""
         name = prompt.condition
         if name is not None and name not in self.conditions:
-            known = ", ".join(sorted(self.conditions)) or "none"
+            trained_with = ", ".join(sorted(self.conditions)) or "none"
             raise UserError(
-                f"{prompt.origin}: condition {name!r} is unknown to the reward model, which has: {known}; correct it, "
-                "or train the reward model on it"
+                f"{prompt.origin}: condition {name!r} is unknown to the reward model, which has: {trained_with}; "
+                "correct it, or train the reward model on it"
             )
-        answered = prompt.answered("-")
+        conversation = prompt.with_answer("-")
         try:
-            self.template.prompt_text(answered if name is None else answered.behind("-"))
+            self.template.prompt_text(conversation if name is None else conversation.prepend_system("-"))
         except UserError as error:
             raise UserError(
                 f"{error}; the reward model is to score answers to this prompt in its own template: leave the row "
@@ -58,18 +58,17 @@ def load_prompts(
     *,
     progress: Progress | None = None,
 ) -> Dataset[PromptSet]:
-    """The prompts of a config, from the cache when nothing they are made from has changed; train and test parts.
+    """The train and test prompts of a config; from the cache when nothing that decides them has changed.
 
-    reader: whom the answers' scores are asked of; None: not known yet, so that it is not checked. Raises UserError
-    with `file:line` for every kind of bad row and one the reward model cannot be asked about, and when no prompt is
-    left.
+    reader: of the reward model that will score the answers; None skips its check. Raises UserError with `file:line`
+    for every kind of bad row and every prompt that the reward model cannot read, and when no prompt is left.
     """
     parts, report, fingerprint = build(PromptBuilder(prompts, tokenizer, reader, progress))
     return Dataset(parts["train"], None, parts.get("test"), report, fingerprint)
 
 
-class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
-    """Prompts to their tokens."""
+class PromptBuilder(Builder[Prompt, TokenizedPrompt, PromptSet]):
+    """Builds tokenized prompts."""
 
     data: Prompts
     template: Template
@@ -83,8 +82,8 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
     ):
         super().__init__(data, tokenizer, progress)
         self._reader = reader
-        self._weighed = 0
-        self.made_from: Mapping[str, Any] = {
+        self._num_weighted = 0
+        self.cache_inputs: Mapping[str, Any] = {
             "conditions": None if reader is None else sorted(reader.conditions),
             "reward template": None if reader is None else reader.template.source,
         }
@@ -92,18 +91,17 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
     def collector(self) -> PromptCollector:
         return PromptCollector()
 
-    def read(self, source: Source) -> Callable[[Row], Prompt | Unused]:
+    def read(self, source: Source) -> Callable[[Row], Prompt | SkipReason]:
         shape = source.shape if isinstance(source.shape, str) else None
         reader = prompt_reader(shape)
         system = self.data.system if source.system is None else source.system
 
         def read(row: Row) -> Prompt:
-            given = (
-                copy.deepcopy(row.values) if reader.uses_function else row.values
-            )  # functions may change it
-            prompt: Prompt = reader.read(given, row.origin)
+            # a user's function may change its argument, and rule-based rewards get the row as in its file
+            values = copy.deepcopy(row.values) if reader.uses_function else row.values
+            prompt: Prompt = reader.read(values, row.origin)
             condition = prompt.condition or source.condition
-            self._weighed += prompt.weight not in (0, 1)
+            self._num_weighted += prompt.weight not in (0, 1)
             values = {**row.values, "condition": condition}
             prompt = replace(prompt, condition=condition, system=system, values=values)
             if self._reader is not None:
@@ -113,16 +111,18 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
         return read
 
     def part_key(self, item: Prompt, content: bytes) -> bytes:
-        """As the reward model's rows are held out: a prompt falls to the same part in both, at equal shares."""
+        """The key of a reward model's rows: at equal shares, a prompt is in the same part of both data."""
         return drawing_key(item.turns)
 
-    def tokenize(self, items: list[Prompt]) -> list[Asked]:
-        texts = [self.template.prompt_text(item.asked()) for item in items]
+    def tokenize(self, items: list[Prompt]) -> list[TokenizedPrompt]:
+        texts = [self.template.prompt_text(item.policy_input()) for item in items]
         encoded = encode(self.tokenizer, texts)
         return [(np.array(ids, dtype=np.int32), item) for ids, item in zip(encoded, items, strict=True)]
 
-    def fit(self, item: Prompt, piece: Asked, weight: float, counts: SourceReport) -> Iterable[Asked]:
-        """The prompt whole, or not at all."""
+    def fit(
+        self, item: Prompt, piece: TokenizedPrompt, weight: float, counts: SourceReport
+    ) -> Iterable[TokenizedPrompt]:
+        """The prompt, unless it is longer than max_length: a prompt is never cut."""
         length = len(piece[0])
         counts.longest = max(counts.longest, length)
         if length > self.data.max_length:
@@ -134,17 +134,18 @@ class PromptBuilder(Builder[Prompt, Asked, PromptSet]):
 
     def finish(self) -> tuple[dict[str, PromptSet], DataReport]:
         parts, report = super().finish()
-        known = () if self._reader is None else self._reader.conditions
-        asked = {name for part in parts.values() for name in part.condition_names}
-        if without := sum(int((part.conditions < 0).sum()) for part in parts.values()) if known else 0:
+        trained_with = () if self._reader is None else self._reader.conditions
+        present = {name for part in parts.values() for name in part.condition_names}
+        without = sum(int((part.conditions < 0).sum()) for part in parts.values())
+        if trained_with and without:
             report.notes.append(
-                f"{without:,} prompts have no condition, and the reward model was trained with some: what it says of "
-                "answers to them means little; name one in the row or its Source"
+                f"{without:,} prompts have no condition, and the reward model was trained with some: its scores of "
+                "answers to them mean little; name one in the row or its Source"
             )
-        if unasked := sorted(set(known) - asked):
-            report.notes.append(f"No prompt is of condition {', '.join(map(repr, unasked))}")
-        if self._weighed:
+        if absent := sorted(set(trained_with) - present):
+            report.notes.append(f"No prompt is of condition {', '.join(map(repr, absent))}")
+        if self._num_weighted:
             report.notes.append(
-                f"{self._weighed:,} rows have a weight, which prompts do not: each is drawn once an epoch"
+                f"{self._num_weighted:,} rows have a weight, and prompts are not weighted: each is drawn once an epoch"
             )
         return parts, report

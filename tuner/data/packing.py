@@ -1,7 +1,7 @@
-"""Which samples make up a step, and how they are packed into passes: planning by lengths alone, no tokens read.
+"""The samples of each step, and their packing into passes: planned from lengths alone, without reading tokens.
 
-A step is a function of (lengths, seed, tokens_per_step) alone. Passes and ranks come after it and change
-memory and speed, never what a step learns from.
+The samples of a step are a function of (lengths, seed, tokens_per_step). Passes and ranks are chosen after that: they
+change memory and speed, never what a step trains on.
 """
 
 from bisect import bisect_left, insort
@@ -14,109 +14,111 @@ import numpy as np
 T = TypeVar("T")
 
 LOOKAHEAD = 512
-"""Samples of the shuffle looked at to fill the end of a step; keeps the order close to the shuffle."""
+"""Samples that may be passed over to fill the end of a step; a bound keeps the order close to the shuffle."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The samples of one optimiser step, in the order of the shuffle."""
+    """The samples of one optimizer step, in the order of the shuffle."""
 
     samples: np.ndarray
     """Indices of the samples, int64 [N]; one may occur twice where an epoch ends inside the step."""
 
     epoch: float
-    """Epochs begun when the step is over: 1.5 is half-way through the second."""
+    """Epochs completed after the step, with the fraction of the current one: 1.5 is half-way through the second."""
 
 
 def plan_steps(
     lengths: np.ndarray, tokens_per_step: int, order: Callable[[int], np.ndarray], epochs: float
 ) -> list[StepPlan]:
-    """Cut the shuffles of all epochs into steps of at most `tokens_per_step` tokens; nothing lost or cut.
+    """Cut the shuffles of all epochs into steps of at most `tokens_per_step` tokens, losing and cutting no sample.
 
-    lengths: int64 [N], tokens of each sample. order(epoch): the samples of that epoch, shuffled.
-    When the next sample does not fit any more, the step is filled from the next LOOKAHEAD ones; what was
-    passed over opens the next step. The last step is what remains.
+    lengths: int64 [N], tokens of each sample. order(epoch): the samples of that epoch (0-based), shuffled.
+    When the next sample does not fit, later ones fill the step until LOOKAHEAD are passed over; these open the next
+    step. The last step is what remains.
     Raises ValueError when a sample is longer than a step.
     """
     if len(lengths) and lengths.max() > tokens_per_step:
         raise ValueError(f"a sample of {lengths.max()} tokens is longer than a step of {tokens_per_step}")
-    stream = _Shuffled(lengths, order, epochs)
-    steps = []
-    while (step := _cut_step(stream, tokens_per_step)) is not None:
+    queue = _SampleQueue(lengths, order, epochs)
+    steps: list[StepPlan] = []
+    while (step := _cut_step(queue, tokens_per_step)) is not None:
         steps.append(step)
     return steps
 
 
-class _Shuffled:
-    """Samples in the order they are to be learned, over all epochs, with those passed over first."""
+class _SampleQueue:
+    """The samples of all epochs in their order, and those that were passed over."""
 
     def __init__(self, lengths: np.ndarray, order: Callable[[int], np.ndarray], epochs: float) -> None:
         self._lengths, self._order, self._epochs = lengths, order, epochs
         self._epoch = 0
-        self._refill()
-        self.waiting: list[tuple[int, int]] = []
-        """(sample, length) looked at and not yet taken."""
+        self._load_epoch()
+        self.passed_over: list[tuple[int, int]] = []
+        """(sample, length) that did not fit the last step: the first of the next."""
 
-    def _refill(self) -> None:
+    def _load_epoch(self) -> None:
         share = min(self._epochs - self._epoch, 1.0)
         count = round(share * len(self._lengths)) if share > 0 else 0
         samples = self._order(self._epoch)[:count]
-        self._samples, self._sizes = samples.tolist(), self._lengths[samples].tolist()
-        self._at = 0
+        self._samples: list[int] = samples.tolist()
+        self._sample_lengths: list[int] = self._lengths[samples].tolist()
+        self._position = 0
 
     @property
     def epoch(self) -> float:
-        return self._epoch + self._at / max(1, len(self._lengths))
+        return self._epoch + self._position / max(1, len(self._lengths))
 
     def next(self) -> tuple[int, int] | None:
-        while self._at == len(self._samples):
+        """(sample, its length); None after the last epoch."""
+        while self._position == len(self._samples):
             if self._epoch + 1 >= self._epochs:
                 return None
             self._epoch += 1
-            self._refill()
-        item = self._samples[self._at], self._sizes[self._at]
-        self._at += 1
+            self._load_epoch()
+        item = self._samples[self._position], self._sample_lengths[self._position]
+        self._position += 1
         return item
 
 
-def _cut_step(stream: _Shuffled, budget: int) -> StepPlan | None:
+def _cut_step(queue: _SampleQueue, budget: int) -> StepPlan | None:
+    """The next step of at most `budget` tokens; None when no sample is left."""
     samples: list[int] = []
     passed_over: list[tuple[int, int]] = []
-    looked = 0
-    waiting = iter(stream.waiting)
-    while budget and looked < LOOKAHEAD:
-        item = next(waiting, None) or stream.next()
+    first = iter(queue.passed_over)
+    while budget and len(passed_over) < LOOKAHEAD:
+        item = next(first, None) or queue.next()
         if item is None:
             break
-        if item[1] <= budget:
-            samples.append(item[0])
-            budget -= item[1]
+        sample, length = item
+        if length <= budget:
+            samples.append(sample)
+            budget -= length
         else:
             passed_over.append(item)
-            looked += 1
-    stream.waiting = [*passed_over, *waiting]
-    return StepPlan(np.asarray(samples, dtype=np.int64), stream.epoch) if samples else None
+    queue.passed_over = [*passed_over, *first]
+    return StepPlan(np.asarray(samples, dtype=np.int64), queue.epoch) if samples else None
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Positions in `lengths`, grouped so that no group is over `capacity` tokens and the groups are few.
+    """Indices of `lengths`, grouped so that no group exceeds `capacity` tokens and the groups are few.
 
-    Best-fit decreasing; where that needs more groups than the tokens would fill, groups are completed one by
-    one by subset sums, and the fewer of the two taken. A function of the lengths alone.
-    Raises ValueError when a sample is over the capacity.
+    Best-fit decreasing. Where that needs more groups than the tokens would fill, each group is instead filled by a
+    subset sum, and the better of the two packings is taken. A function of the lengths alone, so that every rank
+    packs alike. Raises ValueError when a sample exceeds the capacity.
     """
     if lengths and max(lengths) > capacity:
         raise ValueError(f"a sample of {max(lengths)} tokens is longer than a pass of {capacity}")
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    fitted = _best_fit(lengths, order, capacity)
-    if len(fitted) * capacity < sum(lengths) + capacity:
-        return fitted
-    completed = _complete(lengths, order, capacity)
-    return completed if len(completed) < len(fitted) else fitted
+    best_fit = _pack_best_fit(lengths, order, capacity)
+    if len(best_fit) * capacity < sum(lengths) + capacity:
+        return best_fit
+    subset_sum = _pack_subset_sum(lengths, order, capacity)
+    return subset_sum if len(subset_sum) < len(best_fit) else best_fit
 
 
-def _best_fit(lengths: Sequence[int], order: list[int], capacity: int) -> list[list[int]]:
-    """Each sample, longest first, goes where it leaves the least room; among equal rooms to the oldest."""
+def _pack_best_fit(lengths: Sequence[int], order: list[int], capacity: int) -> list[list[int]]:
+    """Each sample, longest first, joins the group where it leaves the least room; of equal ones the oldest."""
     groups: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, group), sorted
     for index in order:
@@ -132,70 +134,79 @@ def _best_fit(lengths: Sequence[int], order: list[int], capacity: int) -> list[l
     return groups
 
 
-def _complete(lengths: Sequence[int], order: list[int], capacity: int) -> list[list[int]]:
-    """Each group is the longest sample left and the subset of the others that fills its room best."""
+def _pack_subset_sum(lengths: Sequence[int], order: list[int], capacity: int) -> list[list[int]]:
+    """Each group is the longest sample left and the subset of the others that best fills the rest of its room."""
     groups: list[list[int]] = []
     while order:
         first, rest = order[0], order[1:]
-        chosen = _best_subset([lengths[index] for index in rest], capacity - lengths[first])
-        groups.append([first, *(rest[place] for place in chosen)])
-        order = [index for place, index in enumerate(rest) if place not in chosen]
+        subset = _best_subset([lengths[index] for index in rest], capacity - lengths[first])
+        groups.append([first, *(rest[place] for place in subset)])
+        order = [index for place, index in enumerate(rest) if place not in subset]
     return groups
 
 
 def _best_subset(sizes: list[int], room: int) -> set[int]:
-    """Places whose sizes sum closest to `room` from below: bit s of `reachable` says that sum s can be had."""
-    within = (1 << (room + 1)) - 1
-    reachable, history = 1, []
+    """Indices of the sizes whose sum is the largest that is at most `room`.
+
+    Dynamic programming over an integer as a bit set: bit s of `reachable` is set when some subset sums to s.
+    """
+    mask = (1 << (room + 1)) - 1
+    reachable = 1
+    history: list[int] = []  # `reachable` before each size
     for size in sizes:
         history.append(reachable)
-        reachable |= (reachable << size) & within
+        reachable |= (reachable << size) & mask
         if reachable >> room:
             break
-    total, chosen = reachable.bit_length() - 1, set()
-    for place in range(len(history) - 1, -1, -1):
-        if not history[place] >> total & 1:
-            chosen.add(place)
-            total -= sizes[place]
-    return chosen
+    total = reachable.bit_length() - 1
+    subset: set[int] = set()
+    for index in range(len(history) - 1, -1, -1):
+        if not history[index] >> total & 1:
+            subset.add(index)
+            total -= sizes[index]
+    return subset
 
 
 def deal(items: Sequence[T], rank: int, world: int) -> list[T]:
-    """What one rank gets of some passes or rows, dealt round; a rank may get none."""
+    """One rank's share of some passes or rows, dealt round-robin; it may be empty."""
     return list(items[rank::world])
 
 
 def shuffled(count: int, seed: int) -> Callable[[int], np.ndarray]:
-    """The order of an epoch: a permutation of all samples, drawn from (seed, epoch)."""
+    """Order of an epoch (0-based): a random permutation of all samples, seeded by (seed, epoch)."""
     return lambda epoch: np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def mixed(
     lengths: np.ndarray, sources: np.ndarray, shares: Sequence[float], seed: int
 ) -> Callable[[int], np.ndarray]:
-    """The order of an epoch when sources have shares: each source shuffled, and drawn from so that its
-    tokens keep to its share while it lasts; then the others go on among themselves."""
+    """Order of an epoch (0-based) when sources have shares: int64 [N] of that epoch.
+
+    Each source is shuffled, and interleaved with the others so that its share of the tokens holds until it is
+    exhausted; then the others go on in their proportions.
+    """
 
     def order(epoch: int) -> np.ndarray:
         generator = np.random.default_rng((seed, epoch))
         samples = generator.permutation(len(lengths))
         progress = np.empty(len(lengths))  # tokens of the source drawn before this sample, over its share
         for source, share in enumerate(shares):
-            own = samples[sources[samples] == source]
-            before = np.cumsum(lengths[own]) - lengths[own]
-            progress[own] = (before + generator.random(len(own)) * lengths[own]) / share
+            of_source = samples[sources[samples] == source]
+            sizes = lengths[of_source]
+            # a random point of each sample: at its beginning, every source's first would lead the epoch
+            progress[of_source] = (np.cumsum(sizes) - sizes + generator.random(len(sizes)) * sizes) / share
         return samples[np.argsort(progress[samples], kind="stable")]
 
     return order
 
 
 def exhausted(steps: Sequence[StepPlan], sources: np.ndarray, count: int) -> Iterator[tuple[int, int]]:
-    """(source, index of the step that draws its last sample of the first epoch), for sources that end early."""
+    """(source, step that draws its last sample of the first epoch) of every source that ends before another."""
     remaining = np.bincount(sources, minlength=count)
     for index, step in enumerate(steps):
         drawn = np.bincount(sources[step.samples], minlength=count)
-        ended = (remaining > 0) & (remaining <= drawn)
+        ending = (remaining > 0) & (remaining <= drawn)
         remaining -= drawn
-        for source in np.flatnonzero(ended):
+        for source in np.flatnonzero(ending):
             if remaining.max() > 0:
                 yield int(source), index

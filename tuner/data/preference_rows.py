@@ -1,9 +1,9 @@
-"""Row shapes to preferences: pairs and ranked lists as the sets in use write them."""
+"""Row shapes that are read as preferences: pairs and ranked lists, as published sets write them."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard, cast
 
 from tuner.data.conversation import Preference, Turn
 from tuner.data.row_shapes import Reader, Shape, registered_shapes
@@ -12,6 +12,7 @@ from tuner.data.turns import (
     expect_list,
     expect_text,
     has,
+    is_object,
     read_question,
     read_tools,
     read_turn,
@@ -21,22 +22,22 @@ from tuner.data.turns import (
 from tuner.errors import UserError
 
 _PROMPTS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "history")
-"""Keys of the prompt, the first that is there; a text, or messages."""
+"""Keys of the prompt, a text or messages; the first that a row has counts."""
 _TRANSCRIPT = re.compile(r"\s*(Human|Assistant): ?", re.MULTILINE)
-"""How the HH-RLHF sets begin a turn."""
+"""How a turn begins in HH-RLHF's transcripts."""
 _SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
     ("chosen-rating", "rejected-rating"),
 )
-"""Keys by which sets tell the scores of a pair: equal ones are a tie."""
+"""Keys of a pair's scores in published sets; equal scores are a tie."""
 _ANSWERS = ("answers", "responses", "completions")
 _LARGEST = 1e30
-"""Numbers beyond it (JSON has no bound) are refused: fp32 does not hold them."""
+"""Larger numbers are refused: JSON has no bound, and fp32 overflows at 3.4e38."""
 
 
 class IncomparableError(UserError):
-    """A row whose answers cannot be compared: they are the same, or answer different prompts."""
+    """The answers of a row cannot be compared: they are equal, or answer different prompts."""
 
 
 def preference_reader(shape: str | None) -> Reader:
@@ -45,17 +46,17 @@ def preference_reader(shape: str | None) -> Reader:
 
 
 def _read_pair(row: Values, origin: str) -> Preference:
-    """chosen and rejected, each a text, messages, or the whole conversation; the prompt apart or in both of them."""
+    """chosen and rejected: texts or messages, of the answer or of the whole conversation, prompt included."""
     prompt = read_prompt(row, origin)
     sides = [read_side(row[key], key, prompt, origin) for key in ("chosen", "rejected")]
     if prompt is None:
         prompt, sides = _common_prompt(sides[0], sides[1], origin)
-    tied = any(has(row, one) and row[one] == row.get(other) for one, other in _SCORES)
+    tied = any(has(row, chosen) and row[chosen] == row.get(rejected) for chosen, rejected in _SCORES)
     return _preference(row, prompt, sides, [0, 0] if tied else [0, 1], origin)
 
 
 def _read_shp(row: Values, origin: str) -> Preference:
-    """Stanford Human Preferences: labels 1 prefers A."""
+    """Stanford Human Preferences: labels=1 prefers answer A."""
     if row["labels"] not in (0, 1):
         refuse(origin, f'"labels" is 1 where A is better and 0 where B is, not {row["labels"]!r}')
     prompt = read_text_prompt(row["history"], "history", origin)
@@ -64,19 +65,20 @@ def _read_shp(row: Values, origin: str) -> Preference:
 
 
 def _read_ranked(row: Values, origin: str) -> Preference:
-    """Several answers with "scores" (the higher the better) or "ranks" (1 is the best), beside or inside them."""
+    """Several answers with "scores" (higher is better) or "ranks" (1 is the best), beside the answers or in each."""
     prompt = read_prompt(row, origin)
     if prompt is None:
         refuse(origin, f"no prompt; write one of {', '.join(_PROMPTS)}")
     key = next(key for key in _ANSWERS if has(row, key))
     answers = expect_list(row[key], f'"{key}"', origin)
-    inside = [answer if isinstance(answer, dict) else {} for answer in answers]
-    sides = [read_side(_answer_of(answer), key, prompt, origin) for answer in answers]
-    ranks = row.get("ranks") or [answer.get("rank") for answer in inside]
-    scores = row.get("scores") or [answer.get("score", answer.get("overall_score")) for answer in inside]
-    given, sign = (scores, -1.0) if ranks == [None] * len(answers) else (ranks, 1.0)
-    places = [sign * one for one in expect_list(given, '"ranks" or "scores"', origin) if _is_number(one)]
-    if not len(places) == len(given) == len(answers):
+    objects: list[Values] = [answer if is_object(answer) else {} for answer in answers]
+    sides = [read_side(_answer_value(answer), key, prompt, origin) for answer in answers]
+    ranks = row.get("ranks") or [answer.get("rank") for answer in objects]
+    scores = row.get("scores") or [answer.get("score", answer.get("overall_score")) for answer in objects]
+    values, sign = (scores, -1.0) if ranks == [None] * len(answers) else (ranks, 1.0)
+    values = expect_list(values, '"ranks" or "scores"', origin)
+    places = [sign * value for value in values if _is_number(value)]
+    if not len(places) == len(values) == len(answers):
         refuse(origin, f'"ranks" or "scores" must be a list of {len(answers)} numbers, one for each answer')
     return _preference(row, prompt, sides, places, origin)
 
@@ -92,10 +94,10 @@ SHAPES = {
 def _preference(
     row: Values, prompt: tuple[Turn, ...], answers: list[tuple[Turn, ...]], places: list[float], origin: str
 ) -> Preference:
-    """places: of each answer, the smaller the better; any numbers."""
+    """places: a number for each answer, of which only the order counts; smaller is better."""
     distinct: dict[Any, tuple[float, tuple[Turn, ...]]] = {}
     for place, answer in zip(places, answers, strict=True):
-        if distinct.setdefault(_told(answer), (place, answer))[0] != place:
+        if distinct.setdefault(_content(answer), (place, answer))[0] != place:
             _incomparable(
                 origin, "the same answer is both better and worse; take the row, or one of the two, out"
             )
@@ -105,13 +107,13 @@ def _preference(
         refuse(origin, "the prompt is empty; write it, or take the row out")
     if row.get("system"):
         prompt = (Turn("system", expect_text(row["system"], '"system"', origin)), *prompt)
-    order = sorted(distinct, key=lambda told: distinct[told][0])  # ties stay in the order of the row
-    known = sorted({place for place, _ in distinct.values()})
+    order = sorted(distinct, key=lambda content: distinct[content][0])  # ties stay in the order of the row
+    distinct_places = sorted({place for place, _ in distinct.values()})
     return Preference(
         prompt=prompt,
-        answers=tuple(distinct[told][1] for told in order),
-        ranks=tuple(known.index(distinct[told][0]) for told in order),
-        given=tuple(order.index(_told(answer)) for answer in answers),
+        answers=tuple(distinct[content][1] for content in order),
+        ranks=tuple(distinct_places.index(distinct[content][0]) for content in order),
+        row_order=tuple(order.index(_content(answer)) for answer in answers),
         condition=read_condition(row, origin),
         margin=_margin(row, len(order), origin),
         tools=read_tools(row, origin),
@@ -121,21 +123,25 @@ def _preference(
 
 
 def read_prompt(row: Values, origin: str) -> tuple[Turn, ...] | None:
-    """What the row asks, apart from its answers; None when it has none of the keys."""
+    """The row's prompt, apart from its answers; None when it has none of the keys."""
     key = next((key for key in _PROMPTS if has(row, key)), None)
     if key is None:
         return None
     value = row[key]
     if key == "instruction":
         return read_question(row, origin)
-    turns = _turns(value, origin) if isinstance(value, list) else read_text_prompt(value, key, origin)
+    turns = (
+        _turns(cast("list[Any]", value), origin)
+        if isinstance(value, list)
+        else read_text_prompt(value, key, origin)
+    )
     if not turns:
         refuse(origin, f'"{key}" is empty; write the prompt')
     return turns
 
 
 def read_text_prompt(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
-    """A text as the user's turn, or a transcript that ends where the assistant is to speak."""
+    """A text as one user turn, or the turns of an HH-RLHF transcript that ends with "Assistant:"."""
     text = expect_text(value, f'"{key}"', origin)
     if _TRANSCRIPT.match(text) and text.rstrip().endswith("Assistant:"):
         return _transcript(text.rstrip().removesuffix("Assistant:"))
@@ -143,17 +149,17 @@ def read_text_prompt(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
 
 
 def read_side(value: Any, key: str, prompt: tuple[Turn, ...] | None, origin: str) -> tuple[Turn, ...]:
-    """An answer's turns; without a prompt, the whole conversation's."""
+    """An answer's turns; where there is no prompt, those of the whole conversation. key: the answer's, for messages."""
     if isinstance(value, str):
         turns = _transcript(value) if _TRANSCRIPT.match(value) else ()
-        if prompt is not None and not (turns and _told(turns[: len(prompt)]) == _told(prompt)):
+        if prompt is not None and not (turns and _content(turns[: len(prompt)]) == _content(prompt)):
             return (Turn("assistant", value),)
         if not turns:
             refuse(origin, f'"{key}" is a text and there is no prompt; write one of {", ".join(_PROMPTS)}')
     else:
-        turns = _turns(value if isinstance(value, list) else [value], origin)
+        turns = _turns(cast("list[Any]", value) if isinstance(value, list) else [value], origin)
     if prompt is not None and turns and turns[0].role != "assistant":
-        if _told(turns[: len(prompt)]) != _told(prompt):
+        if _content(turns[: len(prompt)]) != _content(prompt):
             _incomparable(
                 origin, f'"{key}" begins with another prompt than the row has; both must be the same'
             )
@@ -170,62 +176,64 @@ def read_side(value: Any, key: str, prompt: tuple[Turn, ...] | None, origin: str
 
 
 def _common_prompt(
-    one: tuple[Turn, ...], other: tuple[Turn, ...], origin: str
+    chosen: tuple[Turn, ...], rejected: tuple[Turn, ...], origin: str
 ) -> tuple[tuple[Turn, ...], list[tuple[Turn, ...]]]:
-    """The turns that two conversations share, and what each goes on with: an answer, or they cannot be compared."""
+    """The turns that two conversations begin with, and the answer that follows in each."""
+    longest = min(len(chosen), len(rejected)) - 1
     shared = 0
-    while shared < min(len(one), len(other)) - 1 and _told_turn(one[shared]) == _told_turn(other[shared]):
+    while shared < longest and _turn_content(chosen[shared]) == _turn_content(rejected[shared]):
         shared += 1
     if not shared:
         _incomparable(origin, "chosen and rejected share no prompt; they must be answers to the same one")
-    rests = [one[shared:], other[shared:]]
-    for rest in rests:
-        if rest[0].role != "assistant":
+    answers = [chosen[shared:], rejected[shared:]]
+    for answer in answers:
+        if answer[0].role != "assistant":
             _incomparable(
                 origin,
-                f"chosen and rejected part at turn {shared + 1}, which is the {rest[0].role}'s: "
+                f"chosen and rejected part at turn {shared + 1}, which is the {answer[0].role}'s: "
                 "they must be answers to the same prompt",
             )
-    return one[:shared], rests
+    return chosen[:shared], answers
 
 
 def _turns(values: list[Any], origin: str) -> tuple[Turn, ...]:
-    """Messages, of OpenAI's or of ShareGPT's keys."""
-    messages = []
+    """Messages with OpenAI's or ShareGPT's keys."""
+    turns: list[Turn] = []
     for value in values:
-        if isinstance(value, dict) and "from" in value and "role" not in value:
+        if is_object(value) and "from" in value and "role" not in value:
             value = {"role": value["from"], "content": value.get("value")}
-        messages.append(read_turn(value, origin))
-    return tuple(messages)
+        turns.append(read_turn(value, origin))
+    return tuple(turns)
 
 
 def _transcript(text: str) -> tuple[Turn, ...]:
     _, *parts = re.split(r"(?:^|\n\n)\s*(Human|Assistant):", f"\n\n{text.strip()}")
     roles = ("user" if role == "Human" else "assistant" for role in parts[::2])
-    return tuple(Turn(role, said.strip()) for role, said in zip(roles, parts[1::2], strict=True))
+    return tuple(Turn(role, text.strip()) for role, text in zip(roles, parts[1::2], strict=True))
 
 
 def _incomparable(origin: str, message: str) -> NoReturn:
     raise IncomparableError(f"{origin}: {message}")
 
 
-def _answer_of(answer: Any) -> Any:
-    """An answer that stands in an object beside its score."""
-    if isinstance(answer, dict) and "role" not in answer and "from" not in answer:
+def _answer_value(answer: Any) -> Any:
+    """The text or messages of an answer; it may be in an object, beside its score."""
+    if is_object(answer) and "role" not in answer and "from" not in answer:
         return next((answer[key] for key in ("answer", "response", "content", "text") if key in answer), None)
     return answer
 
 
-def _told_turn(turn: Turn) -> tuple[Any, ...]:
+def _turn_content(turn: Turn) -> tuple[Any, ...]:
     return turn.role, turn.content.strip(), turn.name, repr(turn.tool_calls)
 
 
-def _told(answer: tuple[Turn, ...]) -> Any:
-    return tuple(_told_turn(turn) for turn in answer)
+def _content(turns: tuple[Turn, ...]) -> tuple[tuple[Any, ...], ...]:
+    """What makes turns equal, as a value that can be hashed."""
+    return tuple(_turn_content(turn) for turn in turns)
 
 
 def read_condition(row: Values, origin: str) -> str | None:
-    """Name of what makes an answer better in this row."""
+    """Name of the preference that the row's answers are judged by."""
     condition = row.get("condition")
     if condition is not None and not (isinstance(condition, str) and condition.strip()):
         refuse(origin, f'"condition" is the name of one, not {condition!r}; leave it out where there is none')
@@ -237,7 +245,7 @@ def _margin(row: Values, answers: int, origin: str) -> float:
     if margin is None:
         return 0.0
     if not _is_number(margin) or margin < 0:
-        refuse(origin, f'"margin" is a number from 0 on, not {margin!r}')
+        refuse(origin, f'"margin" is a number of at least 0, not {margin!r}')
     if answers > 2:
         refuse(origin, '"margin" belongs to a pair, and this is a list; leave it out')
     return float(margin)

@@ -1,10 +1,10 @@
-"""Row shapes to prompts: every row that holds a question, whatever answers stand beside it."""
+"""Row shapes that are read as prompts: every row that has a prompt, whatever answers come with it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuner.data.conversation import Conversation, Prompt, Turn
+from tuner.data.conversation import Prompt, Turn
 from tuner.data.conversation_rows import read_messages, read_sharegpt
 from tuner.data.preference_rows import SHAPES as PREFERENCES
 from tuner.data.preference_rows import read_condition, read_prompt, read_side, read_text_prompt
@@ -22,7 +22,7 @@ from tuner.data.turns import (
 )
 
 _ANSWERS = ("completion", "response", "output")
-"""Keys of the answer that stands beside a prompt."""
+"""Keys of the answer beside a prompt."""
 
 
 def prompt_reader(shape: str | None) -> Reader:
@@ -31,16 +31,11 @@ def prompt_reader(shape: str | None) -> Reader:
 
 
 def _read_messages(row: Values, origin: str) -> Prompt:
-    return _of_conversation(row, read_messages(row, origin), origin)
+    return _prompt(row, read_messages(row, origin).turns, origin)  # with the row's `system` among the turns
 
 
 def _read_sharegpt(row: Values, origin: str) -> Prompt:
-    return _of_conversation(row, read_sharegpt(row, origin), origin)
-
-
-def _of_conversation(row: Values, conversation: Conversation, origin: str) -> Prompt:
-    """The row's `system` is among the turns already."""
-    return _prompt(row, conversation.turns, origin)
+    return _prompt(row, read_sharegpt(row, origin).turns, origin)
 
 
 def _read_alpaca(row: Values, origin: str) -> Prompt:
@@ -49,14 +44,14 @@ def _read_alpaca(row: Values, origin: str) -> Prompt:
 
 def _read_prompt(row: Values, origin: str) -> Prompt:
     """prompt or question: a text, HH-RLHF's transcript, or messages."""
-    asked = read_prompt(row, origin) or ()
-    return _prompt(row, (*_system(row, origin), *asked, *_answer(row, origin)), origin)
+    turns = read_prompt(row, origin) or ()
+    return _prompt(row, (*_system(row, origin), *turns, *_answer(row, origin)), origin)
 
 
 def _read_preference(row: Values, origin: str) -> Prompt:
-    """The prompt alone; without one, what was said before the better answer's last turn.
+    """The prompt alone; where the row has none, the better answer's conversation up to its last answer.
 
-    No answer here is a reference: the better of two need not be a good one.
+    No answer is taken as the reference, since the better of two need not be good.
     """
     turns = read_prompt(row, origin)
     if turns is None:
@@ -81,20 +76,20 @@ SHAPES: dict[str, Shape] = {
     "prompt": Shape(_read_prompt, ("prompt",), ("question",)),
     "prompt_completion": Shape(_read_prompt, ("prompt", "completion"), ("prompt", "response")),
 }
-"""In the order of recognition; `prompt` reads rows with a completion as well."""
+"""In the order of recognition; `prompt` also reads rows with a completion."""
 
 
 def _prompt(row: Values, turns: Sequence[Turn], origin: str) -> Prompt:
-    """turns: the prompt's, and those of the answer in the row."""
+    """turns: those of the prompt, and of the answer in the row."""
     end = len(turns)
     while end and turns[end - 1].role == "assistant":
         end -= 1
-    asked, answer = turns[:end], turns[end:]
-    if not any(turn.role == "user" and turn.content.strip() for turn in asked):
-        found = ", ".join(turn.role for turn in turns) or "none"
-        refuse(origin, f"no user turn with a text to answer (turns: {found}); write it or take the row out")
+    prompt, answer = turns[:end], turns[end:]
+    if not any(turn.role == "user" and turn.content.strip() for turn in prompt):
+        roles = ", ".join(turn.role for turn in turns) or "none"
+        refuse(origin, f"no user turn with a text to answer (turns: {roles}); write it or take the row out")
     return Prompt(
-        turns=tuple(replace(turn, learn=None, weight=1.0) for turn in asked),
+        turns=tuple(replace(turn, learn=None, weight=1.0) for turn in prompt),
         tools=read_tools(row, origin),
         condition=read_condition(row, origin),
         reference=_reference(row, origin) or (answer[-1].content or None if answer else None),
@@ -111,7 +106,7 @@ def _system(row: Values, origin: str) -> tuple[Turn, ...]:
 
 
 def _answer(row: Values, origin: str) -> tuple[Turn, ...]:
-    """The turns of the answer that stands beside the prompt."""
+    """The turns of the answer beside the prompt."""
     key = next((key for key in _ANSWERS if has(row, key)), None)
     if key is None:
         return ()
@@ -122,7 +117,7 @@ def _answer(row: Values, origin: str) -> tuple[Turn, ...]:
 
 
 def _reference(row: Values, origin: str) -> str | None:
-    """`reference`, or `answer` where it is a text: sets for rules keep numbers and lists there as well."""
+    """`reference`, or `answer` where it is a text; sets for rule-based rewards also have numbers and lists there."""
     if has(row, "reference"):
         return expect_text(row["reference"], '"reference"', origin)
     return row["answer"] if isinstance(row.get("answer"), str) else None

@@ -1,4 +1,4 @@
-"""Prompts to the steps of a run: which of them are answered, by step number alone."""
+"""The prompts of each step of a run, as a function of the step's number alone."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tuner.errors import UserError
 
 @dataclass(frozen=True)
 class PromptStream:
-    """Which prompts each step answers: the orders of all epochs, one behind the other, cut into steps of equal size.
+    """The prompts of all epochs in shuffled order, cut into steps of equal size.
 
-    Its cursor is the number of the step: nothing else is stored, and a step is drawn when it is asked for.
+    Its cursor is the step's number: nothing else is stored in checkpoints, and a step's prompts are drawn on demand.
     """
 
     prompts: PromptSet
     drawn: int
-    """Prompts of the whole run, in steps or left over: `epochs` times their number."""
+    """Prompts of the whole run, `epochs` times their number; those after the last whole step are not used."""
     prompts_per_step: int
     order: Callable[[int], np.ndarray]
-    """The prompts of an epoch (0-based), shuffled: int64 [N]."""
-    exhausted: dict[int, list[str]] = field(default_factory=dict)
-    """Step (0-based) -> sources with a share whose last prompt of the first epoch it draws while others go on."""
+    """Order of the prompts in an epoch (0-based): int64 [N]."""
+    exhausted: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
+    """Step (0-based) -> sources with a share that it exhausts in the first epoch while others go on."""
 
     def __len__(self) -> int:
-        """Whole steps; one that is not whole in a run that would have none."""
+        """Number of whole steps; 1 for a run shorter than a step, whose only step is not whole."""
         return max(1, self.drawn // self.prompts_per_step)
 
     def step(self, index: int) -> np.ndarray:
-        """int64 [prompts_per_step]: the prompts of a step in their places; one may occur twice over an epoch's end."""
+        """int64 [prompts_per_step]: indices of a step's prompts; one may occur twice where an epoch ends in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of {len(self)}")
         count, (begin, end) = len(self.prompts), self.bounds(index)
@@ -44,16 +44,16 @@ class PromptStream:
         return orders[begin - first * count : end - first * count].astype(np.int64)
 
     def epoch(self, index: int) -> float:
-        """Epochs begun when a step is over: 1.5 is half-way through the second."""
+        """Epochs completed after a step, with the fraction of the current one: 1.5 is half-way through the second."""
         return self.bounds(index)[1] / len(self.prompts)
 
     def bounds(self, index: int) -> tuple[int, int]:
-        """Where a step begins and ends among the prompts of the whole run."""
+        """(first prompt, one past the last) of a step, counted over the whole run."""
         begin = index * self.prompts_per_step
         return begin, min(begin + self.prompts_per_step, self.drawn)
 
     def contents(self, step: int, rank: int = 0, world: int = 1) -> Contents:
-        """What is known of a step before its prompts are answered."""
+        """The epoch of a step; its batches and totals are only known after the rollout."""
         return Contents(epoch=self.epoch(step))
 
     def origins(self, step: int) -> list[str]:
@@ -69,9 +69,9 @@ def plan_prompts(
     seed: int,
     sources: Sequence[Source] = (),
 ) -> PromptStream:
-    """Plan a whole run. sources: where the prompts come from; with shares of prompts, the order keeps to these.
+    """Plan a whole run. sources: of the prompts; where they have shares, the order keeps to them.
 
-    Raises UserError when no prompt is drawn at all.
+    Raises UserError when the run would have no prompt at all.
     """
     count = len(prompts)
     drawn = int(epochs) * count + round((epochs - int(epochs)) * count)
@@ -80,8 +80,8 @@ def plan_prompts(
             f"prompts: {epochs:g} epochs of {count:,} prompts are none to answer; give more of either"
         )
     shares = [source.share for source in sources if source.share is not None]
-    alike = np.ones(count, dtype=np.int64)  # a share is one of prompts, however long they are
-    order = mixed(alike, prompts.sources, shares, seed) if shares else shuffled(count, seed)
+    ones = np.ones(count, dtype=np.int64)  # shares are of prompts, whatever their lengths
+    order = mixed(ones, prompts.sources, shares, seed) if shares else shuffled(count, seed)
     stream = PromptStream(prompts, drawn, prompts_per_step, order)
     ends: dict[int, list[str]] = {}
     for step, source in _exhausted(stream) if len(shares) > 1 else ():
@@ -90,9 +90,9 @@ def plan_prompts(
 
 
 def _exhausted(stream: PromptStream) -> list[tuple[int, int]]:
-    """(step, source) that draws its last prompt of the first epoch, for sources that end before the others."""
-    drawn = stream.prompts.sources[stream.order(0)]
-    ends = {source: int(np.flatnonzero(drawn == source)[-1]) for source in np.unique(drawn).tolist()}
+    """(step that draws its last prompt of the first epoch, source) of every source that ends before another."""
+    sources = stream.prompts.sources[stream.order(0)]
+    ends = {source: int(np.flatnonzero(sources == source)[-1]) for source in np.unique(sources).tolist()}
     steps = {source: end // stream.prompts_per_step for source, end in ends.items()}
     last, end_of_run = max(steps.values()), stream.bounds(len(stream) - 1)[1]
     early = [source for source, step in steps.items() if step < last and ends[source] < end_of_run]

@@ -1,6 +1,6 @@
-"""Tokenised prompts end to end, each with the row it was made of.
+"""Tokenized prompts in flat arrays, each with its row.
 
-Shapes: N prompts, T tokens and B bytes of all of them.
+Shapes: N prompts, T tokens and B bytes of JSON of all of them.
 """
 
 import hashlib
@@ -17,25 +17,25 @@ from tuner.data.examples import Examples, Origins, ranges
 
 @dataclass(frozen=True)
 class PromptSet:
-    """N prompts: their tokens, and as JSON what was asked, for reward models and rules to read.
+    """N prompts: their tokens for the policy, and their rows as JSON for reward models and rule-based rewards.
 
-    All of it lies in flat arrays that the cache maps into memory: a prompt costs its text and no objects.
+    Everything is in flat arrays, which the cache maps into memory: no Python objects are held per prompt.
     """
 
     tokens_T: np.ndarray
-    """int32: each prompt ends with the header of the answer to come."""
+    """int32: each prompt ends with the header of the assistant's turn."""
     offsets: np.ndarray
     """int64 [N + 1]: prompt i is tokens offsets[i] to offsets[i + 1]."""
     rows_B: np.ndarray
-    """uint8: of each prompt its turns, reference and values, as UTF-8 JSON."""
+    """uint8: turns, tools, reference and values of each prompt, as UTF-8 JSON."""
     row_offsets: np.ndarray
     """int64 [N + 1]: the JSON of prompt i is bytes row_offsets[i] to row_offsets[i + 1]."""
     conditions: np.ndarray
     """int32 [N]: index into condition_names; -1 where a prompt has none."""
     condition_names: tuple[str, ...]
-    """Those that occur."""
+    """Conditions that some prompt has."""
     sources: np.ndarray
-    """int32 [N]: which of the config's sources it comes from."""
+    """int32 [N]: number of the config's source that a prompt comes from."""
     origins: Origins
 
     def __len__(self) -> int:
@@ -47,24 +47,25 @@ class PromptSet:
         return np.diff(self.offsets)
 
     def tokens(self, index: int) -> np.ndarray:
-        """int32: what the policy goes on from, as a view."""
+        """int32: the tokens of a prompt, as a view."""
         return self.tokens_T[self.offsets[index] : self.offsets[index + 1]]
 
     def prompt(self, index: int) -> Prompt:
-        """What is asked, the answer in its row, and the row's values."""
+        """A prompt with the reference answer and the values of its row."""
         row = self.rows_B[self.row_offsets[index] : self.row_offsets[index + 1]]
         return _from_json(row.tobytes(), self.condition(index), self.origin(index))
 
     def condition(self, index: int) -> str | None:
-        """Name of a prompt's condition."""
-        return self.condition_names[self.conditions[index]] if self.conditions[index] >= 0 else None
+        """Name of a prompt's condition; None where it has none."""
+        number = int(self.conditions[index])
+        return self.condition_names[number] if number >= 0 else None
 
     def origin(self, index: int) -> str:
         """`file:line` of a prompt."""
         return self.origins[index]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "PromptSet":
-        """These prompts, in this order."""
+        """The prompts of these indices, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
         return PromptSet(
             tokens_T=self.tokens_T[ranges(self.offsets, indices)],
@@ -78,12 +79,12 @@ class PromptSet:
         )
 
     def examples(self) -> Examples:
-        """The tokens as samples of which nothing is learned."""
-        nothing = np.zeros(len(self.tokens_T), dtype=np.float32)
-        return Examples(self.tokens_T, nothing, self.offsets, self.sources, self.origins)
+        """The tokens as samples without a token in the loss, for inspection."""
+        weights_T = np.zeros(len(self.tokens_T), dtype=np.float32)
+        return Examples(self.tokens_T, weights_T, self.offsets, self.sources, self.origins)
 
     def fingerprint(self) -> str:
-        """Hash of the prompts and their rows, in order: equal for equal ones, wherever they came from."""
+        """Hash of the prompts and their rows, in order: equal for equal ones, whichever files they come from."""
         digest = hashlib.blake2b(json.dumps(self.condition_names).encode(), digest_size=16)
         for array in (self.tokens_T, self.offsets, self.rows_B, self.row_offsets, self.conditions):
             digest.update(np.ascontiguousarray(array).data)
@@ -91,7 +92,7 @@ class PromptSet:
 
 
 class PromptCollector:
-    """Gathers prompts into a PromptSet."""
+    """Collects prompts into a PromptSet."""
 
     def __init__(self) -> None:
         self._tokens: list[np.ndarray] = []
@@ -101,7 +102,7 @@ class PromptCollector:
         self._names: dict[str, int] = {}
 
     def add(self, piece: tuple[np.ndarray, Prompt], source: int, file: str, line: int) -> None:
-        """One more prompt with its tokens, from `file:line` of the source of that number."""
+        """Append a prompt and its tokens, read from `file:line`; source: the number of its source."""
         tokens, prompt = piece
         name = prompt.condition
         condition = -1 if name is None else self._names.setdefault(name, len(self._names))
@@ -110,7 +111,7 @@ class PromptCollector:
         self._places.append((source, self._files.setdefault(file, len(self._files)), line, condition))
 
     def finish(self) -> PromptSet | None:
-        """What was gathered; None when nothing was."""
+        """All prompts that were added; None when there are none."""
         if not self._tokens:
             return None
         source_N, file_N, line_N, condition_N = np.array(self._places, dtype=np.int64).T
@@ -127,8 +128,8 @@ class PromptCollector:
 
 
 def _to_json(prompt: Prompt) -> bytes:
-    """All of a prompt but its condition and origin. What JSON has not (dates in Parquet) is kept as its text."""
-    said = {
+    """All of a prompt but its condition and origin. Values that JSON does not have (Parquet's dates) become texts."""
+    values = {
         "turns": [_plain_turn(turn) for turn in prompt.turns],
         "tools": prompt.tools,
         "system": prompt.system,
@@ -136,17 +137,17 @@ def _to_json(prompt: Prompt) -> bytes:
         "weight": prompt.weight,
         "values": prompt.values,
     }
-    return json.dumps(said, ensure_ascii=False, default=str).encode()
+    return json.dumps(values, ensure_ascii=False, default=str).encode()
 
 
 def _from_json(text: bytes, condition: str | None, origin: str) -> Prompt:
-    said = json.loads(text)
-    turns = tuple(_turn_of(turn) for turn in said.pop("turns"))
-    return Prompt(turns, tuple(said.pop("tools")), condition=condition, origin=origin, **said)
+    values: dict[str, Any] = json.loads(text)
+    turns = tuple(_turn_from_plain(turn) for turn in values.pop("turns"))
+    return Prompt(turns, tuple(values.pop("tools")), condition=condition, origin=origin, **values)
 
 
 def _plain_turn(turn: Turn) -> dict[str, Any]:
-    """A turn's values but for those by which it would be learned."""
+    """A turn as JSON values, without `learn` and `weight`: no loss is taken on a prompt."""
     plain: dict[str, Any] = {"role": turn.role, "content": turn.content}
     plain |= {
         name: value for name in ("name", "call_id", "input") if (value := getattr(turn, name)) is not None
@@ -156,9 +157,12 @@ def _plain_turn(turn: Turn) -> dict[str, Any]:
     return plain
 
 
-def _turn_of(plain: Mapping[str, Any]) -> Turn:
-    calls = tuple(ToolCall(*call) for call in plain.get("tool_calls", ()))
-    return Turn(**{**plain, "tool_calls": calls})
+def _turn_from_plain(plain: Mapping[str, Any]) -> Turn:
+    fields: dict[str, Any] = {
+        **plain,
+        "tool_calls": tuple(ToolCall(*call) for call in plain.get("tool_calls", ())),
+    }
+    return Turn(**fields)
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Replayed rows: which of them stand beside a step's rollout, in proportion to it."""
+"""Replay: pre-training or SFT rows trained on beside each step's rollout, in proportion to its tokens."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from tuner.data.packing import deal, mixed, pack, shuffled
 
 @dataclass(frozen=True)
 class ReplayStream:
-    """Rows in shuffled order over epochs without end, drawn as tokens of rollouts fall due."""
+    """Rows in shuffled order over an unlimited number of epochs, drawn in proportion to the tokens of rollouts."""
 
     examples: Examples
     sources: Sequence[Source]
-    """Where they come from; with shares, the order keeps to these."""
+    """Of the rows; where they have shares, the order keeps to them."""
     ratio: float
     """Tokens replayed per token of a rollout."""
     tokens_per_pass: int
     seed: int
 
-    def draw(self, kept: Mapping[str, float], tokens: int) -> tuple[list[int], dict[str, float]]:
-        """Rows to replay beside a rollout of so many tokens, and what is to be kept for the next one.
+    def draw(self, cursor: Mapping[str, float], tokens: int) -> tuple[list[int], dict[str, float]]:
+        """Indices of the rows to replay beside a rollout of so many tokens, and the cursor of the next step.
 
-        kept: `drawn` rows so far, and `owed` tokens that no whole row fitted into; {} at the start. Rows are taken
-        whole, while the next one is no longer than what is owed: over the run the ratio is kept, however long they are.
+        cursor: `drawn` rows so far, and `owed` tokens that no whole row fitted into; {} at the start. Rows are drawn
+        whole while the next one is no longer than what is owed, so that the ratio holds over the run at any row length.
         """
-        drawn, owed = int(kept.get("drawn", 0)), kept.get("owed", 0.0) + self.ratio * tokens
-        rows, row = [], self._row(drawn)
+        drawn, owed = int(cursor.get("drawn", 0)), cursor.get("owed", 0.0) + self.ratio * tokens
+        rows: list[int] = []
+        row = self._row(drawn)
         while self._length(row) <= owed:
             rows.append(row)
             drawn, owed = drawn + 1, owed - self._length(row)
@@ -41,26 +42,27 @@ class ReplayStream:
         return rows, {"drawn": drawn, "owed": owed}
 
     def batches(self, rows: Sequence[int], rank: int, world: int) -> list[Batch]:
-        """One rank's packed rows of some that were drawn."""
+        """One rank's batches of the drawn rows, packed."""
         groups = pack(list(map(self._length, rows)), self.tokens_per_pass)
         return [
-            gather(self.examples, [rows[place] for place in group]) for group in deal(groups, rank, world)
+            gather(self.examples, [rows[index] for index in group]) for group in deal(groups, rank, world)
         ]
 
-    def learned(self, rows: Sequence[int]) -> float:
-        """Summed weight of the learned tokens of some rows, over all ranks."""
+    def target_weight(self, rows: Sequence[int]) -> float:
+        """Summed loss weight of some rows' target tokens, over all ranks."""
         return self.examples.totals(list(rows))["tokens"] if rows else 0.0
 
     def tokens(self, rows: Sequence[int]) -> int:
-        """All tokens of some rows, learned or not."""
+        """All tokens of some rows, in the loss or not."""
         return sum(map(self._length, rows))
 
     def _row(self, number: int) -> int:
+        """Index of the row that is drawn at this place of the run."""
         epoch, place = divmod(number, len(self.examples))
         return int(self._order(epoch)[place])
 
     def _length(self, row: int) -> int:
-        offsets = self.examples.offsets  # not lengths: that is a difference over all rows
+        offsets = self.examples.offsets  # `lengths` would compute the difference over all rows
         return int(offsets[row + 1] - offsets[row])
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -77,5 +79,5 @@ class ReplayStream:
 
     @cached_property
     def _orders(self) -> dict[int, np.ndarray]:
-        """The order of the epoch in hand."""
+        """The order of the current epoch alone."""
         return {}

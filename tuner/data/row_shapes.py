@@ -1,7 +1,7 @@
-"""Row shapes: how a row of a file is told by its keys, and who reads it.
+"""Row shapes: how a row is recognized by its keys, and the function that reads it.
 
-Shapes of three kinds of rows come with tuner: `conversation_rows.py`, `preference_rows.py` and `prompt_rows.py` have a
-table each. `register_shape` adds one from anywhere.
+tuner has a table of shapes for each of three kinds of rows, in `conversation_rows.py`, `preference_rows.py` and
+`prompt_rows.py`. `register_shape` adds one from anywhere.
 """
 
 import difflib
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.config.functions import is_function_reference, load_function
-from tuner.data.turns import Values, call_function, has, names_of, refuse
+from tuner.data.turns import Values, call_function, has, key_names, refuse
 from tuner.errors import UserError
 
 Kind = Literal["conversation", "preference", "prompt"]
-"""What rows are read as: rows to chat about or raw text, ranked answers, or prompts of a policy."""
+"""What rows are read as: conversations or raw text, ranked answers, or prompts of a policy."""
 _REGISTERED: dict[Kind, dict[str, "Shape"]] = {"conversation": {}, "preference": {}, "prompt": {}}
 
 
 class Shape:
-    """How a shape is told by its keys (any of the choices), and the function (row, origin) that reads it."""
+    """The keys that a shape is recognized by (all of any one choice), and the function (row, origin) that reads it."""
 
     def __init__(self, read: Callable[[Values, str], Any], *keys: tuple[str, ...]):
         self.read = read
@@ -35,8 +35,8 @@ class Shape:
 def register_shape(kind: Kind, name: str, read: Callable[[Values, str], Any], *keys: tuple[str, ...]) -> None:
     """Add a shape of rows, recognized before those that come with tuner, and selectable by `Source(shape=name)`.
 
-    read: from (row, its `file:line`) to a Conversation or Document, a Preference, or a Prompt, by the kind. keys: any
-    of these choices of keys tells the shape.
+    read: from (row, its `file:line`) to a Conversation or Document, a Preference, or a Prompt, by the kind. keys: a row
+    with all keys of any of these choices has the shape.
     """
     _REGISTERED[kind][name] = Shape(read, *keys)
 
@@ -46,8 +46,8 @@ def registered_shapes(kind: Kind) -> Mapping[str, Shape]:
     return _REGISTERED[kind]
 
 
-def fingerprint_of_registered() -> dict[str, str]:
-    """Hash of the file of every registered shape's reader: what it reads changes with it."""
+def registered_fingerprints() -> dict[str, str]:
+    """Hash of the file of every registered shape's reader, for the cache key."""
     return {
         f"{kind}/{name}": hashlib.blake2b(Path(inspect.getfile(shape.read)).read_bytes()).hexdigest()
         for kind, shapes in _REGISTERED.items()
@@ -58,8 +58,9 @@ def fingerprint_of_registered() -> dict[str, str]:
 class Reader:
     """Reads the rows of one source, all of one shape.
 
-    The shape is named by the config, recognized from the first row, or made by a function of the user's; every
-    further row has to have it. Raises UserError with `file:line` for rows that have not.
+    The shape is named by the config or recognized from the first row, and every further row must have it. A function
+    of the user's may instead make a row of any of the shapes from each row. Raises UserError with `file:line` for
+    rows of another shape.
     """
 
     def __init__(self, shape: str | None, shapes: Mapping[str, Shape]):
@@ -72,11 +73,11 @@ class Reader:
 
     @property
     def uses_function(self) -> bool:
-        """Whether a function of the user's makes the rows."""
+        """Whether rows go through a function of the user's."""
         return self._function is not None
 
     def read(self, row: Values, origin: str) -> Any:
-        """One row. origin: its `file:line`."""
+        """Read one row. origin: its `file:line`."""
         if self._function is not None:
             row = call_function(self._function, row, origin)
         name = self._shape or recognize(row, origin, self._shapes)
@@ -84,20 +85,23 @@ class Reader:
             self._shape = name
         shape = self._shapes[name]
         if not shape.matches(row):
-            how = "named in the config" if self._named else "recognized from the source's first row"
-            wanted = " or ".join("+".join(f'"{key}"' for key in choice) for choice in shape.keys)
-            refuse(origin, f"not a {name} row (the shape {how}): it needs {wanted}, it has {names_of(row)}")
+            provenance = "named in the config" if self._named else "recognized from the source's first row"
+            needed = " or ".join("+".join(f'"{key}"' for key in choice) for choice in shape.keys)
+            refuse(
+                origin,
+                f"not a {name} row (the shape {provenance}): it needs {needed}, it has {key_names(row)}",
+            )
         return shape.read(row, origin)
 
 
 def recognize(row: Values, origin: str, shapes: Mapping[str, Shape]) -> str:
-    """Name of the first shape whose keys a row has; UserError when there is none."""
+    """Name of the first shape that a row matches; UserError when there is none."""
     for name, shape in shapes.items():
         if shape.matches(row):
             return name
     *others, last = ["+".join(shape.keys[0]) for shape in shapes.values()]
     raise UserError(
-        f"{origin}: this row's shape is unknown (keys: {names_of(row)}); it needs {', '.join(others)} or {last}, "
+        f"{origin}: this row's shape is unknown (keys: {key_names(row)}); it needs {', '.join(others)} or {last}, "
         "or a Source(shape=function) that makes one of them"
     )
 

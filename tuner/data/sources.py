@@ -1,13 +1,13 @@
-"""Rows from files and from the hub, each with where it stands. The one file that imports `datasets`."""
+"""Rows of files and hub datasets, each with its `file:line`. The one file that imports `datasets`."""
 
 import glob
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tuner.config.data import Source
 from tuner.errors import UserError
@@ -15,12 +15,13 @@ from tuner.resources import locate
 
 JSON_LINES = (".jsonl", ".ndjson")
 PLAIN_TEXT = (".txt", ".md")
-SECONDS_TO_ANSWER = 10.0
-KNOWN = (*JSON_LINES, ".json", ".parquet", *PLAIN_TEXT)
+HUB_TIMEOUT = 10.0
+"""Seconds."""
+SUFFIXES = (*JSON_LINES, ".json", ".parquet", *PLAIN_TEXT)
 
 
 class Row(NamedTuple):
-    """One row: the file (or hub dataset) it stands in, its line (or row) counted from 1, and its values."""
+    """One row: its file or hub dataset, its line (or row number) counted from 1, and its values."""
 
     file: str
     line: int
@@ -32,14 +33,14 @@ class Row(NamedTuple):
 
 
 class Rows:
-    """The rows of one source, in order. Iterating again reads again.
+    """The rows of one source, in order. Every iteration reads the files again.
 
     Raises UserError when the files are missing, empty, not UTF-8 or broken, or the hub cannot be reached.
     """
 
     def __init__(self, source: Source):
         self.source = source
-        self.files = _find(source.path)
+        self.files = _find_files(source.path)
         if self.files is not None and (source.subset is not None or source.split != "train"):
             raise UserError(
                 f"{source.path}: subset and split choose within a hub dataset, and this is a file; leave them out"
@@ -50,7 +51,7 @@ class Rows:
         return itertools.islice(self._read(), self.source.limit)
 
     def identity(self) -> list[list[str]]:
-        """[name, hash of the content] of every file: what a cache of these rows depends on."""
+        """[name, hash of the content] of every file, for the cache key."""
         if self.files is None:
             return [[self.source.path, str(getattr(self._hub, "_fingerprint", ""))]]
         return [[str(file), _hash_file(file)] for file in self.files]
@@ -69,30 +70,30 @@ class Rows:
                 )
 
 
-def _find(path: str) -> list[Path] | None:
-    """The files a path or pattern names, sorted; None when it is a dataset on the hub."""
+def _find_files(path: str) -> list[Path] | None:
+    """The files that match a path or pattern, sorted; None when it names a dataset on the hub."""
     local = str(Path(locate(path)).expanduser())
     if Path(local).is_file():
-        return [_known(Path(local))]
+        return [_check_suffix(Path(local))]
     if glob.has_magic(local):
         files = sorted(Path(file) for file in glob.glob(local, recursive=True) if Path(file).is_file())
         if not files:
             raise UserError(
                 f"{path}: no file matches this pattern (seen from {Path.cwd()}); correct the path"
             )
-        return [_known(file) for file in files]
+        return [_check_suffix(file) for file in files]
     if Path(local).is_dir():
         raise UserError(f"{path}: this is a folder; name the files in it, as in {path.rstrip('/')}/*.jsonl")
-    if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in KNOWN:
+    if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in SUFFIXES:
         return None
     raise UserError(
         f"{path}: no such file (seen from {Path.cwd()}); correct the path, or write org/name for the hub"
     )
 
 
-def _known(file: Path) -> Path:
-    if file.suffix not in KNOWN:
-        raise UserError(f"{file}: files end in {', '.join(KNOWN)}; rename or convert this one")
+def _check_suffix(file: Path) -> Path:
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"{file}: files end in {', '.join(SUFFIXES)}; rename or convert this one")
     return file
 
 
@@ -122,7 +123,7 @@ def _read_lines(file: Path) -> Iterator[Row]:
                     "every line is one whole JSON object"
                 ) from error
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}:{number}: {_beyond(error)}") from error
+                raise UserError(f"{file}:{number}: {_unreadable(error)}") from error
             yield _as_row(file, number, values, b"\\ud" in line.lower())
 
 
@@ -132,7 +133,8 @@ def _read_list(file: Path, text: str) -> Iterator[Row]:
     position = text.index("[") + 1
     number = 1 + text.count("\n", 0, position)
     while True:
-        start = blank.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string too
+        separator = blank.match(text, position)
+        start = separator.end() if separator else position
         number += text.count("\n", position, start)
         if text[start : start + 1] == "]":
             return
@@ -143,31 +145,32 @@ def _read_list(file: Path, text: str) -> Iterator[Row]:
                 f"{file}:{error.lineno}: broken JSON at column {error.colno} ({error.msg})"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}:{number}: {_beyond(error)}") from error
+            raise UserError(f"{file}:{number}: {_unreadable(error)}") from error
         yield _as_row(file, number, values, "\\ud" in text[start:position].lower())
         number += text.count("\n", start, position)
 
 
-def _beyond(error: Exception) -> str:
-    what = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
-    return f"JSON that cannot be read: {what}; correct the row"
+def _unreadable(error: Exception) -> str:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
+    return f"JSON that cannot be read: {reason}; correct the row"
 
 
-def _as_row(file: Path, number: int, values: Any, may_break: bool) -> Row:
-    """may_break: the row escapes surrogates; half a pair is no character, and no tokenizer takes it."""
+def _as_row(file: Path, number: int, values: Any, has_surrogates: bool) -> Row:
+    """has_surrogates: the JSON escapes some, and must be checked: tokenizers fail on half of a surrogate pair."""
     if not isinstance(values, dict):
         raise UserError(
             f"{file}:{number}: a row is a JSON object, not {type(values).__name__}; write {{...}}"
         )
-    if may_break:
+    row = cast("dict[str, Any]", values)
+    if has_surrogates:
         try:
-            json.dumps(values, ensure_ascii=False).encode()
+            json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            found = str(error.object)[error.start : error.end].encode("unicode_escape").decode()
+            surrogate = error.object[error.start : error.end].encode("unicode_escape").decode()
             raise UserError(
-                f"{file}:{number}: {found} is half of a character; write its pair or take it out"
+                f"{file}:{number}: {surrogate} is half of a character; write its pair or take it out"
             ) from error
-    return Row(str(file), number, values)
+    return Row(str(file), number, row)
 
 
 def _decode(data: bytes, file: Path) -> str:
@@ -184,13 +187,11 @@ def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> UserError:
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
-    import datasets
-
     with file.open("rb") as data:
-        if data.read(4) != b"PAR1":  # told here, for datasets would log it as well
-            raise UserError(f"{file}: this is no Parquet file; write it again, or give it its true ending")
+        if data.read(4) != b"PAR1":  # checked here, since `datasets` would log a traceback as well
+            raise UserError(f"{file}: this is no Parquet file; write it again, or give it the right suffix")
     try:
-        rows = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+        rows = _load_dataset("parquet", data_files=str(file), split="train", streaming=True)
         yield from _read_dataset(rows, str(file))
     except UserError:
         raise
@@ -201,7 +202,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 
 
 def _load_hub(source: Source) -> Any:
-    from datasets import config as settings
+    from datasets import config as settings  # pyright: ignore[reportMissingTypeStubs]  # has none
 
     offline = settings.HF_HUB_OFFLINE
     settings.HF_HUB_OFFLINE = offline or not _hub_answers(source.path)
@@ -209,7 +210,7 @@ def _load_hub(source: Source) -> Any:
         return _load_part(source)
     except Exception as error:  # the hub's clients raise classes of five libraries
         raise UserError(
-            f"{source.path}: this dataset could not be had from the hub ({_first_line(error)}); "
+            f"{source.path}: this dataset could not be loaded from the hub ({_first_line(error)}); "
             "check its name, `subset`, `split` and the network, or give a local file"
         ) from error
     finally:
@@ -217,25 +218,30 @@ def _load_hub(source: Source) -> Any:
 
 
 def _load_part(source: Source) -> Any:
-    """A dataset's configuration of that name, or else what lies in its folder of that name (HH-RLHF)."""
-    import datasets
-
+    """A dataset's configuration named `subset`, or else the files of its folder of that name (HH-RLHF)."""
     try:
-        return datasets.load_dataset(source.path, source.subset, split=source.split)
+        return _load_dataset(source.path, source.subset, split=source.split)
     except ValueError as error:
         if source.subset is None or "BuilderConfig" not in str(error):
             raise
-        return datasets.load_dataset(source.path, data_dir=source.subset, split=source.split)
+        return _load_dataset(source.path, data_dir=source.subset, split=source.split)
+
+
+def _load_dataset(*arguments: Any, **settings: Any) -> Any:
+    import datasets  # pyright: ignore[reportMissingTypeStubs]  # has none
+
+    load = cast("Callable[..., Any]", datasets.load_dataset)  # pyright: ignore[reportUnknownMemberType]
+    return load(*arguments, **settings)
 
 
 def _hub_answers(name: str) -> bool:
-    """Asked once and shortly: without a network `datasets` would try for half a minute before its cache."""
+    """Whether the hub can be reached. Without a network, `datasets` would retry for half a minute before its cache."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=SECONDS_TO_ANSWER)
-    except HfHubHTTPError:  # an answer, which `datasets` explains better
+        huggingface_hub.HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:  # it answers, and `datasets` explains the error better
         return True
     except Exception:  # the classes of its HTTP library differ by release
         return False

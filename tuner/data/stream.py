@@ -1,4 +1,4 @@
-"""Examples to the steps of a run: which samples, in which passes, with which totals, by step number alone."""
+"""The samples, passes and totals of each step of a run, as a function of the step's number alone."""
 
 from __future__ import annotations
 
@@ -16,51 +16,50 @@ from tuner.data.packing import StepPlan, deal, exhausted, mixed, pack, plan_step
 
 @dataclass(frozen=True)
 class Contents:
-    """What one rank gets of a step, and what is known of the whole step before it begins."""
+    """One rank's batches of a step, and the totals and metrics of the whole step."""
 
     epoch: float
-    """Epochs begun when the step is over."""
+    """Epochs completed after the step, with the fraction of the current one."""
     batches: Sequence[Batch] = ()
-    totals: Mapping[str, float] = field(default_factory=dict)
-    """Name -> summed weight over all ranks."""
+    totals: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Name -> summed loss weight over all ranks: what a sum of losses is divided by."""
     tokens: int = 0
-    """All tokens of the step over all ranks, learned or not."""
-    facts: Mapping[str, float] = field(default_factory=dict)
-    """What else is worth logging."""
+    """All tokens of the step over all ranks, in the loss or not."""
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Further metrics to log."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What a run learns from, cut into steps. Its cursor is the number of the step: nothing else is stored."""
+    """The data of a run, cut into steps. Its cursor is the step's number: nothing else is stored in checkpoints."""
 
     examples: Examples | Comparisons
-    """Samples, or rows of answers that are compared: what is drawn, and never split."""
+    """Samples or comparisons, drawn whole."""
     lengths: np.ndarray
     """Tokens of each sample, int64 [N]."""
     steps: Sequence[StepPlan]
     tokens_per_step: int
     tokens_per_pass: int
     exhausted: dict[int, list[str]]
-    """Step (0-based) -> sources with a share whose last sample of the first epoch it draws while others go on."""
+    """Step (0-based) -> sources with a share that it exhausts in the first epoch while others go on."""
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def contents(self, step: int, rank: int = 0, world: int = 1) -> Contents:
-        """What one rank gets of a step."""
+        """One rank's batches of a step, with the totals and metrics of the whole step."""
         passes, totals, tokens = self.passes(step), self.totals(step), self.tokens(step)
-        # what a step holds beside tokens: weight learned per token, or pairs and answers
-        shares = {"weight_per_token": totals["tokens"] / tokens} if "tokens" in totals else totals
+        weights = {"weight_per_token": totals["tokens"] / tokens} if "tokens" in totals else totals
         return Contents(
             epoch=self.steps[step].epoch,
             batches=[self.batch(samples) for samples in deal(passes, rank, world)],
             totals=totals,
             tokens=tokens,
-            facts={**shares, "fill": tokens / self.tokens_per_step, "passes": len(passes)},
+            metrics={**weights, "fill": tokens / self.tokens_per_step, "passes": len(passes)},
         )
 
     def batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
-        """One rank's packed rows of a step; none when there are fewer passes than ranks."""
+        """One rank's batches of a step; it may get none when there are fewer passes than ranks."""
         return self.contents(step, rank, world).batches
 
     def origins(self, step: int) -> list[str]:
@@ -76,15 +75,15 @@ class Stream:
         return [samples[group].tolist() for group in groups]
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        """Some samples as one packed row."""
+        """The samples of these indices as one packed row."""
         return gather(self.examples, samples)
 
     def totals(self, step: int) -> dict[str, float]:
-        """Summed weights of a step over all ranks, by name: of learned `tokens`, or of `pairs` and `answers`."""
+        """Summed weights of a step over all ranks, by name: of target `tokens`, or of `pairs` and `answers`."""
         return self.examples.totals(self.steps[step].samples.tolist())
 
     def tokens(self, step: int) -> int:
-        """All tokens of a step, learned or not."""
+        """All tokens of a step, in the loss or not."""
         return int(self.lengths[self.steps[step].samples].sum())
 
 
@@ -97,7 +96,7 @@ def make_stream(
     seed: int,
     sources: Sequence[Source] = (),
 ) -> Stream:
-    """Plan a whole run. sources: where the samples come from; with shares, the order keeps to these."""
+    """Plan a whole run. sources: of the samples; where they have shares, the order keeps to them."""
     lengths = examples.lengths
     shares = [source.share for source in sources if source.share is not None]
     order = mixed(lengths, examples.sources, shares, seed) if shares else shuffled(len(lengths), seed)

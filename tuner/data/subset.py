@@ -1,28 +1,50 @@
-"""A few rows of a set, as mixed as the set is."""
+"""A stratified subset: a few rows that mix sources and conditions as the whole set does."""
 
-from typing import Any
+from collections.abc import Sized
+from typing import Protocol, Self, TypeVar, overload
 
 import numpy as np
 
 
-def spread(rows: Any, limit: int | None) -> Any:
-    """At most so many samples, prompts or comparisons of a set: those that `spread_places` chooses; None of None."""
+class Stratified(Sized, Protocol):
+    """A set of rows that know their source, such as Examples, Comparisons and PromptSet.
+
+    One with `conditions` (int [N], -1 for none) is stratified by these as well.
+    """
+
+    @property
+    def sources(self) -> np.ndarray:
+        """int [N]: number of each row's source."""
+        ...
+
+    def take(self, indices: np.ndarray, /) -> Self: ...
+
+
+Rows = TypeVar("Rows", bound=Stratified)
+
+
+@overload
+def stratified_subset(rows: Rows, limit: int | None) -> Rows: ...
+@overload
+def stratified_subset(rows: Rows | None, limit: int | None) -> Rows | None: ...
+def stratified_subset(rows: Rows | None, limit: int | None) -> Rows | None:
+    """At most `limit` rows of a set, those of `stratified_indices`; the set itself where it is no larger."""
     if rows is None or limit is None or len(rows) <= limit:
-        return rows  # to take is to copy
-    return rows.take(spread_places(rows, limit))
+        return rows  # take() would copy them
+    return rows.take(stratified_indices(rows, limit))
 
 
-def spread_places(rows: Any, limit: int | None) -> np.ndarray:
-    """Which rows, int64, ascending: of every source and condition the first ones, in proportion; None: all.
+def stratified_indices(rows: Stratified, limit: int | None) -> np.ndarray:
+    """int64 [min(N, limit)], ascending: the first rows of every source and condition, in proportion; None: all.
 
-    Not the first of all: a set is in the order of its files, and those would be of one source.
+    The first rows of the whole set would not do: rows are in the order of their files, so these would be of one source.
     """
     if limit is None or len(rows) <= limit:
         return np.arange(len(rows))
-    kinds = [rows.sources, getattr(rows, "conditions", np.zeros_like(rows.sources))]
-    _, kind_N, sizes = np.unique(np.stack(kinds), axis=1, return_inverse=True, return_counts=True)
-    kind_N = kind_N.reshape(-1)  # numpy 2.0 alone gives it another shape
-    order_N = np.argsort(kind_N, kind="stable")
-    place_N = np.empty(len(rows))  # among the rows of its kind
+    keys = [rows.sources, getattr(rows, "conditions", np.zeros_like(rows.sources))]
+    _, stratum_N, sizes = np.unique(np.stack(keys), axis=1, return_inverse=True, return_counts=True)
+    stratum_N = stratum_N.reshape(-1)  # numpy 2.0 alone returns it with another shape
+    order_N = np.argsort(stratum_N, kind="stable")
+    place_N = np.empty(len(rows))  # of each row within its stratum
     place_N[order_N] = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(np.argsort(place_N / sizes[kind_N], kind="stable")[:limit])
+    return np.sort(np.argsort(place_N / sizes[stratum_N], kind="stable")[:limit])

@@ -1,7 +1,7 @@
-"""Chat templates: a conversation to one text, and the spans of it that are learned.
+"""Chat templates: a conversation as one text, and the spans of it that the loss is taken on.
 
-A template is a Jinja file as transformers reads them, run in Jinja's sandbox. Assistant turns are marked by
-`{% generation %}`; a template without marks (most tokenizers' own) has its spans found by rendering prefixes.
+A template is a Jinja file as transformers reads it, run in Jinja's sandbox. Assistant turns are marked by
+`{% generation %}`. Where a template has no marks (as in most tokenizers), spans are found by rendering prefixes.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jinja2
 from jinja2 import nodes
@@ -27,22 +27,21 @@ from tuner.resources import chat_templates_folder
 Learn = Literal["assistant", "last", "all"]
 
 TODAY = datetime(2024, 7, 26)
-"""What a template that asks for the date gets: Llama 3.1's default, so that data do not change overnight."""
+"""The date that templates get: Llama 3.1's default, a constant so that the data do not change from day to day."""
 
 _MARK = f"\ue000{secrets.token_hex(16)}\ue000"
-"""Stands where a learned span begins or ends; drawn anew in every process, so that no row can hold it."""
+"""Marks both ends of an assistant turn; random in every process, so that no row can contain it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text.
-
-    spans: (first character, one past the last, weight) of the learned parts; a later one overrides.
-    """
+    """A conversation as text, with the spans that the loss is taken on."""
 
     text: str
-    spans: list[tuple[int, int, float]] = field(default_factory=list)
+    spans: list[tuple[int, int, float]] = field(default_factory=list[tuple[int, int, float]])
+    """(first character, one past the last, loss weight); where two overlap, the later one counts."""
     origin: str = ""
+    """`file:line`, for messages."""
 
 
 class Template:
@@ -67,42 +66,43 @@ class Template:
         self._extras_checked = not re.search(r"with tools or names:", self.source)
 
     def render(self, conversation: Conversation, learn: Learn = "assistant") -> Rendered:
-        """The conversation as text with its learned spans.
+        """The conversation as text with the spans that the loss is taken on.
 
-        learn: every assistant turn, the last one, or everything; a turn's own `learn` and `weight` go first.
-        Raises UserError with the row's origin when the template refuses it or is not prefix-stable.
+        learn: on every assistant turn, the last one, or everything; a turn's own `learn` and `weight` override it.
+        Raises UserError with the row's origin when the template refuses the row or is not prefix-stable.
         """
         turns = conversation.turns
         text, marks = self._render(conversation)
         answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-        found = dict(zip(answers, marks, strict=False))
+        marked_spans = dict(zip(answers, marks, strict=False))
         if self._marked and len(marks) != len(answers):
             raise UserError(
-                f"{conversation.origin}: template {self.name!r} marked {len(marks)} learned parts for "
-                f"{len(answers)} assistant turns; "
-                "put {% generation %} around every assistant turn"
+                f"{conversation.origin}: template {self.name!r} marked {len(marks)} parts with {{% generation %}} for "
+                f"{len(answers)} assistant turns; put one around every assistant turn"
             )
         spans = [(0, len(text), conversation.weight)] if learn == "all" else []
         for index, turn in enumerate(turns):
             weight = _weight(turn, index, answers[-1:], learn) * conversation.weight
             if weight == (conversation.weight if learn == "all" else 0):
-                continue
+                continue  # its tokens already have this weight
+            # under learn="all", a user turn of weight 0 is masked with its header
             whole_turn = not weight and turn.role != "assistant"
-            span = found.get(index) or self._span_by_prefix(conversation, index, text, whole_turn)
+            span = marked_spans.get(index) or self._span_by_prefix(conversation, index, text, whole_turn)
             spans.append((*span, weight))
         return Rendered(text, spans, conversation.origin)
 
     def prompt_text(self, conversation: Conversation) -> str:
-        """The conversation as text with the header of the answer to come."""
+        """The conversation as text that ends with the header of the assistant's next turn."""
         return self._render(conversation, header=True)[0]
 
     def render_prompt(self, conversation: Conversation) -> list[int]:
-        """Token ids of the conversation and the header of the answer to come."""
+        """Token ids of the conversation and the header of the assistant's next turn."""
         return encode(self._tokenizer, [self.prompt_text(conversation)])[0]
 
     def _render(
         self, conversation: Conversation, turns: tuple[Turn, ...] | None = None, header: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
+        """(text, marked spans). turns: in place of the conversation's. header: append that of an assistant turn."""
         turns = conversation.turns if turns is None else turns
         if not self._extras_checked and (
             conversation.tools or any(turn.name or turn.tool_calls for turn in turns)
@@ -110,7 +110,7 @@ class Template:
             self._check_special_tokens("with tools or names")
             self._extras_checked = True
         try:
-            marked = self._jinja.render(
+            text = self._jinja.render(
                 messages=[_message(turn) for turn in turns],
                 tools=list(conversation.tools) or None,
                 add_generation_prompt=header,
@@ -120,37 +120,37 @@ class Template:
             raise UserError(
                 f"{conversation.origin}: template {self.name!r} cannot render this conversation: {error}"
             ) from error
-        return _take_marks(marked)
+        return _extract_marks(text)
 
     def _span_by_prefix(
         self, conversation: Conversation, index: int, text: str, whole_turn: bool
     ) -> tuple[int, int]:
-        """Where turn `index` stands in the text: between what is rendered without it and with it.
+        """(first character, one past the last) of turn `index`, from the texts rendered up to it and through it.
 
-        An assistant turn starts behind the header of an answer, any other at the first character of its text,
-        unless the whole turn is asked for. Both end before trailing white space.
+        An assistant turn begins after its header, any other at the first character of its content, or at its header
+        with whole_turn. The span ends before trailing white space, except with whole_turn.
         """
         turns, turn = conversation.turns, conversation.turns[index]
-        start, _ = self._render(conversation, turns[:index], turn.role == "assistant") if index else ("", [])
+        before = self._render(conversation, turns[:index], turn.role == "assistant")[0] if index else ""
         through, _ = self._render(conversation, turns[: index + 1])
-        if not (text.startswith(start) and text.startswith(through) and len(start) < len(through)):
+        if not (text.startswith(before) and text.startswith(through) and len(before) < len(through)):
             raise UserError(
                 f"{conversation.origin}: template {self.name!r} is not prefix-stable: it renders turn "
                 f"{index + 1} ({turn.role}) differently when others follow, so its span is unknown; "
                 f"use one of {', '.join(names())}"
             )
-        begin, end = len(start), len(through.rstrip())
+        begin, end = len(before), len(through.rstrip())
         if turn.role != "assistant" and not whole_turn:
             begin = text.find(turn.content.strip(), begin)
             if begin < 0 or begin > end:
                 raise UserError(
                     f"{conversation.origin}: template {self.name!r} rewrites turn {index + 1} ({turn.role}), "
-                    "so it cannot be learned apart; take its learn switch out"
+                    'so its span in the text is unknown; take out its "learn" and "weight"'
                 )
         return begin, len(through) if whole_turn else end
 
     def _special_values(self) -> dict[str, Any]:
-        """What the template knows of the tokenizer, as transformers passes it."""
+        """The tokenizer's variables that transformers passes to templates, and ours: text_bos."""
         tokenizer = self._tokenizer
         if "eos_token" in self.source and tokenizer.eos_token is None:
             raise UserError(
@@ -163,12 +163,10 @@ class Template:
         return {**special, "bos_token": bos, "text_bos": bos if adds_bos(tokenizer) else ""}
 
     def _check_special_tokens(self, heading: str) -> None:
-        """Every token that the head of ours, or of a user's file, names under `heading` must be one token."""
+        """Every token listed under `heading` in the template file's comment must be a single token; else UserError."""
         line = re.search(rf"{heading}: (.+)", self.source) if self.name != "tokenizer" else None
-        split = (
-            [token for token in line[1].split() if not is_one_token(self._tokenizer, token)] if line else []
-        )
-        if split:
+        tokens = line[1].split() if line else []
+        if split := [token for token in tokens if not is_one_token(self._tokenizer, token)]:
             raise UserError(
                 f"template {self.name!r} needs {', '.join(split)}, which this tokenizer splits into pieces; "
                 "use the template of the model's family, or add the tokens to the tokenizer"
@@ -181,37 +179,33 @@ def names() -> list[str]:
 
 
 def find_source(name: str, tokenizer: Tokenizer) -> str:
-    """The text of the template a config names: one of ours, a .jinja file, or "tokenizer", its own."""
+    """The text of a template by the config's name: one of ours, a .jinja file, or "tokenizer" for the tokenizer's."""
     if name == "tokenizer":
-        own = getattr(tokenizer, "chat_template", None)
-        own = own.get("default") if isinstance(own, Mapping) else own
-        if not own:
+        templates: str | Mapping[str, str] | None = getattr(tokenizer, "chat_template", None)
+        source = templates.get("default") if isinstance(templates, Mapping) else templates
+        if not source:
             raise UserError(
-                f"this model's tokenizer has no chat template; set data.template to one of {_ours()}"
+                f"this model's tokenizer has no chat template; set data.template to one of {', '.join(names())}"
             )
-        return own
+        return source
     file = Path(name) if name.endswith(".jinja") else chat_templates_folder() / f"{name}.jinja"
     if not file.is_file():
         raise UserError(
-            f'template {name!r}: no such template; write "tokenizer", a .jinja file, or one of {_ours()}'
+            f'template {name!r}: no such template; write "tokenizer", a .jinja file, or one of {", ".join(names())}'
         )
     return file.read_text(encoding="utf-8")
 
 
-def _ours() -> str:
-    return ", ".join(names())
-
-
 def _weight(turn: Turn, index: int, last_answer: list[int], learn: Learn) -> float:
-    """The weight of a turn's tokens, before the row's: its own switch first, then the config's `learn`."""
+    """Loss weight of a turn, without the row's factor: by its own `learn`, or else by the config's."""
     if turn.learn is not None:
         return turn.weight if turn.learn else 0.0
-    learned = learn == "all" or (turn.role == "assistant" if learn == "assistant" else [index] == last_answer)
-    return turn.weight if learned else 0.0
+    in_loss = learn == "all" or (turn.role == "assistant" if learn == "assistant" else [index] == last_answer)
+    return turn.weight if in_loss else 0.0
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    """A turn as the message a template expects: absent keys are absent."""
+    """A turn as the message that templates expect. Keys without a value are absent: templates test for presence."""
     message: dict[str, Any] = {"role": turn.role, "content": turn.content}
     if turn.name is not None:
         message["name"] = turn.name
@@ -228,10 +222,11 @@ def _message(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without marks, and the (begin, end) of what stood between each pair of them."""
-    parts = marked.split(_MARK)
-    spans, position = [], 0
+def _extract_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without marks, and (first character, one past the last) of the parts between pairs of them."""
+    parts = text.split(_MARK)
+    spans: list[tuple[int, int]] = []
+    position = 0
     for index, part in enumerate(parts):
         if index % 2:
             spans.append((position, position + len(part)))
@@ -240,9 +235,9 @@ def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`, transformers' tag: here it writes a mark on either side.
+    """transformers' tag `{% generation %}...{% endgeneration %}`, which here writes a mark at both ends.
 
-    transformers calls a macro and measures what was written so far; a mark costs a string split.
+    transformers calls a macro that measures the output so far; marks cost no more than a split of the text.
     """
 
     tags = {"generation"}  # noqa: RUF012 (jinja's own declaration)
@@ -262,18 +257,19 @@ def _raise(message: str) -> None:
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **settings: Any) -> str:
-    """JSON without the escapes for HTML that Jinja's own filter writes; as transformers does."""
+    """JSON without the HTML escapes of Jinja's own filter, as in transformers."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **settings)
 
 
 def _environment() -> jinja2.Environment:
-    """The names and filters that chat templates on the hub rely on (transformers' chat_template_utils)."""
+    """The functions and filters that chat templates on the hub rely on (transformers' chat_template_utils)."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = TODAY.strftime
+    # jinja2 declares both as bare dict
+    cast("dict[str, Any]", environment.filters)["tojson"] = _tojson  # pyright: ignore[reportUnknownMemberType]
+    variables = cast("dict[str, Any]", environment.globals)  # pyright: ignore[reportUnknownMemberType]
+    variables |= {"raise_exception": _raise, "strftime_now": TODAY.strftime}
     return environment
 
 

@@ -1,4 +1,4 @@
-"""Tokenised data on disk, keyed by everything it was made from; safe under several processes."""
+"""The cache of tokenized data on disk, keyed by all that decides it; safe under several processes."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,10 +18,10 @@ import numpy as np
 from tuner.config.data import Data, Prompts, Source, Text
 from tuner.data.comparisons import Comparisons
 from tuner.data.data_report import DataReport
-from tuner.data.encoding import Tokenizer, serialise
+from tuner.data.encoding import Tokenizer, serialize
 from tuner.data.examples import Examples
 from tuner.data.prompts import PromptSet
-from tuner.data.row_shapes import fingerprint_of_registered
+from tuner.data.row_shapes import registered_fingerprints
 from tuner.data.sources import Rows
 from tuner.data.template import find_source
 
@@ -47,15 +47,16 @@ CODE = (
     "encoding",
     "turns",
 )
-"""The modules that decide what is learned: a change in any of them makes every entry stale."""
+"""The modules that decide the tokens and weights: a change in any of them makes every entry stale."""
 
-Parts = dict[str, Any]
-"""Examples, Comparisons or a PromptSet by the name of the part."""
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (Examples, Comparisons, PromptSet)}
+"""The classes of parts by name."""
+Parts = Mapping[str, Examples | Comparisons | PromptSet]
+"""Name of a part -> its samples."""
 
 
 def cache_folder(data: Data | Prompts) -> Path:
-    """Where the entries lie: the config's folder, $TUNER_CACHE, or ~/.cache/tuner."""
+    """The folder of the entries: the config's, $TUNER_CACHE, or ~/.cache/tuner."""
     return Path(data.cache or os.environ.get("TUNER_CACHE") or "~/.cache/tuner").expanduser()
 
 
@@ -65,21 +66,21 @@ def cache_key(
     rows: list[Rows],
     others: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """Hash of the rows, the tokenizer, the template's text, the data fields that matter, `others`, and this code."""
+    """Hash of the rows, the tokenizer, the template's text, the config fields that matter, `others`, and this code."""
     fields = data.model_dump(
         mode="json", exclude={"cache", "files", "validation_files", "test_files", "limit"}
     )
-    made_from = {
+    inputs: dict[str, Any] = {
         "fields": fields,
-        "sources": [[_fields(one.source), one.identity()] for one in rows],
+        "sources": [[_source_fields(source_rows.source), source_rows.identity()] for source_rows in rows],
         "counts": [len(data.sources), len(data.validation_sources), len(data.test_sources)],
         "template": None if isinstance(data, Text) else find_source(data.template, tokenizer),
         "others": dict(others),
-        "registered shapes": fingerprint_of_registered(),
-        "tokenizer": serialise(tokenizer),
+        "registered shapes": registered_fingerprints(),
+        "tokenizer": serialize(tokenizer),
         "code": code_hash(),
     }
-    return hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def code_hash() -> str:
@@ -92,14 +93,14 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def load_entry(folder: Path, key: str) -> tuple[Parts, DataReport, str] | None:
-    """Parts, report and fingerprint of an entry, memory-mapped; None when there is none or it is damaged."""
+def load_entry(folder: Path, key: str) -> tuple[dict[str, Any], DataReport, str] | None:
+    """Parts (memory-mapped), report and fingerprint of an entry; None when there is none or it is damaged."""
     entry = folder / key
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         arrays = {name: _load(entry / name, crc) for name, crc in meta["arrays"].items()}
         parts = {
-            name: _restored(KINDS[part["kind"]], f"{name}.", arrays, part["texts"])
+            name: _rebuild(KINDS[part["kind"]], f"{name}.", arrays, part["texts"])
             for name, part in meta["parts"].items()
         }
         return parts, DataReport.from_dict(meta["report"]), meta["fingerprint"]
@@ -108,20 +109,20 @@ def load_entry(folder: Path, key: str) -> tuple[Parts, DataReport, str] | None:
 
 
 def save_entry(folder: Path, key: str, parts: Parts, report: DataReport, fingerprint: str) -> None:
-    """Write an entry beside its place and rename it into it, so that nobody ever reads half of one."""
+    """Write an entry under a temporary name and rename it, so that no process ever reads half of one."""
     temporary = folder / f".{key}.{os.getpid()}.{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
     try:
-        arrays = {}
+        checksums: dict[str, int] = {}
         for part, examples in parts.items():
             for name, array in _leaves(examples, f"{part}.", np.ndarray):
-                arrays[f"{name}.npy"] = _save(temporary / f"{name}.npy", array)
-        meta = {
+                checksums[f"{name}.npy"] = _save(temporary / f"{name}.npy", array)
+        meta: dict[str, Any] = {
             "parts": {
                 part: {"kind": type(examples).__name__, "texts": dict(_leaves(examples, f"{part}.", tuple))}
                 for part, examples in parts.items()
             },
-            "arrays": arrays,
+            "arrays": checksums,
             "report": report.to_dict(),
             "fingerprint": fingerprint,
         }
@@ -137,10 +138,10 @@ def save_entry(folder: Path, key: str, parts: Parts, report: DataReport, fingerp
 
 
 @contextlib.contextmanager
-def locked(folder: Path, key: str) -> Iterator[None]:
-    """Let one process at a time build an entry; the others wait and then find it.
+def locked(folder: Path, key: str) -> Generator[None]:
+    """A lock under which one process builds an entry; the others wait for it, and then load it.
 
-    Only saves work: a file system without locks costs every process its own build, and no more.
+    It only saves work: on a file system without locks every process builds the entry itself.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ImportError):
@@ -152,8 +153,8 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         yield
 
 
-def _fields(source: Source) -> dict[str, Any]:
-    """What of a source decides its tokens; its share does not. A user's function counts with its file."""
+def _source_fields(source: Source) -> dict[str, Any]:
+    """The fields of a source that decide its tokens (its share does not), and the hash of a user's function's file."""
     fields = source.model_dump(mode="json", exclude={"share"})
     file = Path(str(source.shape).rpartition(":")[0])
     if ":" in str(source.shape) and file.is_file():
@@ -162,7 +163,7 @@ def _fields(source: Source) -> dict[str, Any]:
 
 
 def _leaves(part: Any, prefix: str, kind: type) -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every field of this kind, in a dataclass and those in it."""
+    """(dotted name, value) of every field of this type, in a dataclass and those nested in it."""
     for field in fields(part):
         value, name = getattr(part, field.name), f"{prefix}{field.name}"
         if isinstance(value, kind):
@@ -171,13 +172,13 @@ def _leaves(part: Any, prefix: str, kind: type) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{name}.", kind)
 
 
-def _restored(kind: Any, prefix: str, arrays: dict[str, np.ndarray], texts: dict[str, list[str]]) -> Any:
-    """The dataclass whose arrays and tuples of texts `_leaves` has named."""
+def _rebuild(kind: Any, prefix: str, arrays: dict[str, np.ndarray], texts: dict[str, list[str]]) -> Any:
+    """The dataclass of this type, from the arrays and tuples of texts that `_leaves` named."""
     values: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         path = f"{prefix}{name}"
         if is_dataclass(hint):
-            values[name] = _restored(hint, f"{path}.", arrays, texts)
+            values[name] = _rebuild(hint, f"{path}.", arrays, texts)
         else:
             values[name] = arrays[f"{path}.npy"] if hint is np.ndarray else tuple(texts[path])
     return kind(**values)

@@ -1,13 +1,14 @@
-"""What rows of every kind are made of: turns as OpenAI and InternLM2 write them, and words for what is not."""
+"""What rows of every kind are made of: turns, tools, weights and texts, and errors for what they should not hold."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeGuard, cast
 
 from tuner.data.conversation import ROLES, ToolCall, Turn
 from tuner.errors import UserError
 
 Values = Mapping[str, Any]
+"""A row, or a JSON object in one."""
 
 _ROLES = {role: role for role in ROLES} | {
     "developer": "system",
@@ -21,16 +22,16 @@ _ROLES = {role: role for role in ROLES} | {
     "observation": "tool",
     "ipython": "tool",
 }
-"""What the shapes in use call the roles, and what they are here. `function_call` is read apart."""
+"""Roles as published sets name them -> our roles. ShareGPT's `function_call` is a tool call, read elsewhere."""
 
 
 def read_turn(message: Any, origin: str) -> Turn:
-    """An OpenAI or InternLM2 message."""
-    expect_mapping(message, "a message", origin)
-    given = message.get("role")
-    role = _ROLES.get(given) if isinstance(given, str) else None
+    """An OpenAI or InternLM2 message. Raises UserError with its origin when it is neither."""
+    message = expect_mapping(message, "a message", origin)
+    written_role = message.get("role")
+    role = _ROLES.get(written_role) if isinstance(written_role, str) else None
     if role is None:
-        refuse(origin, f"unknown role {given!r}; the roles are {', '.join(ROLES)}")
+        refuse(origin, f"unknown role {written_role!r}; the roles are {', '.join(ROLES)}")
     for key in ("reasoning_content", "thinking", "reasoning"):
         if message.get(key):
             refuse(origin, f'"{key}" is not rendered; put it in the content, as in <think>...</think>')
@@ -39,7 +40,7 @@ def read_turn(message: Any, origin: str) -> Turn:
         if value is not None and not isinstance(value, str):
             refuse(origin, f'"{key}" is a text, not {value!r}')
     calls = tuple(
-        _call_of(call, origin)
+        _read_call(call, origin)
         for call in expect_list(message.get("tool_calls") or [], '"tool_calls"', origin)
     )
     if calls and role != "assistant":
@@ -53,25 +54,25 @@ def _content(content: Any, may_be_empty: bool, origin: str) -> str:
     if content is None and may_be_empty:
         return ""
     if isinstance(content, list):
-        for part in content:
-            if not isinstance(part, Mapping) or part.get("type") != "text":
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                refuse(origin, f"a content part of type {kind!r}; only text parts are learned here")
-        return "".join(expect_text(part.get("text"), "a content part", origin) for part in content)
+        texts: list[str] = []
+        for part in cast("list[Any]", content):
+            part_type = part.get("type") if is_object(part) else type(part).__name__
+            if not is_object(part) or part_type != "text":
+                refuse(origin, f"a content part of type {part_type!r}; only text parts can be trained on")
+            texts.append(expect_text(part.get("text"), "a content part", origin))
+        return "".join(texts)
     return expect_text(content, '"content"', origin)
 
 
-def _call_of(call: Any, origin: str) -> ToolCall:
+def _read_call(call: Any, origin: str) -> ToolCall:
     """OpenAI's {"id", "function": {"name", "arguments"}}; InternLM2's {"name", "parameters"} too."""
-    expect_mapping(call, "a tool call", origin)
-    function = call.get("function") or call
-    expect_mapping(function, "a tool call's function", origin)
-    arguments = next(
-        (function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {}
-    )
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments) if is_json(arguments) else arguments
-    if not isinstance(arguments, Mapping) or not isinstance(function.get("name"), str):
+    call = expect_mapping(call, "a tool call", origin)
+    function = expect_mapping(call.get("function") or call, "a tool call's function", origin)
+    key = next((key for key in ("arguments", "parameters") if function.get(key) is not None), None)
+    arguments: Any = {} if key is None else function[key]
+    if isinstance(arguments, str) and is_json(arguments):
+        arguments = json.loads(arguments)
+    if not is_object(arguments) or not isinstance(function.get("name"), str):
         refuse(origin, 'a tool call is {"name": text, "arguments": {...}}, the arguments a JSON object')
     identity = call.get("id")
     return ToolCall(function["name"], arguments, identity if isinstance(identity, str) else None)
@@ -79,58 +80,61 @@ def _call_of(call: Any, origin: str) -> ToolCall:
 
 def read_tools(row: Values, origin: str) -> tuple[Values, ...]:
     """The row's tools, each as OpenAI writes it; a list, or that list as JSON text (ShareGPT sets)."""
-    tools = row.get("tools") or row.get("functions") or []
+    tools: Any = row.get("tools") or row.get("functions") or []
     if isinstance(tools, str):
         tools = json.loads(tools) if is_json(tools) else refuse(origin, '"tools" is text but not JSON')
-    result = []
+    result: list[Values] = []
     for tool in expect_list(tools, '"tools"', origin):
-        expect_mapping(tool, "a tool", origin)
+        tool = expect_mapping(tool, "a tool", origin)
         function = tool.get("function") or tool
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        if not is_object(function) or not isinstance(function.get("name"), str):
             refuse(origin, 'a tool is {"type": "function", "function": {"name": text, ...}}')
         result.append({"type": "function", "function": function})
     return tuple(result)
 
 
 def read_switches(message: Values, origin: str) -> dict[str, Any]:
-    """A turn's own `learn` (also called `loss` and `train`) and `weight`."""
+    """A turn's `learn` (also called `loss` or `train`) and `weight`, as arguments of Turn."""
     learn = next((message[key] for key in ("learn", "loss", "train") if message.get(key) is not None), None)
     if learn is not None and learn not in (True, False):
-        refuse(origin, f'"learn" is true or false, not {learn!r}; a factor is called "weight"')
+        refuse(origin, f'"learn" is true or false, not {learn!r}; write a factor as "weight"')
     return {"learn": None if learn is None else bool(learn), "weight": read_weight(message, origin)}
 
 
 def read_weight(values: Values, origin: str) -> float:
+    """The `weight` of a row or turn, 1 where it has none."""
     weight = values.get("weight")
     if weight is None:
         return 1.0
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        refuse(origin, f'"weight" is a number from 0 on, not {weight!r}')
+        refuse(origin, f'"weight" is a number of at least 0, not {weight!r}')
     if weight and not 1e-30 <= weight <= 1e30:
-        refuse(origin, f'"weight" {weight!r:.20} is beyond what fp32 holds well; write a moderate number')
+        refuse(origin, f'"weight" {weight!r:.20} is out of the range of fp32; write a moderate number')
     return float(weight)
 
 
 def read_question(row: Values, origin: str) -> tuple[Turn, ...]:
-    """Alpaca's question: `history`, `instruction`, `input`."""
+    """Alpaca's prompt: `history`, `instruction`, `input`."""
     turns: list[Turn] = []
     for pair in expect_list(row.get("history") or [], '"history"', origin):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
+        texts = cast("Sequence[Any]", pair) if isinstance(pair, list | tuple) else ()
+        if len(texts) != 2:
             refuse(origin, '"history" is a list of [question, answer] pairs')
-        question, answer = (expect_text(part, '"history"', origin) for part in pair)
+        question, answer = (expect_text(text, '"history"', origin) for text in texts)
         turns += [Turn("user", question), Turn("assistant", answer)]
     instruction = expect_text(row["instruction"], '"instruction"', origin)
-    given = expect_text(row.get("input") or "", '"input"', origin)
-    question = f"{instruction}\n{given}" if given else instruction
-    return (*turns, Turn("user", question, input=given or None))
+    context = expect_text(row.get("input") or "", '"input"', origin)
+    question = f"{instruction}\n{context}" if context else instruction
+    return (*turns, Turn("user", question, input=context or None))
 
 
 def call_function(function: Callable[[Values], Any], row: Values, origin: str) -> Values:
+    """The row that a user's function makes of a row. Raises UserError with the origin when it fails or returns none."""
     try:
         result = function(row)
     except Exception as error:
         raise UserError(f"{origin}: {function.__name__} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(result, Mapping):
+    if not is_object(result):
         refuse(
             origin,
             f"{function.__name__} returned {type(result).__name__}; return a row (a dict) of one of the shapes",
@@ -139,31 +143,43 @@ def call_function(function: Callable[[Values], Any], row: Values, origin: str) -
 
 
 def has(row: Values, key: str) -> bool:
+    """Whether a row has a key with a value other than null."""
     return row.get(key) is not None  # Parquet gives absent keys as null
 
 
-def names_of(row: Values) -> str:
+def key_names(row: Values) -> str:
+    """A row's keys, for messages."""
     return ", ".join(str(key) for key in row) or "none"
 
 
-def expect_text(value: Any, what: str, origin: str) -> str:
+def is_object(value: object) -> TypeGuard[Values]:
+    """Whether a value is a JSON object (its keys are texts)."""
+    return isinstance(value, Mapping)
+
+
+def expect_text(value: object, name: str, origin: str) -> str:
+    """The value, if it is a text; UserError otherwise. name: of the value, for the message."""
     if not isinstance(value, str):
-        refuse(origin, f"{what} is {'missing' if value is None else 'not a text'}; write a string")
+        refuse(origin, f"{name} is {'missing' if value is None else 'not a text'}; write a string")
     return value
 
 
-def expect_list(value: Any, what: str, origin: str) -> list[Any]:
+def expect_list(value: object, name: str, origin: str) -> list[Any]:
+    """The value, if it is a list; UserError otherwise."""
     if not isinstance(value, list):
-        refuse(origin, f"{what} is not a list")
+        refuse(origin, f"{name} is not a list; write one")
+    return cast("list[Any]", value)
+
+
+def expect_mapping(value: object, name: str, origin: str) -> Values:
+    """The value, if it is a JSON object; UserError otherwise."""
+    if not is_object(value):
+        refuse(origin, f"{name} is not an object but {value!r:.60}; write {{...}}")
     return value
-
-
-def expect_mapping(value: Any, what: str, origin: str) -> None:
-    if not isinstance(value, Mapping):
-        refuse(origin, f"{what} is not an object but {value!r:.60}")
 
 
 def is_json(text: str) -> bool:
+    """Whether a text can be parsed as JSON."""
     try:
         json.loads(text)
     except ValueError:
@@ -172,4 +188,5 @@ def is_json(text: str) -> bool:
 
 
 def refuse(origin: str, message: str) -> NoReturn:
+    """Raise UserError for the row at `origin`."""
     raise UserError(f"{origin}: {message}")

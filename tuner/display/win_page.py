@@ -336,7 +336,7 @@ def _side(policy: Contestant, index: int, side: str, *, won: bool) -> str:
 
 def _prompt_text(prompt: Prompt) -> str:
     """The prompt's turns: a single one as it is, several with their roles."""
-    turns = prompt.asked().turns
+    turns = prompt.policy_input().turns
     if len(turns) == 1:
         return turns[0].content
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)

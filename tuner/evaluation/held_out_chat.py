@@ -11,7 +11,7 @@ from tuner.config.functions import Function, load_function
 from tuner.data.batch import make_batches
 from tuner.data.examples import Examples
 from tuner.data.packing import deal
-from tuner.data.subset import spread
+from tuner.data.subset import stratified_subset
 from tuner.errors import UserError
 from tuner.models.forward import token_loss
 from tuner.models.generate import generate
@@ -35,7 +35,7 @@ class HeldOutRows:
         tokens_per_pass: int,
         end_ids: frozenset[int],
     ) -> None:
-        examples = spread(examples, config.rows)
+        examples = stratified_subset(examples, config.rows)
         self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
         self._score = load_score(config.score)
         self._end_ids = end_ids

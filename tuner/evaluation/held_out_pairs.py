@@ -10,7 +10,7 @@ from tuner.config import FocalRanking, PairEvaluation
 from tuner.data.batch import make_batches
 from tuner.data.comparisons import Comparisons
 from tuner.data.packing import deal
-from tuner.data.subset import spread
+from tuner.data.subset import stratified_subset
 from tuner.models.forward import scores
 from tuner.models.pair_sums import pair_sums
 from tuner.models.roles import Roles
@@ -31,7 +31,7 @@ class HeldOutPairs:
         loss: FocalRanking,
         tokens_per_pass: int,
     ) -> None:
-        comparisons = spread(comparisons, evaluation.rows)
+        comparisons = stratified_subset(comparisons, evaluation.rows)
         self._roles, self._devices, self._loss = roles, devices, loss
         self._batches = make_batches(comparisons, tokens_per_pass) if comparisons is not None else []
 

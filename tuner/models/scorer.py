@@ -67,7 +67,7 @@ class ScoreRequest:
     @classmethod
     def of(cls, prompt: Prompt, answer: str) -> ScoreRequest:
         """A prompt with an answer to it, under the prompt's condition."""
-        return cls(prompt.answered(answer), prompt.condition, prompt.turns)
+        return cls(prompt.with_answer(answer), prompt.condition, prompt.turns)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Scorer:
 def _conditioned(request: ScoreRequest, conditions: Conditions) -> Conversation:
     """The conversation behind its condition's system prompt."""
     system = conditions.prompt(request.condition, drawing_key(request.prompt), request.conversation.origin)
-    return request.conversation if system is None else request.conversation.behind(system)
+    return request.conversation if system is None else request.conversation.prepend_system(system)
 
 
 def _without_loss(conversation: Conversation) -> Conversation:

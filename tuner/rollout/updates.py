@@ -48,7 +48,7 @@ def updates(
         }
         batches: Sequence[Batch] = ()
         if replay is not None and len(share):
-            totals["replay_tokens"] = replay.learned(share.tolist())
+            totals["replay_tokens"] = replay.target_weight(share.tolist())
             local = replay.batches(share.tolist(), devices.rank, devices.world)
             batches = [batch.to(devices.device) for batch in local]
         part_experiences = [experience for experience in experiences if experience.row.mini_batch == part]

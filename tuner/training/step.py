@@ -37,7 +37,7 @@ class Step:
         """Name -> summed weight over all ranks, known before the first pass of an update."""
         self.tokens = contents.tokens
         """All tokens of the step over all ranks, whether or not the loss is taken on them."""
-        self.metrics: dict[str, float | None] = dict(contents.facts)
+        self.metrics: dict[str, float | None] = dict(contents.metrics)
         """Further numbers logged with the step; those of the main rank are written."""
         self.updates: list[dict[str, tuple[float, float]]] = []
         """For each update, by name: the mean over all ranks, and the total that it was divided by."""

@@ -1,4 +1,4 @@
-"""The cache: a changed input is another key, a damaged entry is made again, processes do not clash."""
+"""The cache: a changed input is another key, a damaged entry is rebuilt, processes do not clash."""
 
 import json
 import multiprocessing
@@ -91,7 +91,7 @@ def test_tokenizer_template_text_and_code_change_the_key(path, tokenizer, tmp_pa
     assert key(tokenizer, data) != again
 
 
-def test_the_code_hash_covers_every_module_that_decides_what_is_learned():
+def test_the_code_hash_covers_every_module_that_decides_tokens_and_weights():
     folder = Path(cache.__file__).parent
     shown_only = {"__init__", "inspection"}
     the_loops_own = {"packing", "batch", "stream", "prompt_stream", "replay", "subset"}
@@ -134,14 +134,14 @@ def test_a_damaged_entry_is_made_again(damage, path, tokenizer, tmp_path):
     again = load_data(data, tokenizer)
     assert np.array_equal(first.train.tokens_T, again.train.tokens_T)
     assert cache.load_entry(tmp_path / "own", key(tokenizer, data)) is not None
-    assert [one.name for one in (tmp_path / "own").iterdir() if one.is_dir()] == [entry.name]
+    assert [path.name for path in (tmp_path / "own").iterdir() if path.is_dir()] == [entry.name]
 
 
 def test_an_unwritable_cache_is_told_and_costs_nothing_else(path, tokenizer, tmp_path):
     (tmp_path / "file").write_text("in the way")
     data = load_data(Chat(files=(path,), template="chatml", cache=str(tmp_path / "file")), tokenizer)
     assert len(data.train) == 2
-    assert "were not kept" in str(data.report)
+    assert "could not be cached" in str(data.report)
 
 
 def test_a_failed_write_leaves_nothing_behind(path, tokenizer, tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_failed_write_leaves_nothing_behind(path, tokenizer, tmp_path, monkeyp
     monkeypatch.setattr(cache, "_save", full)
     data = load_data(Chat(files=(path,), template="chatml", cache=str(tmp_path / "own")), tokenizer)
     assert "No space left on device" in str(data.report)
-    assert [one for one in (tmp_path / "own").iterdir() if one.is_dir()] == []
+    assert [path for path in (tmp_path / "own").iterdir() if path.is_dir()] == []
 
 
 def test_processes_that_race_all_get_the_entry(path, tokenizer, tmp_path):
@@ -172,4 +172,4 @@ def test_processes_that_race_all_get_the_entry(path, tokenizer, tmp_path):
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert len({file.read_text() for file in results.iterdir()}) == 1
     assert len(list(results.iterdir())) == 4
-    assert [one.name for one in (tmp_path / "own").iterdir() if one.is_dir()] == [key(tokenizer, data)]
+    assert [path.name for path in (tmp_path / "own").iterdir() if path.is_dir()] == [key(tokenizer, data)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tuner.data.batch import gather, make_batches
-from tuner.data.comparisons import Compared, ComparisonCollector, Comparisons, pairs_of
+from tuner.data.comparisons import ComparisonCollector, Comparisons, TokenizedComparison, pairs_of
 from tuner.data.stream import make_stream
 
 NAMES = ("brief", "long")
@@ -22,41 +22,41 @@ def comparisons(ranks, weights=None, margins=None, ties=False, seed=0) -> Compar
         samples = []
         for _ in one:
             length = int(generator.integers(2, 6))
-            learned = np.zeros(length, dtype=np.float32)
-            learned[-1] = weight
+            loss_weights = np.zeros(length, dtype=np.float32)
+            loss_weights[-1] = weight
             sequence = np.array([next(tokens) for _ in range(length)], dtype=np.int32)
-            samples.append((sequence, learned))
+            samples.append((sequence, loss_weights))
         margin = 0.0 if margins is None else float(margins[place])
         condition = (*NAMES, None)[place % 3]
         starts = [int(generator.integers(1, len(sequence))) for sequence, _ in samples]
-        row = Compared(
+        row = TokenizedComparison(
             samples, starts, tuple(one), margin, weight, condition, twin=place // 2, cut=place % 5 == 0
         )
         collector.add(row, source=place % 2, file=f"{place % 2}.jsonl", line=place + 1)
-    found = collector.finish()
-    assert found is not None
-    return found
+    comparisons = collector.finish()
+    assert comparisons is not None
+    return comparisons
 
 
-def rows_of(found: Comparisons) -> list[tuple]:
+def rows_of(comparisons: Comparisons) -> list[tuple]:
     """Every row as plain values."""
     rows = []
-    for index in range(len(found)):
-        answers, pairs = found.answers([index]).tolist(), found.pairs([index])
+    for index in range(len(comparisons)):
+        answers, pairs = comparisons.answers([index]).tolist(), comparisons.pairs([index])
         rows.append(
             (
-                found.origin(index),
-                int(found.sources[index]),
-                found.condition(index),
-                int(found.twins[index]),
-                bool(found.cut[index]),
-                tuple(tuple(found.sequences.example(answer)[0].tolist()) for answer in answers),
-                tuple(float(found.sequences.example(answer)[1][-1]) for answer in answers),
-                tuple(found.starts[answers].tolist()),
-                tuple(found.better[pairs].tolist()),
-                tuple(found.worse[pairs].tolist()),
-                tuple(found.weights[pairs].tolist()),
-                tuple(found.margins[pairs].tolist()),
+                comparisons.origin(index),
+                int(comparisons.sources[index]),
+                comparisons.condition(index),
+                int(comparisons.twins[index]),
+                bool(comparisons.cut[index]),
+                tuple(tuple(comparisons.sequences.example(answer)[0].tolist()) for answer in answers),
+                tuple(float(comparisons.sequences.example(answer)[1][-1]) for answer in answers),
+                tuple(comparisons.starts[answers].tolist()),
+                tuple(comparisons.better[pairs].tolist()),
+                tuple(comparisons.worse[pairs].tolist()),
+                tuple(comparisons.weights[pairs].tolist()),
+                tuple(comparisons.margins[pairs].tolist()),
             )
         )
     return rows
@@ -77,15 +77,15 @@ def pairs_in(batch) -> list[tuple]:
 def many() -> Comparisons:
     generator = np.random.default_rng(1)
     ranks = [tuple(sorted(generator.integers(0, 4, generator.integers(2, 6)).tolist())) for _ in range(60)]
-    ranks = [one if one[0] != one[-1] else (0, 1) for one in ranks]
+    ranks = [row_ranks if row_ranks[0] != row_ranks[-1] else (0, 1) for row_ranks in ranks]
     return comparisons(ranks, weights=generator.uniform(0.2, 2, 60), margins=generator.uniform(0, 1, 60))
 
 
 def test_a_ranked_list_makes_every_pair_once():
     assert pairs_of((0, 1), ties=False) == [(0, 1, 1.0)]
-    found = pairs_of((0, 1, 2, 3), ties=False)
-    assert [pair[:2] for pair in found] == list(itertools.combinations(range(4), 2))
-    assert {share for *_, share in found} == {1 / 6}
+    pairs = pairs_of((0, 1, 2, 3), ties=False)
+    assert [pair[:2] for pair in pairs] == list(itertools.combinations(range(4), 2))
+    assert {share for *_, share in pairs} == {1 / 6}
 
 
 def test_answers_of_one_rank_make_no_pair_or_one_each_way_at_half():
@@ -103,13 +103,13 @@ def test_the_shares_of_a_row_sum_to_one(ties):
 
 
 def test_a_prompt_counts_once_and_each_answer_once():
-    found = comparisons([(0, 1), (0, 1, 2, 3), (0, 0, 1)], weights=[1.0, 2.0, 0.5])
-    sums = np.add.reduceat(found.weights, found.pair_offsets[:-1])
+    rows = comparisons([(0, 1), (0, 1, 2, 3), (0, 0, 1)], weights=[1.0, 2.0, 0.5])
+    sums = np.add.reduceat(rows.weights, rows.pair_offsets[:-1])
     assert sums.tolist() == pytest.approx([1.0, 2.0, 0.5])
-    assert found.totals([0]) == pytest.approx({"pairs": 1.0, "answers": 2.0})
-    assert found.totals([1]) == pytest.approx({"pairs": 2.0, "answers": 4 * 2.0})
-    assert found.totals([0, 1, 2]) == pytest.approx({"pairs": 3.5, "answers": 2 + 8 + 1.5})
-    assert found.totals([]) == {"pairs": 0.0, "answers": 0.0}
+    assert rows.totals([0]) == pytest.approx({"pairs": 1.0, "answers": 2.0})
+    assert rows.totals([1]) == pytest.approx({"pairs": 2.0, "answers": 4 * 2.0})
+    assert rows.totals([0, 1, 2]) == pytest.approx({"pairs": 3.5, "answers": 2 + 8 + 1.5})
+    assert rows.totals([]) == {"pairs": 0.0, "answers": 0.0}
 
 
 def test_rows_say_where_they_come_from(many):
@@ -131,7 +131,7 @@ def test_taking_rows_keeps_all_they_hold(many):
 def test_packing_loses_nothing_and_pairs_point_at_their_answers(many, tokens_per_pass):
     batches = make_batches(many, tokens_per_pass)
     assert all(len(batch.tokens_T) <= tokens_per_pass for batch in batches)
-    found = Counter(pair for batch in batches for pair in pairs_in(batch))
+    pairs = Counter(pair for batch in batches for pair in pairs_in(batch))
     expected: Counter = Counter()
     for row in rows_of(many):
         tokens, (better, worse, weights, margins) = row[5], row[8:]
@@ -139,7 +139,7 @@ def test_packing_loses_nothing_and_pairs_point_at_their_answers(many, tokens_per
             (tokens[one], tokens[other], weight, margin)
             for one, other, weight, margin in zip(better, worse, weights, margins, strict=True)
         )
-    assert found == expected
+    assert pairs == expected
     segments = Counter(
         tuple(batch.tokens_T[begin:end].tolist())
         for batch in batches
@@ -178,7 +178,7 @@ def test_the_steps_of_a_run_hold_every_row_once_whatever_the_passes(many, world)
         assert held[0] == held[1]
 
 
-def test_the_fingerprint_is_of_what_is_learned(many):
+def test_the_fingerprint_is_of_what_the_loss_depends_on(many):
     assert many.fingerprint() == many.take(np.arange(60)).fingerprint()
     assert many.fingerprint() != many.take(np.arange(59, -1, -1)).fingerprint()
     plain = comparisons([(0, 1), (0, 1, 2)])

@@ -9,7 +9,7 @@ from tuner.data.conversation import Turn
 from tuner.errors import UserError
 from tuner.resources import conditions_folder
 
-READY = ("helpful", "harmless", "honest", "math", "code", "summarise", "format")
+READY = ("helpful", "harmless", "honest", "math", "code", "summarize", "format")
 KEYS = [drawing_key([Turn("user", f"question {number}")]) for number in range(3000)]
 
 
@@ -25,19 +25,19 @@ def file(tmp_path):
 
 
 def test_texts_tuples_and_files(file):
-    found = read_conditions(
+    wordings = read_conditions(
         {"one": "A text.", "many": ("A", "B"), "file": file, "mixed": ("Mine.", file), "ready": "tuner:math"}
     )
-    assert found["one"] == Wordings(("A text.",))
-    assert found["many"] == Wordings(("A", "B"))
+    assert wordings["one"] == Wordings(("A text.",))
+    assert wordings["many"] == Wordings(("A", "B"))
     brief = Wordings(
         ("Be brief.", "Keep it short.", "#1 is the shortest"), ("Short, please.",), ("No waffling.",)
     )
-    assert found["file"] == brief
-    assert found["mixed"].seen == ("Mine.", *brief.seen)
-    assert found["mixed"].novel == brief.novel
-    assert len(found["ready"].seen) > 1
-    assert list(found) == ["one", "many", "file", "mixed", "ready"]
+    assert wordings["file"] == brief
+    assert wordings["mixed"].seen == ("Mine.", *brief.seen)
+    assert wordings["mixed"].novel == brief.novel
+    assert len(wordings["ready"].seen) > 1
+    assert list(wordings) == ["one", "many", "file", "mixed", "ready"]
 
 
 @pytest.mark.parametrize("name", READY)
@@ -46,9 +46,9 @@ def test_ready_conditions_come_in_both_languages_with_many_wordings(name):
         read_conditions({"x": f"tuner:{name}{ending}"})["x"] for ending in ("", ".en", ".zh")
     )
     assert both.seen == (*english.seen, *chinese.seen)
-    for found in (english, chinese):
-        wordings = (*found.seen, *found.unseen, *found.novel)
-        assert len(found.seen) >= 8
+    for condition in (english, chinese):
+        wordings = (*condition.seen, *condition.unseen, *condition.novel)
+        assert len(condition.seen) >= 8
         assert len(set(wordings)) == len(wordings)
     assert all(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in chinese.seen)
     assert not any("\u4e00" <= letter <= "\u9fff" for text in english.seen for letter in text)
@@ -67,7 +67,7 @@ def test_wordings_that_cannot_be_read_are_told(tmp_path):
     for value, message in (
         ("nowhere.txt", r"conditions\.mine: nowhere\.txt cannot be read"),
         (str(latin), r"conditions\.mine: .*latin\.txt cannot be read .*UTF-8"),
-        (str(empty), r"conditions\.mine: .*empty\.txt holds no wording to train on"),
+        (str(empty), r"conditions\.mine: .*empty\.txt has no wording to train on"),
         ("tuner:kind", r"'tuner:kind' does not come with tuner, which has: .*helpful"),
         ("tuner:twins/absent.txt", r"absent\.txt cannot be read"),
         (("Fine.", "nowhere.txt"), r"nowhere\.txt cannot be read"),
@@ -131,18 +131,18 @@ def test_rows_without_a_condition_and_unknown_ones():
     with pytest.raises(UserError, match="which has: none"):
         Conditions({}).prompt("loud", KEYS[0], "x:1")
     with pytest.raises(UserError, match="'loud'"):
-        Conditions(WORDINGS, asked="blank").prompt("loud", KEYS[0], "x:1")
+        Conditions(WORDINGS, presentation="blank").prompt("loud", KEYS[0], "x:1")
 
 
 def test_the_controls_of_the_report_card():
-    assert set(drawn(asked="unseen")) == {"unseen long"}
-    assert set(drawn("brief", asked="unseen")) == {"unseen brief", "unseen brief too"}
-    assert set(drawn("brief", asked="novel")) == {"novel brief"}
-    assert set(drawn(asked="blank")) == {None}
-    assert set(drawn(asked="swapped", partners={"long": "brief"})) == {"brief 0", "brief 1"}
+    assert set(drawn(presentation="unseen")) == {"unseen long"}
+    assert set(drawn("brief", presentation="unseen")) == {"unseen brief", "unseen brief too"}
+    assert set(drawn("brief", presentation="novel")) == {"novel brief"}
+    assert set(drawn(presentation="blank")) == {None}
+    assert set(drawn(presentation="swapped", partners={"long": "brief"})) == {"brief 0", "brief 1"}
 
 
-@pytest.mark.parametrize("asked", ["novel", "swapped"])
-def test_what_cannot_be_asked_is_an_error_and_no_crash(asked):
-    with pytest.raises(UserError, match="x:1: condition 'long' cannot be asked about"):
-        drawn(asked=asked)
+@pytest.mark.parametrize("presentation", ["novel", "swapped"])
+def test_a_presentation_without_wordings_is_an_error_and_no_crash(presentation):
+    with pytest.raises(UserError, match="x:1: condition 'long' has no wording to present as"):
+        drawn(presentation=presentation)

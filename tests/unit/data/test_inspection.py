@@ -31,19 +31,19 @@ def test_findings(loaded, tokenizer, write):
     assert errors(train, tokenizer, loaded.report) == notices(train, tokenizer, loaded.report) == []
     nothing = train.weights_T.copy()
     nothing[train.offsets[1] : train.offsets[2]] = 0
-    (found,) = errors(replace(train, weights_T=nothing), tokenizer)
-    assert found.startswith("1 sample without a token that the loss is taken on")
-    assert "a.jsonl:2" in found
+    (sentence,) = errors(replace(train, weights_T=nothing), tokenizer)
+    assert sentence.startswith("1 sample without a token that the loss is taken on")
+    assert "a.jsonl:2" in sentence
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    (found,) = errors(
+    (sentence,) = errors(
         replace(train, weights_T=np.where(train.tokens_T == end, 0, train.weights_T)), tokenizer
     )
-    assert "3 samples whose loss leaves out an end token" in found
+    assert "3 samples whose loss leaves out an end token" in sentence
     tokens = train.tokens_T.copy()
     tokens[train.offsets[2] + 1] = tokenizer.bos_token_id
-    (found,) = errors(replace(train, tokens_T=tokens), tokenizer)
-    assert "with two BOS tokens at the beginning" in found
-    assert "a.jsonl:3" in found
+    (sentence,) = errors(replace(train, tokens_T=tokens), tokenizer)
+    assert "with two BOS tokens at the beginning" in sentence
+    assert "a.jsonl:3" in sentence
     tokens = np.where(train.tokens_T == train.tokens_T[3], tokenizer.unk_token_id, train.tokens_T)
     assert "with unknown tokens" in notices(replace(train, tokens_T=tokens), tokenizer)[0]
 

@@ -12,7 +12,7 @@ from tuner.config.data import Chat, Source, Split, Text
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.data_report import DataReport
 from tuner.data.dataset import load_data
-from tuner.data.split import content_hash, part_of
+from tuner.data.split import assign_part, content_hash
 from tuner.errors import UserError
 
 
@@ -100,7 +100,7 @@ def test_too_long_dropped_or_cut_is_counted(write, tokenizer):
     assert (source.rows, source.kept, source.too_long, source.cut, source.cut_to_nothing) == (3, 2, 2, 1, 1)
     assert cut.train.lengths.tolist() == [dropped.train.lengths[0], 64]
     assert cut.train.weights_T.sum() > 32
-    assert "1 cut before anything learned and dropped" in str(cut.report)
+    assert "1 dropped because the cut left no token to take the loss on" in str(cut.report)
 
 
 def test_rows_that_teach_nothing(write, tokenizer):
@@ -108,7 +108,7 @@ def test_rows_that_teach_nothing(write, tokenizer):
         "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "learn": False}]
     }
     with pytest.raises(
-        UserError, match=r"a\.jsonl:2: nothing to learn: every token of this row has weight 0"
+        UserError, match=r"a\.jsonl:2: no token to take the loss on: every token of this row has weight 0"
     ):
         load(tokenizer, write("a.jsonl", chat("a", "b"), off))
     data = load(tokenizer, write("b.jsonl", chat("a", "b"), chat("c", "d", weight=0)))
@@ -119,7 +119,7 @@ def test_rows_that_teach_nothing(write, tokenizer):
     assert "1 rows have an empty answer" in str(empty.report)
 
 
-def test_text_is_bos_text_end_and_all_learned_but_the_first(write, tokenizer):
+def test_text_is_bos_text_end_and_all_targets_but_the_first(write, tokenizer):
     train = load(tokenizer, write("a.jsonl", {"text": "In the beginning"}), kind=Text).train
     tokens, weights = train.example(0)
     assert tokenizer.decode(tokens) == "<s>In the beginning</s>"
@@ -136,8 +136,8 @@ def test_splitting_text_loses_nothing_and_learns_every_token_once(write, tokeniz
     assert pieces.lengths.min() >= 2
     for line in range(1, 5):
         mine = [i for i in range(len(pieces)) if pieces.origin(i) == f"{path}:{line}"]
-        learned = [token for i in mine for token in pieces.example(i)[0][pieces.example(i)[1] > 0].tolist()]
-        assert learned == whole.example(line - 1)[0][1:].tolist()
+        targets = [token for i in mine for token in pieces.example(i)[0][pieces.example(i)[1] > 0].tolist()]
+        assert targets == whole.example(line - 1)[0][1:].tolist()
         assert all(pieces.example(i)[1][0] == 0 for i in mine)
     assert data.report.sources[0].split == 2
     assert data.report.sources[0].pieces == len(pieces) - 2
@@ -189,9 +189,9 @@ def test_split_by_content_does_not_depend_on_order_place_or_weight():
     }
     assert len(hashes) == 1
     assert content_hash(Conversation((turns[0], Turn("assistant", "c")))) not in hashes
-    assert part_of(bytes(16), split) == "test"
-    assert part_of(b"\xff" * 16, split) == "train"
-    assert part_of(bytes([128]) + bytes(15), split) == "validation"
+    assert assign_part(bytes(16), split) == "test"
+    assert assign_part(b"\xff" * 16, split) == "train"
+    assert assign_part(bytes([128]) + bytes(15), split) == "validation"
 
 
 def test_rows_held_out_by_file_and_trained_on_are_told(write, tokenizer):
@@ -219,11 +219,11 @@ def test_report_goes_through_json(write, tokenizer):
     part = report.parts["train"]
     assert sum(part.histogram) == part.samples == 2
     assert part.longest == max(part.longest, 2)
-    assert 0 < part.learned_share < 1
+    assert 0 < part.target_share < 1
     assert "2 rows read from 1 source. train: 2 samples" in str(report)
 
 
-def test_fingerprint_is_of_what_is_learned_not_of_where_it_stands(write, tokenizer):
+def test_fingerprint_is_of_content_not_of_origin(write, tokenizer):
     first, second = write("a.jsonl", chat("a", "b")), write("b.jsonl", chat("a", "b"))
     assert load(tokenizer, first).fingerprint == load(tokenizer, second).fingerprint
     assert load(tokenizer, first).fingerprint != load(tokenizer, first, learn="all").fingerprint

@@ -12,7 +12,7 @@ from tuner.config import Model, Preferences
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.dataset import Dataset
 from tuner.data.examples import tokenize
-from tuner.data.load_pairs import load_pairs, pairs, tail_of
+from tuner.data.load_pairs import answer_suffix, load_pairs, pairs
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
@@ -42,8 +42,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     return loaded
 
 
-def made(data: Dataset[Any], template: str = "internlm2") -> list[dict[str, np.ndarray]]:
-    return list(pairs(data.train, tail_of(Template(template, TOKENIZER), TOKENIZER)))
+def make_pairs(data: Dataset[Any], template: str = "internlm2") -> list[dict[str, np.ndarray]]:
+    return list(pairs(data.train, answer_suffix(Template(template, TOKENIZER), TOKENIZER)))
 
 
 def row(prompt: Any = "What is rain?", chosen: str = "Water.", rejected: str = "Fire.", **more: Any) -> dict:
@@ -60,10 +60,10 @@ def learned_until(template: str, turns: list[tuple[str, str]]) -> list[int]:
 @pytest.mark.parametrize("template", ["internlm2", "alpaca", "chatml", "melting.jinja"])
 def test_prompt_and_answer_are_the_tokens_of_the_whole_conversation(load: Load, template: str) -> None:
     Path("melting.jinja").write_text(MELTING)
-    asked = "How is the wea"
-    data = load([row(asked, "ther? Fine.", "sel doing?"), row("Rain", "", "\n.")], template=template)
+    merged = "How is the wea"
+    data = load([row(merged, "ther? Fine.", "sel doing?"), row("Rain", "", "\n.")], template=template)
     for pair, (prompt, *answers) in zip(
-        made(data, template), [(asked, "ther? Fine.", "sel doing?"), ("Rain", "", "\n.")], strict=True
+        make_pairs(data, template), [(merged, "ther? Fine.", "sel doing?"), ("Rain", "", "\n.")], strict=True
     ):
         for side, answer in zip(("chosen_ids", "rejected_ids"), answers, strict=True):
             whole = [*pair["prompt_ids"].tolist(), *pair[side].tolist()]
@@ -72,7 +72,7 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_conversation(load: Load, 
 
 
 def test_one_beginning_and_one_end(load: Load) -> None:
-    [pair] = made(load([row()]))
+    [pair] = make_pairs(load([row()]))
     end = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
     for side, text in (("chosen_ids", "Water."), ("rejected_ids", "Fire.")):
         whole = [*pair["prompt_ids"].tolist(), *pair[side].tolist()]
@@ -88,7 +88,7 @@ def test_one_beginning_and_one_end(load: Load) -> None:
 def test_a_rows_own_system_turn_stays_and_its_condition_does_not(load: Load) -> None:
     own = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
     data = load([row(own, condition="brief"), row("Hello", condition="brief", margin=0.5)])
-    with_system, without = (TOKENIZER.decode(pair["prompt_ids"]) for pair in made(data))
+    with_system, without = (TOKENIZER.decode(pair["prompt_ids"]) for pair in make_pairs(data))
     assert "Be kind." in with_system
     assert "system" not in without
     assert "2 rows have a condition, which a policy is not given" in data.report.notes
@@ -98,14 +98,14 @@ def test_a_rows_own_system_turn_stays_and_its_condition_does_not(load: Load) -> 
 def test_every_pair_of_a_list_once_and_no_ties(load: Load) -> None:
     answers = ["one", "two", "three", "four"]
     data = load([{"prompt": "Count", "answers": answers, "ranks": [1, 2, 2, 3]}])
-    found = [
+    conversations = [
         tuple(
             TOKENIZER.decode(pair[side]).removesuffix("<|im_end|>").strip()
             for side in ("chosen_ids", "rejected_ids")
         )
-        for pair in made(data)
+        for pair in make_pairs(data)
     ]
-    assert sorted(found) == sorted(
+    assert sorted(conversations) == sorted(
         [("one", "two"), ("one", "three"), ("one", "four"), ("two", "four"), ("three", "four")]
     )
 
@@ -113,7 +113,7 @@ def test_every_pair_of_a_list_once_and_no_ties(load: Load) -> None:
 def test_a_cut_prompt_is_cut_alike_for_both_answers(load: Load) -> None:
     long = " ".join(["rain"] * 60)
     data = load([row(long, "Water falls.", "Fire.")], max_length=40, too_long="cut")
-    [pair] = made(data)
+    [pair] = make_pairs(data)
     lengths = [len(pair["prompt_ids"]) + len(pair[side]) for side in ("chosen_ids", "rejected_ids")]
     assert max(lengths) == 40 - 1  # the line break behind the answer was fitted, too
     assert TOKENIZER.decode(pair["chosen_ids"]).strip() == "Water falls.<|im_end|>"

@@ -61,8 +61,10 @@ def systems(tokenizer, comparisons: Comparisons) -> list[str]:
     """The system turn of every sequence, or ""."""
     texts = (text(tokenizer, comparisons, sequence) for sequence in range(len(comparisons.sequences)))
     return [
-        one.partition("<|im_start|>system\n")[2].partition("<|im_end|>")[0] if "system\n" in one else ""
-        for one in texts
+        rendered.partition("<|im_start|>system\n")[2].partition("<|im_end|>")[0]
+        if "system\n" in rendered
+        else ""
+        for rendered in texts
     ]
 
 
@@ -93,7 +95,7 @@ def test_a_pair(write, tokenizer):
 
 
 @pytest.mark.parametrize("template", ["chatml", "internlm2", "qwen", "llama3", "gemma", "mistral", "alpaca"])
-def test_the_reward_token_ends_every_sequence_and_alone_is_learned(template, write, tokenizer):
+def test_the_reward_token_ends_every_sequence_and_alone_is_a_target(template, write, tokenizer):
     rows = [
         pair(f"Why {number}?", "Because. " * (number + 1), "No!\n\n", condition="long") for number in range(4)
     ]
@@ -108,7 +110,7 @@ def test_the_reward_token_ends_every_sequence_and_alone_is_learned(template, wri
         assert np.flatnonzero(weights).tolist() == [len(tokens) - 1]
 
 
-def test_without_a_reward_token_the_last_token_is_learned(write, tokenizer):
+def test_without_a_reward_token_the_last_token_is_the_target(write, tokenizer):
     train = load(tokenizer, write("a.jsonl", pair()), reward_token=None).train
     for sequence in range(2):
         tokens, weights = train.sequences.example(sequence)
@@ -433,22 +435,22 @@ def test_the_test_part_alone_is_asked_about_in_every_way(write, tokenizer):
     )
     whole = load_preferences(data, tokenizer, conditions, REWARD).test
     assert whole is not None
-    for asked, expected in {
+    for presentation, expected in {
         "seen": "Be brief.",
         "unseen": "Shorter!",
         "novel": "Waffle not.",
         "blank": "",
         "swapped": "Go on.",
     }.items():
-        control = dataclasses.replace(conditions, asked=asked)
-        found = load_test_preferences(data, tokenizer, control, REWARD)
-        assert found is not None
-        assert set(systems(tokenizer, found)) == {expected}
-        assert [found.condition(row) for row in range(2)] == ["brief", "brief"]
-        assert found.twins.tolist() == whole.twins.tolist()
-        assert found.sources.tolist() == whole.sources.tolist() == [1, 1]
-        if asked == "seen":
-            assert found.fingerprint() == whole.fingerprint()
+        control = dataclasses.replace(conditions, presentation=presentation)
+        test = load_test_preferences(data, tokenizer, control, REWARD)
+        assert test is not None
+        assert set(systems(tokenizer, test)) == {expected}
+        assert [test.condition(row) for row in range(2)] == ["brief", "brief"]
+        assert test.twins.tolist() == whole.twins.tolist()
+        assert test.sources.tolist() == whole.sources.tolist() == [1, 1]
+        if presentation == "seen":
+            assert test.fingerprint() == whole.fingerprint()
     none = Preferences(files=data.files, template="chatml")
     assert load_test_preferences(none, tokenizer, conditions, REWARD) is None
 
@@ -457,9 +459,9 @@ def test_rows_that_cannot_be_tests_are_not_read_for_them(write, tokenizer):
     """The report card loads the tests once for every control, and training files are long."""
     train, test = write("a.jsonl", pair("1"), "{broken"), write("t.jsonl", pair("2"))
     data = Preferences(files=(train,), test_files=(test,), template="chatml")
-    found = load_test_preferences(data, tokenizer, BRIEF, REWARD)
-    assert found is not None
-    assert (len(found), found.sources.tolist()) == (1, [1])
+    test = load_test_preferences(data, tokenizer, BRIEF, REWARD)
+    assert test is not None
+    assert (len(test), test.sources.tolist()) == (1, [1])
     split = data.model_copy(update={"split": Split(test=0.5)})
     with pytest.raises(UserError, match=r"a\.jsonl:2: broken JSON"):
         load_test_preferences(split, tokenizer, BRIEF, REWARD)
@@ -473,7 +475,7 @@ def test_report_in_figures_in_words_and_through_json(write, tokenizer):
     report = load(tokenizer, write("a.jsonl", *rows)).report
     assert DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
     part = report.parts["train"]
-    assert (part.samples, part.pairs, part.learned_tokens) == (5, 4, 5)
+    assert (part.samples, part.pairs, part.target_tokens) == (5, 4, 5)
     assert "2 rows read from 1 source. train: 4 pairs of 5 answers" in str(report)
     assert str(report).endswith("1 rows have an empty answer. No row is of condition 'long'.")
 
@@ -499,7 +501,7 @@ def key(write, tokenizer):
         file = path if source is None else Source(path=path, **source)
         data = Preferences(files=(file,), **{"template": "chatml", **fields})
         builder = ComparisonBuilder(data, tokenizer, conditions, reward_token, wanted=wanted)
-        return cache.cache_key(data, tokenizer, [Rows(data.sources[0])], builder.made_from)
+        return cache.cache_key(data, tokenizer, [Rows(data.sources[0])], builder.cache_inputs)
 
     return make
 
@@ -528,7 +530,7 @@ def test_conditions_seed_reward_token_and_parts_change_the_key(key, tmp_path):
             key(dataclasses.replace(BRIEF, **change))
             for change in (
                 {"seed": 1},
-                {"asked": "blank"},
+                {"presentation": "blank"},
                 {"partners": {"brief": "long"}},
                 {"wordings": {"brief": Wordings(("Be brief.",))}},
                 {"wordings": {**BRIEF.wordings, "long": Wordings(("Go on!",))}},

@@ -44,11 +44,12 @@ def test_tokens_end_with_the_header_of_the_answer(load, tokenizer):
     rows = [{"prompt": CHINESE}, {"prompt": [{"role": "user", "content": "Two?"}]}]
     train = load(rows).train
     assert texts(train, tokenizer) == [
-        f"<s><|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n" for said in (CHINESE, "Two?")
+        f"<s><|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        for question in (CHINESE, "Two?")
     ]
     template = Template("internlm2", tokenizer)
-    for index, said in enumerate((CHINESE, "Two?")):
-        whole = template.render_prompt(Conversation((Turn("user", said),)))
+    for index, question in enumerate((CHINESE, "Two?")):
+        whole = template.render_prompt(Conversation((Turn("user", question),)))
         assert train.tokens(index).tolist() == whole
         assert train.tokens(index).dtype == np.int32
     assert train.lengths.tolist() == [len(train.tokens(0)), len(train.tokens(1))]
@@ -57,14 +58,14 @@ def test_tokens_end_with_the_header_of_the_answer(load, tokenizer):
 @pytest.mark.parametrize("template", ["internlm2", "chatml", "llama3", "qwen"])
 def test_they_are_the_tokens_that_sft_learns_answers_behind(load, write, tokenizer, template):
     rows = [
-        {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "好。"}]}
-        for said in (CHINESE, "Two? ")
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "好。"}]}
+        for question in (CHINESE, "Two? ")
     ]
-    learned = load_data(Chat(files=(write("chat.jsonl", *rows),), template=template), tokenizer).train
-    asked = load(rows, template=template).train
+    samples = load_data(Chat(files=(write("chat.jsonl", *rows),), template=template), tokenizer).train
+    prompts = load(rows, template=template).train
     for index in range(2):
-        assert asked.tokens(index).tolist() == learned.prompt(index).tolist()
-        assert asked.prompt(index).reference == "好。"
+        assert prompts.tokens(index).tolist() == samples.prompt(index).tolist()
+        assert prompts.prompt(index).reference == "好。"
 
 
 def test_all_of_a_row_comes_back(load, write, tokenizer, tmp_path):
@@ -128,15 +129,15 @@ def test_the_report_counts_prompts_by_condition(load):
     data = load([*rows, rows[0], {"prompt": "off", "weight": 0}], ["brief", "kind", "honest"])
     assert data.report.parts["train"].conditions == {"kind": 3, "brief": 1, "": 1}
     assert data.report.parts["train"].prompts == 5
-    said = str(data.report)
-    assert "train: 5 prompts (3 kind, 1 brief, 1 without a condition), " in said
-    assert "1 equal to an earlier one and kept, 1 switched off" in said
+    report = str(data.report)
+    assert "train: 5 prompts (3 kind, 1 brief, 1 without a condition), " in report
+    assert "1 equal to an earlier one and kept, 1 switched off" in report
     assert data.report.notes == [
-        "1 prompts have no condition, and the reward model was trained with some: what it says of answers to them "
-        "means little; name one in the row or its Source",
+        "1 prompts have no condition, and the reward model was trained with some: its scores of answers to them mean "
+        "little; name one in the row or its Source",
         "No prompt is of condition 'honest'",
     ]
-    assert "learned" not in said
+    assert "in the loss" not in report
     assert load(rows).report.notes == []  # of no reward model that is known
     assert len(load([rows[0], rows[0]], duplicates="drop").train) == 1
 
@@ -152,7 +153,7 @@ def test_equal_prompts_of_other_conditions_or_systems_are_no_duplicates(write, l
 
 def test_weights_of_rows_are_told_to_be_without_effect(load):
     data = load([{"prompt": "a", "weight": 2.0}, {"prompt": "b"}])
-    assert "1 rows have a weight, which prompts do not" in str(data.report)
+    assert "1 rows have a weight, and prompts are not weighted" in str(data.report)
 
 
 def test_the_policys_system_turn_is_the_rows_the_sources_or_the_configs(load, write, tokenizer):
@@ -164,7 +165,9 @@ def test_the_policys_system_turn_is_the_rows_the_sources_or_the_configs(load, wr
     assert all("system" not in text for text in texts(load(rows[:1]).train, tokenizer))
     assert train.prompt(0).turns == (Turn("user", "Q"),)
     assert train.prompt(2).system == "源的。"
-    assert train.tokens(2).tolist() == Template("internlm2", tokenizer).render_prompt(train.prompt(2).asked())
+    assert train.tokens(2).tolist() == Template("internlm2", tokenizer).render_prompt(
+        train.prompt(2).policy_input()
+    )
 
 
 def test_a_prompt_that_the_reward_model_cannot_be_asked_about_is_refused_at_once(write, tokenizer):
@@ -189,8 +192,10 @@ def test_conditions_come_from_rows_and_sources_and_are_known(load, write):
     data = load([], ["brief", "kind"], files=(Source(path=path, condition="kind"),))
     assert [data.train.condition(index) for index in (0, 1)] == ["kind", "brief"]
     assert data.train.prompt(0).values == {"prompt": "a", "condition": "kind"}
-    for known, said in ((["brief"], "has: brief"), ([], "has: none")):
-        with pytest.raises(UserError, match=rf"a\.jsonl:1: condition 'kind' is unknown .*{said}; correct it"):
+    for known, available in ((["brief"], "has: brief"), ([], "has: none")):
+        with pytest.raises(
+            UserError, match=rf"a\.jsonl:1: condition 'kind' is unknown .*{available}; correct it"
+        ):
             load([], known, files=(Source(path=path, condition="kind"),))
     with pytest.raises(UserError, match=r"rows\.jsonl:2: condition 'curt' is unknown"):
         load([{"prompt": "a"}, {"prompt": "b", "condition": "curt"}], ["brief"])
@@ -246,8 +251,8 @@ def test_equal_prompts_never_cross_and_fall_where_the_reward_models_rows_fall(lo
     data = load([*rows, *rows], split=Split(test=0.3))
     assert data.test is not None
     assert 120 < len(data.test) < 240 * 2
-    asked = [{part.prompt(index).turns for index in range(len(part))} for part in (data.train, data.test)]
-    assert not asked[0] & asked[1]
+    turns = [{part.prompt(index).turns for index in range(len(part))} for part in (data.train, data.test)]
+    assert not turns[0] & turns[1]
     assert len(data.train) + len(data.test) == 4 * len(numbers)
     pairs = [{**row, "chosen": "good", "rejected": "bad"} for row in rows[::2]]
     preferences = Preferences(files=(write("p.jsonl", *pairs),), template="internlm2", split=Split(test=0.3))
@@ -255,7 +260,7 @@ def test_equal_prompts_never_cross_and_fall_where_the_reward_models_rows_fall(lo
     held_out = load_preferences(preferences, tokenizer, known, None).test
     assert held_out is not None
     lines = {int(held_out.origin(row).rpartition(":")[2]) - 1 for row in range(len(held_out))}
-    assert {(Turn("user", f"What is {n}?"),) for n in lines} == asked[1]
+    assert {(Turn("user", f"What is {n}?"),) for n in lines} == turns[1]
 
 
 def test_test_files_are_the_test_part(load, write):
@@ -309,7 +314,7 @@ def test_the_key_of_the_cache_and_the_fingerprint_follow_tokenizer_and_sources(l
 
     def key(source, **fields):
         data = Prompts(files=(source,), template="internlm2", **fields)
-        return cache.cache_key(data, tokenizer, [Rows(one) for one in data.sources])
+        return cache.cache_key(data, tokenizer, [Rows(source) for source in data.sources])
 
     plain = key(path)
     assert key(Source(path=path, share=2.0)) == plain

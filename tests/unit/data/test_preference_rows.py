@@ -38,7 +38,7 @@ def texts(preference: Preference) -> list[str]:
     return [answer[0].content for answer in preference.answers]
 
 
-def said(turns) -> list[tuple[str, str]]:
+def contents(turns) -> list[tuple[str, str]]:
     return [(turn.role, turn.content) for turn in turns]
 
 
@@ -122,27 +122,31 @@ SAME = {
 
 @pytest.mark.parametrize("case", SAME)
 def test_every_way_to_write_a_pair_is_the_same_pair(case):
-    found = read(SAME[case])
-    assert (found.prompt, found.answers, found.ranks) == (PLAIN.prompt, PLAIN.answers, PLAIN.ranks)
-    assert (found.condition, found.margin, found.weight) == (None, 0.0, 1.0)
-    assert found.origin == "x.jsonl:7"
+    preference = read(SAME[case])
+    assert (preference.prompt, preference.answers, preference.ranks) == (
+        PLAIN.prompt,
+        PLAIN.answers,
+        PLAIN.ranks,
+    )
+    assert (preference.condition, preference.margin, preference.weight) == (None, 0.0, 1.0)
+    assert preference.origin == "x.jsonl:7"
 
 
 def test_condition_margin_and_weight():
     row = {**SAME["texts"], "condition": "brief", "margin": 1, "weight": 0.5}
-    found = read(row)
-    assert (found.condition, found.margin, found.weight) == ("brief", 1.0, 0.5)
+    preference = read(row)
+    assert (preference.condition, preference.margin, preference.weight) == ("brief", 1.0, 0.5)
 
 
 def test_longer_prompts():
     alpaca = read(
         {"instruction": "C", "input": "D", "history": [["A", "B"]], "chosen": "good", "rejected": "bad"}
     )
-    assert said(alpaca.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C\nD")]
+    assert contents(alpaca.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C\nD")]
     assert alpaca.prompt[-1].input == "D"
     talk = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\nmore\n\nand more"
     hh = read({"chosen": f"{talk}\n\nAssistant: good\n\nreally", "rejected": f"{talk}\n\nAssistant: bad"})
-    assert said(hh.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C\nmore\n\nand more")]
+    assert contents(hh.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C\nmore\n\nand more")]
     assert texts(hh) == ["good\n\nreally", "bad"]
     implicit = read(
         {
@@ -150,40 +154,44 @@ def test_longer_prompts():
             "rejected": [user("A"), assistant("B"), user("C"), assistant("bad")],
         }
     )
-    assert said(implicit.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C")]
+    assert contents(implicit.prompt) == [("user", "A"), ("assistant", "B"), ("user", "C")]
 
 
 @pytest.mark.parametrize(
     "case", ["texts", "TRL's implicit prompt", "HH-RLHF", "ranks", "LLaMA-Factory's Alpaca"]
 )
 def test_a_rows_own_system_turn_opens_the_prompt(case):
-    found = read({**SAME[case], "system": "S"})
-    assert said(found.prompt) == [("system", "S"), ("user", "Q")]
-    assert texts(found) == ["good", "bad"]
+    preference = read({**SAME[case], "system": "S"})
+    assert contents(preference.prompt) == [("system", "S"), ("user", "Q")]
+    assert texts(preference) == ["good", "bad"]
 
 
 def test_system_turns_in_messages():
     system = {"role": "system", "content": "S"}
-    found = read({"prompt": [system, user()], "chosen": [assistant("good")], "rejected": [assistant("bad")]})
-    assert said(found.prompt) == [("system", "S"), ("user", "Q")]
-    found = read({"chosen": [system, user(), assistant("g")], "rejected": [system, user(), assistant("b")]})
-    assert said(found.prompt) == [("system", "S"), ("user", "Q")]
+    preference = read(
+        {"prompt": [system, user()], "chosen": [assistant("good")], "rejected": [assistant("bad")]}
+    )
+    assert contents(preference.prompt) == [("system", "S"), ("user", "Q")]
+    preference = read(
+        {"chosen": [system, user(), assistant("g")], "rejected": [system, user(), assistant("b")]}
+    )
+    assert contents(preference.prompt) == [("system", "S"), ("user", "Q")]
 
 
 def test_answers_may_have_several_turns_and_calls():
     call = {"name": "add", "arguments": {"a": 1}}
     good = [assistant("", tool_calls=[call]), {"role": "tool", "content": "2"}, assistant("2")]
-    found = read(
+    preference = read(
         {"prompt": [user()], "chosen": good, "rejected": [assistant("3")], "tools": [{"name": "add"}]}
     )
-    assert [turn.role for turn in found.answers[0]] == ["assistant", "tool", "assistant"]
-    assert found.answers[0][0].tool_calls == (ToolCall("add", {"a": 1}),)
-    assert found.tools == ({"type": "function", "function": {"name": "add"}},)
+    assert [turn.role for turn in preference.answers[0]] == ["assistant", "tool", "assistant"]
+    assert preference.answers[0][0].tool_calls == (ToolCall("add", {"a": 1}),)
+    assert preference.tools == ({"type": "function", "function": {"name": "add"}},)
 
 
-def test_what_answers_are_learned_with_is_the_rows_to_say():
+def test_switches_of_turns_do_not_hide_where_the_answer_begins():
     """A turn's own weight or switch, left from fine-tuning, must not hide where the answer begins."""
-    found = read(
+    preference = read(
         {
             "prompt": [user(learn=True, weight=3.0)],
             "chosen": [assistant("good", weight=0.0)],
@@ -191,7 +199,7 @@ def test_what_answers_are_learned_with_is_the_rows_to_say():
         }
     )
     for answer in range(2):
-        prompt, turn = found.conversation(answer).turns
+        prompt, turn = preference.conversation(answer).turns
         assert prompt.learn is False
         assert (turn.learn, turn.weight) == (None, 1.0)
 
@@ -212,18 +220,18 @@ def test_equal_scores_are_a_tie(one, other):
 
 def test_ranked_lists_are_sorted_and_ties_kept():
     row = {"prompt": "Q", "answers": ["c", "a", "b", "d"], "ranks": [7, 1, 7, 9]}
-    found = read(row)
-    assert texts(found) == ["a", "c", "b", "d"]
-    assert found.ranks == (0, 1, 1, 2)
+    preference = read(row)
+    assert texts(preference) == ["a", "c", "b", "d"]
+    assert preference.ranks == (0, 1, 1, 2)
     scored = read({"prompt": "Q", "answers": ["c", "a", "b", "d"], "scores": [0.0, 5.5, 0, -3]})
-    assert (texts(scored), scored.ranks) == (texts(found), found.ranks)
+    assert (texts(scored), scored.ranks) == (texts(preference), preference.ranks)
     assert read({"prompt": "Q", "answers": ["a", "b"], "ranks": [0, 0]}).ranks == (0, 0)
 
 
 def test_the_same_answer_twice_counts_once():
-    found = read({"prompt": "Q", "answers": ["a", "b", "a ", "c"], "scores": [3, 2, 3, 1]})
-    assert texts(found) == ["a", "b", "c"]
-    assert found.ranks == (0, 1, 2)
+    preference = read({"prompt": "Q", "answers": ["a", "b", "a ", "c"], "scores": [3, 2, 3, 1]})
+    assert texts(preference) == ["a", "b", "c"]
+    assert preference.ranks == (0, 1, 2)
 
 
 def test_a_users_function(tmp_path):
@@ -231,8 +239,8 @@ def test_a_users_function(tmp_path):
     file.write_text(
         "def mine(row):\n    return {'prompt': row['q'], 'chosen': row['+'], 'rejected': row['-']}\n"
     )
-    found = read({"q": "Q", "+": "good", "-": "bad"}, f"{file}:mine")
-    assert (said(found.prompt), texts(found)) == ([("user", "Q")], ["good", "bad"])
+    preference = read({"q": "Q", "+": "good", "-": "bad"}, f"{file}:mine")
+    assert (contents(preference.prompt), texts(preference)) == ([("user", "Q")], ["good", "bad"])
 
 
 TALK = "\n\nHuman: Q\n\nAssistant: "
@@ -309,19 +317,19 @@ BAD = {
     "condition a number": ({**SAME["texts"], "condition": 3}, '"condition" is the name of one, not 3'),
     "condition a list": ({**SAME["texts"], "condition": ["a"]}, '"condition" is the name of one'),
     "condition empty": ({**SAME["texts"], "condition": ""}, '"condition" is the name of one'),
-    "margin negative": ({**SAME["texts"], "margin": -0.5}, '"margin" is a number from 0 on, not -0.5'),
-    "margin a text": ({**SAME["texts"], "margin": "1"}, '"margin" is a number from 0 on'),
-    "margin a switch": ({**SAME["texts"], "margin": True}, '"margin" is a number from 0 on'),
-    "margin not finite": ({**SAME["texts"], "margin": float("inf")}, '"margin" is a number from 0 on'),
-    "margin huge": ({**SAME["texts"], "margin": 10**400}, '"margin" is a number from 0 on'),
+    "margin negative": ({**SAME["texts"], "margin": -0.5}, '"margin" is a number of at least 0, not -0.5'),
+    "margin a text": ({**SAME["texts"], "margin": "1"}, '"margin" is a number of at least 0'),
+    "margin a switch": ({**SAME["texts"], "margin": True}, '"margin" is a number of at least 0'),
+    "margin not finite": ({**SAME["texts"], "margin": float("inf")}, '"margin" is a number of at least 0'),
+    "margin huge": ({**SAME["texts"], "margin": 10**400}, '"margin" is a number of at least 0'),
     "margin of a list": (
         {"prompt": "Q", "answers": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1.0},
         '"margin" belongs to a pair',
     ),
-    "weight negative": ({**SAME["texts"], "weight": -1}, '"weight" is a number from 0 on, not -1'),
-    "weight not a number": ({**SAME["texts"], "weight": float("nan")}, '"weight" is a number from 0 on'),
-    "weight huge": ({**SAME["texts"], "weight": 10**400}, '"weight" 1000.* beyond what fp32 holds'),
-    "weight tiny": ({**SAME["texts"], "weight": 1e-60}, '"weight" 1e-60 is beyond what fp32 holds'),
+    "weight negative": ({**SAME["texts"], "weight": -1}, '"weight" is a number of at least 0, not -1'),
+    "weight not a number": ({**SAME["texts"], "weight": float("nan")}, '"weight" is a number of at least 0'),
+    "weight huge": ({**SAME["texts"], "weight": 10**400}, '"weight" 1000.* is out of the range of fp32'),
+    "weight tiny": ({**SAME["texts"], "weight": 1e-60}, '"weight" 1e-60 is out of the range of fp32'),
     "labels": ({**SAME["SHP, A better"], "labels": 2}, '"labels" is 1 where A is better and 0 where B is, not 2'),
     "labels a text": ({**SAME["SHP, A better"], "labels": "1"}, '"labels" is 1 where'),
     "too few ranks": ({"prompt": "Q", "answers": ["a", "b"], "ranks": [1]}, "must be a list of 2 numbers"),
@@ -404,7 +412,7 @@ def damaged(row, generator: random.Random):
 
 
 def outcome(row) -> tuple[Preference | None, str]:
-    """What a row means, or what is said of it."""
+    """The preference of a row, or its error message."""
     try:
         return read(row), ""
     except UserError as error:
@@ -420,13 +428,13 @@ def test_no_row_ends_in_anything_but_a_preference_or_a_sentence():
         row = generator.choice(rows)
         for _ in range(generator.randrange(1, 4)):
             row = damaged(row, generator) if row else row
-        found, message = outcome(row)
-        if found is None:
+        preference, message = outcome(row)
+        if preference is None:
             refused += 1
             assert message.startswith("x.jsonl:7: ")
             assert "\n" not in message
         else:
-            assert len(found.answers) == len(set(map(repr, found.answers))) >= 2
-            assert all(answer[0].role == "assistant" == answer[-1].role for answer in found.answers)
-            assert any(turn.content.strip() for turn in found.prompt)
+            assert len(preference.answers) == len(set(map(repr, preference.answers))) >= 2
+            assert all(answer[0].role == "assistant" == answer[-1].role for answer in preference.answers)
+            assert any(turn.content.strip() for turn in preference.prompt)
     assert 1000 < refused < 6000

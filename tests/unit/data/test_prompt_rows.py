@@ -36,7 +36,7 @@ def assistant(text="A", **more):
     return {"role": "assistant", "content": text, **more}
 
 
-def said(prompt: Prompt) -> list[tuple[str, str]]:
+def contents(prompt: Prompt) -> list[tuple[str, str]]:
     return [(turn.role, turn.content) for turn in prompt.turns]
 
 
@@ -134,7 +134,7 @@ def test_a_file_may_hold_prompts_with_and_without_completion():
 
 def test_all_but_the_last_answer_is_asked():
     row = {"messages": [user("1"), assistant("2"), user("3"), assistant("4")]}
-    assert said(read(row)) == [("user", "1"), ("assistant", "2"), ("user", "3")]
+    assert contents(read(row)) == [("user", "1"), ("assistant", "2"), ("user", "3")]
     assert read(row).reference == "4"
 
 
@@ -170,7 +170,7 @@ def test_a_call_as_the_last_answer_is_no_text():
     ],
 )
 def test_a_rows_system_turn_comes_once(row):
-    assert said(read(row)) == [("system", "S"), ("user", "Q")]
+    assert contents(read(row)) == [("system", "S"), ("user", "Q")]
 
 
 def test_the_switches_of_learning_are_forgotten():
@@ -190,11 +190,11 @@ def test_chinese_and_input_stay_as_they_are():
 
 def test_what_is_asked_and_what_is_judged():
     prompt = read({"messages": [user("1"), assistant("2"), user("3")]})
-    told = Prompt(prompt.turns, system="Be kind.").asked()
-    assert [turn.role for turn in told.turns] == ["system", "user", "assistant", "user"]
+    conversation = Prompt(prompt.turns, system="Be kind.").policy_input()
+    assert [turn.role for turn in conversation.turns] == ["system", "user", "assistant", "user"]
     own = read({"system": "Own.", "prompt": "Q"})
-    assert Prompt(own.turns, system="Be kind.").asked().turns == own.turns
-    judged = Prompt(prompt.turns, system="Be kind.").answered("4")
+    assert Prompt(own.turns, system="Be kind.").policy_input().turns == own.turns
+    judged = Prompt(prompt.turns, system="Be kind.").with_answer("4")
     preference = Preference(prompt.turns, ((Turn("assistant", "4"),), (Turn("assistant", "5"),)), (0, 1))
     assert judged == preference.conversation(0)
 
@@ -214,7 +214,7 @@ BAD = {
     "role": ({"prompt": [{"role": "narrator", "content": "Q"}]}, "unknown role 'narrator'"),
     "condition": ({"prompt": "Q", "condition": 3}, '"condition" is the name of one, not 3'),
     "reference": ({"prompt": "Q", "reference": 42}, '"reference" is not a text'),
-    "weight": ({"prompt": "Q", "weight": -1}, '"weight" is a number from 0 on'),
+    "weight": ({"prompt": "Q", "weight": -1}, '"weight" is a number of at least 0'),
     "ranked without prompt": ({"answers": ["a", "b"], "ranks": [1, 2]}, 'no prompt; write it under "prompt"'),
     "texts without a prompt": ({"chosen": "a", "rejected": "b"}, '"chosen" is a text and there is no prompt'),
     "completion": ({"prompt": "Q", "completion": 3}, '"completion" is not a list'),

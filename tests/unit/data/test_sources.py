@@ -88,7 +88,7 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     refused(
         "org/rows",
-        r"^org/rows: this dataset could not be had from the hub \(Couldn't reach .*\); check its name",
+        r"^org/rows: this dataset could not be loaded from the hub \(Couldn't reach .*\); check its name",
     )
 
 
@@ -96,15 +96,15 @@ def test_hub_rows_are_named_by_dataset_split_and_row(monkeypatch):
     import datasets
 
     rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
-    asked = {}
+    arguments = {}
 
     def load(path, subset, split):
-        asked.update(path=path, subset=subset, split=split)
+        arguments.update(path=path, subset=subset, split=split)
         return rows
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert origins("org/rows", split="test", subset="en") == ["org/rows/test:1", "org/rows/test:2"]
-    assert asked == {"path": "org/rows", "subset": "en", "split": "test"}
+    assert arguments == {"path": "org/rows", "subset": "en", "split": "test"}
 
 
 def test_identity_is_of_the_content(write):

@@ -1,4 +1,4 @@
-"""From a step's number to its packed rows: complete, exact totals, nothing learned across borders."""
+"""From a step's number to its packed rows: complete, exact totals, no target across borders."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def stream(tokens_per_pass, lengths=tuple(range(2, 40))):
     )
 
 
-def learned(batch):
+def targets(batch):
     return zip(batch.tokens_T[batch.learned_N].tolist(), batch.weights_N.tolist(), strict=True)
 
 
@@ -41,21 +41,21 @@ def test_a_row_by_hand():
     assert batch.learned_N.tolist() == [
         2,
         4,
-    ]  # first tokens are never learned: in a pack, another sample precedes
+    ]  # first tokens are never targets: in a pack, another sample precedes
     assert batch.weights_N.tolist() == [2.0, 0.5]
     assert batch.longest == 3
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("tokens_per_pass", [40, 64, 128])
-def test_every_split_of_a_step_holds_the_same_learned_tokens(tokens_per_pass, world):
+def test_every_split_of_a_step_holds_the_same_targets(tokens_per_pass, world):
     whole, split = stream(128), stream(tokens_per_pass)
     for step in range(len(whole.steps)):
         pairs = []
         for one, ranks in ((whole, 1), (split, world)):
             batches = [batch for rank in range(ranks) for batch in one.contents(step, rank, ranks).batches]
             assert all(len(batch.tokens_T) <= one.tokens_per_pass for batch in batches)
-            pairs.append(sorted(pair for batch in batches for pair in learned(batch)))
+            pairs.append(sorted(pair for batch in batches for pair in targets(batch)))
         assert pairs[0] == pairs[1]
         assert whole.totals(step)["tokens"] == pytest.approx(sum(weight for _, weight in pairs[0]))
         assert whole.tokens(step) == sum(len(batch.tokens_T) for batch in whole.contents(step).batches)

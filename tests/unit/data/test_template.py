@@ -1,4 +1,4 @@
-"""Templates: what is rendered and learned, by hand, against the published ones, and in parts."""
+"""Templates: texts and spans in the loss, by hand, against the published ones, and in parts."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ SYSTEM, HI, HELLO = Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assis
 BYE, SEE_YOU = Turn("user", "Bye"), Turn("assistant", "See you")
 CONVERSATION = Conversation((SYSTEM, HI, HELLO, BYE, SEE_YOU), origin="x.jsonl:1")
 
-# What is learned stands in ⟦ ⟧. Written by hand from each family's documentation.
+# Spans in the loss are in ⟦ ⟧. Written by hand from each family's documentation.
 GOLDEN = {
     "internlm2": """<s><|im_start|>system
 Be brief.<|im_end|>
@@ -178,8 +178,8 @@ def unmark(golden: str) -> tuple[str, list[str]]:
     return text, [part.split("⟧")[0] for part in golden.split("⟦")[1:]]
 
 
-def learned_parts(tokenizer, sample) -> list[str]:
-    """The runs of learned tokens, decoded."""
+def target_parts(tokenizer, sample) -> list[str]:
+    """The runs of target tokens, decoded."""
     tokens, weights = sample
     edges = np.flatnonzero(np.diff(np.concatenate([[0], weights > 0, [0]])))
     return [tokenizer.decode(tokens[begin:end]) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
@@ -190,14 +190,14 @@ def test_every_shipped_template_has_a_golden():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden_text_ids_and_learned(name, tokenizer):
+def test_golden_text_ids_and_targets(name, tokenizer):
     text, parts = unmark(GOLDEN[name])
     rendered = Template(name, tokenizer).render(CONVERSATION)
     assert rendered.text == text
     assert [rendered.text[begin:end] for begin, end, _ in rendered.spans] == parts
     (sample,) = tokenize([rendered], tokenizer)
     assert sample[0].tolist() == tokenizer.encode(text, add_special_tokens=False)
-    assert learned_parts(tokenizer, sample) == parts
+    assert target_parts(tokenizer, sample) == parts
     assert sample[0].tolist().count(tokenizer.bos_token_id) == (name != "qwen")
     assert sample[1][0] == 0
 
@@ -208,7 +208,7 @@ def test_golden_tools(name, tokenizer):
     rendered = Template(name, tokenizer).render(WITH_TOOLS)
     assert rendered.text == text
     (sample,) = tokenize([rendered], tokenizer)
-    assert learned_parts(tokenizer, sample) == parts
+    assert target_parts(tokenizer, sample) == parts
 
 
 def test_internlm2_renders_names_and_environment_which_the_published_template_loses(tokenizer):
@@ -230,7 +230,7 @@ def test_internlm2_renders_names_and_environment_which_the_published_template_lo
         "<|im_start|>assistant\n⟦One.<|im_end|>⟧\n"
     )
     assert rendered.text == text
-    assert learned_parts(tokenizer, tokenize([rendered], tokenizer)[0]) == parts
+    assert target_parts(tokenizer, tokenize([rendered], tokenizer)[0]) == parts
 
 
 def test_alpaca_is_stanfords_prompt_with_and_without_input(tokenizer):
@@ -307,7 +307,7 @@ def test_the_whole_equals_its_parts(name, tokenizer):
 @pytest.mark.parametrize("name", names())
 def test_masks_equal_those_of_transformers_on_the_same_template(name, tokenizer):
     """Where no token straddles an edge the two rules agree; where one does (an answer that begins with a
-    line end behind the header's), the straddling token is not the model's to predict and is not learned."""
+    line end behind the header's), the straddling token is not the model's to predict and is not a target."""
     template = Template(name, tokenizer)
     straddled = 0
     for conversation in random_conversations(60, seed=1):
@@ -455,7 +455,7 @@ def test_learn_last_and_per_turn_switches_and_weights(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["chatml", "internlm2", "llama3", "qwen"])
-def test_a_user_turn_may_be_learned(name, tokenizer):
+def test_the_loss_may_be_taken_on_a_user_turn(name, tokenizer):
     turns = (SYSTEM, Turn("user", "Hi there", learn=True, weight=0.5), HELLO)
     end = "<|eot_id|>" if name == "llama3" else "<|im_end|>"
     assert weights_by_text(name, tokenizer, turns) == [(f"Hi there{end}", 0.5), (f"Hello{end}", 1.0)]

@@ -134,7 +134,7 @@ def test_updates_go_through_the_mini_batches_in_order_and_split_the_replay():
     shares = [share.tolist() for share in np.array_split(rows, 6)]
     for update, share, part in zip(found, shares, parts * 2, strict=True):
         assert update.totals["answer_tokens"] == made.answer_lengths[part].sum()
-        assert update.totals["replay_tokens"] == replay.learned(share)
+        assert update.totals["replay_tokens"] == replay.target_weight(share)
         tokens = sorted(token for batch in update.replayed for token in batch.tokens_T.tolist())
         assert tokens == sorted(t for row in share for t in replay.examples.example(row)[0].tolist())
 

@@ -34,7 +34,7 @@ def updater() -> Recorder:
 
 @pytest.fixture
 def step(updater: Recorder) -> Step:
-    contents = Contents(epoch=1, totals={"tokens": 4.0, "pairs": 2.0}, facts={"fill": 0.5})
+    contents = Contents(epoch=1, totals={"tokens": 4.0, "pairs": 2.0}, metrics={"fill": 0.5})
     return Step(7, contents, Devices(device="cpu"), updater, updater.finished.append)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from tuner.config import FocalRanking, PairEvaluation, Preferences
 from tuner.data.comparisons import Comparisons
-from tuner.data.conditions import CONTROLS, Asked, Conditions
+from tuner.data.conditions import CONTROLS, Conditions, Presentation
 from tuner.data.load_preferences import load_test_preferences
-from tuner.data.subset import spread_places
+from tuner.data.subset import stratified_indices
 from tuner.evaluation.report_card.card import ReportCard, make_card
 from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
 from tuner.models.reward_record import Reference
@@ -38,11 +38,11 @@ def report_on(
     conditions: the config's, in their trained wordings.
     """
 
-    def load(control: Asked) -> Comparisons | None:
+    def load(control: Presentation) -> Comparisons | None:
         return load_test_preferences(
             settings.data,
             tokenizer,  # type: ignore[arg-type]
-            replace(conditions, asked=control),
+            replace(conditions, presentation=control),
             settings.reward_token,
         )
 
@@ -50,7 +50,7 @@ def report_on(
     if test_rows is None:
         return None
     conditions = replace(conditions, partners=_partners(test_rows))
-    places = spread_places(test_rows, settings.evaluation.rows)
+    places = stratified_indices(test_rows, settings.evaluation.rows)
     comparisons = test_rows.take(places)
     scores = score(comparisons)
     controls: dict[str, ScoredPairs] = {}
@@ -135,13 +135,13 @@ def _partners(comparisons: Comparisons) -> dict[str, str]:
     return partners
 
 
-def _can_apply(conditions: Conditions, control: Asked) -> bool:
+def _can_apply(conditions: Conditions, control: Presentation) -> bool:
     """Whether every condition of the rows has wordings for this control; "swapped" needs two conditions."""
     names = list(conditions.partners)
     if control == "swapped":
         return len(names) > 1
     return bool(names) and (
-        control == "blank" or all(conditions.wordings[name].of(control) for name in names)
+        control == "blank" or all(conditions.wordings[name].texts(control) for name in names)
     )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import DPO
-from tuner.data.load_pairs import pairs, tail_of
-from tuner.data.subset import spread
+from tuner.data.load_pairs import answer_suffix, pairs
+from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
@@ -56,8 +56,11 @@ def _load_policy(config: DPO, context: Context) -> Roles:
 def _load_pairs(config: DPO, context: Context, policy: Roles) -> list[Any]:
     """Pairs for training, validation and test, as TRL's datasets; None where there are none."""
     data = context.load_rows(config, policy)
-    tail = tail_of(Template(config.data.template, policy.tokenizer), policy.tokenizer)
-    parts = (data.train, *(spread(part, config.evaluation.rows) for part in (data.validation, data.test)))
+    tail = answer_suffix(Template(config.data.template, policy.tokenizer), policy.tokenizer)
+    parts = (
+        data.train,
+        *(stratified_subset(part, config.evaluation.rows) for part in (data.validation, data.test)),
+    )
     return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
 
 

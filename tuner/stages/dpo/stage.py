@@ -8,7 +8,7 @@ from tuner.config import DPO
 from tuner.data.comparisons import Comparisons
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
-from tuner.data.load_pairs import answers_of_pairs, load_pairs
+from tuner.data.load_pairs import load_pairs, pair_sequences
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
 from tuner.stages.check import CheckReport, check_model, model_figures
@@ -63,7 +63,7 @@ STAGE = DPOStage()
 def _plan_figures(config: DPO, rows: Dataset[Comparisons]) -> dict[str, Any]:
     """Steps, tokens, passes and fill of a run in one process; tokens are estimated from the mean over all pairs."""
     plan, lengths = plan_pairs(config, len(rows.train.better)), rows.train.sequences.lengths
-    tokens = sum(int(lengths[answers].sum()) for answers in answers_of_pairs(rows.train))
+    tokens = sum(int(lengths[answers].sum()) for answers in pair_sequences(rows.train))
     return {
         "steps": plan.steps,
         "tokens": round(tokens * plan.seen / plan.pairs),

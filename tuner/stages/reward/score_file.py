@@ -89,7 +89,7 @@ def _row_requests(rows: Rows, condition: str | None) -> Iterator[RowRequests]:
             conversations = (item.conversation(answer) for answer in range(len(item.answers)))
             name = item.condition or condition
             requests = [ScoreRequest(conversation, name, item.prompt) for conversation in conversations]
-            yield RowRequests(row, requests, item.given)
+            yield RowRequests(row, requests, item.row_order)
         else:
             name = row.values.get("condition") or condition
             yield RowRequests(row, [ScoreRequest(item, name, prompt_of(item))], None)

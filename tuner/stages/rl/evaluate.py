@@ -16,7 +16,7 @@ from tuner.config import Model, PolicyConfig
 from tuner.data.dataset import load_data
 from tuner.data.encoding import encode
 from tuner.data.prompts import PromptSet
-from tuner.data.subset import spread
+from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.display.progress import progress_bar, reading_bar
 from tuner.display.win_page import policy_html, policy_terminal
@@ -127,7 +127,9 @@ def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
         prompts = load_policy_prompts(config, tokenizer, progress=progress).test
     if prompts is None:
         raise UserError(f"{run.folder}: its config holds out no test prompts; name some with --files")
-    return spread(prompts, config.evaluation.rows), Template(config.prompts.template, tokenizer).source
+    return stratified_subset(prompts, config.evaluation.rows), Template(
+        config.prompts.template, tokenizer
+    ).source
 
 
 def _names(folder: Path, others: Sequence[str]) -> list[str]:
@@ -157,7 +159,7 @@ def _entrant(
     try:
         tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template
         template = Template("tokenizer", tokenizer)
-        texts = [template.prompt_text(prompts.prompt(index).asked()) for index in range(len(prompts))]
+        texts = [template.prompt_text(prompts.prompt(index).policy_input()) for index in range(len(prompts))]
         ends = end_ids(template, tokenizer)
     except UserError as error:
         raise UserError(f"{path}: cannot answer these prompts: {error}") from error
@@ -195,7 +197,7 @@ def _answer(
 
 def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[RangeLoss]:
     rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
-    rows = spread(rows, config.evaluation.rows)
+    rows = stratified_subset(rows, config.evaluation.rows)
     return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).losses_by_position()
 
 

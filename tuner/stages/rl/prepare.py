@@ -15,7 +15,7 @@ from tuner.data.examples import Examples
 from tuner.data.prompt_stream import PromptStream
 from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
-from tuner.data.subset import spread
+from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement, policy_results
 from tuner.evaluation.judge import Judge
@@ -193,8 +193,8 @@ def _held_out(
     replay: Dataset[Examples] | None,
 ) -> HeldOutPolicy:
     evaluation, devices = config.evaluation, context.devices
-    test = spread(prompts.test, evaluation.rows)
-    replayed = spread(None if replay is None else replay.test, evaluation.rows)
+    test = stratified_subset(prompts.test, evaluation.rows)
+    replayed = stratified_subset(None if replay is None else replay.test, evaluation.rows)
     rule = load_rule(evaluation.rule, "evaluation.rule")
     judge = None if test is None else Judge(test, reward, rule, str(evaluation.rule), devices)
     rows = HeldOutReplay(replayed, roles, devices, config.tokens_per_pass)
