@@ -129,12 +129,12 @@ def test_held_out_rows_are_scored_alike(run, scorer):
     roles = Roles.of("reward", scorer.loaded, devices.autocast)
     data = load_rows(config, scorer.loaded.tokenizer).test
     expected = plain_scores(scorer, sequences_of(run, "test"))
-    plain = {"loss.gamma": 0.0, "tokens_per_step": 4096}
+    settings = override(config, {"loss.gamma": 0.0})
     for tokens_per_pass in (512, 4096):
         actual = score_comparisons(data, roles, devices, tokens_per_pass)
         np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
         measured = HeldOutPairs(
-            data, roles, devices, override(config, {"tokens_per_pass": tokens_per_pass, **plain})
+            data, roles, devices, settings.evaluation, settings.loss, tokens_per_pass
         ).metrics()
         leads = expected[0::2] - expected[1::2]
         loss = np.log1p(np.exp(-leads)).mean() - 0.02 * (np.log(5 + expected) + np.log(5 - expected)).mean()
