@@ -1,7 +1,15 @@
 """tuner: from a base model to an aligned one. `import tuner` imports neither torch nor pydantic."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.config import load_config, override
+    from tuner.errors import UserError
+    from tuner.models.scorer import Scorer, open_scorer
+    from tuner.stages.data_view import view_data
+    from tuner.stages.run import Run, open_run
+    from tuner.stages.train import train
 
 __version__ = "0.1.0"
 
