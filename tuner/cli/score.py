@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -32,14 +33,11 @@ def score(
     tokens_per_pass: Annotated[int, typer.Option(min=1, help="Maximum tokens in a forward pass.")] = 16_384,
 ) -> None:
     """Score rows with a reward model: each is written with its "score", or with the "scores" of its answers."""
-    import os
     import sys
     from functools import partial
 
     from tuner.cli.merge import parse_precision
-    from tuner.errors import UserError
     from tuner.stages.reward.score_file import score_file
-    from tuner.training.checkpoint import explain_write
 
     write_scores = partial(
         score_file,
@@ -51,14 +49,22 @@ def score(
         precision=None if precision is None else parse_precision(precision, "--precision"),
         tokens_per_pass=tokens_per_pass,
     )
-    if output is None:
-        count = write_scores(sys.stdout)
-        typer.echo(f"{count:,} rows scored", err=True)
-        return
+    count = write_scores(sys.stdout) if output is None else _write_file(output, write_scores)
+    place = "" if output is None else f": {output}"
+    typer.echo(f"{count:,} rows scored{place}", err=True)
+
+
+def _write_file(output: Path, write: Callable[[TextIO], int]) -> int:
+    """Have the rows written beside their place and moved there when they are complete; returns their number."""
+    import os
+
+    from tuner.errors import UserError
+    from tuner.training.checkpoint import explain_write
+
     unfinished = output.with_name(f".writing-{output.name}")
     try:
         with unfinished.open("w", encoding="utf-8") as lines:
-            count = write_scores(lines)
+            count = write(lines)
         os.replace(unfinished, output)
     except OSError as error:
         explanation = explain_write(error, output)
@@ -67,4 +73,4 @@ def score(
         raise explanation from error
     finally:
         unfinished.unlink(missing_ok=True)
-    typer.echo(f"{count:,} rows scored: {output}", err=True)
+    return count
