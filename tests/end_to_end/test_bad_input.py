@@ -785,8 +785,8 @@ def test_bad_prompts(tuner: Tuner, ppo: Path, rows: list[dict[str, object]], par
         ("none", ("failed on", "TypeError", "correct it")),
         ("word", ("failed on", "could not convert", "correct it")),
         ("keyed", ("failed on", "KeyError: 'gold'", "correct it")),
-        ("nan", ("says nan of", "from 0 to 1", "correct it")),
-        ("high", ("says 2.0 of", "from 0 to 1", "correct it")),
+        ("nan", ("returned nan for", "from 0 to 1", "correct it")),
+        ("high", ("returned 2.0 for", "from 0 to 1", "correct it")),
     ],
 )
 def test_a_rule_that_gives_no_score(tuner: Tuner, ppo: Path, rule: str, parts: tuple[str, ...]) -> None:

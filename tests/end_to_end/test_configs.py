@@ -14,7 +14,7 @@ from tests.bounds import LOADING, YARDSTICK
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
 from tuner.config import (
-    PPO,
+    PolicyConfig,
     SingleModelConfig,
     differences,
     from_json,
@@ -59,7 +59,7 @@ def test_a_config_is_a_few_lines_that_say_what_they_are(name: str) -> None:
     text = (configs_folder() / f"{name}.py").read_text(encoding="utf-8")
     module = ast.parse(text)
     lines = len(text.splitlines())
-    if isinstance(load_config(name), PPO):  # four parts, and perhaps a rule of the user's own
+    if isinstance(load_config(name), PolicyConfig):  # four parts, and perhaps a rule of the user's own
         functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
         lines -= sum((node.end_lineno or 0) - node.lineno + 1 for node in functions)
         assert lines <= 42
@@ -89,8 +89,8 @@ def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
     assert (checked.code, checked.err) == (0, "")
     found = json.loads(checked.out)
     config = load_config(name)
-    assert isinstance(config, SingleModelConfig | PPO)
-    model = config.policy if isinstance(config, PPO) else config.model
+    assert isinstance(config, SingleModelConfig | PolicyConfig)
+    model = config.policy if isinstance(config, PolicyConfig) else config.model
     assert found["steps"] >= 1
     assert found["trained"] > 0
     assert found["peak_gib"] > 0

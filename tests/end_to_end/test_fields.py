@@ -167,29 +167,31 @@ def ppo(to: dict[str, Any], seen: str, base: dict[str, Any] | None = None, alike
 
 FRESH = {"policy": {"path": "tuner:tiny"}, "adapter": {"r": 4}, "roles": "separate", "critic_from": "policy"}
 PPO_CHANGES = {
-    "PPO.policy": ppo(FRESH, "losses", {"roles": "separate", "critic_from": "policy"}),
-    "PPO.adapter": ppo({"adapter.r": 8}, "weights", FRESH),
-    "PPO.reward": ppo({"reward.path": "other_reward"}, "score"),
-    "PPO.roles": ppo({"roles": "separate"}, "roles", STEADY, alike=True),
+    "PolicyConfig.policy": ppo(FRESH, "losses", {"roles": "separate", "critic_from": "policy"}),
+    "PolicyConfig.adapter": ppo({"adapter.r": 8}, "weights", FRESH),
+    "PolicyConfig.reward": ppo({"reward.path": "other_reward"}, "score"),
+    "PolicyConfig.roles": ppo({"roles": "separate"}, "roles", STEADY, alike=True),
     "PPO.critic_from": ppo({"critic_from": "policy"}, "value"),
     "PPO.critic_adapter": ppo({"critic_adapter": {"r": 8}}, "trained", FRESH),
-    "PPO.prompts_per_step": ppo({"prompts_per_step": 4}, "prompts"),
-    "PPO.kl": ppo({"kl": 1.0}, "reward"),
-    "PPO.kl_estimator": ppo({"kl_estimator": "k3"}, "reward"),
+    "PolicyConfig.prompts_per_step": ppo({"prompts_per_step": 4}, "prompts"),
+    "PolicyConfig.kl": ppo({"kl": 1.0}, "reward"),
+    "PolicyConfig.kl_estimator": ppo({"kl_estimator": "k3"}, "reward"),
     "PPO.gamma": ppo({"gamma": 0.5}, "value_loss"),
     "PPO.gae_lambda": ppo({"gae_lambda": 0.5}, "value_loss"),
-    "PPO.clip": ppo({"clip": 1e-4}, "clipped"),
+    "PolicyConfig.clip": ppo({"clip": 1e-4}, "clipped"),
     "PPO.value_clip": ppo({"value_clip": 1e-3}, "value_loss"),
     "PPO.whiten_advantages": ppo({"whiten_advantages": True}, "policy_loss"),
-    "PPO.reward_clip": ppo({"reward_clip": 1e-3}, "reward"),
-    "PPO.normalize_rewards": ppo({"normalize_rewards": False}, "reward"),
-    "PPO.missing_end_penalty": ppo({"missing_end_penalty": 1.0}, "reward", {"normalize_rewards": False}),
-    "PPO.update_epochs": ppo({"update_epochs": 1}, "ratio"),
-    "PPO.mini_batches": ppo({"mini_batches": 2}, "ratio"),
+    "PolicyConfig.reward_clip": ppo({"reward_clip": 1e-3}, "reward"),
+    "PolicyConfig.normalize_rewards": ppo({"normalize_rewards": False}, "reward"),
+    "PolicyConfig.missing_end_penalty": ppo(
+        {"missing_end_penalty": 1.0}, "reward", {"normalize_rewards": False}
+    ),
+    "PolicyConfig.update_epochs": ppo({"update_epochs": 1}, "ratio"),
+    "PolicyConfig.mini_batches": ppo({"mini_batches": 2}, "ratio"),
     "PPO.critic_warmup": ppo({"critic_warmup": 0}, "lr_policy"),
     "PPO.critic_lr": ppo({"critic_lr": 1e-3}, "lr_critic"),
-    "PPO.replay": ppo({"replay": None}, "replay_loss"),
-    "PPO.tokens_per_pass": ppo({"tokens_per_pass": 144}, "forward passes", STEADY, alike=True),
+    "PolicyConfig.replay": ppo({"replay": None}, "replay_loss"),
+    "PolicyConfig.tokens_per_pass": ppo({"tokens_per_pass": 144}, "forward passes", STEADY, alike=True),
     "Prompts.files": ppo({"prompts.files": ["prompts.jsonl"]}, "data"),
     "Prompts.test_files": ppo({"prompts.test_files": ["more_prompts.jsonl"]}, "results"),
     "Prompts.validation_files": ppo({"prompts.validation_files": ["more_prompts.jsonl"]}, "error"),
@@ -387,10 +389,21 @@ ELSEWHERE = {
         for name in tuner.config.DPO.model_fields.keys() - tuner.config.SingleModelConfig.model_fields.keys()
     },
     "PPO.stage": "has one legal value, as SFT's",
-    "PPO.prompts": "a part: its fields are here",
-    "PPO.sampling": "a part: its fields are here",
-    "PPO.evaluation": "a part: its fields are here",
-    "PPO.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",
+    "GRPO.stage": "has one legal value, as SFT's",
+    "RLOO.stage": "has one legal value, as SFT's",
+    "Rule.function": "tests/equivalence/test_group_algorithms.py::test_a_rule_is_a_reward",
+    **{
+        f"{name}.{field}": "tests/equivalence/test_group_algorithms.py::test_every_field_changes_the_run"
+        for name, fields in (
+            ("GRPO", ("answers_per_prompt", "scale_advantages", "clip_high", "normalization")),
+            ("RLOO", ("answers_per_prompt",)),
+        )
+        for field in fields
+    },
+    "PolicyConfig.prompts": "a part: its fields are here",
+    "PolicyConfig.sampling": "a part: its fields are here",
+    "PolicyConfig.evaluation": "a part: its fields are here",
+    "PolicyConfig.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",
     "Prompts.kind": "has one legal value; tells kinds apart in JSON",
     "Replay.kind": "has one legal value; tells kinds apart in JSON",
     "Prompts.split": "test_ppo_reads_it_too",
@@ -625,8 +638,9 @@ def test_the_same_config_looks_the_same(stage: PackedConfig | PPO, look: Look, t
 
 
 def test_a_tracker_looks_on_where_the_config_names_one() -> None:
-    from tuner.stages import _watchers
+    from tuner.stages.registry import stage_of
+    from tuner.stages.train import _watchers
 
-    tracked = override(BASE, {"tracking": Wandb(mode="offline")})
-    assert "WandbTracker" in [type(watcher).__name__ for watcher in _watchers(tracked)]
-    assert "WandbTracker" not in [type(watcher).__name__ for watcher in _watchers(BASE)]
+    figures, tracked = stage_of(BASE).figures(BASE), override(BASE, {"tracking": Wandb(mode="offline")})
+    assert "WandbTracker" in [type(watcher).__name__ for watcher in _watchers(tracked, figures)]
+    assert "WandbTracker" not in [type(watcher).__name__ for watcher in _watchers(BASE, figures)]

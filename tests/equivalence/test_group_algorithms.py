@@ -135,7 +135,7 @@ def test_two_processes_equal_one(group, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_rule_is_a_reward_and_no_reward_model_is_loaded(group, tmp_path, algorithm, monkeypatch):
+def test_a_rule_is_a_reward(group, tmp_path, algorithm, monkeypatch):
     prepared, prepare = [], stage.prepare
 
     def preparing(*arguments: Any) -> Any:
@@ -182,6 +182,29 @@ def test_advantages_are_relative_to_the_answers_of_the_same_prompt(group, tmp_pa
             for place, answer in enumerate(row.row.answers.tolist()):
                 own = row.advantages_N[row.row.borders[place] : row.row.borders[place + 1]]
                 assert torch.allclose(own, torch.tensor(expected[answer], dtype=torch.float32))
+
+
+CHANGES = {
+    "answers": ("grpo", {"answers_per_prompt": 2}),
+    "scale": ("grpo", {"scale_advantages": False}),
+    "normalization": ("grpo", {"normalization": "answer"}),
+    "clip": ("grpo", {"clip": 1e-4, "clip_high": 1e-3}),
+    "clip_high": ("grpo", {"clip": 1e-4, "clip_high": 1.0}),
+    "rloo answers": ("rloo", {"answers_per_prompt": 2}),
+}
+LEARNING = {"optimizer.lr": 1e-2, "max_steps": 2, "evaluation.rule": None}
+
+
+def test_every_field_changes_the_run(group, tmp_path):
+    """What each field of the group algorithms decides is seen in the records of two steps of several updates."""
+    plain = {name: tuner.train(group(name, LEARNING), runs=tmp_path / name) for name in ALGORITHMS}
+    changed = {
+        name: tuner.train(group(algorithm, LEARNING | changes), runs=tmp_path / name.replace(" ", "_"))
+        for name, (algorithm, changes) in CHANGES.items()
+    }
+    for name, (algorithm, _) in CHANGES.items():
+        assert records(changed[name]) != records(plain[algorithm]), name
+    assert records(changed["clip"]) != records(changed["clip_high"])
 
 
 def test_twice_is_the_same_and_another_seed_another(group, tmp_path):

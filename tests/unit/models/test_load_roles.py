@@ -20,7 +20,7 @@ from tuner.models.load_roles import PolicyModels, PolicyRoles, load_policy_roles
 from tuner.models.reward_record import RewardRecord, write_reward_record
 from tuner.models.save import save_model
 from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of, score_sequences
-from tuner.stages.rl.prepare import policy_models
+from tuner.stages.rl.models import policy_models
 
 CPU = torch.device("cpu")
 LORA = LoRA(r=4, alpha=8)
@@ -31,6 +31,9 @@ REFUSED = 'differ, so the critic cannot start from the reward model; write criti
 
 Make = Callable[..., str]
 Load = Callable[..., PolicyRoles]
+
+
+PPO_ROLES = ("reference", "critic")
 
 
 def noise(model: torch.nn.Module, seed: int, scale: float = 0.02) -> None:
@@ -95,7 +98,9 @@ def load(folder) -> Load:
         } | {name: Model(path=value) if name == "policy" else value for name, value in changes.items()})  # fmt: skip
         autocast = config.precision == "bf16"
         return load_policy_roles(
-            policy_models(config), CPU, lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast)
+            policy_models(config, ("reference", "critic")),
+            CPU,
+            lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
         )
 
     return loaded
