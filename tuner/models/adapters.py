@@ -42,6 +42,7 @@ def add_adapter(model: PreTrainedModel, adapter: config.Adapter, seed: int) -> n
     `train_whole` is not in the model.
     """
     settings = peft_config(adapter, model)
+    # forked: seeding here must not reset the global generators, from which dropout draws in training
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         torch.manual_seed(seed)
         wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
@@ -77,6 +78,7 @@ def continue_adapter(
     if requested is not None:
         _check_same(requested, saved, settings, folder)
         kind.take_dropout(settings, requested)
+    # every folder that peft saves says inference_mode=true, which would freeze the adapter
     settings.inference_mode = not trained
     settings.base_model_name_or_path = None  # or peft warns when the base had another name
     new_head = has_score(model) and settings.task_type != SEQUENCE_CLASSIFICATION
@@ -86,6 +88,7 @@ def continue_adapter(
     with _adapter_errors(folder):
         weights = _read_weights(model, file)
         if weights is not None and new_head:
+            # the file has no head: without this entry _check_keys would report it missing
             weights[_SAVED_HEAD] = model.get_parameter(f"{SCORE}.weight").detach()
         with _without_deprecations():
             wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
@@ -102,6 +105,8 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
         weights = dict(model.named_parameters())
         for name, weight in weights.items():
             if _is_of(name, target):
+                # by .data and not copy_: peft copies a module trained whole from the base, in bf16, and a
+                # reference rounded to that would not be the policy it was copied from
                 weight.data = weights[_renamed(name, target, source)].detach().clone()
 
 
@@ -112,6 +117,7 @@ def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
     the adapter does not fit.
     """
     settings = _read_settings(folder)
+    # a language model has no module `score`: the head goes to the role's own ScalarHead instead
     settings.modules_to_save = [
         module for module in settings.modules_to_save or () if module != SCORE
     ] or None
@@ -145,6 +151,8 @@ def activate(model: nn.Module, adapter: str | None) -> None:
         if adapter is not None and (isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save):
             layer._active_adapter = [adapter]
         else:
+            # empty, and no name that a module trained whole lacks: only then does its wrapper look
+            # attributes such as `weight` up in the base's module
             layer._active_adapter = []
 
 
@@ -211,6 +219,7 @@ def _renamed(parameter: str, target: str, source: str) -> str:
 def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
     settings = copy.deepcopy(settings)
     settings.base_model_name_or_path = None
+    # forked: these random weights are overwritten at once, and drawing them must not change later dropout
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         # not the add_adapter of PeftModelForSequenceClassification, which also wraps modules named like a head
         _peft().PeftModel.add_adapter(model, name, settings)
@@ -343,6 +352,7 @@ def _targets(model: PreTrainedModel, adapter: config.LoRA) -> list[str]:
     if adapter.targets != "all-linear":
         _check_names(model, adapter.targets, "adapter.targets")
         return list(adapter.targets)
+    # the head gets no adapter, as under peft's own "all-linear"
     head = model.get_output_embeddings()
     whole = {name for name, _ in _named(model, (*adapter.train_whole, *_score_of(model)))}
     return sorted(
@@ -418,6 +428,7 @@ def _check_same(requested: config.Adapter, saved: config.Adapter | None, setting
 
 def _check_keys(model: nn.Module, names: set[str], file: Path, adapter: str) -> None:
     """Every weight must be in the file: peft leaves a missing one at its random start with a mere warning."""
+    # False: with peft's "auto" this may ask the hub for the config of the base
     state = _peft().get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     for kind, wrong in (("missing", set(state) - names), ("unexpected", names - set(state))):
         if wrong:

@@ -54,6 +54,7 @@ def write_record(folder: Path, base: BaseReference, adapter: config.Adapter | No
     """Write tuner.json into a model folder."""
     values = {
         "tuner_version": tuner.__version__,
+        # asdict leaves a config value an object, which JSON cannot write
         "base": asdict(replace(base, rope=None)) | {"rope": _dump(base.rope)},
         "adapter": _dump(adapter),
     }
@@ -84,4 +85,5 @@ def _dump(part: config.Rope | config.Adapter | None) -> dict[str, Any] | None:
 
 
 def _parse(kind: Any, values: dict[str, Any] | None) -> Any:
+    # configs are strict: read as Python values, a list would be refused where the field is a tuple
     return TypeAdapter(kind).validate_json(json.dumps(values)) if values is not None else None

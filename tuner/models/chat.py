@@ -50,6 +50,7 @@ def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | 
     """Load a run, model folder or hub name to chat with. Raises UserError when it is missing or has no template."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Model(path=path)
+    # the run's own: weights are rounded to it before they are quantized, so another gives another base
     precision = locate(model, weights=False).precision
     loaded = load_model(model, precision=precision, device=device, train=False)
     chat_template = Template(template, loaded.tokenizer)  # pyright: ignore[reportArgumentType]
@@ -59,6 +60,8 @@ def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | 
 def end_ids(template: Template, tokenizer: object) -> frozenset[int]:
     """Tokens that end an answer: the last token that loss is taken on in this template, and the tokenizer's end of
     text."""
+    # read off a rendered example: many templates end a turn with another token than the tokenizer's end of
+    # text (InternLM2: <|im_end|> and </s>), and a model that stops at the latter alone talks past its turn
     example = Conversation((Turn("user", "a"), Turn("assistant", "b")), origin="end of an answer")
     tokens, weights = tokenize([template.render(example)], tokenizer)[0]  # type: ignore[arg-type]
     end = int(tokens[weights.nonzero()[0][-1]])

@@ -18,8 +18,12 @@ from tuner.models.varlen import segment_arguments
 def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Weighted sum of the cross entropy (nats) of the tokens the loss is taken on: a scalar in fp32."""
     causal = unwrapped(model)
+    # the state before a token predicts it; a segment's first token never has a loss (make_batch), else it
+    # would be predicted from the sample packed before. Selected before the head: logits of all tokens would
+    # dominate memory
     hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
     targets_N = batch.tokens_T[batch.learned_N]
+    # the fused loss multiplies by head.weight itself, so it serves plain matrices only
     if (head := _matrix(causal)) is not None:
         return cross_entropy(hidden_ND, head.weight, targets_N, batch.weights_N, head.bias)
     return cross_entropy_of_head(
@@ -70,6 +74,7 @@ def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     output = backbone(
         input_ids=batch.tokens_T[None],
         position_ids=batch.positions_T[None],
+        # a cache would hold every layer's keys and values until the backward pass is done
         use_cache=False,
         **segment_arguments(batch),
     )
@@ -88,6 +93,8 @@ def _matrix(causal: PreTrainedModel) -> torch.nn.Linear | None:
     """The language head, where it is a plain matrix without a cap on its logits; else None."""
     head = causal.get_output_embeddings()
     capped = getattr(causal.config, "final_logit_softcapping", None) is not None
+    # exactly nn.Linear: peft's wrapper has a .weight, too, the frozen base's, and with it the head's adapter
+    # would silently take no part
     return head if type(head) is torch.nn.Linear and not capped else None
 
 

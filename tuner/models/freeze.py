@@ -44,6 +44,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Plain name and module of the decoder's list of layers. Raises UserError when there is none."""
     depth = unwrapped(model).config.num_hidden_layers
     for name, module in model.named_modules():
+        # by its length: families name the list differently
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return plain_name(name), module
     raise UserError(
@@ -58,6 +59,7 @@ def _below(model: nn.Module, weights: dict[str, nn.Parameter], num_trained: int)
         raise UserError(
             f"freeze.all_but_last_layers={num_trained}: the model has {len(layers)} layers; give fewer"
         )
+    # with a trained embedding the backward pass would run through all frozen layers down to it
     embedding = _name_of(model, unwrapped(model).get_input_embeddings())
     below = [f"{stack}.{index}." for index in range(len(layers) - num_trained)] + [f"{embedding}."]
     return {name for name in weights if name.startswith(tuple(below))}

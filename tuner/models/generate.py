@@ -120,6 +120,8 @@ def stream(
             if step.ended_L[0]:
                 break
             answer.append(int(step.tokens_L[0]))
+            # the whole answer each time: tokens decoded alone lose leading spaces and split characters of
+            # several bytes
             text = str(tokenizer.decode(answer, skip_special_tokens=True))
             if not text.endswith("�"):  # an incomplete character: wait for its other bytes
                 yield text[len(shown) :]
@@ -131,6 +133,7 @@ def stream(
 def unpacked(model: nn.Module) -> Iterator[PreTrainedModel]:
     """The transformers model in eval mode, with attention for padded rows, under autocast; restored afterwards."""
     transformer = unwrapped(model)
+    # listed one by one: model.train() afterwards would also switch modules that were in eval mode on purpose
     training = [module for module in model.modules() if module.training]
     model.eval()  # gradient checkpointing is off in eval mode, too
     try:
@@ -219,6 +222,7 @@ def _prefill(
                 position_ids=batch.positions_T[None],
                 past_key_values=cache,
                 use_cache=True,
+                # else logits of every prompt token over the vocabulary
                 logits_to_keep=batch.offsets[1:].long() - 1,
                 **varlen.segment_arguments(batch),
             )
@@ -246,6 +250,7 @@ def _collect(steps: Iterator[_Step], rows: int, max_new_tokens: int) -> list[Ans
         tokens[step.rows_L, place], logprobs[step.rows_L, place] = step.tokens_L, step.logprobs_L
         lengths[step.rows_L], ended[step.rows_L] = place + 1, step.ended_L
     return [
+        # copies: a slice would keep the arrays of all rows alive
         Answer(tokens[row, :length].copy(), bool(ended[row]), logprobs[row, :length].copy())
         for row, length in enumerate(lengths)
     ]

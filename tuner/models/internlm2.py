@@ -68,6 +68,7 @@ class InternLM2Config(LlamaConfig):
         rope = values.get("rope_parameters") or {}
         is_reward = InternLM2ForRewardModel.__name__ in (self.architectures or ())
         values = {name: value for name, value in values.items() if name not in _LLAMA_ONLY}
+        # where these are missing the original code silently assumes bias=True and theta=10000
         values["bias"] = self.attention_bias
         values["rope_theta"] = rope.get("rope_theta", self.default_theta)
         values["rope_scaling"] = _original_rope_scaling(rope)
@@ -96,6 +97,7 @@ class InternLM2ForCausalLM(LlamaForCausalLM):
     """InternLM2 with its language head (`output` in the checkpoint)."""
 
     config_class = InternLM2Config
+    # early checkpoints hold the rotary frequencies, which are computed here
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"rotary_emb\.inv_freq"]
 
 
@@ -171,11 +173,15 @@ class FuseWqkv(ConversionOps):
 
 def register() -> None:
     """Register InternLM2 with transformers' Auto classes; idempotent."""
+    # checkpoints name code of their own in `auto_map`: for a type that is not registered, from_pretrained
+    # would ask on stdin whether to run it
     AutoConfig.register(MODEL_TYPE, InternLM2Config, exist_ok=True)
     AutoModel.register(InternLM2Config, InternLM2Model, exist_ok=True)
     AutoModelForCausalLM.register(InternLM2Config, InternLM2ForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(InternLM2Config, InternLM2ForRewardModel, exist_ok=True)
     register_checkpoint_conversion_mapping(MODEL_TYPE, _conversions(), overwrite=True)
+    # transformers looks a mapping up by class name first, then by model type: only the reward model's head
+    # is v_head
     reward = [WeightRenaming(r"^v_head\.", "score."), *_conversions()]
     register_checkpoint_conversion_mapping(InternLM2ForRewardModel.__name__, reward, overwrite=True)
 
@@ -191,6 +197,7 @@ def _conversions() -> list[WeightRenaming | WeightConverter]:
         WeightRenaming("feed_forward.w2", "mlp.down_proj"),
         WeightRenaming("attention_norm", "input_layernorm"),
         WeightRenaming("ffn_norm", "post_attention_layernorm"),
+        # not `key_mapping=`, which only renames: q, k and v would stay random, with no error but a report
         WeightConverter("attention.wqkv", projections, operations=[SplitWqkv()]),
     ]
 

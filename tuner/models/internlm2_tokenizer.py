@@ -51,6 +51,7 @@ class InternLM2Tokenizer(TokenizersBackend):
 
 def register_tokenizer() -> None:
     """Make AutoTokenizer use this class for InternLM2; idempotent."""
+    # transformers' LlamaTokenizer reads the same sentencepiece file, and gives other ids
     AutoTokenizer.register(InternLM2Config, tokenizer_class=InternLM2Tokenizer, exist_ok=True)
     # decides where a folder names another class; transformers' own entry is a generic class
     TOKENIZER_MAPPING_NAMES[MODEL_TYPE] = InternLM2Tokenizer.__name__

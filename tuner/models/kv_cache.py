@@ -87,6 +87,7 @@ class _RowLayer(DynamicLayer):
             self.dtype, self.device, self.is_initialized = value_states.dtype, value_states.device, True
         if slots.packed is not None:
             row_T, slot_T = slots.packed
+            # indices on both sides of a slice put their dimension first: the target is [T, K, D]
             self.keys[row_T, :, slot_T] = key_states[0].transpose(0, 1)
             self.values[row_T, :, slot_T] = value_states[0].transpose(0, 1)
             return key_states, value_states
@@ -134,6 +135,7 @@ class RowCache(Cache):
         """Slots that the next token attends to, itself included: bool [B, 1, 1, S]; [B, S] for models with sliding
         windows, which transformers adds."""
         real_BS = self._real_BS[:, : self._slots.filled + 1]
+        # bool and 4-D is right under sdpa only: with eager attention it is silently wrong
         return real_BS if self._has_windows else real_BS[:, None, None]
 
     def prefill(self, rows: range) -> None:

@@ -31,12 +31,14 @@ def in_layout(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
         name: value for name, value in LlamaConfig.to_dict(settings).items() if name not in _ONLY_INTERNLM2
     }
     kind = LlamaForSequenceClassification if has_score(model) else LlamaForCausalLM
+    # on meta, filled by assign=True: there is never a second copy of the weights
     with torch.device("meta"):
         twin = kind(LlamaConfig(**values))
     twin.load_state_dict(model.state_dict(), assign=True)
     for name, buffer in model.named_buffers():  # a state dict leaves out those of rotary positions
         owner, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(owner), leaf, buffer)
+    # assign has made two parameters of a tied head and embedding
     twin.tie_weights()
     rope: dict[str, Any] = dict(settings.rope_parameters or {})
     twin.config.rope_theta = rope["rope_theta"]  # where transformers 4 reads it

@@ -108,6 +108,7 @@ def load_model(
         wrapped, settings = _with_adapter(transformer, location, adapter, seed, train)
     if train:
         freeze_weights(wrapped, freeze)
+    # read in fp32 first, as only now it is known which weights are frozen
     if full and precision == "bf16":
         _hold_frozen_in_bf16(wrapped)
     tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
@@ -180,6 +181,7 @@ def load_base(
             else:
                 options |= _device_options(location, device, compute_dtype, head)
                 transformer, report = _from_weights(auto_class, values, folder, options)
+    # a RuntimeError as well: caught below, it would be reported as a broken folder
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -199,6 +201,7 @@ def _device_options(
     options: dict[str, Any] = {}
     quantization = location.reference.quantization
     if quantization is not None:
+        # transformers spares the language head by itself, but would quantize a scalar one
         whole = [SCORE] if head == "score" else None
         options["quantization_config"] = quantization_config(quantization, compute_dtype, whole)
     if quantization is not None or device.type != "cpu":
@@ -213,6 +216,7 @@ def _from_weights(
     return auto_class.from_pretrained(
         str(folder),
         config=values,
+        # pickled weights could run code while they are read
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # else they are a table in the log; _check_report names them in a sentence

@@ -189,6 +189,7 @@ def _check_language(models: PolicyModels, policy: Location, reward: Location) ->
     )
     tokenizer, template = reward_template(models.reward, reward)
     policy_template = Template(models.template, policy_tokenizer)  # pyright: ignore[reportArgumentType]
+    # the critic reads the policy's token ids as they are; a reward model alone reads the answers' text
     if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
         what = "tokenizers"
     elif _rendered_probe(policy_template) != _rendered_probe(template):
@@ -257,6 +258,7 @@ def _shared(loader: _Loader) -> dict[str, Role]:
             trained.append(CRITIC)
     else:
         roles |= _on_its_own_base(loader, loaded.adapter)
+    # last: peft makes an adapter that it activates trained, and adding one activates
     train_only(policy, *trained)
     activate(policy, ADAPTER)
     return _in_order(roles)

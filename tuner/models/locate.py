@@ -135,6 +135,7 @@ def _folder(path: str, model: config.Model, weights: bool) -> tuple[Path, str | 
     folder = Path(locate_shipped(path))
     if Path(folder, MODEL_FOLDER).is_dir():
         return folder / MODEL_FOLDER, None
+    # written when a run starts, so a folder with it and without a model is a run under way or stopped
     if Path(folder, "versions.json").is_file():
         raise UserError(
             f"{path}: this run has not finished, so it is no model yet; train it to its end first"
@@ -143,6 +144,7 @@ def _folder(path: str, model: config.Model, weights: bool) -> tuple[Path, str | 
         return folder, None
     if folder.exists():
         raise UserError(f"{path}: a model is a folder or a hub name, and this is a file; name its folder")
+    # `runs/NAME` looks like a hub name: a misspelled run must be an error here, and never a download
     if locate_shipped(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
         raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
     return _download(path, model, weights)
@@ -165,12 +167,14 @@ def _download(name: str, model: config.Model, weights: bool) -> tuple[Path, str]
             f"{name}: neither a folder here nor to be had from the Hugging Face hub ({first_line(error)}); "
             "check the name, the network and your access, or give the path of a folder"
         ) from error
+    # the hub's cache names a snapshot's folder by its commit
     return Path(folder), Path(folder).name
 
 
 def _base_folder(model: config.Model, record: Record, folder: Path, weights: bool) -> Path:
     """Folder of an adapter's base: by its name, or else where it was when the adapter was trained."""
     base = record.base
+    # the commit of its training: the branch may have moved since
     named = model.model_copy(update={"revision": base.revision})
     elsewhere = Path(base.found_at) if base.found_at else None
     try:

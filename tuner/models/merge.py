@@ -112,6 +112,7 @@ def merge(
     before, activations = outputs(adapted, rows), None
     if location.reference.quantization == "int8":
         adapted = _adapt(_dequantized_base(adapted), location)
+        # the folding is judged against this: LLM.int8()'s rounding of activations is no error of the merge
         with_rounding, before = before, outputs(adapted, rows)
         activations = _difference(with_rounding, before)
     merged = fold(adapted.unload(), location)
@@ -184,6 +185,7 @@ def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
     A merge into 4-bit layers would quantize the sum again, with an error larger than what most adapters change.
     """
     dequantize(base)
+    # before the merge: tied, the adapter of one would be folded into the other as well
     was_tied = _untie_head(base)
     merged = _adapt(base, location).merge_and_unload()
     _retie_head(merged, was_tied)
@@ -212,6 +214,7 @@ def _load_in_fp32(location: Location, device: torch.device) -> PreTrainedModel:
     head: Head = "score" if location.has_score else "language"
     model = load_base(location, held_in, compute_dtype=torch.float32, device=device, head=head)
     for weight in model.parameters():
+        # after loading: read in fp32, the weights would not be those the adapter was trained on
         if weight.dtype == torch.bfloat16:
             weight.data = weight.data.float()
     return model
@@ -252,11 +255,13 @@ def _retie_head(model: PreTrainedModel, was_tied: bool) -> None:
     if model.config.tie_word_embeddings:
         head.weight = embedding.weight
     else:
+        # else transformers drops the head from the file as a copy of the embedding
         model.all_tied_weights_keys = {}
 
 
 def _round_to_bf16(model: nn.Module) -> None:
     for weight in model.parameters():
+        # back in fp32, so that the difference measured is of the weights and not of bf16 products
         weight.data = weight.data.bfloat16().float()
 
 

@@ -47,6 +47,7 @@ def prove_isolation(loaded: Loaded, device: torch.device, autocast: AbstractCont
 
 def _random_row(model: torch.nn.Module, device: torch.device) -> Batch:
     vocabulary = unwrapped(model).get_input_embeddings().weight.shape[0]
+    # of its own: a draw from the global generators would change the run's dropout
     generator = np.random.default_rng(0)
     samples = [generator.integers(0, vocabulary, length).astype(np.int32) for length in LENGTHS]
     return make_batch([(tokens, np.ones(len(tokens), np.float32)) for tokens in samples]).to(device)
@@ -55,6 +56,7 @@ def _random_row(model: torch.nn.Module, device: torch.device) -> Batch:
 def _largest_difference(model: torch.nn.Module, batch: Batch) -> float:
     packed_TD = hidden_states(model, batch).float()
     plain = unwrapped(model)
+    # another backend than the one tested, and without packing, so no fault of `varlen` can be in both
     plain.set_attn_implementation("sdpa")
     try:
         decoder = plain.get_decoder()

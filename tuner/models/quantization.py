@@ -67,8 +67,10 @@ def dequantized_weight(layer: Any) -> Tensor:
     functional = bitsandbytes().functional
     weight = layer.weight
     if weight.dtype == torch.int8:
+        # the first forward pass moves the scales from the weight to the layer's state
         scales = layer.state.SCB if layer.state.SCB is not None else weight.SCB
         return functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device)).float()
+    # a copy: the layer itself goes on dequantizing to its compute dtype
     state = copy.copy(weight.quant_state)
     state.dtype = torch.float32
     return functional.dequantize_4bit(weight.data, state)
@@ -90,6 +92,7 @@ def optimizer_class(bits: Literal[32, 8], paged: bool) -> type[torch.optim.Optim
     if bits == 32 and not paged:
         return torch.optim.AdamW
     optim = bitsandbytes().optim
+    # on CPU bitsandbytes takes unpaged state for paged, without an error
     if paged:
         return optim.PagedAdamW8bit if bits == 8 else optim.PagedAdamW32bit
     return optim.AdamW8bit

@@ -39,6 +39,7 @@ class Role:
         """This role's trained weights by name, in the model's order, without the model's head where it has its own."""
         unused = set()
         if self.head is not None:
+            # a set: `in` on a list would compare tensors by their values
             unused = set(unwrapped(self.loaded.model).get_output_embeddings().parameters())
         named = {
             name: parameter
@@ -135,6 +136,8 @@ class Roles:
         if model.training != train:  # walking all modules takes longer than a small model's forward pass
             model.train(train)
         try:
+            # leaving autocast drops its cache of cast weights: opened once per pass, a role casts all its
+            # fp32 weights again in each
             with self._autocast(), torch.set_grad_enabled(train):
                 yield self._views[name]
         finally:

@@ -79,6 +79,7 @@ class SegmentedDynamicRotary(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, each [batch, tokens, head_dim], in x's dtype."""
+        # in fp32 whatever x is: bf16 counts whole numbers only to 256
         freqs = position_ids[..., None].float() * self._frequencies(position_ids).to(x.device)
         angles = torch.cat((freqs, freqs), dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
@@ -87,6 +88,7 @@ class SegmentedDynamicRotary(nn.Module):
     def _frequencies(self, position_ids: Tensor) -> Tensor:
         """[head_dim / 2], or [batch, tokens, head_dim / 2] where a segment is longer than the trained length."""
         inv_freq = self.inv_freq.float()
+        # waits for the device once a pass; only models with dynamic scaling come here
         if int(position_ids.max()) < self.trained_length:
             return inv_freq
         lengths = _segment_lengths(position_ids)

@@ -40,8 +40,10 @@ def choose(
         nucleus_BV = probabilities_BV.double()
         if top_p < 1:
             nucleus_BV.masked_fill_(~nucleus(probabilities_BV, top_p), 0)
+        # in place: [B, V] in float64 is the largest tensor here
         cumulative_BV = nucleus_BV.cumsum_(dim=-1)
         threshold_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
+        # right=True: at a uniform of exactly 0 a token of probability 0 must not be picked
         tokens_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0]
         # NaN logits: the log-probability shows them, while a token outside the vocabulary would crash
         tokens_B.clamp_(max=logits_BV.shape[-1] - 1)

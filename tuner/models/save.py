@@ -49,6 +49,7 @@ def save_full(model: PreTrainedModel, folder: Path, precision: Precision) -> Non
         if weight.data_ptr() not in cast:
             cast[weight.data_ptr()] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype)
     written = {name: cast[weight.data_ptr()] for name, weight in weights.items()}
+    # cast copies: the model in memory stays in fp32, as it may be trained or measured further
     model.save_pretrained(str(folder), state_dict=written, max_shard_size=_SHARD)
     _write_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
 

@@ -199,6 +199,8 @@ def open_scorer(
     location = locate(model, weights=False)
     if not location.has_score:
         raise UserError(f"{path}: this is no reward model: it has no scalar head; train one from it first")
+    # as in training even where products are to be in fp32: weights are rounded to that precision before they
+    # are quantized, so another one gives other weights
     loaded = load_model(model, precision=location.precision, device=device, train=False, head="score")
     if precision is not None:
         loaded = replace(loaded, precision=precision)

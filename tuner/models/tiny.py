@@ -77,7 +77,9 @@ def tiny_model_folder(model_path: str, destination: Path, *, score: bool = False
     config = AutoConfig.for_model(model_type, **_SHAPE, vocab_size=len(tokenizer), **_specials(tokenizer))
     config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
     if model_type == "internlm2":
+        # as in every released checkpoint; the class's default is the original code's
         config.attention_bias = config.bias = False
+    # the caller's generators stay where they are
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config.num_labels = 1 if score else config.num_labels  # pyright: ignore[reportAttributeAccessIssue]
@@ -115,6 +117,7 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_english(), trainer)
+    # SmolLM's begin token opens every ChatML turn: added here, a conversation would begin with two
     if begin is not None and template != "chatml":
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]

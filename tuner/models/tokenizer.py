@@ -53,11 +53,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if values.get("tokenizer_class") in _ONLY_IN_TRANSFORMERS_5:
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
     extra = values.pop("extra_special_tokens", None)
+    # transformers 4 expects a dict under this name, and has another one for a list
     if isinstance(extra, list):
         values["additional_special_tokens"] = extra
     elif extra is not None:
         values["extra_special_tokens"] = extra
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # transformers may write tokenizer.json alone, and converters for InternLM2 read the sentencepiece file
     if source.is_file() and not Path(folder, source.name).exists():
         Path(folder, source.name).write_bytes(source.read_bytes())
 

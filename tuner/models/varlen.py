@@ -39,6 +39,7 @@ def segment_arguments(batch: Batch) -> dict[str, Any]:
     return {
         "cu_seq_lens_q": batch.offsets,
         "cu_seq_lens_k": batch.offsets,
+        # numbers of the host: read off `offsets`, every layer would wait for the device
         "max_length_q": batch.longest,
         "max_length_k": batch.longest,
         "segment_borders": batch.borders,
@@ -76,6 +77,7 @@ def varlen_attention(
     if torch.is_autocast_enabled(query_1HTD.device.type):  # full training: rotary embeddings are in fp32
         dtype = torch.get_autocast_dtype(query_1HTD.device.type)
         query_1HTD, key_1KTD, value_1KTD = (part.to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
+    # the flash kernels have no fp32
     if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:
         attend = _flash if _has_flash() else _torch_varlen
         query_THD, key_TKD, value_TKD = (
@@ -159,6 +161,7 @@ def _flash(
 ) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
+    # transformers counts the token itself in its window, the kernels only those before it
     left = -1 if window is None else window - 1
     return flash_attn_varlen_func(
         query_THD,
@@ -171,6 +174,7 @@ def _flash(
         softmax_scale=scaling,
         causal=True,
         window_size=(left, 0 if window is not None else -1),
+        # its backward pass adds up by atomics unless told not to
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
 
@@ -188,6 +192,7 @@ def _torch_varlen(
 
     groups = query_THD.shape[1] // key_TKD.shape[1]
     shared: dict[str, Any] = {"enable_gqa": groups > 1}
+    # older releases of torch do not have it
     if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
         key_TKD, value_TKD = (part.repeat_interleave(groups, dim=1) for part in (key_TKD, value_TKD))
         shared = {}

@@ -62,6 +62,7 @@ class Checkpoints:
     def save(self, step: int, snapshot: Snapshot, protected: set[int]) -> None:
         """Write in the background, once the checkpoint before is written. `protected` steps are never removed."""
         self.wait()
+        # no daemon: the interpreter would end with the last checkpoint half-written
         self._writer = threading.Thread(target=self._write, args=(step, snapshot, protected), daemon=False)
         self._writer.start()
 
@@ -112,6 +113,7 @@ def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
         write(unfinished)
         for path in [*unfinished.rglob("*"), unfinished]:
             _sync(path)
+        # a rename does not replace a folder that holds files
         if destination.exists():
             shutil.rmtree(destination)
         unfinished.rename(destination)
@@ -142,6 +144,7 @@ def restore(
     saved: Snapshot, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, rank: int
 ) -> dict[str, Any]:
     """Load a snapshot into a run; returns its counters. Raises UserError when it is of another model."""
+    # the order too: an optimizer's state_dict numbers its weights
     if saved.state["trained"] != list(trained):
         raise UserError("this checkpoint trains other weights than the config does: was the model replaced?")
     with torch.no_grad():
@@ -188,6 +191,8 @@ def _write_snapshot(folder: Path, saved: Snapshot) -> None:
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    # copy=True: on CPU `to` returns the same memory, and training would go on inside the snapshot;
+    # contiguous, as safetensors writes nothing else
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -232,6 +237,7 @@ def _join_tensors(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
 def explain_write(error: BaseException, folder: Path) -> BaseException:
     """A UserError for a full disk; any other error as it is."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors reports a full disk as an error of its own, without errno
     if full or "No space left" in str(error):
         return UserError(
             f"{folder}: the disk is full; free some space and run the same command again to go on"

@@ -53,6 +53,7 @@ class Devices:
                 f"{local_rank + 1} processes or more, but {torch.cuda.device_count()} GPUs: one process per GPU"
             )
         if deterministic:
+            # cuBLAS is deterministic only with a fixed workspace, read at its first call
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -116,6 +117,8 @@ class Devices:
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Each value summed over all ranks; a rank that lacks a name adds nothing to it."""
+        # not all_reduce, which needs the same names on every rank; added in the order of ranks, all get the
+        # same bits
         return sum_by_name(self.gather([values]))
 
     def gather(self, items: list[Any]) -> list[Any]:
@@ -153,6 +156,7 @@ class Devices:
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         import resource
 
+        # in KiB on Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

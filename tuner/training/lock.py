@@ -19,6 +19,7 @@ class FolderLock:
 
     def acquire(self) -> None:
         """Take the lock. Raises UserError, with the other's process number, when another process has it."""
+        # not "w", which would erase the other process's number before the lock is known to be free
         file = self._path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

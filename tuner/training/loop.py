@@ -85,6 +85,7 @@ class Loop:
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
         self._signals = StopSignals()
         self._resume()
+        # after _resume: trackers continue from the restored step
         watchers.begin(run.folder, config, self.counters.step, self.total_steps)
         if self.counters.step and devices.is_main:
             run.log(f"going on after step {self.counters.step} of {self.total_steps}")
@@ -149,6 +150,7 @@ class Loop:
             self._handle_bad_step(step)
         for source in self._steps.exhausted.get(step.index, ()):
             self.say(f"{source} is used up at step {step.index + 1} of this run; the other sources go on")
+        # the best weights are held in their checkpoint alone, from which load_best reads them at the end
         is_best = self.counters.best_step == self.counters.step
         if is_best or self._settings.saves_at(self.counters.step, self.total_steps):
             self._save()
@@ -216,6 +218,7 @@ class Loop:
 
     def _save(self) -> None:
         self._last_saved = self.counters.step
+        # a collective: every rank comes here, though the main one alone writes
         generators = self._devices.gather([generator_state()])
         if self._devices.is_main:
             self._checkpoints.wait()  # or two snapshots would be in memory at once

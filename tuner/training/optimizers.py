@@ -32,6 +32,7 @@ def make_optimizer(config: AdamW, *trained: Mapping[str, torch.nn.Parameter]) ->
     groups: list[dict[str, Any]] = []
     for index, parameters in enumerate(trained):
         matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
+        # norms and biases: decay would pull gains towards 0
         vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
         groups.append({"params": matrices, "weight_decay": config.weight_decay, "set": index})
         if vectors:

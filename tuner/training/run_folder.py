@@ -83,9 +83,11 @@ class RunFolder:
         Raises UserError when another process trains here, or when the config has changed.
         """
         self._make_folder()
+        # before anything is compared or written: two processes that start at once would both pass the checks
         self._lock.acquire()
         if self.has_started:
             self._refuse_changes(config)
+        # rewritten on resume, too: fields that are free there may have changed
         replace_text(self.folder / "config.json", to_json(config))
         replace_text(self.folder / "overrides.json", json.dumps(list(overrides), indent=1))
         environment = versions() | place

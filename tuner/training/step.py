@@ -73,6 +73,7 @@ class Step:
     def backward(self) -> None:
         """Run the backward pass of the losses added since the last."""
         pending, self._pending = self._pending, []
+        # one backward pass: the losses of a pass share its graph, which the first of several would free
         sum(pending[1:], start=pending[0]).backward()
 
     def update(self, *sets: str) -> None:
@@ -110,6 +111,8 @@ class Step:
         return {name: _weighted_mean(of_updates) for name, of_updates in values.items()}
 
     def _count(self, name: str, value: torch.Tensor, per: str) -> None:
+        # detached, or each pass's graph would be held until the update; a tensor, as .item() here would wait
+        # for the device at every pass
         value = value.detach()
         self._divisors.setdefault(name, per)
         self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -45,6 +45,7 @@ class StopSignals:
 
     def agree(self, devices: Devices) -> bool:
         """Whether to stop: if one rank was sent a signal, all stop. Every rank calls this at the same place."""
+        # a rank that stopped alone would leave the others waiting in their next collective
         self.agreed = max(filter(None, devices.gather([self._received])), default=None)
         return self.agreed is not None
 
@@ -56,4 +57,5 @@ class StopSignals:
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self._received == signal.SIGINT == number:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        # only noted: the handler may run in the middle of an optimizer step, where nothing can be saved
         self._received = number

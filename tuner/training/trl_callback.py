@@ -38,6 +38,7 @@ class RunCallback(TrainerCallback):
         """
         self._trainer, self._settings, self._validation = trainer, trainer.settings, validation
         self._run, self._devices, self._watchers, self._on_start = run, devices, watchers, on_start
+        # TRL's own count begins at 0 again when a run resumes
         self._tokens_before = int((run.metrics or [{"tokens": 0}])[-1]["tokens"])
         self._tokens = self._tokens_before
 

@@ -170,6 +170,7 @@ def common_arguments(config: StageConfig, plan: PairPlan, run: RunFolder, device
         "save_total_limit": config.checkpoint.keep,
         "logging_strategy": "no",  # RunCallback decides when to log and to save
         "save_strategy": "no",
+        # True would log the mean of the losses before in place of a NaN, and hide it
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "report_to": [],

@@ -58,6 +58,7 @@ class Updater:
             [parameter for part in weights.values() for parameter in part.parameters.values()]
         )
         summed = self._devices.sum({name: value.item() for name, value in sums.items()})
+        # after the sum: clipped rank by rank, the result would depend on how rows are dealt
         grad_norms = {name: self._clip(part.parameters.values()) for name, part in weights.items()}
         # both are sums over ranks, so that all ranks decide alike
         applied = all(math.isfinite(value) for value in (*grad_norms.values(), *summed.values()))
@@ -66,6 +67,8 @@ class Updater:
             for group in self.optimizer.param_groups:
                 group["lr"] = rates[group.get("set", 0)]
             self.optimizer.step()
+        # None and not zeros: a set that has no gradients in an update is then left alone by the optimizer,
+        # which at zeros would still move it by momentum and weight decay
         self.optimizer.zero_grad(set_to_none=True)
         return UpdateResult(summed, grad_norms, applied)
 
@@ -86,6 +89,7 @@ class Updater:
         return learning_rate(self._settings.schedule, weights.lr, steps, total)
 
     def _clip(self, parameters: Iterable[torch.nn.Parameter]) -> float:
+        # inf: without clipping the norm is still measured, as it decides whether the update is applied
         limit = self._settings.max_grad_norm or math.inf
         gradients = [parameter for parameter in parameters if parameter.grad is not None]
         return torch.nn.utils.clip_grad_norm_(gradients, limit).item() if gradients else 0.0

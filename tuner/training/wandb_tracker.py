@@ -179,6 +179,7 @@ def _settings() -> Any:
         disable_job_creation=True,
         init_timeout=SECONDS_TO_CONNECT,
         finish_timeout=SECONDS_TO_UPLOAD,
+        # a resumed run's config may differ in the fields that are free on resume
         allow_val_change=True,
     )
 

@@ -72,6 +72,7 @@ class Watchers:
 
     def begin(self, run_folder: Path, config: StageConfig, first_step: int, total_steps: int) -> None:
         begun: list[Watcher] = []
+        # a copy: _drop removes from the list meanwhile
         for watcher in list(self._watchers):
             try:
                 watcher.begin(run_folder, config, first_step, total_steps)
