@@ -148,3 +148,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'tuner.config' has no attribute {name!r}")
     return getattr(importlib.import_module(f"tuner.config.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """All public names, those not imported yet too."""
+    return sorted(__all__)
