@@ -37,6 +37,7 @@ class GoldClock:
     points: list[tuple[float, float]] = field(default_factory=list)
 
     def begin(self, run_folder: Path, config: Any, first_step: int, total_steps: int) -> None:
+        # CPU time, so that other processes on the machine do not change the comparison
         self.start = time.process_time()
 
     def step(self, record: dict[str, Any]) -> None:

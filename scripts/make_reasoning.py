@@ -37,6 +37,7 @@ def questions(num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
 
     seen: set[str] = set()
     for entry in create_dataset(GENERATOR, seed=seed, size=MAX_DRAWS_PER_ROW * num_rows, **SETTINGS):
+        # by expression, since the same sum in other words would cross from the prompts to the test
         expression = entry["metadata"]["expression"]
         if expression in seen:
             continue

@@ -37,6 +37,7 @@ Row = dict[str, list[dict[str, str]]]
 
 def is_reserved(a: int, b: int) -> bool:
     """Whether this problem is reserved for the test; the same for `a + b` and `b + a`."""
+    # not hash(), which Python salts anew in every process
     digest = hashlib.sha256(f"{min(a, b)}+{max(a, b)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % RESERVED_ONE_IN == 0
 

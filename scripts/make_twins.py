@@ -149,6 +149,7 @@ def draw_twins(random_source: random.Random, test: bool) -> tuple[Row, Row]:
     while True:
         question = draw_question(random_source, test)
         first, second = (manner.write(question.right) for manner in draw_opposites(random_source, left))
+        # a tone that both answers share can bring their lengths within the rule's factor: draw again
         if RULES[left](first, second) and RULES[right](second, first):
             return (
                 {"prompt": question.prompt, "chosen": first, "rejected": second, "condition": left},

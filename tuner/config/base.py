@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 class ConfigBase(BaseModel):
     """A frozen value. The string below a field documents it, here and in `tuner show`."""
 
+    # strict: else pydantic would read "3" as 3 and True as 1.0 without a word
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
@@ -26,6 +27,7 @@ class ConfigBase(BaseModel):
                 close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(cls.model_fields)}"
                 raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
+        # strict mode takes a list for a tuple from JSON text only
         return {name: _lists_to_tuples(value) for name, value in fields.items()}
 
     def __hash__(self) -> int:

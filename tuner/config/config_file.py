@@ -59,6 +59,7 @@ def _run(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{error.filename}:{error.lineno}: not valid Python ({error.msg}); correct it"
         ) from error
+    # SystemExit too: a config that calls sys.exit() would end the CLI without a message
     except (Exception, SystemExit) as error:
         raise UserError(
             f"{_where(error, file)}: {type(error).__name__}: {error}; correct this file"

@@ -35,6 +35,7 @@ def _parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
+    # JSON first, for true and null; Python for tuples, None and single quotes; anything else is a text
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)

@@ -61,6 +61,7 @@ def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]
 def validated(cls: type[C], values: dict[str, Any], where: str) -> C:
     """Validate plain values as a config. Raises UserError, its message starting with `where`, if they are invalid."""
     try:
+        # as JSON text: in strict mode pydantic accepts a list for a tuple there, but not in Python values
         return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error)}") from error

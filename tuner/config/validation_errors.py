@@ -12,6 +12,7 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     by_path: dict[str, list[ErrorDetails]] = {}
     for details in error.errors():
         by_path.setdefault(_path(details), []).append(details)
+    # pydantic reports every member of a union; the longest path is in the one that the value came closest to
     deepest = [path for path in by_path if not any(other.startswith(f"{path}.") for other in by_path if path)]
     return "; ".join(_sentence(f"{prefix}{path}" if path else "", _merge(by_path[path])) for path in deepest)
 

@@ -78,14 +78,17 @@ def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
     """Pack samples, each (tokens int32 [t], loss weights float32 [t]), into one row, in their order."""
     borders = np.cumsum([0, *(len(tokens) for tokens, _ in samples)])
     positions = np.concatenate([np.arange(len(tokens)) for tokens, _ in samples])
+    # concatenate copies: the next line must not write into the dataset, which the cache maps from disk
     weights = np.concatenate([weights for _, weights in samples])
     weights[borders[:-1]] = 0  # a first token would be predicted from the end of the sample packed before it
     targets = np.flatnonzero(weights)
     return Batch(
+        # int32 halves the cache, but torch's gather and scatter take int64 indices only
         tokens_T=_tensor(np.concatenate([tokens for tokens, _ in samples]).astype(np.int64)),
         learned_N=_tensor(targets),
         weights_N=_tensor(weights[targets]),
         positions_T=_tensor(positions),
+        # int32: variable-length attention kernels take no other type
         offsets=_tensor(borders.astype(np.int32)),
         borders=tuple(borders.tolist()),
     )
@@ -117,6 +120,7 @@ def make_batches(examples: Examples | Comparisons, tokens_per_pass: int) -> list
 
 def pack_all(lengths: np.ndarray, tokens_per_pass: int) -> list[list[int]]:
     """Indices of a small set, grouped into passes. The capacity of a pass is at least the longest sample."""
+    # a ranked list's answers may together exceed a pass, and a row is never split
     return pack(lengths.tolist(), max(tokens_per_pass, int(lengths.max())))
 
 

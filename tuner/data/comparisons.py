@@ -81,8 +81,10 @@ class Comparisons:
 
     def totals(self, rows: Sequence[int]) -> dict[str, float]:
         """Summed weights of some rows: of their `pairs`, and of their `answers`, each counted once."""
+        # the score is read at the last token: no other one has a weight
         last = self.sequences.offsets[self.answers(rows) + 1] - 1
         return {
+            # fp64: the loss is divided by this sum, which fp32 would round differently in another order
             "pairs": float(self.weights[self.pairs(rows)].sum(dtype=np.float64)),
             "answers": float(self.sequences.weights_T[last].sum(dtype=np.float64)),
         }
@@ -195,6 +197,7 @@ def pairs_of(ranks: Sequence[int], ties: bool) -> list[tuple[int, int, float]]:
             for second in range(len(ranks))
             if first != second and ranks[first] == ranks[second]
         ]
+    # unnormalized, a list of n answers would count as much as n (n - 1) / 2 rows with one pair
     total = sum(share for _, _, share in pairs)
     return [(better, worse, share / total) for better, worse, share in pairs]
 

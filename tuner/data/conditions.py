@@ -64,6 +64,8 @@ class Conditions:
             raise UserError(
                 f"{origin}: condition {name!r} has no wording to present as {self.presentation!r}; add one to its file"
             )
+        # hashed again under the seed: the key itself decides a row's part (`split.assign_part`), so a draw
+        # by it would give train and test rows different wordings
         digest = hashlib.blake2b(key, digest_size=8, key=self.seed.to_bytes(16, "big")).digest()
         return texts[int.from_bytes(digest, "big") % len(texts)]
 
@@ -92,6 +94,7 @@ def _read_wordings(name: str, value: str | tuple[str, ...]) -> Wordings:
             for line in map(str.strip, _lines(name, file)):
                 if line in ("# unseen", "# novel"):
                     section = line.removeprefix("# ")
+                # the space makes a bare "#" a comment, and leaves "#1 answer" a wording
                 elif line and not f"{line} ".startswith("# "):
                     sections[section].append(line)
     wordings = Wordings(*map(tuple, sections.values()))
@@ -114,6 +117,7 @@ def _files(name: str, value: str) -> list[Path]:
 
 def _lines(name: str, file: Path) -> list[str]:
     try:
+        # -sig: a byte order mark would become part of the first wording
         return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(

@@ -134,6 +134,7 @@ class Preference:
     def conversation(self, answer: int, system: str | None = None) -> Conversation:
         """The prompt and one of the answers, the loss on the answer alone; system: a text for the system turn."""
         prompt = tuple(replace(turn, learn=False) for turn in self.prompt)
+        # an answer's own switches are dropped: its first token in the loss is taken as its beginning
         turns = prompt + tuple(replace(turn, learn=None, weight=1.0) for turn in self.answers[answer])
         conversation = Conversation(turns, self.tools, origin=self.origin)
         return conversation if system is None else conversation.prepend_system(system)

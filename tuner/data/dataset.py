@@ -271,6 +271,7 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
         sample = piece[0], piece[1] * np.float32(weight)
         length = len(sample[0])
         counts.longest = max(counts.longest, length)
+        # not skipped quietly: a file of such rows would train on a loss of 0 or NaN
         if not sample[1].any():
             raise UserError(
                 f"{origin}: no token to take the loss on: every token of this row has weight 0; give one of its turns "
@@ -297,6 +298,7 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
         if len(pieces) > 1:
             counts.split += 1
             counts.pieces += len(pieces)
+        # a piece without a target token would cost a forward pass and train nothing
         return [piece for piece in pieces if piece[1].any()]
 
 

@@ -48,6 +48,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     rust = backend(tokenizer)
     if rust is None:
         return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    # the fast variant computes no offsets, which only the spans of conversations need
     return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -62,6 +63,7 @@ def is_one_token(tokenizer: Tokenizer, text: str) -> bool:
     token = tokenizer.convert_tokens_to_ids(text)
     if token is None or (token == tokenizer.unk_token_id and text != getattr(tokenizer, "unk_token", None)):
         return False
+    # an entry of the vocabulary is not enough: unless it is an added token, it may merge with its neighbors
     return token in tokenizer.encode(f"a{text}a", add_special_tokens=False)
 
 
@@ -70,6 +72,7 @@ def serialize(tokenizer: Tokenizer) -> str:
     rust = backend(tokenizer)
     definition = rust.to_str() if rust is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    # with the class: LlamaTokenizer reads InternLM2's file to other ids than AutoTokenizer does
     return json.dumps(
         [type(tokenizer).__name__, hashlib.sha256(definition.encode()).hexdigest(), special], sort_keys=True
     )

@@ -94,6 +94,7 @@ class Examples:
 
     def totals(self, indices: Sequence[int]) -> dict[str, float]:
         """The normalizer of some samples' loss: the summed weights of their target `tokens`."""
+        # fp64: the loss is divided by this sum, which fp32 would round differently for another order
         weights = (self.example(index)[1].sum(dtype=np.float64) for index in indices)
         return {"tokens": float(sum(weights))}
 
@@ -149,6 +150,7 @@ class Collector:
             weights_T=np.concatenate(self._weights),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             sources=source_N.astype(np.int32),
+            # copied: a view would keep all three columns in memory
             origins=Origins(tuple(self._files), file_N.astype(np.int32), line_N.copy()),
         )
 
@@ -162,6 +164,7 @@ def tokenize(rendered: Sequence[Rendered], tokenizer: Tokenizer) -> list[Sample]
     rust = backend(tokenizer)
     if rust is None:
         return [_tokenize_slowly(conversation, tokenizer) for conversation in rendered]
+    # not encode_batch_fast, which leaves all offsets zero
     encodings = rust.encode_batch([conversation.text for conversation in rendered], add_special_tokens=False)
     return [
         _assign_weights(conversation, encoding.ids, partial(_first_token_from, encoding))
@@ -209,6 +212,7 @@ def _assign_weights(rendered: Rendered, ids: list[int], first_token_from: Callab
     for begin, end, weight in rendered.spans:
         stop = len(tokens) if end >= len(rendered.text) else first_token_from(end)
         weights[first_token_from(begin) : stop] = weight
+    # learn="all" has a span from the first character on, and nothing predicts the first token
     weights[:1] = 0
     return tokens, weights
 

@@ -77,6 +77,8 @@ class PairBuilder(ComparisonBuilder):
 
     def __init__(self, data: Preferences, tokenizer: Tokenizer, progress: Progress | None = None):
         super().__init__(data, tokenizer, Conditions({}), None, progress=progress)
+        # a reward model without conditions and reward token has the same tokens, but neither these notes nor
+        # the check of weights: its entry must not be taken
         self.cache_inputs = {**self.cache_inputs, "for": "a policy"}
         self._ignored = {"a condition": 0, "a margin": 0}
 

@@ -95,6 +95,7 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
         wanted: tuple[PartName, ...] | None = None,
         progress: Progress | None = None,
     ):
+        # before super(), which calls collector()
         self._conditions = conditions
         super().__init__(data, tokenizer, progress)
         self._sequences = SequenceMaker(tokenizer, reward_token)
@@ -188,6 +189,7 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
 
 def _comparison(item: Preference, sequences: list[tuple[np.ndarray, int]]) -> TokenizedComparison:
     samples: list[Sample] = [(tokens, np.zeros(len(tokens), dtype=np.float32)) for tokens, _ in sequences]
+    # sorted, so that twins, which rank the same answers in opposite orders, get the same number
     answers: list[object] = [*sorted(map(repr, map(plain_turns, item.answers)))]
     twin = hash_values([plain_turns(item.prompt), answers])
     return TokenizedComparison(

@@ -61,6 +61,7 @@ class _SampleQueue:
         share = min(self._epochs - self._epoch, 1.0)
         count = round(share * len(self._lengths)) if share > 0 else 0
         samples = self._order(self._epoch)[:count]
+        # as lists: reading arrays item by item is slow, and a run has millions of samples
         self._samples: list[int] = samples.tolist()
         self._sample_lengths: list[int] = self._lengths[samples].tolist()
         self._position = 0
@@ -71,6 +72,7 @@ class _SampleQueue:
 
     def next(self) -> tuple[int, int] | None:
         """(sample, its length); None after the last epoch."""
+        # not `if`: the fraction of a last epoch may round to no sample at all
         while self._position == len(self._samples):
             if self._epoch + 1 >= self._epochs:
                 return None
@@ -111,6 +113,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         raise ValueError(f"a sample of {max(lengths)} tokens is longer than a pass of {capacity}")
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     best_fit = _pack_best_fit(lengths, order, capacity)
+    # already as few groups as the tokens could fill: nothing can be better
     if len(best_fit) * capacity < sum(lengths) + capacity:
         return best_fit
     subset_sum = _pack_subset_sum(lengths, order, capacity)
@@ -150,6 +153,7 @@ def _best_subset(sizes: list[int], room: int) -> set[int]:
 
     Dynamic programming over an integer as a bit set: bit s of `reachable` is set when some subset sums to s.
     """
+    # without the mask the integer would grow with every size, to the sum of them all
     mask = (1 << (room + 1)) - 1
     reachable = 1
     history: list[int] = []  # `reachable` before each size
@@ -161,6 +165,7 @@ def _best_subset(sizes: list[int], room: int) -> set[int]:
     total = reachable.bit_length() - 1
     subset: set[int] = set()
     for index in range(len(history) - 1, -1, -1):
+        # the sizes before this one cannot sum to it, so this one is in the subset
         if not history[index] >> total & 1:
             subset.add(index)
             total -= sizes[index]
@@ -174,6 +179,7 @@ def deal(items: Sequence[T], rank: int, world: int) -> list[T]:
 
 def shuffled(count: int, seed: int) -> Callable[[int], np.ndarray]:
     """Order of an epoch (0-based): a random permutation of all samples, seeded by (seed, epoch)."""
+    # seeded by the epoch too, so that a resumed run need not draw the epochs before its own
     return lambda epoch: np.random.default_rng((seed, epoch)).permutation(count)
 
 

@@ -179,6 +179,7 @@ def _common_prompt(
     chosen: tuple[Turn, ...], rejected: tuple[Turn, ...], origin: str
 ) -> tuple[tuple[Turn, ...], list[tuple[Turn, ...]]]:
     """The turns that two conversations begin with, and the answer that follows in each."""
+    # each side keeps a turn for its answer, even where one conversation begins with all of the other
     longest = min(len(chosen), len(rejected)) - 1
     shared = 0
     while shared < longest and _turn_content(chosen[shared]) == _turn_content(rejected[shared]):
@@ -207,6 +208,7 @@ def _turns(values: list[Any], origin: str) -> tuple[Turn, ...]:
 
 
 def _transcript(text: str) -> tuple[Turn, ...]:
+    # only behind an empty line: "Human:" in the middle of an answer is text
     _, *parts = re.split(r"(?:^|\n\n)\s*(Human|Assistant):", f"\n\n{text.strip()}")
     roles = ("user" if role == "Human" else "assistant" for role in parts[::2])
     return tuple(Turn(role, text.strip()) for role, text in zip(roles, parts[1::2], strict=True))

@@ -67,6 +67,7 @@ class ReplayStream:
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
+            # an unlimited number of epochs: keeping their orders would fill the memory of a long run
             self._orders.clear()
             shares = [source.share for source in self.sources if source.share is not None]
             order = (

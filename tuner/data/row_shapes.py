@@ -81,6 +81,7 @@ class Reader:
         if self._function is not None:
             row = call_function(self._function, row, origin)
         name = self._shape or recognize(row, origin, self._shapes)
+        # a user's function may return a different shape for each row
         if self._function is None:
             self._shape = name
         shape = self._shapes[name]

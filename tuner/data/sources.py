@@ -53,6 +53,7 @@ class Rows:
     def identity(self) -> list[list[str]]:
         """[name, hash of the content] of every file, for the cache key."""
         if self.files is None:
+            # the hash that `datasets` keeps of a table has no public name
             return [[self.source.path, str(getattr(self._hub, "_fingerprint", ""))]]
         return [[str(file), _hash_file(file)] for file in self.files]
 
@@ -84,6 +85,7 @@ def _find_files(path: str) -> list[Path] | None:
         return [_check_suffix(file) for file in files]
     if Path(local).is_dir():
         raise UserError(f"{path}: this is a folder; name the files in it, as in {path.rstrip('/')}/*.jsonl")
+    # a missing `data/train.jsonl` looks like org/name too, and must not be asked of the hub
     if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in SUFFIXES:
         return None
     raise UserError(
@@ -109,11 +111,14 @@ def _read_file(file: Path) -> Iterator[Row]:
 
 
 def _read_lines(file: Path) -> Iterator[Row]:
+    # as bytes: text files decode a buffer ahead, so that bad UTF-8 would be reported at an earlier line
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
+                # utf-8-sig: json refuses a byte order mark. rstrip: with its line break, a line that breaks
+                # off would be reported at column 1 of the next
                 values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
             except UnicodeDecodeError as error:
                 raise _not_utf8(file, number, error) from error

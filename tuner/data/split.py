@@ -22,6 +22,7 @@ def content_hash(item: Conversation | Document | Preference | Prompt) -> bytes:
     if isinstance(item, Conversation):
         return hash_values([*plain_turns(item.turns), item.tools])
     if isinstance(item, Prompt):
+        # with system and condition: the same prompt under two conditions is no duplicate
         return hash_values([plain_turns(item.policy_input().turns), item.condition, item.tools])
     answers = [plain_turns(answer) for answer in item.answers]
     return hash_values(
@@ -50,6 +51,7 @@ def trainable_turns(item: Conversation | Document | Preference | Prompt) -> Sequ
 def assign_part(content: bytes, split: Split) -> PartName:
     """The part of a row with this content hash. It does not depend on other rows, so adding rows moves none."""
     share = int.from_bytes(content[:8], "big") / 2**64
+    # the test part first: another share for validation leaves it as it is
     if share < split.test:
         return "test"
     return "validation" if share < split.test + split.validation else "train"

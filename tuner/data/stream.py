@@ -71,6 +71,7 @@ class Stream:
         samples = self.steps[step].samples
         lengths = self.lengths[samples]
         groups = pack(lengths.tolist(), self.tokens_per_pass)
+        # passes of like size stand side by side, and `deal` gives these to different ranks
         groups.sort(key=lambda group: -int(lengths[group].sum()))
         return [samples[group].tolist() for group in groups]
 

@@ -112,6 +112,7 @@ class Template:
         try:
             text = self._jinja.render(
                 messages=[_message(turn) for turn in turns],
+                # None, not []: templates test `tools is not none`, and would announce an empty list
                 tools=list(conversation.tools) or None,
                 add_generation_prompt=header,
                 **self._values,
@@ -139,8 +140,10 @@ class Template:
                 f"{index + 1} ({turn.role}) differently when others follow, so its span is unknown; "
                 f"use one of {', '.join(names())}"
             )
+        # the loss is not taken on the line break behind the end token: generation stops before it
         begin, end = len(before), len(through.rstrip())
         if turn.role != "assistant" and not whole_turn:
+            # stripped, as many templates write a turn's content
             begin = text.find(turn.content.strip(), begin)
             if begin < 0 or begin > end:
                 raise UserError(
@@ -263,6 +266,8 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 
 def _environment() -> jinja2.Environment:
     """The functions and filters that chat templates on the hub rely on (transformers' chat_template_utils)."""
+    # sandboxed: templates come with downloaded checkpoints. Other white-space settings than transformers'
+    # would give other tokens
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )

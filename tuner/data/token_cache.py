@@ -73,7 +73,9 @@ def cache_key(
     inputs: dict[str, Any] = {
         "fields": fields,
         "sources": [[_source_fields(source_rows.source), source_rows.identity()] for source_rows in rows],
+        # the sources are listed flat: which of them are held out is told by the counts alone
         "counts": [len(data.sources), len(data.validation_sources), len(data.test_sources)],
+        # the text: a .jinja file, or a tokenizer's template, can change under the same name
         "template": None if isinstance(data, Text) else find_source(data.template, tokenizer),
         "others": dict(others),
         "registered shapes": registered_fingerprints(),
@@ -87,6 +89,7 @@ def code_hash() -> str:
     """Hash of the source of the modules named in CODE, and of the version of tokenizers."""
     import tokenizers
 
+    # the package is code that decides the ids, as much as the modules below
     digest = hashlib.blake2b(tokenizers.__version__.encode(), digest_size=16)
     for name in CODE:
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
@@ -110,6 +113,7 @@ def load_entry(folder: Path, key: str) -> tuple[dict[str, Any], DataReport, str]
 
 def save_entry(folder: Path, key: str, parts: Parts, report: DataReport, fingerprint: str) -> None:
     """Write an entry under a temporary name and rename it, so that no process ever reads half of one."""
+    # in the same folder, since a rename is atomic only within a file system
     temporary = folder / f".{key}.{os.getpid()}.{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
     try:
@@ -127,6 +131,7 @@ def save_entry(folder: Path, key: str, parts: Parts, report: DataReport, fingerp
             "fingerprint": fingerprint,
         }
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        # moved aside first: rename cannot replace a folder that is not empty
         damaged = folder / f".{key}.{uuid.uuid4().hex}.old"
         with contextlib.suppress(OSError):  # a damaged entry in the way, or none
             (folder / key).rename(damaged)
@@ -145,6 +150,7 @@ def locked(folder: Path, key: str) -> Generator[None]:
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ImportError):
+            # Windows has no fcntl
             import fcntl
 
             folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +196,7 @@ def _save(path: Path, array: np.ndarray) -> int:
 
 
 def _load(path: Path, crc: int) -> np.ndarray:
+    # np.load checks header and size alone: flipped bytes would be trained on without the checksum
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if zlib.crc32(np.ascontiguousarray(array).data) != crc:
         raise ValueError(f"{path}: damaged")

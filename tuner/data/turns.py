@@ -32,6 +32,7 @@ def read_turn(message: Any, origin: str) -> Turn:
     role = _ROLES.get(written_role) if isinstance(written_role, str) else None
     if role is None:
         refuse(origin, f"unknown role {written_role!r}; the roles are {', '.join(ROLES)}")
+    # dropped without a word, the answers would be trained on without the reasoning that led to them
     for key in ("reasoning_content", "thinking", "reasoning"):
         if message.get(key):
             refuse(origin, f'"{key}" is not rendered; put it in the content, as in <think>...</think>')
@@ -51,6 +52,7 @@ def read_turn(message: Any, origin: str) -> Turn:
 
 def _content(content: Any, may_be_empty: bool, origin: str) -> str:
     """A message's text: a string, or a list of text parts."""
+    # OpenAI writes null beside tool calls
     if content is None and may_be_empty:
         return ""
     if isinstance(content, list):
@@ -70,6 +72,7 @@ def _read_call(call: Any, origin: str) -> ToolCall:
     function = expect_mapping(call.get("function") or call, "a tool call's function", origin)
     key = next((key for key in ("arguments", "parameters") if function.get(key) is not None), None)
     arguments: Any = {} if key is None else function[key]
+    # OpenAI writes arguments as JSON text, which a template's tojson would quote a second time
     if isinstance(arguments, str) and is_json(arguments):
         arguments = json.loads(arguments)
     if not is_object(arguments) or not isinstance(function.get("name"), str):
@@ -106,6 +109,7 @@ def read_weight(values: Values, origin: str) -> float:
     weight = values.get("weight")
     if weight is None:
         return 1.0
+    # in Python True is an int, and would be read as a weight of 1
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
         refuse(origin, f'"weight" is a number of at least 0, not {weight!r}')
     if weight and not 1e-30 <= weight <= 1e30:

@@ -38,6 +38,8 @@ def chunk_size(vocabulary: int) -> int:
 
 def recomputed(function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     """The function's result; its intermediate values are not kept, but computed again in the backward pass."""
+    # Reentrant checkpoints give no gradient to what the function closes over, such as a head, unless one
+    # of the arguments needs a gradient too.
     return checkpoint(function, *arguments, use_reentrant=False)
 
 

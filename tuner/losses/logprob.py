@@ -115,6 +115,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return logprobs_N, entropies_N
 
     @staticmethod
+    # The saved products are constants to autograd: a second derivative would be wrong, so it is an error.
     @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, *upstream: torch.Tensor
@@ -134,6 +135,7 @@ def _head_gradients(ctx: Any, scales_N1: torch.Tensor) -> tuple[torch.Tensor | N
     if not (needs_weight or needs_bias):
         return None, None
     hidden_ND, weight_VD, _, bias_V, *_ = ctx.saved_tensors
+    # Summed in fp32: in bf16 the sum would swallow the small contributions of later chunks.
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
     grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
     for rows, residuals_CV in _residuals_again(ctx):

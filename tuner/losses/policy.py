@@ -40,6 +40,7 @@ def kl_estimate(
     if kind == "k2":
         return log_ratio_N.square() / 2
     if kind == "k3":
+        # expm1: near 0, where the policy stays, exp(−d) − 1 would lose all its digits
         return torch.expm1(-log_ratio_N) + log_ratio_N
     raise ValueError(f"no estimator {kind!r} of the KL divergence; there are k1, k2 and k3")
 
@@ -71,6 +72,7 @@ def advantages(
     values_N = values_N.float()
     next_N = torch.zeros_like(values_N)
     next_N[:-1] = values_N[1:]
+    # or the first value of the next answer in the pack would be bootstrapped from
     next_N[_last(borders, values_N.device)] = 0
     deltas_N = rewards_N.float() + gamma * next_N - values_N
     advantages_N = _discounted(deltas_N, borders, gamma * lam)
@@ -185,6 +187,7 @@ def _clipped_surrogate(
     """PPO's clipped surrogate of X actions, tokens or whole answers; clip: below 1, and above it (None: the same)."""
     low, high = clip
     advantages_X = advantages_X.float()
+    # the exponential of a difference: probabilities themselves underflow, of whole answers soonest
     log_ratio_X = logprobs_X.float() - old_X.float()
     ratio_X = log_ratio_X.exp()
     clipped_ratio_X = ratio_X.clamp(1 - low, 1 + (low if high is None else high))
@@ -202,6 +205,7 @@ def _answer_sums(values_N: torch.Tensor, borders: Sequence[int]) -> torch.Tensor
     """Sum over each answer's tokens, fp32 [A]."""
     lengths = [end - start for start, end in itertools.pairwise(borders)]
     lengths_A = torch.tensor(lengths, dtype=torch.long, device=values_N.device)
+    # output_size: without it, repeat_interleave waits for the device to learn the size
     answer_N = torch.arange(len(lengths), device=values_N.device).repeat_interleave(
         lengths_A, output_size=len(values_N)
     )

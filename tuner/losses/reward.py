@@ -21,6 +21,7 @@ def ranking_loss(differences_P: torch.Tensor, weights_P: torch.Tensor, gamma: fl
     loss (Bradley & Terry, 1952); a larger one gives less weight to correctly ranked pairs (focal: Lin et al., 2017).
     """
     differences_P = differences_P.float()
+    # not log(sigmoid), which is −inf where the sigmoid underflows
     losses_P = -logsigmoid(differences_P)
     if gamma:
         # 1 − 2 max(0, P − ½) = 2 σ(−max(difference, 0)): keeps its digits where P rounds to 1;

@@ -72,6 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         matrix_VD = weight_VD.to(hidden_ND.dtype)
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        # Summed in fp32: in bf16 the sum would swallow the small contributions of later chunks.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         grad_bias_V = (
             torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
