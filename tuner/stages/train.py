@@ -40,6 +40,7 @@ def train(
         raise UserError("this config has no name: write name='...', which is also the run's folder")
     devices = Devices.of(config)
     run = Run(Path(runs) / config.name)
+    # Idempotent: a script that repeats its commands does not train or overwrite what is finished.
     if run.results is not None and not run.changes(config):
         return run
     stage = stage_of(config)
@@ -48,6 +49,7 @@ def train(
     outcome: Outcome = "failed"
     try:
         if devices.is_main:
+            # The main process alone takes the lock; the others wait until bad input has been refused.
             run.start(config, overrides, devices.place)
         devices.wait()
         stage.train(config, Context(run, devices, audience))
@@ -59,6 +61,7 @@ def train(
         if not in_notebook():
             raise
     except torch.OutOfMemoryError as error:
+        # Not abandoned: these fields may be changed, and the same run goes on.
         raise UserError(
             f"{run.folder}: the GPU's memory is full; lower {' or '.join(stage.memory_fields)}, or set "
             "gradient_checkpointing=true, and the same run goes on"
