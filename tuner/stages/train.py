@@ -40,16 +40,14 @@ def train(
         raise UserError("this config has no name: write name='...', which is also the run's folder")
     devices = Devices.of(config)
     run = Run(Path(runs) / config.name)
-    # Idempotent: a script that repeats its commands does not train or overwrite what is finished.
     if run.results is not None and not run.changes(config):
-        return run
+        return run  # repeating a command neither trains nor overwrites what is finished
     stage = stage_of(config)
     everyone = [*_watchers(config, stage.figures(config)), *watchers]
     audience = Watchers(everyone if devices.is_main else [])
     outcome: Outcome = "failed"
     try:
-        if devices.is_main:
-            # The main process alone takes the lock; the others wait until bad input has been refused.
+        if devices.is_main:  # it alone takes the lock; the others wait until bad input has been refused
             run.start(config, overrides, devices.place)
         devices.wait()
         stage.train(config, Context(run, devices, audience))
