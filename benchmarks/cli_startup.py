@@ -43,6 +43,7 @@ def cpu_seconds(command: tuple[str, ...]) -> float:
         os.dup2(null_device, 1)
         os.dup2(null_device, 2)
         os.execv(SCRIPTS / command[0], [str(SCRIPTS / command[0]), *command[1:]])
+    # Of this child alone: RUSAGE_CHILDREN would add up all commands measured before.
     _, status, usage = os.wait4(child, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed with {os.waitstatus_to_exitcode(status)}")

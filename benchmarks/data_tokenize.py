@@ -10,6 +10,7 @@ trained here on Python's documentation if that is unavailable.
 
 import os
 
+# Before tokenizers is used: its thread pool reads this once.
 os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 import argparse
@@ -132,6 +133,7 @@ def messages(conversation: Conversation) -> list[dict[str, str]]:
 def interleaved(rounds: int, *functions: Callable[[], Any]) -> list[float]:
     """Minimum CPU seconds of each function; calls alternate, so that load on the machine affects all of them."""
     costs_by_round = ([cost(function) for function in functions] for _ in range(rounds))
+    # The minimum: noise of other processes only ever adds to CPU time.
     return [min(costs) for costs in zip(*costs_by_round, strict=True)]
 
 

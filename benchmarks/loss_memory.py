@@ -96,6 +96,7 @@ def measure(kind: str, dtype: str, head: str) -> dict[str, float]:
     targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
     weights = torch.ones(TOKENS)
     warm = torch.randn(64, 64, dtype=activation_dtype)
+    # The first product sets up threads and kernels, whose memory would count as the loss's.
     (warm @ warm).sum().item()
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -459,6 +459,7 @@ def role_bytes(roles: Any) -> dict[str, int]:
         for name in ("reference", "reward")
     }
     critic = sum(weight.nbytes for weight in roles.trained("critic").values())
+    # 4: the weights, their gradients, and Adam's two moments.
     return {"critic": 4 * critic, "frozen": sum(adapters.values()) + roles["reward"].head.weight.nbytes}
 
 

@@ -241,6 +241,7 @@ def run_trl(case: Case, steps: int) -> int:
                 learning_rate=1e-4,
                 bf16=False,
                 gradient_checkpointing=False,
+                # The same pairs in the same order: cost depends on their lengths.
                 train_sampling_strategy="sequential",
                 report_to=[],
                 save_strategy="no",
@@ -321,7 +322,7 @@ def llamafactory_cost(python: str, case: Case) -> float:
             "dataset": "pairs",
             "cutoff_len": case.config.data.max_length,
             "overwrite_cache": True,
-            "disable_shuffling": True,
+            "disable_shuffling": True,  # the same pairs in the same order: cost depends on their lengths
             "finetuning_type": "full",
             "per_device_train_batch_size": pairs,
             "gradient_accumulation_steps": passes,
@@ -336,6 +337,7 @@ def llamafactory_cost(python: str, case: Case) -> float:
         if case.config.adapter is not None:
             arguments |= {"finetuning_type": "lora", "lora_rank": case.config.adapter.r, "lora_target": "all"}
         short, long = case.steps
+        # A first run of one step, not counted, takes imports and first allocations.
         job = json.dumps({"arguments": arguments, "steps": [1, short, long]})
         completed = subprocess.run(
             [python, "-c", LLAMAFACTORY_PROGRAM, job],

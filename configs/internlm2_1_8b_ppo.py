@@ -5,6 +5,7 @@ from tuner.config import PPO, AdamW, PolicyEvaluation, Prompts, Replay, Sampling
 config = PPO(
     policy="internlm/internlm2-chat-1_8b-sft",
     reward="runs/internlm2_1_8b_reward",
+    # full-parameter training: the roles' weights differ, so they cannot share a base
     roles="separate",
     prompts=Prompts(
         files=(
@@ -14,6 +15,7 @@ config = PPO(
         template="internlm2",
         split=Split(test=0.01),
     ),
+    # limits how many prompts are answered at once; the default of 4 GiB would need more rounds of generation
     sampling=Sampling(cache_gib=12),
     optimizer=AdamW(lr=1e-6, bits=8),
     replay=Replay(files=("data/pretrain/*.jsonl",), split=Split(test=0.002)),

@@ -14,6 +14,7 @@ config = RewardModel(
         template="internlm2",
         max_length=8_192,
         too_long="cut",
+        # HH-RLHF has a few rows that compare nothing, which are an error by default
         incomparable="drop",
         split=Split(validation=0.005, test=0.01),
     ),

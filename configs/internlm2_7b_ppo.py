@@ -18,6 +18,7 @@ config = PPO(
         template="internlm2",
         split=Split(test=0.01),
     ),
+    # limits how many prompts are answered at once; the default of 4 GiB would need more rounds of generation
     sampling=Sampling(cache_gib=8),
     optimizer=AdamW(lr=1e-5, bits=8, paged=True),
     critic_lr=5e-5,

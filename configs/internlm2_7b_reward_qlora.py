@@ -13,6 +13,7 @@ config = RewardModel(
         ),
         template="internlm2",
         too_long="cut",
+        # HH-RLHF has a few rows that compare nothing, which are an error by default
         incomparable="drop",
         split=Split(validation=0.005, test=0.01),
     ),

@@ -6,6 +6,7 @@ config = RewardModel(
     model=Model(path="meta-llama/Meta-Llama-3-8B-Instruct", quantization="nf4"),
     adapter=LoRA(r=64, alpha=16),
     conditions={"helpful": "tuner:helpful", "harmless": "tuner:harmless"},
+    # the default is InternLM2's; any token that no conversation contains will do
     reward_token="<|reserved_special_token_0|>",
     data=Preferences(
         files=(
@@ -14,6 +15,7 @@ config = RewardModel(
         ),
         template="llama3",
         too_long="cut",
+        # HH-RLHF has a few rows that compare nothing, which are an error by default
         incomparable="drop",
         split=Split(validation=0.005, test=0.01),
     ),

@@ -9,6 +9,7 @@ config = RLOO(
     policy=ppo.policy,
     reward=ppo.reward,
     prompts=ppo.prompts,
+    # 8 prompts of 8 answers: a rollout of 64 answers, as in quickstart_ppo
     prompts_per_step=8,
     answers_per_prompt=8,
     sampling=ppo.sampling,

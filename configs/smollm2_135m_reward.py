@@ -8,6 +8,7 @@ config = RewardModel(
     model=Model(path="HuggingFaceTB/SmolLM2-135M-Instruct"),
     adapter=LoRA(r=16, alpha=32),
     conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
+    # the default is InternLM2's; a token of this vocabulary that no answer contains
     reward_token="<|endoftext|>",
     data=Preferences(
         files=(Source(path="tuner:twins/train.jsonl", limit=2_400),),

@@ -104,10 +104,12 @@ class Algorithm(ABC, Generic[Config]):
         for batch in update.replayed:
             with roles.role("policy", train=True) as model:
                 step.add(token_loss(model, batch), "replay_tokens", "replay_loss", factor=coefficient)
+                # Inside the role: switched before, its adapter would silently get no gradient.
                 step.backward()
 
 
 def algorithm_of(config: PolicyConfig) -> Algorithm[Any]:
     """The algorithm that a config's class names, built for that config. Its module is imported here, and no other."""
+    # A string, so that configs import neither torch nor any algorithm.
     module, _, name = config.algorithm.partition(":")
     return getattr(importlib.import_module(module), name)(config)

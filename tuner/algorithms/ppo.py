@@ -52,6 +52,7 @@ class PPO(Algorithm[PPOConfig]):
     def trained(self, roles: Roles) -> dict[str, Trained]:
         config = self.config
         return {
+            # The policy's schedule starts after the critic's warm-up, else its own warm-up would pass unused.
             "policy": Trained(roles.trained("policy"), config.optimizer.lr, config.critic_warmup),
             "critic": Trained(roles.trained("critic"), config.critic_lr),
         }
@@ -123,6 +124,7 @@ class PPO(Algorithm[PPOConfig]):
         return {
             "value": experience.values_N,
             "returns": experience.returns_N,
+            # float64: a variance from means and mean squares cancels in fp32.
             "returns_squares": experience.returns_N.double().square(),
             "residuals": residuals_N,
             "residuals_squares": residuals_N.double().square(),
@@ -140,5 +142,6 @@ class PPO(Algorithm[PPOConfig]):
 def _whitened(experiences: Sequence[ValuedExperience], devices: Devices) -> Sequence[ValuedExperience]:
     """Advantages with mean 0 and standard deviation 1 over the tokens of all ranks."""
     local = sum((MomentSums.of(row.advantages_N) for row in experiences), start=MomentSums(0, 0, 0))
+    # Over all ranks: moments per rank would make the loss depend on the number of processes.
     moments = MomentSums(**devices.sum(asdict(local)))
     return [replace(row, advantages_N=whitened(row.advantages_N, moments)) for row in experiences]

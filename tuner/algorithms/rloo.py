@@ -29,6 +29,7 @@ class RLOO(Algorithm[RLOOConfig]):
     def __init__(self, config: RLOOConfig) -> None:
         super().__init__(config)
         self.answers_per_prompt = config.answers_per_prompt
+        # Without a KL penalty no reference is loaded, and its forward pass is saved.
         self.roles = ("reference",) if config.kl else ()
 
     def estimate(

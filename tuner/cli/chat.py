@@ -38,6 +38,7 @@ def chat(
         for piece in chat_model.answer(
             turns, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         ):
+            # A model can write any bytes, also those that command a terminal.
             typer.echo(printable(piece), nl=False)
             pieces.append(piece)
         typer.echo()

@@ -19,6 +19,7 @@ def copy(
     target = _target(source, to)
     imports = {target.parent / file.name: file for file in _imported_configs(source)}
     for file, original in imports.items():
+        # An import is found by name: another file of that name would silently become the base of this config.
         if file.exists() and file.read_bytes() != original.read_bytes():
             raise UserError(
                 f"{name} builds on {original.name}, but {file} is another file: copy to an empty folder"

@@ -34,8 +34,10 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(processes),
     }
+    # torch's default is all cores in each process, which slows every rank down.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     with ExitStack() as files:
+        # Files, not pipes: a rank that fills a pipe nobody reads blocks, and all ranks with it.
         stderr_files = [None, *(files.enter_context(TemporaryFile("w+")) for _ in range(1, processes))]
         ranks = [
             subprocess.Popen(
@@ -50,6 +52,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
         def forward(number: int, _: object) -> None:
             for rank in ranks:
+                # Ranks listen for SIGINT and SIGTERM only; SIGHUP would kill them in the middle of a step.
                 rank.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -61,6 +64,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             stderr_file.seek(0)
             sys.stderr.write(stderr_file.read())
         code = ranks[failed].returncode
+        # A child killed by signal N has the code -N; a shell reports it as 128 + N.
         return code if code > 0 else 128 - code
 
 

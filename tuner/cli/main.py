@@ -44,6 +44,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     arguments = sys.argv[1:]
     try:
+        # standalone_mode=False: typer would print its own messages and choose the exit codes.
         code = app(arguments or ["--help"], prog_name="tuner", standalone_mode=False)
     except _UsageError as error:
         print(f"tuner: {_usage_message(error)}", file=sys.stderr)

@@ -51,6 +51,7 @@ def score(
     )
     count = write_scores(sys.stdout) if output is None else _write_file(output, write_scores)
     place = "" if output is None else f": {output}"
+    # To stderr: stdout may carry the rows.
     typer.echo(f"{count:,} rows scored{place}", err=True)
 
 
@@ -61,6 +62,7 @@ def _write_file(output: Path, write: Callable[[TextIO], int]) -> int:
     from tuner.errors import UserError
     from tuner.training.checkpoint import explain_write
 
+    # In the same folder: os.replace is atomic only within one file system.
     unfinished = output.with_name(f".writing-{output.name}")
     try:
         with unfinished.open("w", encoding="utf-8") as lines:

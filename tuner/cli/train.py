@@ -28,7 +28,9 @@ def train(
     """Train a config, or resume its interrupted run. A run is not resumed with a changed config."""
     from tuner.config import load_config, override
 
+    # Before ranks are launched: a mistake in the config is then reported once, not by every rank.
     run_config = override(load_config(config), overrides or [])
+    # LOCAL_RANK: under torchrun or accelerate this process is a rank already, and would launch ranks itself.
     if processes > 1 and "LOCAL_RANK" not in os.environ:
         from tuner.cli.launch import launch
 

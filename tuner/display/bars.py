@@ -109,6 +109,7 @@ def _live(stream: TextIO, columns: tuple[Any, ...], transient: bool) -> Any:
         refresh_per_second=4,
         transient=transient,
         expand=False,
+        # rich would redirect stdout to the bar's stream: piped results would end up on stderr.
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=sys.stderr.isatty(),
     )

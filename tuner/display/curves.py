@@ -24,6 +24,7 @@ PHASE = "#F2F2F2"
 
 def draw_curves(metrics: Metrics, path: Path, title: str, figures: StageFigures) -> None:
     """Write the curves of these records of metrics.jsonl as a PNG, which is replaced as a whole."""
+    # A viewer that reloads the file never sees half of it.
     unfinished = path.with_name(f".writing-{path.name}")
     unfinished.write_bytes(curves_png(metrics, title, figures))
     unfinished.replace(path)

@@ -26,6 +26,7 @@ MESSAGES_SHOWN = 6
 
 def in_notebook() -> bool:
     """Whether this runs in a Jupyter kernel; never imports IPython for it."""
+    # A kernel has imported IPython already; importing it here would cost every command its time.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 

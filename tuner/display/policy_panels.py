@@ -125,6 +125,7 @@ def draw_norms(axes: Axes, panel: Panel, metrics: Metrics, around: float, *, set
     style(axes, panel.title, small=True)
     drawn: list[float] = []
     for name, color in sets.items():
+        # A logarithmic axis cannot show 0.
         norms = [point for point in points_of(metrics, f"{panel.key}_{name}") if point[1] > 0]
         if norms:
             draw_noisy(axes, norms, math.inf, color, name, around)

@@ -93,6 +93,7 @@ class ProgressWatcher:
         done = self._last_step - self._before
         if done <= 0 or self._last_step >= self._total:
             return ""
+        # Over this process's steps only: a resumed run's earlier ones took none of this time.
         seconds = (self._clock() - self._started) / done * (self._total - self._last_step)
         return f"{duration(seconds)} left"
 

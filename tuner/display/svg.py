@@ -73,4 +73,5 @@ def _label(value: float) -> str:
 def thinned(points: list[Point]) -> list[Point]:
     """At most POINTS_DRAWN of the points, evenly chosen, with the last."""
     stride = -(-len(points) // POINTS_DRAWN)
+    # Counted from the end, so that the newest point is always drawn.
     return points[(len(points) - 1) % stride :: stride] if points else []

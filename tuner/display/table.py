@@ -13,6 +13,7 @@ def print_table(
 
     Without a terminal no row is wrapped or cut, so that grep and awk find what they look for.
     """
+    # rich assumes 80 columns for a pipe, and would fold long values there.
     if sys.stdout.isatty():
         _draw(head, rows, styles or [""] * len(rows))
         return

@@ -58,6 +58,7 @@ class HeldOutRows:
                 sums["loss"] += token_loss(model, batch.to(self._devices.device)).item()
             sums["weight"] += float(batch.weights_N.sum())
         totals = self._devices.sum(sums)
+        # Divided once, over all batches and ranks: a mean of means would weight short batches more.
         return totals["loss"] / totals["weight"]
 
     def samples(self) -> list[Sample]:

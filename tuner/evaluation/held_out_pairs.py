@@ -50,6 +50,7 @@ class HeldOutPairs:
             sums["pairs"] += batch.pairs.weights_P.sum().item()  # type: ignore[union-attr]
             sums["answers"] += batch.weights_N.sum().item()
         totals = self._devices.sum(sums)
+        # Each by its own count, as in training: a row's answers are not twice its pairs.
         ranking, penalty = totals["ranking"] / totals["pairs"], totals["penalty"] / totals["answers"]
         return {"loss": ranking + penalty, "accuracy": totals["right"] / totals["pairs"]}
 

@@ -80,6 +80,7 @@ def sign_test(signs_A: np.ndarray, clusters_A: np.ndarray) -> float:
 
 def _coin_tosses(count: int) -> np.ndarray:
     """Probability of 0 to `count` heads in `count` tosses of a fair coin, float64 [count + 1]."""
+    # In logarithms: as floats, binomial coefficients overflow beyond 1,029 tosses.
     ways = [
         math.lgamma(count + 1) - math.lgamma(heads + 1) - math.lgamma(count - heads + 1)
         for heads in range(count + 1)
@@ -95,6 +96,7 @@ def _tango(wins: float, losses: float, count: float) -> tuple[float, float]:
         deviation = wins - losses - count * difference
         linear = (2 * count - wins + losses) * difference - wins - losses
         constant = -losses * difference * (1 - difference)
+        # Rounding can take the discriminant just below 0.
         root = math.sqrt(max(0.0, linear**2 - 8 * count * constant))
         losing = (root - linear) / (4 * count)  # maximum-likelihood p(loss), given the difference
         return deviation**2 - Z95**2 * count * (2 * losing + difference * (1 - difference))
@@ -105,6 +107,7 @@ def _tango(wins: float, losses: float, count: float) -> tuple[float, float]:
 
 def _root(function: Callable[[float], float], inside: float, outside: float) -> float:
     """Where a function that is above 0 at `outside` changes its sign, by bisection."""
+    # 60 halvings of an interval of at most 2 are below the rounding of float64.
     for _ in range(60):
         middle = (inside + outside) / 2
         inside, outside = (inside, middle) if function(middle) > 0 else (middle, outside)
@@ -116,6 +119,7 @@ def _design_effect(values_A: np.ndarray, clusters_A: np.ndarray) -> float:
     count, groups = len(values_A), len(np.unique(clusters_A))
     deviations_A = values_A - np.mean(values_A)
     independent = float(np.sum(deviations_A**2)) / count**2
+    # All values are equal: their variance says nothing, so each cluster counts as one prompt.
     if independent == 0:
         return count / groups
     return max(1.0, _variance(deviations_A, clusters_A) / independent)

@@ -100,6 +100,7 @@ def judge_all(judge: Judge, answers: Sequence[Answers]) -> list[JudgedAnswers]:
 
     Equal answers to a prompt are scored once, so that they tie exactly.
     """
+    # A score depends by rounding on the pass it is computed in: equal texts scored apart could win or lose.
     pairs = {(place, text): None for policy in answers for place, text in enumerate(policy.texts)}
     numbers = {pair: number for number, pair in enumerate(pairs)}
     distinct = replace(judge, prompts=judge.prompts.take([place for place, _ in pairs]))
@@ -120,6 +121,7 @@ def policy_card(
     policy: Contestant, others: Sequence[Contestant], replay: Sequence[RangeLoss] = ()
 ) -> PolicyCard:
     """A policy measured, and compared with each of the others on the same prompts."""
+    # From the prompts, not their tokens: policies read them in different chat templates.
     clusters_A = clusters(policy.judged.prompts)
     return PolicyCard(policy, [_match(policy, other, clusters_A) for other in others], replay)
 

@@ -91,6 +91,7 @@ def answer_rewards(rewarded: Sequence[Rewarded], num_answers: int, devices: Devi
     """Summed token rewards of each answer of the rollout, float64 [A], the same on every rank."""
     local: list[tuple[int, float]] = []
     for row in rewarded:
+        # float64: in fp32 the differences of a long running sum would lose the digits of its short parts.
         cumulative = np.concatenate([[0.0], row.rewards_N.double().cpu().numpy().cumsum()])
         sums = np.diff(cumulative[list(row.row.borders)]).tolist()
         local += zip(row.row.answers.tolist(), sums, strict=True)

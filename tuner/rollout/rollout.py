@@ -71,6 +71,7 @@ class Rollout:
 
     def mini_batches(self, count: int) -> list[np.ndarray]:
         """Indices of the answers, in order, in at most `count` parts; each makes one optimizer step."""
+        # With fewer answers than mini-batches, empty parts would divide their losses by zero tokens.
         return [part for part in np.array_split(np.arange(len(self)), count) if len(part)]
 
     def rows(self, mini_batches: int, tokens_per_pass: int, devices: Devices) -> list[Row]:
@@ -79,6 +80,7 @@ class Rollout:
         for number, part in enumerate(self.mini_batches(mini_batches)):
             lengths = self.lengths[part]
             groups = pack(lengths.tolist(), tokens_per_pass)
+            # Fullest first: rows are dealt in turns, and each rank gets about as much work.
             groups.sort(key=lambda group, lengths=lengths: -int(lengths[group].sum()))
             local = deal(groups, devices.rank, devices.world)
             rows += [self._row(number, part[group], devices.device) for group in local]
@@ -122,6 +124,7 @@ def answer_prompts(
 
     indices: of the prompts, int64.
     """
+    # Consecutive: GRPO and RLOO take their baselines over runs of answers_per_prompt answers.
     repeated = np.repeat(indices, answers_per_prompt).tolist()
     tokens = [prompts.tokens(index) for index in repeated]
     answers = engine.generate(tokens, step=step)

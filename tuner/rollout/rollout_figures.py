@@ -43,6 +43,7 @@ def token_means(
     rollout: Rollout, experiences: Sequence[Experience], further: TokenFigures, devices: Devices
 ) -> dict[str, float]:
     """Means over all answer tokens of all ranks: KL, entropy, the generator's gap, and further figures."""
+    # Sums first, one division after: a mean of the ranks' means would weight short answers more.
     sums = devices.sum(sum_by_name([_token_sums(rollout, experience, further) for experience in experiences]))
     tokens = sums.pop("tokens")
     return {name: total / tokens for name, total in sums.items()}
@@ -63,6 +64,7 @@ def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures)
     figures: dict[str, torch.Tensor] = {}
     if reference_N is not None:
         figures |= {
+            # k1 is negative on some tokens and may cancel to about 0; k3 never is, and shows that.
             "kl": kl_estimate(old_N, reference_N, "k1"),
             "kl_k3": kl_estimate(old_N, reference_N, "k3"),
         }

@@ -27,6 +27,7 @@ def load_rule(reference: Function | None, field: str) -> Rule | None:
         return None
     function = load_function(reference, field)
     try:
+        # Now: a wrong signature would otherwise fail only after the first rollout has been generated.
         inspect.signature(function).bind("an answer", {})
     except TypeError as error:
         raise UserError(

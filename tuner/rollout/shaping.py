@@ -27,6 +27,7 @@ def shape_scores(
     First the truncation penalty, then the clip, then the normalization by the run's moments. Those include this step's
     scores, so that the first step is normalized, too. moments: those before the step; {} at the start of a run.
     """
+    # ~ negates booleans only: of the integers 0 and 1 it makes -1 and -2.
     scores_A = scores_A - missing_end_penalty * ~ended_A
     if clip is not None:
         scores_A = scores_A.clip(-clip, clip)

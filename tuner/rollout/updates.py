@@ -42,6 +42,7 @@ def updates(
     shares = np.array_split(np.asarray(replayed, dtype=np.int64), len(parts) * epochs)
     for number, share in enumerate(shares):
         part = number % len(parts)
+        # From the rollout, which every rank holds whole: all divide by the same totals.
         totals = {
             "answer_tokens": float(rollout.answer_lengths[parts[part]].sum()),
             "answers": float(len(parts[part])),
@@ -51,5 +52,6 @@ def updates(
             totals["replay_tokens"] = replay.target_weight(share.tolist())
             local = replay.batches(share.tolist(), devices.rank, devices.world)
             batches = [batch.to(devices.device) for batch in local]
+        # May be empty on a rank, which takes the step all the same: all join in summing gradients.
         part_experiences = [experience for experience in experiences if experience.row.mini_batch == part]
         yield Update(part_experiences, batches, totals)

@@ -55,9 +55,11 @@ class Context:
         )
         if self.devices.is_main:
             self.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
+        # transformers lets packed samples see each other without a warning, and losses look plausible.
         prove_isolation(loaded, self.devices.device, self.devices.autocast())
         if config.gradient_checkpointing:
             recompute_activations(loaded.model)
+        # After loading: fresh adapters come from the plain seed, so that all ranks start from equal weights.
         self.seed_dropout(config.seed)
         return Roles.of(role, loaded, self.devices.autocast)
 
@@ -136,8 +138,10 @@ class Context:
                 chat, transformer = Template(template, roles.tokenizer), roles.loaded.transformer
                 roles.tokenizer.chat_template = chat.source
                 if not has_score(transformer):
+                    # A base's own end token does not end a chat turn: other tools would run past it.
                     transformer.generation_config.eos_token_id = sorted(end_ids(chat, roles.tokenizer))
             write_atomically(self.run.model_folder, write)
             self.run.draw_curves()
+            # Last: results mark the run as finished, and `train` returns such a run at once.
             self.run.finish(results)
         self.devices.wait()

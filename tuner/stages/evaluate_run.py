@@ -39,5 +39,6 @@ def evaluate_run(
         )
     if files:
         field = stage.rows_field
+        # split.test=0: else the rows split off the training files would be measured as well.
         config = override(config, {f"{field}.test_files": list(files), f"{field}.split.test": 0.0})
     return stage.evaluate(run, config, against)

@@ -25,6 +25,7 @@ def with_stand_ins(
     for field, model in stage.model_fields(config).items():
         if not _is_here(model.path):
             small = tiny_model_folder(model.path, folder / field, score=field == "reward")
+            # A stand-in is a folder, and a revision of a folder is refused.
             changes |= {f"{field}.path": str(small), f"{field}.revision": None}
             stand_ins.append(field)
             replaced.append(model.path)

@@ -41,13 +41,13 @@ def train(
     devices = Devices.of(config)
     run = Run(Path(runs) / config.name)
     if run.results is not None and not run.changes(config):
-        return run
+        return run  # repeating a command neither trains nor overwrites what is finished
     stage = stage_of(config)
     everyone = [*_watchers(config, stage.figures(config)), *watchers]
     audience = Watchers(everyone if devices.is_main else [])
     outcome: Outcome = "failed"
     try:
-        if devices.is_main:
+        if devices.is_main:  # it alone takes the lock; the others wait until bad input has been refused
             run.start(config, overrides, devices.place)
         devices.wait()
         stage.train(config, Context(run, devices, audience))
@@ -59,6 +59,7 @@ def train(
         if not in_notebook():
             raise
     except torch.OutOfMemoryError as error:
+        # Not abandoned: these fields may be changed, and the same run goes on.
         raise UserError(
             f"{run.folder}: the GPU's memory is full; lower {' or '.join(stage.memory_fields)}, or set "
             "gradient_checkpointing=true, and the same run goes on"

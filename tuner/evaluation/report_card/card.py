@@ -198,6 +198,7 @@ def make_card(
     for name, pairs in controls.items():
         if name not in CONTROLS or len(pairs) != len(seen):
             raise ValueError(f"control {name!r} has {len(pairs)} pairs for {len(seen)}; known: {CONTROLS}")
+    # A pair broken under one control is left out of all: they are compared on the same pairs.
     finite = np.logical_and.reduce([seen.finite, *(pairs.finite for pairs in controls.values())])
     index, total = np.flatnonzero(finite), len(seen)
     seen = seen.select(finite)
@@ -279,6 +280,7 @@ def _length(pairs: ScoredPairs) -> Length | None:
         return None
     tokens = np.concatenate([pairs.chosen_tokens, pairs.rejected_tokens])
     scores, weights = np.concatenate([pairs.chosen, pairs.rejected]), np.tile(pairs.weights, 2)
+    # Compared with the better of the two rules: short answers may win a data set as well.
     rule = "longer" if longer_wins.value >= 0.5 else "shorter"
     gain = difference(pairs, pairs.right, pairs.longer if rule == "longer" else 1 - pairs.longer)
     assert gain is not None

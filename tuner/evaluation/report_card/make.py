@@ -56,6 +56,7 @@ def report_on(
     controls: dict[str, ScoredPairs] = {}
     for control in CONTROLS:
         if _can_apply(conditions, control):
+            # Loaded again: a control's wording changes the prompts' tokens, and so what is truncated.
             rows = load(control)
             assert rows is not None
             rows = rows.take(places)
@@ -67,6 +68,7 @@ def report_on(
         texts=lambda pair: _texts(comparisons, pair, tokenizer),
         worst=settings.evaluation.worst,
     )
+    # One NaN would make the reference NaN, and with it every standardized score.
     finite = scores[np.isfinite(scores)]
     return card, Reference(float(finite.mean()), float(finite.std()), len(finite))
 
@@ -104,6 +106,7 @@ def _paths(data: Preferences) -> list[str]:
 
 def _twins(comparisons: Comparisons) -> np.ndarray:
     """Number of each row's twins, int64 [R]: rows with the same two answers in the opposite order; -1 = no twin."""
+    # dtype=object: NumPy's own byte strings drop trailing zero bytes, which token ids end with.
     best = np.array(
         [_answer(comparisons, int(first)).tobytes() for first in comparisons.offsets[:-1]], dtype=object
     )

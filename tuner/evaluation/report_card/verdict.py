@@ -91,6 +91,7 @@ def _conditions(card: ReportCard) -> list[str]:
     if controls.over == "twins":
         return _on_twins(seen, swapped)
     changed = swapped.changed if swapped else None
+    # With fewer than 100 pairs a share below 1% is none at all, which may be chance.
     if changed is None or changed >= SAME_WINNERS or seen.accuracy.pairs * SAME_WINNERS < 1:
         return []
     return [

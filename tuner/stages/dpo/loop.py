@@ -36,6 +36,7 @@ def dpo(config: DPO, context: Context) -> None:
     )
     trainer.train_from(checkpoint, callback)
     after = _measure("after", context, trainer, test)
+    # Before saving: TRL leaves its reference adapter and its own settings in the model.
     trainer.restore_model()
     context.finish(config.data.template, policy, {"before": context.run.read_json("before"), "after": after})
 

@@ -29,6 +29,7 @@ def finish_reward(config: RewardModel, context: Context, roles: Roles, loop: Loo
     if context.devices.is_main and report:
         write_report(context.run.folder, report.card)
         context.watchers.report(tables(report.card))
+    # Before saving: other tools find the score by the padding token in config.json, ours by reward.json.
     set_score_token(roles.loaded, config.reward_token)
     write_record = partial(write_reward_record, record=record)
     context.finish(config.data.template, roles, report_results(report), write_record)

@@ -65,6 +65,7 @@ def score_file(
     count = 0
     row_requests = _row_requests(rows, condition)
     with progress_bar("Scoring", None) as advance:
+        # Not row by row: a pass would hold one conversation. Not the whole file: it may not fit into memory.
         while window := list(itertools.islice(row_requests, WINDOW)):
             scores = iter(scorer.score_requests([request for item in window for request in item.requests]))
             for item in window:

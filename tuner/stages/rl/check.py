@@ -55,6 +55,7 @@ def policy_peak(config: PolicyConfig, algorithm: Algorithm[Any], roles: Roles) -
     answers = config.prompts_per_step * algorithm.answers_per_prompt
     longest = answers * (config.prompts.max_length + config.sampling.max_new_tokens)
     per_token = numbers_per_token(roles.loaded.transformer.config) * bytes_per_number
+    # The limit is reached only by rollouts that large; smaller ones hold keys and values of their own size.
     cache = min(config.sampling.cache_gib * 2**30, longest * per_token)
     budget = memory_budget(config, config.tokens_per_pass, language_head=True)
     return roles_bytes(budget, roles, cache)

@@ -54,11 +54,13 @@ def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Eva
 
 def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
     folder, devices = run.folder, Devices.of(config)
+    # Everything that can be refused comes before any generation: a mistyped name must not cost hours.
     rule = _load_gold_rule(run, config)
     location = _locate_reward(config)
     prompts, chat_template = _test_prompts(run, config)
     others = list(dict.fromkeys(against))
     names = _names(folder, others)
+    # The config's trust covers the run's own model only; code of the models it is compared with never runs.
     trained = Model(path=str(run.model_folder), trust_remote_code=config.policy.trust_remote_code)
     models = [trained, *(Model(path=path) for path in others)]
     policy, *opponents = [
@@ -99,6 +101,7 @@ def _existing_reference(run: Run, reference: object) -> str | None:
     """A function's reference; where its file is gone, the reference to the run's copy of it."""
     if reference is None:
         return None
+    # From the right: a path may contain a colon.
     file, _, function = str(reference).rpartition(":")
     copies = (run.read_json("functions") or {}).get("copies", {})
     if not Path(file).is_file() and file in copies:
@@ -190,6 +193,7 @@ def _answer(
         answers = answer_held_out(entrant.prompts, engine, policy.tokenizer, config.evaluation.temperature)
         advance(len(entrant.prompts))
     ranges = _replay_loss(config, policy, devices) if with_replay else []
+    # Each of them holds the model: with one left, two models would be in memory when the next is loaded.
     del loaded, policy, engine
     _free()
     return answers, ranges

@@ -104,6 +104,7 @@ UPDATE_PANELS = (
     Panel("clipped", "share of tokens clipped", draw_series, PURPLE, shown=ever_positive),
     Panel("replay_loss", "replay loss", draw_replay, BLUE, held_out="eval_replay_loss", shown=recorded),
 )
+# Keeps the grid of small panels full where their number is odd.
 FILLER = Panel("seconds", "seconds per step", draw_series, GRAY)
 
 

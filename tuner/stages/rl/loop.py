@@ -39,9 +39,11 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
             experiences = algorithm.estimate(rewarded, rewards_A, devices)
         with step.part("updates"):
             for update in setup.updates(step, rollout, experiences):
+                # Each update has its own token counts: losses are sums divided by the counts of all ranks.
                 step.totals = update.totals
                 algorithm.learn(step, roles, update)
                 step.update(*algorithm.trains(step.index))
+            # An engine with a copy of the weights would silently go on sampling from the old policy.
             setup.engine.weights_changed()
         step.tokens = rollout.num_tokens
         setup.record_answers(step, rollout, scores_A)

@@ -66,6 +66,7 @@ class Setup:
     def shape(self, scores_A: np.ndarray, ended_A: np.ndarray) -> np.ndarray:
         """Shaped scores, float64 [A]. The moments that normalize them are part of the loop's state, which is saved."""
         config, state = self.config, self.loop.state
+        # In the saved state: with moments started anew, a resumed run would scale rewards differently.
         shaped_A, state["scores"] = shape_scores(
             scores_A,
             ended_A,
@@ -128,6 +129,7 @@ class Setup:
         """
         if self.replay is None:
             return []
+        # In the saved state: a resumed run replays the rows that come next, none twice.
         rows, self.loop.state["replay"] = self.replay.draw(self.loop.state.get("replay", {}), tokens)
         step.metrics["replay_tokens"] = self.replay.tokens(rows)
         return rows
