@@ -248,7 +248,7 @@ def run_twin(
             prompt = made.stream.prompts.prompt(number)
             text = made.roles.tokenizer.decode(said, skip_special_tokens=False)
             asked.append(ScoreRequest(prompt.with_answer(text), prompt.condition, prompt.turns))
-        return [tokens.tolist() for tokens in made.reward.sequences.make(asked)]
+        return [tokens.tolist() for tokens in made.reward.inputs.make(asked)]
 
     roles = flat_ppo.load_roles(settings)
     return flat_ppo.train(settings, prompts, score, replay, roles), roles
