@@ -392,16 +392,16 @@ def test_a_warm_up_as_long_as_the_run_leaves_the_policy_alone(answer: Callable[.
 
 def spoil_values(monkeypatch: pytest.MonkeyPatch, passes: set[int]) -> None:
     """Make the critic's loss of some passes, counted from 1, not finite."""
-    import tuner.stages.rl.loop as stage
+    import tuner.algorithms.ppo as algorithm
 
-    value_loss, count = stage.value_loss, 0
+    value_loss, count = algorithm.value_loss, 0
 
     def spoiled(*given: Any) -> torch.Tensor:
         nonlocal count
         count += 1
         return value_loss(*given) * (float("nan") if count in passes else 1.0)
 
-    monkeypatch.setattr(stage, "value_loss", spoiled)
+    monkeypatch.setattr(algorithm, "value_loss", spoiled)
 
 
 @pytest.mark.parametrize("allowed", [2, 3])
