@@ -1,33 +1,5 @@
 """Figures, charts and curves of a reward model's training."""
 
-from tuner.stages.loss_figures import (
-    ACCURACY,
-    ACCURACY_PANEL,
-    GRADIENT_NORM_PANEL,
-    HELD_OUT_LOSS,
-    LEARNING_RATE,
-    LEARNING_RATE_PANEL,
-    LOSS,
-    LOSS_CURVE,
-    LOSS_PANEL,
-    SPEED,
-    SPEED_PANEL,
-    SUMMARIES,
-    SYSTEM,
-)
-from tuner.training.figures import TOKENS, Charts, Picture, StageFigures
+from tuner.stages.loss_figures import loss_figures
 
-FIGURES = StageFigures(
-    figures=(TOKENS, LOSS, HELD_OUT_LOSS, ACCURACY, LEARNING_RATE, SPEED),
-    charts=Charts(
-        default="train",
-        groups={"data": "tokens epoch pairs answers fill passes", "system": SYSTEM},
-        rules={},
-        summaries=SUMMARIES,
-    ),
-    curves=(LOSS_CURVE,),
-    picture=Picture(
-        large=(LOSS_PANEL,),
-        small=(ACCURACY_PANEL, LEARNING_RATE_PANEL, GRADIENT_NORM_PANEL, SPEED_PANEL),
-    ),
-)
+FIGURES = loss_figures("tokens epoch pairs answers fill passes", pairs=True)
