@@ -19,9 +19,9 @@ from tests.equivalence.test_resume import Killed
 from tuner.cli.check import check as check_command
 from tuner.config import PPO, override, to_json
 from tuner.errors import UserError
-from tuner.evaluation import judge as judged
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement
 from tuner.resources import locate
+from tuner.rollout.reward_sources import ModelReward
 from tuner.stages.check import check
 from tuner.stages.run import Run
 
@@ -195,8 +195,8 @@ def test_a_run_killed_behind_its_last_step_measures_it_anew(plain, tmp_path, mea
 
 def test_a_score_that_is_no_number_leaves_files_that_others_can_read(plain, tmp_path, monkeypatch):
     """Also when the run goes on from them."""
-    score = judged.score_all
-    monkeypatch.setattr(judged, "score_all", lambda *args: score(*args) * np.nan)
+    score = ModelReward.score
+    monkeypatch.setattr(ModelReward, "score", lambda *args: score(*args) * np.nan)
     config = plain(MEASURED | {"max_steps": 2})
     train_to_the_last_step(config, tmp_path)
     before = strict(tmp_path / "ppo" / "before.json")
