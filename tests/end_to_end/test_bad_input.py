@@ -899,6 +899,27 @@ def test_verbs_on_a_ppo_config(tuner: Tuner, ppo: Path) -> None:
 # A real process, with its imports: nothing that a library says on the way comes between
 
 
+def test_a_condition_that_a_reward_model_of_the_hub_does_not_know(ppo: Path) -> None:
+    """Refused where the prompts are read, and not only when the first answers are scored."""
+    cached = ppo / "hub" / "models--org--scores"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(ppo / "runs" / "scores" / "model", cached / "snapshots" / ("0" * 40))
+    write(ppo / "prompts.jsonl", [*ASKED, {"prompt": "What is 3 + 2?", "condition": "kind"}])
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(ppo / "hub"),
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "tuner", "train", "mine.py", "reward=org/scores"]
+    done = subprocess.run(command, cwd=ppo, env=environment, capture_output=True, text=True, timeout=120)
+    assert_one_sentence(
+        Done(done.returncode, done.stdout, done.stderr, 0.0),
+        *("prompts.jsonl:13", "condition 'kind' is unknown", "right, short", "correct it"),
+    )
+    assert_no_run_is_left(ppo)
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [

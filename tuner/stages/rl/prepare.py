@@ -12,6 +12,7 @@ from tuner.algorithms.algorithm import Algorithm, algorithm_of
 from tuner.config import PolicyConfig
 from tuner.data.dataset import Dataset, load_data
 from tuner.data.examples import Examples
+from tuner.data.load_prompts import load_prompts
 from tuner.data.prompt_stream import PromptStream
 from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
@@ -21,7 +22,7 @@ from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement, p
 from tuner.evaluation.judge import Judge
 from tuner.evaluation.position_loss import HeldOutReplay
 from tuner.models.chat import end_ids
-from tuner.models.load_roles import load_policy_roles
+from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
@@ -32,7 +33,7 @@ from tuner.rollout.shaping import shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
 from tuner.stages.rl.models import policy_models
-from tuner.stages.rl.prompts import load_policy_prompts, plan_run
+from tuner.stages.rl.prompts import plan_run
 from tuner.stages.rl.reward_source import reward_source
 from tuner.training.loop import Loop
 from tuner.training.step import Step
@@ -144,7 +145,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
         for name, fingerprint in loaded.fingerprints.items():
             context.run.pin(name, fingerprint, path=getattr(config, name).path)
     context.seed_dropout(config.seed)
-    prompts, stream, replay = _load_rows(config, context, roles)
+    prompts, stream, replay = _load_rows(config, context, loaded)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
     reward = reward_source(config, roles, loaded.sequences, devices)
@@ -167,15 +168,18 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
 
 
 def _load_rows(
-    config: PolicyConfig, context: Context, roles: Roles
+    config: PolicyConfig, context: Context, loaded: PolicyRoles
 ) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
     """Prompts, their steps, and replayed rows. Raises UserError where a resumed run finds other rows than before."""
+    tokenizer = loaded.roles.tokenizer
+    # of the model in memory, so that one from a hub checks the prompts, too
+    reader = None if loaded.sequences is None else loaded.sequences.reader
     with context.reading() as progress:  # one bar for both; an error must remove it
-        prompts = load_policy_prompts(config, roles.tokenizer, progress=progress)
+        prompts = load_prompts(config.prompts, tokenizer, reader, progress=progress)
         stream = plan_run(config, prompts)
         replay = None
         if config.replay is not None:
-            replay = load_data(config.replay.data, roles.tokenizer, progress=progress)
+            replay = load_data(config.replay.data, tokenizer, progress=progress)
     context.pin_rows(*([prompts] if replay is None else [prompts, replay]))
     return prompts, stream, replay
 
