@@ -79,7 +79,8 @@ def row_rewards(
     without a reference.
     """
     row = observed.row
-    if observed.reference_N is None:
+    # at coefficient 0 an estimate that overflows would make 0 · inf = NaN of the reward
+    if observed.reference_N is None or not kl:
         kl_N = torch.zeros_like(observed.old_N)
     else:
         kl_N = kl_estimate(observed.old_N, observed.reference_N, estimator)
@@ -91,10 +92,11 @@ def answer_rewards(rewarded: Sequence[Rewarded], num_answers: int, devices: Devi
     """Summed token rewards of each answer of the rollout, float64 [A], the same on every rank."""
     local: list[tuple[int, float]] = []
     for row in rewarded:
-        # float64: in fp32 the differences of a long running sum would lose the digits of its short parts.
-        cumulative = np.concatenate([[0.0], row.rewards_N.double().cpu().numpy().cumsum()])
-        sums = np.diff(cumulative[list(row.row.borders)]).tolist()
-        local += zip(row.row.answers.tolist(), sums, strict=True)
+        lengths_S = np.diff(row.row.borders)
+        answer_N = np.repeat(np.arange(len(lengths_S)), lengths_S)
+        # each by itself: a difference of running sums would carry the NaN of one answer into the next
+        sums_S = np.bincount(answer_N, row.rewards_N.double().cpu().numpy(), len(lengths_S))
+        local += zip(row.row.answers.tolist(), sums_S.tolist(), strict=True)
     rewards_A = np.zeros(num_answers)
     for answer, reward in devices.gather(local):
         rewards_A[answer] = reward

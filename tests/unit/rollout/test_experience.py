@@ -87,6 +87,22 @@ def test_rewards(kind, kl):
         assert rewards[index] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_score_that_is_not_finite_leaves_the_other_answers_alone():
+    """Groups of other prompts share its packed row, and their advantages are of these sums."""
+    packed = observed(rollout(), tokens_per_pass=1000)
+    expected, spoiled = SCORES.copy(), SCORES.copy()
+    expected[2] = spoiled[2] = np.nan
+    sums = answer_rewards(with_rewards(packed, spoiled, override(CONFIG, {"kl": 0.0})), len(SCORES), One())
+    assert sums == pytest.approx(expected, nan_ok=True)
+
+
+def test_without_a_penalty_an_estimate_that_overflows_costs_nothing():
+    """exp(1000) is infinite, and 0 times that is not a number."""
+    config = override(CONFIG, {"kl": 0.0, "kl_estimator": "k3"})
+    far = [replace(row, reference_N=row.old_N + 1000) for row in observed(rollout())]
+    assert answer_rewards(with_rewards(far, SCORES, config), len(SCORES), One()) == pytest.approx(SCORES)
+
+
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.99), (0.9, 0.5), (1.0, 0.0), (1.0, 1.0)])
 @pytest.mark.parametrize("tokens_per_pass", [48, 1000])
 def test_advantages(gamma, lam, tokens_per_pass):
