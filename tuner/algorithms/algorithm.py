@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tuner.config import PolicyConfig
+from tuner.losses.policy import PolicySums
 from tuner.models.forward import token_logprobs, token_loss
 from tuner.models.roles import Roles
 from tuner.rollout.experience import Experience, Observed, Rewarded, observe, row_rewards
@@ -97,6 +98,12 @@ class Algorithm(ABC, Generic[Config]):
         equal weights.
         """
         return token_logprobs(model, experience.row.batch, self.config.sampling.temperature)[0]
+
+    def note_ratios(self, step: Step, sums: PolicySums, per: str) -> None:
+        """Log how far the update's policy is from the one that answered. per: the unit the sums are over."""
+        step.note("ratio", sums.ratio, per=per)
+        step.note("clipped", sums.clipped, per=per)
+        step.note("update_kl", sums.kl, per=per)
 
     def learn_replay(self, step: Step, roles: Roles, update: Update) -> None:
         """Accumulate the gradients of the replayed rows' language modeling loss (PPO-ptx, arXiv 2203.02155)."""
