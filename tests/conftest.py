@@ -20,6 +20,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TUNER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture
+def _own_row_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row shapes that a test registers are forgotten after it."""
+    from tuner.data import row_shapes
+
+    shapes = {kind: dict(shapes) for kind, shapes in row_shapes._REGISTERED.items()}
+    monkeypatch.setattr(row_shapes, "_REGISTERED", shapes)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not any(item.get_closest_marker("gpu") for item in items):
         return

@@ -11,7 +11,6 @@ import pytest
 import tuner
 from tests.conftest import ROOT
 from tuner.config import Chat, Model, PolicyEvaluation, Prompts, Sampling, override
-from tuner.data.row_shapes import registered_shapes
 from tuner.stages.data_view import load_rows
 from tuner.stages.run import Run
 
@@ -59,19 +58,17 @@ def test_the_examples_are_those_of_the_page() -> None:
     assert code_blocks().keys() == {"shapes.py", "reinforce.py", "tracker.py"}
 
 
+@pytest.mark.usefixtures("_own_row_shapes")
 def test_a_row_shape(package: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"faq": "What is 1 + 1?", "reply": "2"}\n')
     with pytest.raises(tuner.UserError, match=r"rows\.jsonl:1: this row's shape is unknown"):
         load_rows(sft(rows))
     importlib.import_module("extension.shapes")
-    try:
-        config = sft(rows)
-        assert len(load_rows(config).train) == 1
-        named = override(config, {"data.files": [{"path": str(rows), "shape": "faq"}]})
-        assert load_rows(named).fingerprint == load_rows(config).fingerprint
-    finally:
-        registered_shapes("conversation").clear()  # type: ignore[attr-defined]
+    config = sft(rows)
+    assert len(load_rows(config).train) == 1
+    named = override(config, {"data.files": [{"path": str(rows), "shape": "faq"}]})
+    assert load_rows(named).fingerprint == load_rows(config).fingerprint
 
 
 def test_a_tracker(package: Path, tmp_path: Path) -> None:

@@ -27,6 +27,15 @@ class Shape:
         self.read = read
         self.keys = keys
 
+    def fingerprint(self) -> str:
+        """Hash of the keys and of the source the reader stands in: its file, or itself where it is typed in a notebook.
+
+        Raises TypeError or OSError when the reader has no source.
+        """
+        file = Path(inspect.getfile(self.read))
+        source = file.read_text(encoding="utf-8") if file.is_file() else inspect.getsource(self.read)
+        return hashlib.blake2b(repr((self.keys, source)).encode()).hexdigest()
+
     def matches(self, row: Values) -> bool:
         """Whether the row has all keys of one of the choices."""
         return any(all(has(row, key) for key in choice) for choice in self.keys)
@@ -36,9 +45,18 @@ def register_shape(kind: Kind, name: str, read: Callable[[Values, str], Any], *k
     """Add a shape of rows, recognized before those that come with tuner, and selectable by `Source(shape=name)`.
 
     read: from (row, its `file:line`) to a Conversation or Document, a Preference, or a Prompt, by the kind. keys: a row
-    with all keys of any of these choices has the shape.
+    with all keys of any of these choices has the shape. Raises UserError when the source of `read` is nowhere, for
+    tokens are cached by it.
     """
-    _REGISTERED[kind][name] = Shape(read, *keys)
+    shape = Shape(read, *keys)
+    try:
+        shape.fingerprint()
+    except (TypeError, OSError) as error:
+        raise UserError(
+            f"row shape {name!r}: {read!r} has no source, by which cached tokens are told from older ones; register a "
+            "function that is defined in a file"
+        ) from error
+    _REGISTERED[kind][name] = shape
 
 
 def registered_shapes(kind: Kind) -> Mapping[str, Shape]:
@@ -47,9 +65,9 @@ def registered_shapes(kind: Kind) -> Mapping[str, Shape]:
 
 
 def registered_fingerprints() -> dict[str, str]:
-    """Hash of the file of every registered shape's reader, for the cache key."""
+    """Fingerprint of every registered shape, for the cache key."""
     return {
-        f"{kind}/{name}": hashlib.blake2b(Path(inspect.getfile(shape.read)).read_bytes()).hexdigest()
+        f"{kind}/{name}": shape.fingerprint()
         for kind, shapes in _REGISTERED.items()
         for name, shape in shapes.items()
     }
