@@ -4,14 +4,14 @@
 
 One SFT run and one reward model (seed 0); from them each algorithm is trained with every seed. Gold is the share of 120
 held-out sums answered rightly in the manner asked for, at temperature 1, by the rule in configs/quickstart_ppo.py. CPU
-seconds are the process's, from the first step on, evaluations included, on one thread. With --runs what is there is
-used again; with --write the page and its picture go to docs/.
+seconds are the process's, from the first step on, evaluations included, on one thread. With --runs what is finished
+there is used again; a run that was interrupted starts over, for its clock would not know what was spent before. With
+--write the page and its picture go to docs/.
 """
 
 import argparse
-import datetime
 import json
-import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demo import provenance
+
 import tuner
 from tuner.config import load_config, override
-from tuner.training.versions import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "quickstart_algorithms"
@@ -80,10 +81,13 @@ def train(algorithm: str, seed: int, runs: Path, changes: dict[str, Any]) -> Tri
     saved = runs / f"{algorithm}_{seed}.trial.json"
     if saved.is_file():
         return Trial(**json.loads(saved.read_text(encoding="utf-8")))
-    config = override(load_config(f"configs/quickstart_{algorithm}.py"), changes | {"seed": seed})
+    name = f"{algorithm}_{seed}"
+    shutil.rmtree(runs / name, ignore_errors=True)
+    config = override(
+        load_config(f"configs/quickstart_{algorithm}.py"), changes | {"seed": seed, "name": name}
+    )
     clock = GoldClock()
-    name = {"name": f"{algorithm}_{seed}"}
-    run = tuner.train(override(config, name), runs=runs, watchers=[clock])
+    run = tuner.train(config, runs=runs, watchers=[clock])
     results = run.results
     assert results is not None
     trial = Trial(algorithm, seed, results["gold"]["before"], clock.points, results["kl"], len(run.metrics))
@@ -91,7 +95,7 @@ def train(algorithm: str, seed: int, runs: Path, changes: dict[str, Any]) -> Tri
     return trial
 
 
-def page(trials: Sequence[Trial], command: str, precision: str) -> str:
+def page(trials: Sequence[Trial], command: str) -> str:
     """The page of docs: gold at equal CPU seconds, by seed and algorithm."""
     limit = min(trial.seconds for trial in trials)
     shares = (0.25, 0.5, 1.0)
@@ -114,17 +118,8 @@ def page(trials: Sequence[Trial], command: str, precision: str) -> str:
             f"| {trial.algorithm.upper()} | {trial.seed} | {trial.before:.3f} | {golds} | {trial.kl:.2f} "
             f"| {trial.steps} | {trial.seconds:.0f} |"
         )
-    used = versions()
     return "\n".join(
-        [
-            *lines,
-            "",
-            f"![Gold against CPU seconds]({PAGE.name}.png)",
-            "",
-            f"Measured on {datetime.date.today()} by `{command}`: {platform.machine()} CPU, one thread, {precision}, "
-            f"torch {used['torch']}, transformers {used['transformers']}, bitsandbytes {used['bitsandbytes']}.",
-            "",
-        ]
+        [*lines, "", f"![Gold against CPU seconds]({PAGE.name}.png)", "", provenance(command), ""]
     )
 
 
@@ -158,15 +153,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder to keep the runs in, and to go on with those there")
     parser.add_argument("--write", action="store_true", help="keep the page and picture in docs/")
     arguments = parser.parse_args()
-    precision = {"precision": arguments.precision}
     with tempfile.TemporaryDirectory() as folder:
         runs = arguments.runs or Path(folder)
-        starts = {}
-        for name in ("quickstart_sft", "quickstart_reward"):
-            config = override(load_config(f"configs/{name}.py"), precision)
-            starts[name] = str(tuner.train(config, runs=runs).folder)
+        starts = {
+            name: str(tuner.train(load_config(f"configs/{name}.py"), runs=runs).folder)
+            for name in ("quickstart_sft", "quickstart_reward")
+        }
         changes = {
-            **precision,
+            "precision": arguments.precision,
             "policy.path": starts["quickstart_sft"],
             "reward.path": starts["quickstart_reward"],
             "evaluation.samples": 0,
@@ -174,8 +168,11 @@ def main() -> None:
         trials = [
             train(algorithm, seed, runs, changes) for seed in arguments.seeds for algorithm in ALGORITHMS
         ]
-    command = f"python scripts/compare_algorithms.py --precision {arguments.precision} --write"
-    text = page(trials, command, arguments.precision)
+    seeds = " ".join(str(seed) for seed in arguments.seeds)
+    command = (
+        f"python scripts/compare_algorithms.py --seeds {seeds} --precision {arguments.precision} --write"
+    )
+    text = page(trials, command)
     sys.stdout.write(text)
     if arguments.write:
         PAGE.with_suffix(".md").write_text(text, encoding="utf-8")
