@@ -17,7 +17,7 @@ class LoRA(ConfigBase):
     """Scaling numerator: the low-rank update is multiplied by alpha / r."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout probability on the adapter's input during training."""
+    """Dropout probability on the adapter's input during training, from 0 to below 1."""
 
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Modules that get an adapter: every linear layer except the output head, or suffixes of module names, such as

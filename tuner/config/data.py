@@ -22,8 +22,8 @@ class Source(ConfigBase):
     (`tuner:sums/train.jsonl`)."""
 
     shape: Annotated[str | Callable[..., Any] | None, BeforeValidator(_shape_reference)] = None
-    """Row format: a name from data_templates/rows, or a function (row) -> row that converts a row (dict) to one of
-    them; None: detected from the first row."""
+    """Row shape: a name from data_templates/rows, or a function (row) -> row that converts a row (dict) to one of
+    them; None: recognized from the first row."""
 
     split: str = "train"
     """Split of a hub dataset."""
@@ -32,11 +32,11 @@ class Source(ConfigBase):
     """Configuration of a hub dataset, or one of its folders."""
 
     share: float | None = Field(default=None, gt=0)
-    """Relative sampling weight, in tokens (of prompts: in rows), until the source is exhausted; no row is repeated
-    within an epoch."""
+    """Sampling weight relative to the other sources, in tokens (prompts: in rows), until the source is exhausted; no
+    row is repeated within an epoch. None: all rows are shuffled together."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Loss weight of each token, or preference pair, from this source."""
+    """Factor on the loss weight of each token, or preference pair, from this source."""
 
     condition: str | None = None
     """Condition of rows without a "condition" of their own (preferences and prompts only)."""
@@ -45,17 +45,17 @@ class Source(ConfigBase):
     """System turn added, for the policy alone, to prompts without one (prompts only)."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first N rows."""
+    """Number of rows used, from the first on; None: all."""
 
 
 class Split(ConfigBase):
     """Held-out fractions. Rows are assigned by a hash of their content, so that duplicates never cross the split."""
 
     validation: float = Field(default=0.0, ge=0, lt=1)
-    """Fraction of the rows held out for validation during training."""
+    """Fraction of the rows held out for validation during training, from 0 to below 1."""
 
     test: float = Field(default=0.0, ge=0, lt=1)
-    """Fraction of the rows held out for the test before and after training."""
+    """Fraction of the rows held out for the test before and after training, from 0 to below 1."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
@@ -94,7 +94,7 @@ class DataConfig(ConfigBase):
     """Whether identical rows are kept or dropped; they are counted either way."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first N rows of each source."""
+    """Number of rows used of each source, from the first on; None: all."""
 
     cache: str | None = None
     """Cache folder for tokenized rows; None: $TUNER_CACHE or ~/.cache/tuner."""
@@ -162,8 +162,8 @@ class Text(DataConfig):
     """Kind of data, in JSON."""
 
     too_long: Literal["split", "error", "drop", "cut"] = "split"
-    """Handling of documents longer than max_length: split into pieces without loss, an error naming the row, dropped,
-    or truncated at the end."""
+    """Handling of documents longer than max_length: split into pieces that keep every token, an error naming the row,
+    dropped, or truncated at the end. Counted in the log."""
 
 
 class Preferences(DataConfig):
@@ -208,8 +208,8 @@ class Prompts(DataConfig):
     """System turn added, for the policy alone, to prompts without one; a source's own `system` takes precedence."""
 
     max_length: int = Field(default=1024, ge=1)
-    """Maximum length of a prompt, in tokens, the header of the answer included; longer prompts are skipped and
-    counted."""
+    """Maximum length of a prompt, in tokens, the assistant header included; longer prompts are dropped and counted in
+    the log."""
 
     @model_validator(mode="after")
     def _prompts_have_no_weights(self) -> Self:
@@ -244,7 +244,7 @@ class Replay(DataConfig):
     in .jinja; None: raw text."""
 
     max_length: int = Field(default=32_768, ge=2)
-    """Maximum length of a row, in tokens; long rows preserve the long-context ability."""
+    """Maximum length of a row, in tokens; long rows preserve long-context ability."""
 
     too_long: Literal["split", "error", "drop", "cut"] | None = None
     """Handling of rows longer than max_length; None: "split" for raw text, "error" for conversations."""
@@ -253,7 +253,7 @@ class Replay(DataConfig):
     """Coefficient of the mean loss on replayed rows, added to the policy's loss."""
 
     ratio: float = Field(default=0.5, gt=0)
-    """Replayed tokens per token of the rollout's prompts and answers."""
+    """Replayed tokens per token of the rollout (prompts and answers)."""
 
     @property
     def data(self) -> Chat | Text:

@@ -33,7 +33,7 @@ class DPO(SingleModelConfig):
     """Loss per preference pair, by TRL's name: DPO, SLiC hinge, IPO, robust DPO (for noisy labels), APO."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Assumed fraction of wrong labels ("robust" only)."""
+    """Assumed fraction of wrong labels, from 0 to below 0.5 ("robust" only, and required there)."""
 
     optimizer: AdamW = AdamW(lr=1e-6)
     """Optimizer settings."""

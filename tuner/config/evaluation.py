@@ -12,7 +12,7 @@ class HeldOutEvaluation(ConfigBase):
     """How often held-out rows are evaluated, and on how many of them."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations during training; None: ten evaluations over the run."""
+    """Steps between evaluations during training; None: about ten evaluations over the run."""
 
     rows: int | None = Field(default=None, ge=1)
     """Maximum number of rows evaluated, of the validation and of the test rows each; None: all."""
@@ -53,7 +53,7 @@ class PolicyEvaluation(HeldOutEvaluation):
     """Evaluation on held-out prompts: the reward that is trained on, and a gold score computed by a rule."""
 
     samples: int = Field(default=3, ge=0)
-    """Number of answers shown at each evaluation, and recorded of every rollout in rollouts.jsonl."""
+    """Number of answers shown at each evaluation, and number recorded per rollout in rollouts.jsonl."""
 
     rule: Function | None = None
     """Gold score of an answer, never trained on: a function (answer, row) -> float in 0..1, where row (dict) holds the

@@ -42,7 +42,7 @@ class GRPO(PolicyConfig):
     as in the original paper."""
 
     reward_clip: float | None = Field(default=None, gt=0)
-    """Scores are clipped to ± this; None: not clipped."""
+    """Scores are clipped to ± this, before they are normalized; None: not clipped."""
 
     normalize_rewards: bool = False
     """Standardize scores by their running mean and standard deviation over the run."""

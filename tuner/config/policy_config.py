@@ -93,16 +93,16 @@ class PolicyConfig(StageConfig):
     """Clip range of the probability ratio: 1 ± this (PPO, arXiv 1707.06347)."""
 
     reward_clip: float | None = Field(default=5.0, gt=0)
-    """Scores are clipped to ± this; None: not clipped."""
+    """Scores are clipped to ± this, before they are normalized; None: not clipped."""
 
     normalize_rewards: bool = True
     """Standardize scores by their running mean and standard deviation over the run."""
 
     missing_end_penalty: float = Field(default=0.0, ge=0)
-    """Subtracted from the score of an answer truncated at max_new_tokens."""
+    """Subtracted from the score of an answer truncated at max_new_tokens, before scores are clipped."""
 
     update_epochs: int = Field(default=1, ge=1)
-    """Passes over each rollout."""
+    """Epochs of updates on each rollout."""
 
     mini_batches: int = Field(default=1, ge=1)
     """Mini-batches a rollout is split into, one optimizer step each."""

@@ -24,7 +24,7 @@ class PPO(PolicyConfig):
     """Name of the stage, in JSON."""
 
     kl: float = Field(default=0.01, ge=0)
-    """KL penalty coefficient, subtracted from each token's reward."""
+    """Coefficient of the KL penalty in each token's reward."""
 
     critic_from: Literal["reward", "policy"] = "reward"
     """Model the critic is initialized from, with a fresh value head."""
@@ -34,10 +34,10 @@ class PPO(PolicyConfig):
     weights are trained) with roles="separate"."""
 
     gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount factor per token."""
+    """Discount factor per token, from 0 to 1."""
 
     gae_lambda: float = Field(default=0.99, ge=0, le=1)
-    """Lambda of generalized advantage estimation (GAE, arXiv 1506.02438)."""
+    """Lambda of generalized advantage estimation (GAE, arXiv 1506.02438), from 0 to 1."""
 
     value_clip: float | None = Field(default=None, gt=0)
     """Clip range of the value around its old estimate in the value loss; None: not clipped."""
@@ -46,7 +46,7 @@ class PPO(PolicyConfig):
     """Normalize the step's advantages to mean 0, standard deviation 1."""
 
     critic_warmup: int = Field(default=50, ge=0)
-    """Initial steps in which only the critic is trained."""
+    """Number of initial steps that train only the critic."""
 
     critic_lr: float = Field(default=5e-6, gt=0)
     """Peak learning rate of the critic."""

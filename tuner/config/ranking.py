@@ -25,7 +25,7 @@ class FocalRanking(ConfigBase):
     """Scores should stay within ± this: the pole of the log penalty, and the limit checked by the report card."""
 
     barrier: float = Field(default=0.02, ge=0)
-    """Coefficient of the penalty; 0: none."""
+    """Coefficient of the penalty; 0: no penalty."""
 
     margin: float = Field(default=1.0, ge=0)
     """Scale of a row's "margin", the lead required of the better answer; 0: margins are ignored."""

@@ -25,10 +25,10 @@ class RLOO(PolicyConfig):
     """Answers sampled per prompt: the size of a group."""
 
     kl: float = Field(default=0.05, ge=0)
-    """KL penalty coefficient, subtracted from each answer's reward."""
+    """Coefficient of the KL penalty in each answer's reward; 0: no reference policy is loaded."""
 
     reward_clip: float | None = Field(default=None, gt=0)
-    """Scores are clipped to ± this; None: not clipped."""
+    """Scores are clipped to ± this, before they are normalized; None: not clipped."""
 
     normalize_rewards: bool = False
     """Standardize scores by their running mean and standard deviation over the run."""

@@ -25,11 +25,11 @@ class StageConfig(ConfigBase):
     """Name of the run's folder within --runs; None: the config file's name."""
 
     epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training data."""
+    """Passes over the training rows (reinforcement learning: over the prompts)."""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Maximum number of training steps, which also ends the learning rate schedule: optimizer steps, or in
-    reinforcement learning rollouts with their updates; None: set by `epochs`."""
+    """Maximum number of steps, over which the learning rate schedule then runs; None: set by `epochs`. A step is an
+    optimizer step, or in reinforcement learning a rollout with all its updates."""
 
     optimizer: AdamW = AdamW()
     """Optimizer settings."""
@@ -38,13 +38,15 @@ class StageConfig(ConfigBase):
     """Learning rate schedule."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Gradients are clipped to this L2 norm over all trained weights; None: not clipped."""
+    """Gradients are clipped to this L2 norm over all trained weights (PPO: policy and critic separately); None: not
+    clipped."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of matrix products; trained weights and optimizer state stay in fp32."""
+    """Precision of matrix products; trained weights are held in fp32, and so is the optimizer state with
+    optimizer.bits=32."""
 
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: about a third more time, much less memory, the same result."""
+    """Recompute activations in the backward pass: about a third more time, far less memory, the same result."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; "auto": the GPU if there is one."""
@@ -53,7 +55,7 @@ class StageConfig(ConfigBase):
     """Deterministic CUDA kernels, for bit-exact resuming at some cost in speed; CPU runs always resume bit-exactly."""
 
     seed: int = Field(default=0, ge=0)
-    """Random seed of data order, fresh weights, dropout and sampling."""
+    """Random seed of data order, weight initialization, dropout and sampling."""
 
     checkpoint: Checkpoint = Checkpoint()
     """When checkpoints are saved, and how many are kept."""

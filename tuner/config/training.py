@@ -26,8 +26,8 @@ class AdamW(ConfigBase):
     """Precision of the optimizer state; 8: block-wise quantized by bitsandbytes."""
 
     paged: bool = False
-    """Page optimizer state to host memory when GPU memory runs out (bitsandbytes; no effect on CPU). A resumed run
-    holds it in GPU memory."""
+    """Page optimizer state to host memory when GPU memory runs out (bitsandbytes; no effect on CPU). After resuming,
+    it stays in GPU memory."""
 
 
 class _WarmupSchedule(ConfigBase):
@@ -35,7 +35,7 @@ class _WarmupSchedule(ConfigBase):
     """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
 
     warmup_start: float = Field(default=0.0, ge=0, le=1)
-    """Initial learning rate, as a fraction of the peak."""
+    """Initial learning rate, as a fraction of the peak, from 0 to 1."""
 
 
 class Cosine(_WarmupSchedule):
@@ -45,7 +45,7 @@ class Cosine(_WarmupSchedule):
     """Kind of schedule, in JSON."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Final learning rate, as a fraction of the peak."""
+    """Final learning rate, as a fraction of the peak, from 0 to 1."""
 
 
 class Linear(_WarmupSchedule):
@@ -55,7 +55,7 @@ class Linear(_WarmupSchedule):
     """Kind of schedule, in JSON."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Final learning rate, as a fraction of the peak."""
+    """Final learning rate, as a fraction of the peak, from 0 to 1."""
 
 
 class Constant(_WarmupSchedule):
