@@ -1,8 +1,8 @@
-# Two commands do all the set-up: `make quickstart` and `make test`. Each installs what it needs into .venv.
+# `make quickstart` and `make test` need no setup: each installs what it needs into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread per process: on models this small, spinning threads cost more than they compute.
+# One thread per process: on models this small, waiting threads burn more CPU time than they save.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -14,12 +14,12 @@ quickstart: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
 	@echo
 	@echo "The model has learned to add. What to type next:"
-	@echo "  $(BIN)/tuner chat runs/quickstart_sft                        talk to it"
-	@echo "  $(BIN)/tuner data configs/quickstart_sft.py                  see the tokens it learned"
+	@echo "  $(BIN)/tuner chat runs/quickstart_sft                        chat with it"
+	@echo "  $(BIN)/tuner data configs/quickstart_sft.py                  see the tokens it was trained on"
 	@echo "  $(BIN)/tuner show configs/internlm2_7b_qlora.py              read a config for a real model"
 	@echo "  $(BIN)/tuner check configs/internlm2_7b_qlora.py --tiny      try it without the weights"
 
-# SFT, reward model, PPO: what is finished is not done again, what was interrupted goes on.
+# SFT, reward model, PPO: a finished run is not trained again, an interrupted one resumes.
 pipeline: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
 	$(BIN)/tuner train configs/quickstart_reward.py
