@@ -1,4 +1,4 @@
-"""Quickstart: the task of quickstart_ppo by RLOO: eight answers per prompt, each the others' baseline."""
+"""Quickstart: the task of quickstart_ppo by RLOO: eight answers per prompt, no critic."""
 
 from quickstart_ppo import config as ppo
 from quickstart_ppo import gold
