@@ -32,8 +32,8 @@ SEEDS = (0, 1, 2)
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 CONTROLS = {
-    "seen": "the row's condition, in a wording of the training",
-    "unseen": "its key word in a sentence that occurs in no training wording",
+    "seen": "the row's condition, in a trained wording",
+    "unseen": "its key word in a sentence of no trained wording",
     "novel": "a wording that shares no content word with the trained ones",
     "blank": "no condition",
     "swapped": "the opposite condition",
@@ -88,8 +88,8 @@ class Demo:
 def sums_table(trained: Sequence[TrainedRun]) -> list[str]:
     """Table of scores and losses before and after training, by seed."""
     lines = [
-        "Share of sums of two numbers below 100 answered exactly under greedy decoding, and the loss in nats per",
-        "trained token, on 200 held-out problems that occur in training in no wording and no order.",
+        "Score: share of sums of two numbers below 100 answered exactly, with greedy decoding. Loss: nats per trained",
+        "token. Both on 200 held-out problems, which do not occur in training in any wording or order.",
         "",
         "| seed | score before | score after | loss before | loss after | CPU seconds |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -102,7 +102,11 @@ def sums_table(trained: Sequence[TrainedRun]) -> list[str]:
             f"| {run.seed} | {before['score']:.3f} | {after['score']:.3f} "
             f"| {before['loss']:.3f} | {after['loss']:.3f} | {run.cpu_seconds:.0f} |"
         )
-    return [*lines, "", f"Score up by {statistics.mean(gains):.3f} on average, by {min(gains):.3f} at least."]
+    return [
+        *lines,
+        "",
+        f"The score rises by {statistics.mean(gains):.3f} on average, and by at least {min(gains):.3f}.",
+    ]
 
 
 def twins_table(trained: Sequence[TrainedRun]) -> list[str]:
@@ -110,11 +114,11 @@ def twins_table(trained: Sequence[TrainedRun]) -> list[str]:
     rows = trained[0].results["overall"]["rows"]
     columns = [f"seed {run.seed}" for run in trained]
     lines = [
-        "Twins are the same two answers under two conditions that prefer opposite ones. Each cell: share of pairs",
-        f"in the right order / share of twins with both right, of the twins among {rows:,} held-out rows, whose",
-        "prompts occur in no training row.",
+        "Twins are two rows with the same two answers, under two conditions with opposite preferences. Each cell:",
+        f"accuracy / share of twins with both correct, over the twins among {rows:,} held-out rows, whose prompts do",
+        "not occur in training.",
         "",
-        f"| condition given to the model | {' | '.join(columns)} |",
+        f"| condition in the system prompt | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
     ]
     for control, meaning in CONTROLS.items():
@@ -128,7 +132,7 @@ def twins_table(trained: Sequence[TrainedRun]) -> list[str]:
     accuracies["all rows"] = [run.results["overall"]["accuracy"] for run in trained]
     for name, values in accuracies.items():
         lines.append(f"| {name}, accuracy | {' | '.join(f'{value:.3f}' for value in values)} |")
-    lines.append(f"| CPU seconds, all of it | {' | '.join(f'{run.cpu_seconds:.0f}' for run in trained)} |")
+    lines.append(f"| CPU seconds, whole run | {' | '.join(f'{run.cpu_seconds:.0f}' for run in trained)} |")
     return lines
 
 
@@ -162,16 +166,15 @@ def show_pipeline(command: str, write: bool) -> None:
 
 
 PIPELINE_HEAD = [
-    "# What the PPO quickstart teaches",
+    "# PPO quickstart: results",
     "",
-    "SFT, a reward model and PPO with three seeds, each seed with its own of all three; PPO twice from the same",
-    "SFT run, on the same prompts, under `polite` and under `blunt`. The policies answer 120 held-out sums at",
-    "temperature 1. Gold is the share of answers with the right sum in the requested manner, by the rule in",
-    "`configs/quickstart_ppo.py`: of the SFT policy, of PPO's, and of the policy trained under the other",
-    "condition. Wins are shares of prompts, ties counting half, by the rule and by the reward model; DPO is",
-    "trained on the pairs of `polite` from that SFT run. Replay is the loss on held-out sums of the SFT data, in",
-    "nats per trained token; KL is the divergence from the SFT policy, in nats per token; seconds are of SFT,",
-    "reward model and this PPO.",
+    "SFT, a reward model and PPO, each trained anew with every seed; PPO twice from the same SFT run, on the same",
+    "prompts, under `polite` and under `blunt`. The policies answer 120 held-out sums at temperature 1. Gold is the",
+    "share of correct sums in the requested style, by the rule in `configs/quickstart_ppo.py`: for the SFT policy,",
+    "for PPO, and for PPO under the other condition. Win rates count ties half, by the rule and by the reward model;",
+    "DPO is trained on the pairs of `polite` from the same SFT run. Replay is the loss on held-out sums of the SFT",
+    "data, in nats per trained token; KL is the divergence from the SFT policy, in nats per token; seconds are of",
+    "SFT, the reward model and this PPO run.",
     "",
 ]
 
@@ -222,7 +225,7 @@ OPPOSITE = {"polite": "blunt", "blunt": "polite"}
 def policy_table(results: Sequence[PolicyResult]) -> list[str]:
     """Table of gold score, win rates, replay loss and KL, by seed and condition."""
     lines = [
-        "| seed | condition | gold: SFT, PPO, PPO under the other | wins over SFT | wins over DPO "
+        "| seed | condition | gold: SFT, PPO, PPO under the other | win rates over SFT | over DPO "
         "| replay loss before, after | KL | CPU seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -253,7 +256,7 @@ def policy_requirements(results: Sequence[PolicyResult]) -> list[Requirement]:
             f"{condition_gain:.3f}",
             condition_gain >= 0.1,
         ),
-        Requirement("rise of the replay loss, at most", "3%", f"{replay:+.1%}", replay <= 0.03),
+        Requirement("increase of the replay loss, at most", "3%", f"{replay:+.1%}", replay <= 0.03),
         Requirement("CPU seconds, at most", "720", f"{seconds:.0f}", seconds <= 720),
     ]
 
@@ -264,7 +267,7 @@ def _requirement_table(requirements: Sequence[Requirement]) -> list[str]:
         for row in requirements
     )
     return [
-        "| worst of all seeds and conditions | required | measured | holds |",
+        "| worst over seeds and conditions | required | measured | holds |",
         "| --- | --- | --- | --- |",
         *rows,
     ]
@@ -339,12 +342,12 @@ def show_smollm2_policy(model: str, runs: str | None, command: str, write: bool)
 
 
 SMOLLM2_HEAD = [
-    "# What SmolLM2-135M-Instruct learns by PPO",
+    "# PPO on SmolLM2-135M-Instruct: results",
     "",
-    "Sums and differences of numbers up to ten, in the words of reasoning-gym, under the condition `brief` of the",
-    "reward model of `configs/smollm2_135m_reward.py`. Gold is the share of held-out prompts answered correctly",
-    "in at most eight words, by reasoning-gym's own score of the last number in the answer, under greedy",
-    "decoding. Answers of the rollouts are sampled at temperature 1.",
+    "Sums and differences of numbers up to ten, as worded by reasoning-gym, under the condition `brief` of the reward",
+    "model of `configs/smollm2_135m_reward.py`. Gold is the share of held-out prompts answered correctly in at most",
+    "eight words, by reasoning-gym's score of the last number in the answer, with greedy decoding. Rollouts are",
+    "sampled at temperature 1.",
     "",
 ]
 
@@ -357,9 +360,9 @@ def smollm2_table(run: Run) -> list[str]:
     for name in ("gold", "score"):
         measure = results[name]
         lines.append(f"| {name}, held-out prompts | {measure['before']:.3f} | {measure['after']:.3f} |")
-    for name, meaning in (("length", "tokens of an answer"), ("ended", "answers that end by themselves")):
+    for name, meaning in (("length", "tokens per answer"), ("ended", "share of answers that end")):
         lines.append(f"| {meaning}, rollouts | {first[name]:.2f} | {last[name]:.2f} |")
-    return [*lines, f"| KL from the start, nats per token | | {results['kl']:.2f} |"]
+    return [*lines, f"| KL from the initial policy, nats per token | | {results['kl']:.2f} |"]
 
 
 def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
@@ -383,16 +386,16 @@ def provenance(command: str) -> str:
 
 
 DEMOS = {
-    "sft": Demo("What the quickstart teaches", "quickstart_sft", SEEDS, "quickstart_seeds", sums_table),
+    "sft": Demo("SFT quickstart: results", "quickstart_sft", SEEDS, "quickstart_seeds", sums_table),
     "reward": Demo(
-        "What the reward quickstart teaches",
+        "Reward quickstart: results",
         "quickstart_reward",
         SEEDS,
         "quickstart_reward_seeds",
         twins_table,
     ),
     "smollm2": Demo(
-        "What SmolLM2-135M-Instruct learns of the same twins",
+        "Reward model on SmolLM2-135M-Instruct: results",
         "smollm2_135m_reward",
         (0,),
         "smollm2_reward",
