@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.data.batch import make_batch
 from tuner.models import varlen
 from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
+from tuner.models.rope import check_cached_length
 from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 
@@ -70,12 +71,14 @@ def generate(
     noise float64 [prompts, M], see `uniforms`). cache_bytes bounds the keys and values held at a time, tokens_per_pass
     the prompt tokens of a pass (at least one prompt in both cases); they affect memory and speed, never the result.
     The model's attention and training mode are restored, and the global random state is not used. Raises ValueError on
-    an empty prompt, and UserError for models with layers other than attention.
+    an empty prompt, and UserError for models with layers other than attention and for lengths at which cached keys
+    would be wrong (see `check_cached_length`).
     """
     _check(prompts, max_new_tokens, temperature, noise)
     answers: dict[int, Answer] = {}
     lengths = [len(prompt) for prompt in prompts]
     with unpacked(model) as transformer:
+        check_cached_length(transformer.config, max(lengths, default=0) + max_new_tokens)
         for chosen in chunks(lengths, max_new_tokens, cache_bytes // bytes_per_token(transformer)):
             steps = _decode(
                 transformer,
@@ -108,6 +111,7 @@ def stream(
     answer: list[int] = []
     shown = ""
     with unpacked(model) as transformer:
+        check_cached_length(transformer.config, len(prompt) + max_new_tokens)
         for step in _decode(
             transformer,
             [prompt],
