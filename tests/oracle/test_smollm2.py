@@ -33,7 +33,7 @@ from tuner.models import varlen
 from tuner.models.forward import hidden_states, token_loss
 from tuner.models.load import load_model
 from tuner.models.merge import MAX_MEAN_KL, merge
-from tuner.models.probe import TOLERANCE, prove_isolation
+from tuner.models.probe import prove_isolation
 from tuner.models.scorer import open_scorer, score_sequences
 from tuner.stages.data_view import load_rows
 
@@ -139,19 +139,51 @@ def bf16_error(path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_loss_of_the_reference_sentence_and_isolation(smollm2, precision, monkeypatch):
+def test_loss_of_the_reference_sentence(smollm2, precision):
     loaded = load(smollm2, precision)
     near = (
         1e-4 if precision == "fp32" else 4 * bf16_error(smollm2)
     )  # LOSS has four digits; 4 standard deviations
     assert mean_loss(loaded) == pytest.approx(LOSS, abs=near)
-    nothing = torch.autocast("cpu", enabled=False)
-    assert prove_isolation(loaded, CPU, nothing) < TOLERANCE[precision]
-    by_segment = varlen._by_segment
-    leaking = lambda q, k, v, lengths, *rest: by_segment(q, k, v, [sum(lengths)], *rest)  # noqa: E731
-    monkeypatch.setattr(varlen, "_by_segment", leaking)
+
+
+def linear_by_another_order(inputs, weight, bias=None, *, linear=torch.nn.functional.linear):
+    """As a GPU has it: few rows are multiplied by a kernel that adds the products up in two halves."""
+    if inputs.numel() // inputs.shape[-1] >= 20:
+        return linear(inputs, weight, bias)
+    half = inputs.shape[-1] // 2
+    return linear(inputs[..., :half], weight[:, :half]) + linear(inputs[..., half:], weight[:, half:], bias)
+
+
+def sees_a_token_of_the_segment_before(query, key, value, lengths, scaling, window):
+    """A leak of one token: every segment but the first attends to the last key before it, too."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    outputs, start = [], 0
+    for length in lengths:
+        first, end = max(start - 1, 0), start + length
+        visible = torch.ones(length, end - first, dtype=torch.bool).tril(start - first)
+        parts = (query[:, :, start:end], key[:, :, first:end], value[:, :, first:end])
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=visible, scale=scaling)
+        )
+        start = end
+    return torch.cat(outputs, dim=2)
+
+
+@pytest.mark.parametrize("linear", [torch.nn.functional.linear, linear_by_another_order])
+@pytest.mark.parametrize(
+    ("precision", "quantization"), [("fp32", None), ("bf16", None), ("bf16", "nf4"), ("bf16", "int8")]
+)
+def test_isolation_is_told_from_rounding(smollm2, precision, quantization, linear, monkeypatch):
+    """Alone and packed take other kernels on a GPU: bf16 hidden states then differ by 0.6 standard deviations."""
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    loaded = load(smollm2, precision, quantization)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" and quantization is not None)
+    prove_isolation(loaded, CPU, autocast)
+    monkeypatch.setattr(varlen, "_by_segment", sees_a_token_of_the_segment_before)
     with pytest.raises(tuner.UserError, match="packed samples do not come out as they do alone"):
-        prove_isolation(loaded, CPU, nothing)
+        prove_isolation(loaded, CPU, autocast)
 
 
 def test_nf4_loss_of_the_reference_sentence_before_and_after_generating(smollm2):

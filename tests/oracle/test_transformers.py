@@ -89,15 +89,18 @@ def test_a_sliding_window_equals_transformers(tmp_path):
     """Mistral 7B v0.1 attends to the last 4,096 tokens only; here 16, in segments shorter and longer than that."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    from tuner.models.probe import _largest_difference, _random_row
+    from tuner.models.probe import _one_by_one, _random_row, _relative_error
 
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(**shape, num_key_value_heads=2, vocab_size=128, sliding_window=7)
     model = MistralForCausalLM(config).eval()
     model.set_attn_implementation("varlen")
+    batch = _random_row(model, CPU)
     with torch.no_grad():
-        assert _largest_difference(model, _random_row(model, CPU)) < 1e-4
+        packed = hidden_states(model, batch)
+        model.set_attn_implementation("sdpa")
+        assert _relative_error(packed, _one_by_one(model, batch)) < 1e-6
 
 
 def test_padding_under_varlen_is_an_error_not_a_wrong_answer():

@@ -38,7 +38,7 @@ class HeldOutRows:
         examples = stratified_subset(examples, config.rows)
         self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
         self._score = load_score(config.score)
-        self._end_ids = end_ids
+        self._end_ids, self._tokens_per_pass = end_ids, tokens_per_pass
         self._batches = (
             make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
         )
@@ -86,6 +86,8 @@ class HeldOutRows:
                     prompts,
                     max_new_tokens=self._config.max_new_tokens,
                     end_ids=self._end_ids,
+                    # Beside a model trained in 12 GB there is no room for more than a pass takes.
+                    tokens_per_pass=self._tokens_per_pass,
                 )
             return [
                 self._sample(rows[place], prompt, answer.content.tolist())

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.data.batch import make_batch
 from tuner.models import varlen
 from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
+from tuner.models.rope import check_cached_length
 from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 
 __all__ = ["Answer", "generate", "stream", "uniforms", "unpacked"]
 
-CACHE_BYTES = 4 * 2**30
 TOKENS_PER_PASS = 16_384
 _PADDED = "sdpa"  # accepts a mask and a cache; `varlen` is for packed rows
 
@@ -61,22 +61,28 @@ def generate(
     top_p: float = 1.0,
     end_ids: Collection[int],
     noise: np.ndarray | None = None,
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int | None = None,
     tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> list[Answer]:
     """Generate an answer to each prompt, ended by the first token of `end_ids`.
 
     Greedy at temperature 0; else token t of answer i is selected by noise[i, t] from the top_p nucleus (see `choose`;
-    noise float64 [prompts, M], see `uniforms`). cache_bytes bounds the keys and values held at a time, tokens_per_pass
-    the prompt tokens of a pass (at least one prompt in both cases); they affect memory and speed, never the result.
+    noise float64 [prompts, M], see `uniforms`). tokens_per_pass bounds the prompt tokens of a pass, cache_bytes the
+    keys and values held at a time (None: those of tokens_per_pass tokens), both at least one prompt's; they affect
+    memory and speed, never the result.
     The model's attention and training mode are restored, and the global random state is not used. Raises ValueError on
-    an empty prompt, and UserError for models with layers other than attention.
+    an empty prompt, and UserError for models with layers other than attention and for lengths at which cached keys
+    would be wrong (see `check_cached_length`).
     """
     _check(prompts, max_new_tokens, temperature, noise)
     answers: dict[int, Answer] = {}
     lengths = [len(prompt) for prompt in prompts]
     with unpacked(model) as transformer:
-        for chosen in chunks(lengths, max_new_tokens, cache_bytes // bytes_per_token(transformer)):
+        check_cached_length(transformer.config, max(lengths, default=0) + max_new_tokens)
+        cached_tokens = tokens_per_pass
+        if cache_bytes is not None:
+            cached_tokens = cache_bytes // bytes_per_token(transformer)
+        for chosen in chunks(lengths, max_new_tokens, cached_tokens):
             steps = _decode(
                 transformer,
                 [prompts[index] for index in chosen],
@@ -108,6 +114,7 @@ def stream(
     answer: list[int] = []
     shown = ""
     with unpacked(model) as transformer:
+        check_cached_length(transformer.config, len(prompt) + max_new_tokens)
         for step in _decode(
             transformer,
             [prompt],

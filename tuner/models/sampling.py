@@ -12,6 +12,10 @@ from torch import Tensor
 MOST_LIKELY = (128, 1024)
 """Numbers of most likely tokens in which a nucleus is searched, in turn, before the whole vocabulary is sorted: with a
 vocabulary of 49,152 and 32 rows these take 2.4, 19 and 190 ms on one CPU core, and a nucleus seldom has 100 tokens."""
+ONE = 2**48
+"""Probability 1 in fixed point. Integers add up to the same whatever the order, so no device's order of summation
+decides a token; CUDA has no deterministic cumulative sum of floating-point numbers. A product with a uniform number
+below 1 stays below it in float64."""
 
 
 def uniforms(seed: int, step: int, places: Sequence[int], count: int) -> np.ndarray:
@@ -29,20 +33,20 @@ def choose(
     """Token of every row, int64 [B], and its log-probability at the temperature before top_p, fp32 [B].
 
     Temperature 0 takes the most likely token, with its log-probability at temperature 1. Else the token is sampled
-    from the top_p nucleus (Holtzman et al., 2020) by inverting the CDF in float64: the first in vocabulary order whose
-    cumulative probability exceeds uniform_B (float64) times that of the nucleus.
+    from the top_p nucleus (Holtzman et al., 2020) by inverting the CDF: the first in vocabulary order whose cumulative
+    probability, in fixed point, exceeds uniform_B (float64) times that of the nucleus.
     """
     probabilities_BV = (logits_BV.float() / (temperature or 1.0)).softmax(dim=-1)
     if temperature == 0:
         tokens_B = logits_BV.argmax(dim=-1)
     else:
         assert uniform_B is not None
-        nucleus_BV = probabilities_BV.double()
+        nucleus_BV = _fixed_point(probabilities_BV)
         if top_p < 1:
             nucleus_BV.masked_fill_(~nucleus(probabilities_BV, top_p), 0)
-        # in place: [B, V] in float64 is the largest tensor here
+        # in place: [B, V] in int64 is the largest tensor here
         cumulative_BV = nucleus_BV.cumsum_(dim=-1)
-        threshold_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
+        threshold_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).long()
         # right=True: at a uniform of exactly 0 a token of probability 0 must not be picked
         tokens_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0]
         # NaN logits: the log-probability shows them, while a token outside the vocabulary would crash
@@ -78,8 +82,11 @@ def _largest_with_nucleus(probabilities_BV: Tensor, top_p: float) -> tuple[Tenso
 
 
 def _is_inside(largest_BK: Tensor, top_p: float) -> Tensor:
-    """Mask of the nucleus among sorted probabilities, bool [B, K].
+    """Mask of the nucleus among sorted probabilities, bool [B, K]."""
+    largest_BK = _fixed_point(largest_BK)
+    return largest_BK.cumsum(dim=-1) - largest_BK < top_p * ONE
 
-    Summed in float64: the order of summation differs between devices and widths, and must not decide.
-    """
-    return largest_BK.double().cumsum(dim=-1) - largest_BK < top_p
+
+def _fixed_point(probabilities: Tensor) -> Tensor:
+    """Probabilities times ONE, int64; exact, but for what is below 1 / ONE."""
+    return (probabilities * ONE).long()  # a power of 2: the product is exact in fp32

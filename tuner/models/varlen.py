@@ -1,14 +1,13 @@
 """Attention for packed rows, registered with transformers as `varlen`; segments are given by their offsets.
 
-Backends: on CUDA in bf16 flash-attn if installed, else torch.nn.attention.varlen; elsewhere one call of
-scaled_dot_product_attention per segment. None of them materializes T × T scores.
+Backends: on CUDA in bf16 flash-attn 2 if installed, else torch.nn.attention.varlen; in fp32, on older GPUs and on CPU
+one call of scaled_dot_product_attention per segment. None of them materializes T × T scores.
 Shapes: T tokens of the row, H heads, K key/value heads, D head size.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
 import itertools
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from tuner.data.batch import Batch
 
@@ -26,9 +24,12 @@ QUERY_BLOCK = 1024
 
 
 def register() -> None:
-    """Make `attn_implementation="varlen"` known to transformers."""
+    """Make `attn_implementation="varlen"` known to transformers, without a mask function.
+
+    Offsets isolate the segments. Given a mask function, transformers would look for packed samples in the positions at
+    every pass, which waits for the device.
+    """
     AttentionInterface.register(NAME, varlen_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def segment_arguments(batch: Batch) -> dict[str, Any]:
@@ -78,8 +79,8 @@ def varlen_attention(
         dtype = torch.get_autocast_dtype(query_1HTD.device.type)
         query_1HTD, key_1KTD, value_1KTD = (part.to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
     # the flash kernels have no fp32
-    if query_1HTD.is_cuda and query_1HTD.dtype != torch.float32:
-        attend = _flash if _has_flash() else _torch_varlen
+    if query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):
+        attend = _flash if _flash_function() is not None else _torch_varlen
         query_THD, key_TKD, value_TKD = (
             tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD)
         )
@@ -96,10 +97,6 @@ def varlen_attention(
     lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
     out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
     return out_1HTD.transpose(1, 2), None
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    """No mask: offsets isolate the segments, and a mask of transformers would hold T × T elements."""
 
 
 def _by_segment(
@@ -146,8 +143,27 @@ def _attend_segment(
 
 
 @functools.cache
-def _has_flash() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+def has_kernels(device: torch.device) -> bool:
+    """Whether attention kernels for packed rows run here: on CUDA from compute capability 8.0 (Ampere) on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def _flash_function() -> Any | None:
+    """flash-attn 2's function, if installed: version 4 has a package of that name without it."""
+    try:
+        from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
+
+
+@functools.cache
+def _varlen_shares_heads() -> bool:
+    """Whether torch's kernel takes fewer key heads than query heads; older releases do not."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _flash(
@@ -159,11 +175,11 @@ def _flash(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
-
+    attend = _flash_function()
+    assert attend is not None
     # transformers counts the token itself in its window, the kernels only those before it
     left = -1 if window is None else window - 1
-    return flash_attn_varlen_func(
+    return attend(
         query_THD,
         key_TKD,
         value_TKD,
@@ -192,8 +208,7 @@ def _torch_varlen(
 
     groups = query_THD.shape[1] // key_TKD.shape[1]
     shared: dict[str, Any] = {"enable_gqa": groups > 1}
-    # older releases of torch do not have it
-    if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+    if not _varlen_shares_heads():
         key_TKD, value_TKD = (part.repeat_interleave(groups, dim=1) for part in (key_TKD, value_TKD))
         shared = {}
     left = -1 if window is None else window - 1

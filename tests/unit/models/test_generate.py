@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.whole_models import full_logits
 from tuner.config import LoRA, Model, Rope
 from tuner.data.batch import make_batch
+from tuner.errors import UserError
 from tuner.models import kv_cache as cache_module
 from tuner.models import varlen
 from tuner.models.checkpointing import recompute_activations
@@ -49,6 +50,16 @@ def ask(loaded, prompts=PROMPTS, **options):
 
 def tokens(answers):
     return [answer.tokens.tolist() for answer in answers]
+
+
+@torch.no_grad()
+def recomputed(loaded, prompt, answer, temperature=1.0):
+    """Log-probabilities of the answer's tokens by one pass over prompt and answer, as in training."""
+    whole = np.array([*prompt, *answer.tokens], np.int32)
+    logits_TV = full_logits(loaded.model, make_batch([(whole, np.zeros(len(whole), np.float32))]))
+    logprobs_TV = (logits_TV / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
+    answer_N = torch.from_numpy(answer.tokens.astype(np.int64))
+    return logprobs_TV.gather(-1, answer_N[:, None])[:, 0].numpy()
 
 
 def same(first, second):
@@ -156,14 +167,8 @@ def test_logprobs_are_those_of_a_full_forward_pass(skilled):
         (0.7, ask(skilled, prompts, max_new_tokens=12, temperature=0.7, top_p=0.9, noise=noise)),
     ):
         for prompt, answer in zip(prompts, answers, strict=True):
-            whole = np.array([*prompt, *answer.tokens], np.int32)
-            with torch.no_grad():
-                logits_TV = full_logits(
-                    skilled.model, make_batch([(whole, np.zeros(len(whole), np.float32))])
-                )
-            logprobs_TV = (logits_TV / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
-            expected = logprobs_TV.gather(-1, torch.from_numpy(answer.tokens.astype(np.int64))[:, None])[:, 0]
-            np.testing.assert_allclose(answer.logprobs, expected.numpy(), atol=2e-5)
+            expected = recomputed(skilled, prompt, answer, temperature)
+            np.testing.assert_allclose(answer.logprobs, expected, atol=2e-5)
             assert answer.logprobs.dtype == np.float32
 
 
@@ -436,14 +441,20 @@ def test_a_sampled_stream_is_the_sampled_answer(skilled):
     assert "".join(pieces) == skilled.tokenizer.decode(answer.tokens.tolist(), skip_special_tokens=True)
 
 
-def test_dynamic_rope_beyond_the_trained_length_follows_the_row_alone(tmp_path):
-    """transformers' own dynamic scaling takes one length for all rows, and remembers the longest."""
+def test_dynamic_rope_is_exact_to_the_trained_length_and_refused_beyond(tmp_path):
+    """Past it, keys cached earlier would keep the rotation of a shorter row: 0.06 nats from the training pass."""
     folder = tiny_model_folder("internlm/internlm2-7b", tmp_path)
     model = Model(path=str(folder), rope=Rope(scaling="dynamic", factor=4.0))
     stretched = load_model(model, precision="fp32", device=CPU, train=False)
+    trained_length = 52
     for module in stretched.transformer.modules():
         if isinstance(module, SegmentedDynamicRotary):
-            module.trained_length = module.config.max_position_embeddings = 16
+            module.trained_length = module.config.max_position_embeddings = trained_length
     prompts = ragged(6, 40, 900)
-    alone = [ask(stretched, [prompt], max_new_tokens=12)[0] for prompt in prompts]
-    same(ask(stretched, prompts, max_new_tokens=12), alone)
+    answers = ask(stretched, prompts, max_new_tokens=12)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        np.testing.assert_allclose(answer.logprobs, recomputed(stretched, prompt, answer), atol=1e-5)
+    with pytest.raises(UserError, match="up to 53 tokens cannot be generated under dynamic NTK scaling"):
+        ask(stretched, prompts, max_new_tokens=13)
+    with pytest.raises(UserError, match="up to 53 tokens"):
+        next(stream(stretched.model, stretched.tokenizer, prompts[0], max_new_tokens=13, end_ids=()))

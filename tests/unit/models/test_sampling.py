@@ -112,3 +112,21 @@ def test_logits_that_are_no_numbers_are_told_by_the_logprob():
     tokens_B, logprobs_B = choose(bad, 1.0, 1.0, torch.tensor([0.5], dtype=torch.float64))
     assert 0 <= int(tokens_B) < 4
     assert torch.isnan(logprobs_B).all()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_no_sum_depends_on_the_order_of_its_terms(top_p, monkeypatch):
+    """Devices add floating-point numbers in orders of their own; CUDA has no deterministic cumulative sum of them."""
+    cumsum = torch.Tensor.cumsum
+
+    def checked(tensor, *arguments, **settings):
+        assert not tensor.is_floating_point()
+        return cumsum(tensor, *arguments, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", checked)
+    monkeypatch.setattr(torch.Tensor, "cumsum_", lambda tensor, dim: tensor.copy_(checked(tensor, dim=dim)))
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)) * 3
+    largest = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    tokens_B, _ = choose(logits, 1.0, top_p, largest)
+    assert tokens_B[0] == nucleus(logits.softmax(-1), top_p)[0].nonzero()[0]
+    assert tokens_B[2] == nucleus(logits.softmax(-1), top_p)[2].nonzero()[-1]

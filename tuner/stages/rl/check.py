@@ -15,6 +15,7 @@ from tuner.models.load import load_model
 from tuner.models.load_roles import load_policy_roles
 from tuner.models.memory import roles_bytes
 from tuner.models.roles import Role, Roles
+from tuner.models.rope import check_cached_length
 from tuner.rollout.rules import load_rule
 from tuner.stages.check import META, CheckReport, memory_budget, model_figures
 from tuner.stages.rl.models import policy_models
@@ -28,6 +29,9 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         load_rule(config.reward.function, "reward")
     algorithm, untrained_reward = algorithm_of(config), "reward" in stand_ins
     roles = _load_roles(config, algorithm, untrained_reward)
+    check_cached_length(
+        roles.loaded.transformer.config, config.prompts.max_length + config.sampling.max_new_tokens
+    )
     reader = None if untrained_reward else reward_reader(config)
     prompts = load_prompts(config.prompts, roles.tokenizer, reader)
     replay = None if config.replay is None else load_data(config.replay.data, roles.tokenizer)

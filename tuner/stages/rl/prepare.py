@@ -24,6 +24,7 @@ from tuner.evaluation.position_loss import HeldOutReplay
 from tuner.models.chat import end_ids
 from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles
+from tuner.models.rope import check_cached_length
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
 from tuner.rollout.reward_sources import RewardSource
@@ -146,6 +147,9 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
             context.run.pin(name, fingerprint, path=getattr(config, name).path)
     context.seed_dropout(config.seed)
     prompts, stream, replay = _load_rows(config, context, loaded)
+    check_cached_length(
+        roles.loaded.transformer.config, config.prompts.max_length + config.sampling.max_new_tokens
+    )
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
     reward = reward_source(config, roles, loaded.sequences, devices)
