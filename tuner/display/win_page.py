@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from tuner.data.conversation import Prompt
-from tuner.display.page_frame import figure_boxes, page, safe
+from tuner.display.page_frame import figure_boxes, page
 from tuner.display.plots import BAR, WIDTH, Axes, key, line, shortened, svg, text
+from tuner.display.rich_text import rich_text
 from tuner.display.sheet import STYLE, html_table, minus, terminal_table
 from tuner.evaluation.intervals import Interval
 from tuner.evaluation.report_card.tables import Table as PlainTable
@@ -24,7 +24,7 @@ from tuner.evaluation.win_rate import (
     figures_by_condition,
     outcomes,
 )
-from tuner.printable import printable
+from tuner.printable import safe
 
 BY = {"score": "the reward model", "gold": "the rule"}
 SHORT_BY = {"score": "reward", "gold": "rule"}
@@ -55,11 +55,11 @@ def policy_terminal(card: PolicyCard) -> RenderableType:
     shown: list[RenderableType] = []
     for match in card.matches:
         style = {"good": "bold green", "failed": "bold red", "remarks": "bold yellow"}[_kind(match)]
-        shown += [Text(printable(sentence), style=style) for sentence in sentences(card.policy, match)]
+        shown += [rich_text(sentence, style=style) for sentence in sentences(card.policy, match)]
     for title, table in _tables(card):
-        shown += [Text(f"\n{printable(title)}" if shown else printable(title), style="bold")]
+        shown += [rich_text(f"\n{title}" if shown else title, style="bold")]
         shown.append(terminal_table(table))
-    shown += [Text(f"\n{METHOD_IN_BRIEF}", style="dim")]
+    shown += [rich_text(f"\n{METHOD_IN_BRIEF}", style="dim")]
     return Group(*shown)
 
 
@@ -220,11 +220,11 @@ def _bars(policy: Contestant, match: Match, judge: str) -> str:
         + axes.named("prompts; the dot is the win rate, ties counting half, with its 95% interval")
     )
     title = f"{policy.name} against {match.other.name}, by {BY[judge]}"
-    return svg(printable(title), body, height)
+    return svg(title, body, height)
 
 
 def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
-    name, middle = printable(name or "all prompts"), top + BAR / 2
+    name, middle = name or "all prompts", top + BAR / 2
     tooltip = (
         f"{name}: wins {_percent(rate.rate)}; {rate.wins:,} won, {rate.ties:,} tied, {rate.losses:,} lost"
     )
