@@ -67,6 +67,17 @@ class RLStage(Stage[PolicyConfig]):
     def evaluate(self, run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Evaluation:
         return evaluate(run, config, against)
 
+    def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
+        """Of the test prompts' answers and the replay set's held-out rows."""
+        measured = {
+            name: results[key]
+            for key, name in (("score", "score"), ("gold", "gold"), ("replay", "replay loss"))
+            if key in results
+        }
+        return {
+            when: {name: values[when] for name, values in measured.items()} for when in ("before", "after")
+        }
+
     def closing_lines(self, run: Run) -> Mapping[str, str]:
         policy = run.config.policy.path  # type: ignore[attr-defined]
         return {"next": f"tuner chat {run.folder}, tuner eval {run.folder} --against {policy}"}
