@@ -33,8 +33,13 @@ class RLStage(Stage[PolicyConfig]):
     compares_policies = True
 
     def figures(self, config: PolicyConfig) -> StageFigures:
-        group = config.stage  # type: ignore[attr-defined]  # a literal of each subclass
-        return figures(group, critic="critic" in algorithm_of(config).roles)
+        algorithm = algorithm_of(config)
+        return figures(
+            config.stage,  # type: ignore[attr-defined]  # a literal of each subclass
+            critic="critic" in algorithm.roles,
+            scorer="reward rule" if config.reward_model is None else "reward model",
+            ratio_unit=algorithm.ratio_unit,
+        )
 
     def tokenizer_model(self, config: PolicyConfig) -> Model:
         return config.policy
