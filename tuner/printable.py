@@ -1,9 +1,42 @@
-"""Text from data and models, made safe to print in a terminal."""
+"""The ways out to a terminal or a page: whatever rows, models and names hold is shown there and commands nothing."""
+
+import json
+import sys
+import unicodedata
+from html import escape
+from typing import Any, TextIO
 
 
 def printable(text: str) -> str:
-    """The text with control and direction characters escaped, which a model may generate."""
+    """The text with control and direction characters and lone surrogates escaped; spaces of every width stay."""
+    if text.isprintable():  # nearly always
+        return text
     return "".join(
-        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
+        character if character in "\n\t" or _is_harmless(character) else repr(character)[1:-1]
         for character in text
     )
+
+
+def safe(text: str) -> str:
+    """Text that is nothing but text in a page of HTML, whatever it contains."""
+    return escape(printable(text))
+
+
+def printable_json(value: Any, indent: int | None = None) -> str:
+    """JSON of the same value in which what `printable` would escape has JSON's own escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character == "\n" or _is_harmless(character) else json.dumps(character)[1:-1]
+        for character in text
+    )
+
+
+def echo(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Print a printable text at once. stream: stdout by default."""
+    print(printable(text), file=stream or sys.stdout, end=end, flush=True)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"

@@ -232,6 +232,10 @@ def test_a_score_that_is_none(tuner: Tuner, folder: Path) -> None:
             ("bad.jsonl:41", "broken JSON at column 15", "one whole JSON object"),
         ),
         (ROWS.encode() + b"[1, 2]\n", ("bad.jsonl:41", "not list", "write {...}")),
+        (
+            rb'{"\u001b]0;title\u0007": 1, "\u202e": 2}',
+            ("bad.jsonl:1", r"keys: \x1b]0;title\x07, \u202e)", "it needs messages"),
+        ),
         (b'{"question": "a", "answer": "b"}', ("bad.jsonl:1", "keys: question, answer", "it needs messages")),
         (
             (ROWS + messages(("alien", "a"), ("assistant", "b"))).encode(),

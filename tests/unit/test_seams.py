@@ -67,7 +67,7 @@ def test_what_is_below_the_stages_takes_parts(folder: str) -> None:
 
 @pytest.mark.parametrize("name", stage_names())
 def test_every_stage_has_one_object(name: str) -> None:
-    config = config_class(name).model_construct(stage=name)
+    config = config_class(name).model_construct(stage=name, reward=None)
     stage = stage_of(config)
     assert stage.figures(config).figures
     assert stage.rows_field in config_class(name).model_fields

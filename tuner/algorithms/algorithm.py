@@ -36,6 +36,8 @@ class Algorithm(ABC, Generic[Config]):
     """Roles it needs besides the policy and the reward model."""
     answers_per_prompt: int = 1
     """Size of a group: consecutive answers of a rollout to one prompt."""
+    ratio_unit: str = "answer_tokens"
+    """What has one probability ratio: "answer_tokens" or "answers"."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -99,11 +101,11 @@ class Algorithm(ABC, Generic[Config]):
         """
         return token_logprobs(model, experience.row.batch, self.config.sampling.temperature)[0]
 
-    def note_ratios(self, step: Step, sums: PolicySums, per: str) -> None:
-        """Log how far the update's policy is from the one that answered. per: the unit the sums are over."""
-        step.note("ratio", sums.ratio, per=per)
-        step.note("clipped", sums.clipped, per=per)
-        step.note("update_kl", sums.kl, per=per)
+    def note_ratios(self, step: Step, sums: PolicySums) -> None:
+        """Log how far the update's policy is from the one that answered, per `ratio_unit`."""
+        step.note("ratio", sums.ratio, per=self.ratio_unit)
+        step.note("clipped", sums.clipped, per=self.ratio_unit)
+        step.note("update_kl", sums.kl, per=self.ratio_unit)
 
     def learn_replay(self, step: Step, roles: Roles, update: Update) -> None:
         """Accumulate the gradients of the replayed rows' language modeling loss (PPO-ptx, arXiv 2203.02155)."""

@@ -71,6 +71,6 @@ class GRPO(GroupAlgorithm[GRPOConfig]):
                     kl_N = kl_estimate(logprobs_N, experience.reference_N, config.kl_estimator)
                     kl = (kl_N if weights_N is None else kl_N * weights_N).sum()
                     step.add(kl, per=per, name="kl_loss", factor=config.kl)
-                self.note_ratios(step, sums, per="answer_tokens")
+                self.note_ratios(step, sums)
                 step.backward()
         self.learn_replay(step, roles, update)

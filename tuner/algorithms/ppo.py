@@ -104,7 +104,7 @@ class PPO(Algorithm[PPOConfig]):
                 logprobs_N = self.new_logprobs(model, experience)
                 sums = policy_loss(logprobs_N, experience.old_N, experience.advantages_N, self.config.clip)
                 step.add(sums.loss, per="answer_tokens", name="policy_loss")
-                self.note_ratios(step, sums, per="answer_tokens")
+                self.note_ratios(step, sums)
                 step.backward()
 
     def _learn_values(self, step: Step, roles: Roles, update: Update) -> None:

@@ -33,6 +33,8 @@ class RLOO(GroupAlgorithm[RLOOConfig]):
     same baseline as the score.
     """
 
+    ratio_unit = "answers"
+
     def advantages(self, rewards_A: np.ndarray) -> np.ndarray:
         return leave_one_out(rewards_A, self.answers_per_prompt)
 
@@ -55,6 +57,6 @@ class RLOO(GroupAlgorithm[RLOOConfig]):
                     self.config.clip,
                 )
                 step.add(sums.loss, per="answers", name="policy_loss")
-                self.note_ratios(step, sums, per="answers")
+                self.note_ratios(step, sums)
                 step.backward()
         self.learn_replay(step, roles, update)

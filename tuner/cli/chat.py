@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.printable import echo
+
 
 def chat(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
@@ -28,7 +30,6 @@ def chat(
     """Chat with a run or a model. /clear starts over, /exit or Ctrl-D quits."""
     from tuner.data.conversation import Turn
     from tuner.models.chat import open_chat
-    from tuner.printable import printable
 
     chat_model = open_chat(model, template=template)
     opening = [Turn("system", system)] if system else []
@@ -39,9 +40,9 @@ def chat(
             turns, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         ):
             # A model can write any bytes, also those that command a terminal.
-            typer.echo(printable(piece), nl=False)
+            echo(piece, end="")
             pieces.append(piece)
-        typer.echo()
+        echo("")
         return Turn("assistant", "".join(pieces))
 
     if message is not None:
@@ -49,7 +50,7 @@ def chat(
         return
     turns = list(opening)
     if sys.stdin.isatty():
-        typer.echo("Type a message. /clear starts over, /exit or Ctrl-D quits.")
+        echo("Type a message. /clear starts over, /exit or Ctrl-D quits.")
     while (line := _read_line()) is not None and line != "/exit":
         if line == "/clear":
             turns = list(opening)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.printable import echo, printable_json
+
 
 def check(
     config: Annotated[
@@ -23,14 +25,13 @@ def check(
 ) -> None:
     """Dry run: check config, data, chat template and model without training, and count the steps."""
     from dataclasses import asdict
-    from json import dumps
 
     from tuner.config import load_config, override
     from tuner.stages.check import check as check_config
 
     report = check_config(override(load_config(config), overrides or []), tiny=tiny)
     if json:
-        typer.echo(dumps(asdict(report), ensure_ascii=False))
+        echo(printable_json(asdict(report)))
         return
     passes = "" if report.passes is None else f" in {report.passes:,} passes"
     lines = {
@@ -44,5 +45,5 @@ def check(
     if report.replaced:
         lines["tiny"] = f"replaced by small stand-ins: {', '.join(report.replaced)}"
     for name, text in (*lines.items(), *(("warning", warning) for warning in report.warnings)):
-        typer.echo(f"{name + ':':<8} {text}")
-    typer.echo("ready to train")
+        echo(f"{name + ':':<8} {text}")
+    echo("ready to train")

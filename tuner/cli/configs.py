@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.printable import echo, printable_json
+
 
 def configs(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
     """List the configs shipped with tuner."""
@@ -14,10 +16,8 @@ def configs(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.
 
     summaries = [(file.stem, first_line(file)) for file in sorted(configs_folder().glob("*.py"))]
     if as_json:
-        import json
-
         entries = [{"name": name, "about": summary} for name, summary in summaries]
-        typer.echo(json.dumps(entries, indent=2, ensure_ascii=False))
+        echo(printable_json(entries, indent=2))
         return
     print_table(("name", "about"), summaries)
 

@@ -8,6 +8,7 @@ import typer
 
 from tuner.cli.output import write_file
 from tuner.errors import UserError
+from tuner.printable import echo
 
 
 def copy(
@@ -28,7 +29,7 @@ def copy(
         raise UserError(f"{target} exists already and is not overwritten: name another file, or remove it")
     for file, original in {**imports, target: source}.items():
         _copy_file(original, file)
-        typer.echo(f"{file}")
+        echo(f"{file}")
 
 
 def _shipped_config(name: str) -> Path:

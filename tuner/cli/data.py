@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.printable import echo, printable_json
+
 
 def data(
     config: Annotated[
@@ -21,8 +23,6 @@ def data(
     json: Annotated[bool, typer.Option("--json", help="Print counts, errors and notices as JSON.")] = False,
 ) -> None:
     """Show the tokens the loss is taken on, packing, statistics, and errors. Exits with 1 if there are errors."""
-    from json import dumps
-
     from rich.console import Console
 
     from tuner.cli.output import write_file
@@ -37,10 +37,10 @@ def data(
     if json:
         notices = inspection.notices(preview.examples, view.tokenizer, report)
         counts = {"errors": errors, "notices": notices, "fingerprint": view.rows.fingerprint}
-        typer.echo(dumps(report.to_dict() | counts, ensure_ascii=False))
+        echo(printable_json(report.to_dict() | counts))
     elif html is not None:
         write_file(html, view.html())
-        typer.echo(f"page written, to open in a browser: {html}")
+        echo(f"page written, to open in a browser: {html}")
     else:
         console = Console()
         console.print(

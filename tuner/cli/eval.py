@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.printable import echo, printable_json
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
@@ -33,8 +35,6 @@ def evaluate(
     Language models: loss and score. Reward models: the report card. Policy runs: reward and gold score of the answers
     to the test prompts, and win rates against other policies, each prompted in its own chat template.
     """
-    from json import dumps
-
     from rich.console import Console
 
     from tuner.cli.output import write_file
@@ -44,9 +44,9 @@ def evaluate(
     if html is not None and evaluation.page is not None:
         write_file(html, evaluation.page())
     if json:
-        typer.echo(dumps(evaluation.results, ensure_ascii=False))
+        echo(printable_json(evaluation.results))
     elif evaluation.terminal is not None:
         Console().print(evaluation.terminal)
     else:
         figures = (f"{name} {value:.4f}" for name, value in evaluation.results.items() if value is not None)
-        Console().print("  ".join(figures))
+        echo("  ".join(figures))

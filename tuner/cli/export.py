@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.printable import echo
+
 
 def export(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
@@ -42,4 +44,4 @@ def export(
             model, output, dtype=precision, texts=comparison_texts(model, text), layout=layout
         )
         print_report(report, dtype)
-    typer.echo(f"complete model: {output}")
+    echo(f"complete model: {output}")

@@ -20,6 +20,7 @@ from tuner.cli.score import score
 from tuner.cli.show import show
 from tuner.cli.train import train
 from tuner.errors import LOST, UserError
+from tuner.printable import echo
 
 app = typer.Typer(
     help="Fine-tuning and alignment of language models: Python files as configs.",
@@ -47,19 +48,19 @@ def main() -> None:
         # standalone_mode=False: typer would print its own messages and choose the exit codes.
         code = app(arguments or ["--help"], prog_name="tuner", standalone_mode=False)
     except _UsageError as error:
-        print(f"tuner: {_usage_message(error)}", file=sys.stderr)
+        echo(f"tuner: {_usage_message(error)}", sys.stderr)
         sys.exit(2)
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         prefix = "tuner" if rank == "0" else f"tuner: rank {rank}"
-        print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr)
+        echo(f"{prefix}: {' '.join(str(error).split())}", sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if "Connection closed by peer" in str(error):  # from gloo, on ranks that waited for one that failed
             sys.exit(LOST)
         raise
     except KeyboardInterrupt:
-        print("tuner: interrupted", file=sys.stderr)
+        echo("tuner: interrupted", sys.stderr)
         sys.exit(130)
     sys.exit(code or (0 if arguments else 2))
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.printable import echo, printable_json
+
 if TYPE_CHECKING:
     from tuner.models.load import Precision
     from tuner.models.merge import MergeReport
@@ -23,8 +25,6 @@ def merge(
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Merge a run's adapter into the dequantized base it was trained on, and compare outputs before and after."""
-    from json import dumps
-
     from tuner.models.merge import locate_adapter
     from tuner.models.merge import merge as merge_adapter
 
@@ -32,16 +32,16 @@ def merge(
     locate_adapter(run)  # first, since without an adapter to merge no comparison texts are needed
     report = merge_adapter(run, output, dtype=precision, texts=comparison_texts(run, text))
     if json:
-        typer.echo(dumps(asdict(report) | {"output": str(report.output)}))
+        echo(printable_json(asdict(report) | {"output": str(report.output)}))
         return
     print_report(report, dtype)
-    typer.echo(f"merged model: {report.output}")
+    echo(f"merged model: {report.output}")
 
 
 def print_report(report: MergeReport, dtype: str) -> None:
     """Print how much a merge changed the model's outputs."""
     for name, difference in (("merging, in fp32", report.folding), (f"rounding to {dtype}", report.rounding)):
-        typer.echo(f"{name + ':':<19} {difference} of {report.tokens} tokens")
+        echo(f"{name + ':':<19} {difference} of {report.tokens} tokens")
 
 
 def parse_precision(dtype: str, option: str = "--dtype") -> Precision:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
+
+from tuner.printable import echo
 
 
 def score(
@@ -33,7 +36,6 @@ def score(
     tokens_per_pass: Annotated[int, typer.Option(min=1, help="Maximum tokens in a forward pass.")] = 16_384,
 ) -> None:
     """Score rows with a reward model: each is written with its "score", or with the "scores" of its answers."""
-    import sys
     from functools import partial
 
     from tuner.cli.merge import parse_precision
@@ -52,7 +54,7 @@ def score(
     count = write_scores(sys.stdout) if output is None else _write_file(output, write_scores)
     place = "" if output is None else f": {output}"
     # To stderr: stdout may carry the rows.
-    typer.echo(f"{count:,} rows scored{place}", err=True)
+    echo(f"{count:,} rows scored{place}", sys.stderr)
 
 
 def _write_file(output: Path, write: Callable[[TextIO], int]) -> int:

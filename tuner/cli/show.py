@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.printable import echo, printable_json
+
 if TYPE_CHECKING:
     from tuner.config import StageConfig
     from tuner.config.config_table import Row
@@ -41,12 +43,10 @@ def show(
 
 
 def _print_json(config: StageConfig, rows: list[Row]) -> None:
-    import json
-
     from tuner.config.serialization import json_value
 
     leaves = [
         {"path": row.path, "value": json_value(row.value), "origin": row.origin, "meaning": row.meaning}
         for row in rows
     ]
-    typer.echo(json.dumps({"config": json_value(config), "leaves": leaves}, indent=2, ensure_ascii=False))
+    echo(printable_json({"config": json_value(config), "leaves": leaves}, indent=2))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tuner.printable import echo
 
 if TYPE_CHECKING:
     from tuner.stages.run import Run
@@ -42,7 +45,7 @@ def train(
         run = train_config(run_config, runs=runs, overrides=overrides or [])
     except Interrupted as interrupted:
         if _is_main():
-            typer.echo(f"tuner: {interrupted}; run the same command again to resume", err=True)
+            echo(f"tuner: {interrupted}; run the same command again to resume", sys.stderr)
         raise typer.Exit(interrupted.exit_code) from None
     if _is_main():
         _print_summary(run)
@@ -56,13 +59,11 @@ def _print_summary(run: Run) -> None:
     """Print a finished run's results, where its files are, and what to run next."""
     from tuner.stages.registry import stage_of
 
-    results = run.results or {}
-    for name in ("before", "after", "seen", "unseen", "novel", "blank", "swapped", "overall"):
-        measures = {key: value for key, value in results.get(name, {}).items() if isinstance(value, float)}
-        if measures:
-            typer.echo(
-                f"{name + ':':<9}" + "  ".join(f"{key} {value:.4f}" for key, value in measures.items())
-            )
+    stage = stage_of(run.config)
+    for label, measures in stage.result_lines(run.results or {}).items():
+        texts = [f"{name} {value:.4f}" for name, value in measures.items() if value is not None]
+        if texts:
+            echo(f"{label + ':':<9}{'  '.join(texts)}")
     lines = {"model": str(run.model_folder), "curves": str(run.folder / "curves.png")}
-    for name, text in {**lines, **stage_of(run.config).closing_lines(run)}.items():
-        typer.echo(f"{name + ':':<9}{text}")
+    for label, text in {**lines, **stage.closing_lines(run)}.items():
+        echo(f"{label + ':':<9}{text}")

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 
 from tuner.config.base import ConfigBase
 from tuner.config.serialization import Leaf, leaves
+from tuner.printable import safe
 
 Origin = Literal["default", "config", "override"]
 
@@ -60,7 +60,7 @@ def to_html(config: ConfigBase, overridden: Collection[str] = ()) -> str:
     """The table as HTML for Jupyter; defaults are grayed out."""
     rows = "".join(_html_row(row) for row in table(config, overridden))
     return (
-        f"<b>{escape(type(config).__name__)}</b>"
+        f"<b>{safe(type(config).__name__)}</b>"
         f"<table><thead><tr>{_html_cells(('field', 'value', 'from', 'meaning'), 'th')}</tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
@@ -110,4 +110,4 @@ def _html_row(row: Row) -> str:
 
 
 def _html_cells(texts: tuple[str, ...], tag: str) -> str:
-    return "".join(f'<{tag} style="text-align:left">{escape(text)}</{tag}>' for text in texts)
+    return "".join(f'<{tag} style="text-align:left">{safe(text)}</{tag}>' for text in texts)

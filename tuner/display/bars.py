@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TextIO
 
+from tuner.display.rich_text import rich_text
 from tuner.display.run_facts import Fact, Tone
 from tuner.display.sample_text import sample_lines
-from tuner.printable import printable
 from tuner.training.watchers import Sample
 
 GOOD_SCORE = 0.5
@@ -26,19 +26,17 @@ class Bar:
     def __init__(
         self, stream: TextIO, name: str, before: int, total: int, clock: Callable[[], float]
     ) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
         columns = (
-            TextColumn("[bold]{task.description}"),
+            _text_column("{task.description}", "bold"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
+            _text_column("{task.fields[left]}"),
         )
         self._progress = _live(stream, columns, transient=False)
-        self._task = self._progress.add_task(
-            printable(name), total=total, completed=before, facts=[], left=""
-        )
+        self._task = self._progress.add_task(name, total=total, completed=before, facts=[], left="")
         self._progress.start()
         Bar.running = True
 
@@ -52,26 +50,24 @@ class Bar:
         self._progress.console.print(_sample_panel(title, sample))
 
     def message(self, text: str) -> None:
-        self._progress.console.print(text, style="yellow", markup=False, highlight=False)
+        self._progress.console.print(rich_text(text, "yellow"))
 
     def end(self, step: int, facts: Callable[[], list[Fact]], summary: str, good: bool) -> None:
         Bar.running = False
         self._progress.update(self._task, completed=step, left="", facts=_below(facts()))
         self._progress.stop()
-        self._progress.console.print(
-            summary, style="green" if good else "yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        self._progress.console.print(rich_text(summary, "green" if good else "yellow"), soft_wrap=True)
 
 
 class CountingBar:
     """Items done, as a bar."""
 
     def __init__(self, stream: TextIO, description: str, total: int | None) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (_text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = _live(stream, columns, transient=Bar.running)
-        self._task = self._progress.add_task(printable(description), total=total, facts=[])
+        self._task = self._progress.add_task(description, total=total, facts=[])
         self._progress.start()
 
     def advance(self, count: int = 1) -> None:
@@ -115,21 +111,31 @@ def _live(stream: TextIO, columns: tuple[Any, ...], transient: bool) -> Any:
     )
 
 
+def _text_column(template: str, style: str = "") -> Any:
+    """A field of a bar's task as nothing but text: rich's own column would read markup in it."""
+    from rich.progress import ProgressColumn
+
+    class PlainColumn(ProgressColumn):
+        def render(self, task: Any) -> Any:
+            return rich_text(template.format(task=task), style)
+
+    return PlainColumn()
+
+
 def _sample_panel(title: str, sample: Sample) -> Any:
     from rich.panel import Panel
     from rich.table import Table
-    from rich.text import Text
 
     styles = {"condition": "magenta", "prompt": "dim", "answer": "", "reference": "cyan"}
     table = Table.grid(padding=(0, 1))
     for name, text in sample_lines(sample):
-        table.add_row(Text(name, style="bold"), Text(text, style=styles[name]))
+        table.add_row(rich_text(name, "bold"), rich_text(text, styles[name]))
     if sample.score is not None:
         is_good = sample.score >= GOOD_SCORE
         table.add_row(
-            Text("score", style="bold"), Text(f"{sample.score:.2f}", style="green" if is_good else "red")
+            rich_text("score", "bold"), rich_text(f"{sample.score:.2f}", "green" if is_good else "red")
         )
-    return Panel(table, title=title, title_align="left", border_style="dim", expand=False)
+    return Panel(table, title=rich_text(title), title_align="left", border_style="dim", expand=False)
 
 
 def _below(facts: list[Fact]) -> list[Fact]:
@@ -141,6 +147,4 @@ STYLES: dict[Tone, str] = {"plain": "dim", "main": "bold", "held out": "magenta"
 
 
 def _styled(facts: list[Fact]) -> Any:
-    from rich.text import Text
-
-    return Text("  ").join(Text(fact.text, style=STYLES.get(fact.tone, "dim")) for fact in facts)
+    return rich_text("  ").join(rich_text(fact.text, STYLES.get(fact.tone, "dim")) for fact in facts)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from tuner.display import plots
-from tuner.display.page_frame import figure_boxes, page, safe
+from tuner.display.page_frame import figure_boxes, page
+from tuner.display.rich_text import rich_text
 from tuner.display.sheet import STYLE, cell_text, html_table, minus, one_line, terminal_table
 from tuner.evaluation.report_card.card import SAME_LENGTH, ReportCard
 from tuner.evaluation.report_card.tables import Table as PlainTable
 from tuner.evaluation.report_card.tables import length_parts, tables
-from tuner.printable import printable
+from tuner.printable import safe
 
 WORST_IN_TERMINAL = 5
 MOST_BARS = 30
@@ -52,15 +52,15 @@ def terminal(card: ReportCard) -> RenderableType:
     No fact is conveyed by color alone, and without a terminal it is plain lines.
     """
     shown: list[RenderableType] = [
-        Text(
+        rich_text(
             _heading(card),
             style="bold red" if card.failed else "bold yellow" if card.verdict else "bold green",
         )
     ]
-    shown += [Text(f"- {printable(sentence)}") for sentence in card.verdict]
-    shown += [Text(), terminal_table(([], [[name, value] for value, name in _figures(card)]))]
+    shown += [rich_text(f"- {sentence}") for sentence in card.verdict]
+    shown += [rich_text(), terminal_table(([], [[name, value] for value, name in _figures(card)]))]
     for name, title, note, table in _parts(card):
-        shown += [Text(f"\n{title}", style="bold")] + ([Text(printable(note), style="dim")] if note else [])
+        shown += [rich_text(f"\n{title}", style="bold")] + ([rich_text(note, style="dim")] if note else [])
         if name == "worst":
             shown += _terminal_worst(card)
         else:
@@ -158,7 +158,7 @@ def _terminal_worst(card: ReportCard) -> list[RenderableType]:
         texts = {"prompt": text.prompt, "better": text.chosen, "worse": text.rejected} if text else {}
         shown += [one_line(f"  {name:<6}  {content}") for name, content in texts.items()]
     more = len(card.worst) - WORST_IN_TERMINAL
-    return [*shown, Text(f"and {more:,} more", style="dim")] if more > 0 else shown
+    return [*shown, rich_text(f"and {more:,} more", style="dim")] if more > 0 else shown
 
 
 def _plots(card: ReportCard) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """`tuner data` as one page of HTML that needs nothing else."""
 
-from html import escape
-
 import numpy as np
 
 from tuner.data.data_report import HISTOGRAM, DataReport, PartReport
@@ -20,6 +18,7 @@ from tuner.data.inspection import (
     statistics,
 )
 from tuner.display.page_frame import figure_boxes, page
+from tuner.printable import safe
 
 
 def data_html(
@@ -36,7 +35,7 @@ def data_html(
     rows = ""
     for group in groups(examples, passes, limit):
         samples = "".join(_sample(examples, segment, tokenizer, label) for segment in group.segments)
-        heading = f"<h2>{escape(group.heading)}</h2>{_strip(examples, group.segments)}"
+        heading = f"<h2>{safe(group.heading)}</h2>{_strip(examples, group.segments)}"
         rows += f"<section>{heading}{samples}</section>" if group.heading else samples
     figures = ((value, name) for name, value in statistics(examples, report, passes))
     tables = _length_histogram(PartReport.of(examples)) + _sources(report)
@@ -44,7 +43,7 @@ def data_html(
         title,
         _STYLE,
         [
-            f"<header><h1>{escape(title)}</h1>{_LEGEND}</header>",
+            f"<header><h1>{safe(title)}</h1>{_LEGEND}</header>",
             figure_boxes(figures),
             f'<div class="findings">{_findings(examples, tokenizer, report)}</div>',
             f'<div class="tables">{tables}</div>',
@@ -54,15 +53,15 @@ def data_html(
 
 
 def _findings(examples: Examples, tokenizer: Tokenizer, report: DataReport | None) -> str:
-    items = [f'<li class="error">{escape(text)}</li>' for text in errors(examples, tokenizer, report)]
-    items += [f'<li class="note">{escape(text)}</li>' for text in notices(examples, tokenizer, report)]
+    items = [f'<li class="error">{safe(text)}</li>' for text in errors(examples, tokenizer, report)]
+    items += [f'<li class="note">{safe(text)}</li>' for text in notices(examples, tokenizer, report)]
     return f"<ul>{''.join(items)}</ul>" if items else '<p class="good">Nothing wrong was found.</p>'
 
 
 def _sample(examples: Examples, segment: Segment, tokenizer: Tokenizer, label: Label) -> str:
     shown = enumerate(pieces(examples, segment.index, tokenizer))
     tokens = "".join(_token(piece, bool(number % 2)) for number, piece in shown)
-    return f"<article><h3>{escape(describe(examples, segment, label))}</h3><pre>{tokens}</pre></article>"
+    return f"<article><h3>{safe(describe(examples, segment, label))}</h3><pre>{tokens}</pre></article>"
 
 
 def _token(piece: Piece, odd: bool) -> str:
@@ -70,7 +69,7 @@ def _token(piece: Piece, odd: bool) -> str:
     kind = " ".join(name for name, applies in classes.items() if applies)
     weight = "" if piece.weight in (0.0, 1.0) else f", weight {piece.weight:g}"
     tip = f"position {piece.position}, id {' '.join(map(str, piece.ids))}{weight}"
-    text = escape(piece.text).replace("\n", '<i aria-hidden="true">⏎</i>\n')
+    text = safe(piece.text).replace("\n", '<i aria-hidden="true">⏎</i>\n')
     return f'<span class="{kind}" title="{tip}">{text}</span>'
 
 
@@ -80,7 +79,7 @@ def _strip(examples: Examples, segments: list[Segment]) -> str:
     for segment in segments:
         tokens, weights = examples.example(segment.index)
         share = np.count_nonzero(weights) / len(tokens)
-        tip = escape(f"{examples.origin(segment.index)}: {len(tokens)} tokens, {share:.0%} in the loss")
+        tip = safe(f"{examples.origin(segment.index)}: {len(tokens)} tokens, {share:.0%} in the loss")
         blocks.append(
             f'<div style="flex:{len(tokens)}" title="{tip}"><div style="width:{share:.1%}"></div></div>'
         )
@@ -109,7 +108,7 @@ def _sources(report: DataReport | None) -> str:
     rows = ""
     for source in report.sources:
         cells = "".join(f"<td>{getattr(source, name):,}</td>" for name in columns)
-        rows += f"<tr><th>{escape(source.path)}</th>{cells}</tr>"
+        rows += f"<tr><th>{safe(source.path)}</th>{cells}</tr>"
     return f"<table class='sources'><caption>Sources</caption><tr><th></th>{head}</tr>{rows}</table>"
 
 

@@ -2,13 +2,12 @@
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from tuner.data.data_report import DataReport
 from tuner.data.encoding import Tokenizer
 from tuner.data.examples import Examples
 from tuner.data.inspection import Label, Passes, describe, errors, groups, notices, pieces, statistics
-from tuner.printable import printable
+from tuner.display.rich_text import rich_text
 
 
 def data_terminal(
@@ -28,13 +27,13 @@ def data_terminal(
     shown: list[RenderableType] = []
     for group in groups(examples, passes, limit):
         if group.heading:
-            shown += [Text(group.heading, style="bold reverse"), Text()]
+            shown += [rich_text(group.heading, style="bold reverse"), rich_text()]
         for segment in group.segments:
-            title = Text(describe(examples, segment, label), style="bold")
-            shown += [title, _tokens(examples, segment.index, tokenizer, color), Text()]
+            title = rich_text(describe(examples, segment, label), style="bold")
+            shown += [title, _tokens(examples, segment.index, tokenizer, color), rich_text()]
     shown.append(_statistics(examples, report, passes))
-    shown += [Text(f"\nerror: {text}", style="red") for text in errors(examples, tokenizer, report)]
-    shown += [Text(f"\nnote: {text}", style="yellow") for text in notices(examples, tokenizer, report)]
+    shown += [rich_text(f"\nerror: {text}", style="red") for text in errors(examples, tokenizer, report)]
+    shown += [rich_text(f"\nnote: {text}", style="yellow") for text in notices(examples, tokenizer, report)]
     return Group(*shown)
 
 
@@ -43,12 +42,12 @@ def _statistics(examples: Examples, report: DataReport | None, passes: Passes | 
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in statistics(examples, report, passes):
-        table.add_row(name, value)
+        table.add_row(rich_text(name), rich_text(value))
     return table
 
 
-def _tokens(examples: Examples, index: int, tokenizer: Tokenizer, color: bool) -> Text:
-    text, previous_weight = Text(), 0.0
+def _tokens(examples: Examples, index: int, tokenizer: Tokenizer, color: bool) -> RenderableType:
+    text, previous_weight = rich_text(), 0.0
     for number, piece in enumerate(pieces(examples, index, tokenizer)):
         if not color and bool(piece.weight) != bool(previous_weight):
             text.append("⟦" if piece.weight else "⟧")
@@ -58,12 +57,7 @@ def _tokens(examples: Examples, index: int, tokenizer: Tokenizer, color: bool) -
             style = "black on green" if number % 2 else "black on bright_green"
         elif piece.control:
             style = "blue"
-        text.append(_visible(piece.text), style=style if color else "")
+        text.append_text(rich_text(piece.text.replace("\n", "⏎\n"), style if color else ""))
     if previous_weight and not color:
         text.append("⟧")
     return text
-
-
-def _visible(text: str) -> str:
-    """Line ends as a sign and a line end; nothing that could command the terminal."""
-    return printable(text).replace("\n", "⏎\n")

@@ -7,7 +7,7 @@ from typing import TextIO
 from tuner.display.durations import duration
 from tuner.display.run_facts import Fact
 from tuner.display.sample_text import sample_lines
-from tuner.printable import printable
+from tuner.printable import echo
 from tuner.training.watchers import Sample
 
 LINES_PER_RUN = 20
@@ -65,8 +65,7 @@ class Lines:
         self._write("  ".join([f"step {step:>{width},}/{self._total:,}", f"{share:4.0%}", *texts]))
 
     def _write(self, text: str) -> None:
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        echo(text, self._stream)
 
 
 class CountingLines:
@@ -101,8 +100,7 @@ class CountingLines:
 
     def _count(self) -> str:
         total = "" if self._total is None or self._done == self._total else f" of {self._total:,}"
-        return f"{printable(self._description)}: {self._done:,}{total}"
+        return f"{self._description}: {self._done:,}{total}"
 
     def _write(self, text: str) -> None:
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        echo(text, self._stream)

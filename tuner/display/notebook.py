@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tuner.display.run_facts import RunFacts
 from tuner.display.sample_text import shortened
 from tuner.display.smoothing import RunningMean, horizon_of
 from tuner.display.svg import BLUE, HEIGHT, ORANGE, WIDTH, Point, curve
+from tuner.printable import echo, safe
 from tuner.training.figures import Curve, StageFigures
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
@@ -77,7 +77,7 @@ class NotebookWatcher:
             self._messages.append(text)
             self._draw(at_once=True)
         elif in_notebook():
-            print(text)
+            echo(text)
 
     def end(self, outcome: Outcome) -> None:
         if self._handle is not None:
@@ -88,14 +88,11 @@ class NotebookWatcher:
     def html(self) -> str:
         """Everything that is shown; colors follow the notebook's theme."""
         parts = [
-            f"<b>{escape(str(self._folder))}</b> {escape(self._outcome)}",
+            f"<b>{safe(str(self._folder))}</b> {safe(self._outcome)}",
             self._bar(),
             _fact_table(self._facts()),
             self._curves(),
-            *(
-                f'<div style="color:{ORANGE}">{escape(text)}</div>'
-                for text in self._messages[-MESSAGES_SHOWN:]
-            ),
+            *(f'<div style="color:{ORANGE}">{safe(text)}</div>' for text in self._messages[-MESSAGES_SHOWN:]),
             _sample_table(self._samples),
         ]
         return f'<div style="max-width:{WIDTH + 20}px">{"".join(parts)}</div>'
@@ -129,7 +126,7 @@ class NotebookWatcher:
         svg = curve(series.values, series.means, held_out.values, declared.name, **size)
         if not svg or not declared.caption:
             return svg
-        caption = f'<div style="opacity:.6;font-size:11px">{escape(declared.caption)}</div>'
+        caption = f'<div style="opacity:.6;font-size:11px">{safe(declared.caption)}</div>'
         return f'<div style="width:{"50%" if declared.half else "100%"}">{caption}{svg}</div>'
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -160,8 +157,8 @@ class _Series:
 
 def _fact_table(facts: list[tuple[str, str]]) -> str:
     cells = "".join(
-        f'<div style="margin-right:18px"><div style="opacity:.6;font-size:11px">{escape(name)}</div>'
-        f'<div style="font-variant-numeric:tabular-nums">{escape(text)}</div></div>'
+        f'<div style="margin-right:18px"><div style="opacity:.6;font-size:11px">{safe(name)}</div>'
+        f'<div style="font-variant-numeric:tabular-nums">{safe(text)}</div></div>'
         for name, text in facts
     )
     return f'<div style="display:flex;flex-wrap:wrap">{cells}</div>'
@@ -187,4 +184,4 @@ def _sample_table(samples: list[Sample]) -> str:
 
 
 def _cell(text: str) -> str:
-    return f'<td style="text-align:left;white-space:pre-wrap;vertical-align:top">{escape(text)}</td>'
+    return f'<td style="text-align:left;white-space:pre-wrap;vertical-align:top">{safe(text)}</td>'

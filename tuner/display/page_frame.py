@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 
-from tuner.printable import printable
-
-
-def safe(text: str) -> str:
-    """Text that is nothing but text in a page, whatever it contains; a lone surrogate could not even be encoded."""
-    return escape(printable(text))
+from tuner.printable import safe
 
 
 def page(title: str, style: str, blocks: Iterable[str]) -> str:

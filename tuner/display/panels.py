@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+from tuner.printable import printable
 from tuner.training.figures import Metrics, Panel, points_of, skipped
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#8E5A9E"
@@ -193,5 +194,5 @@ def count(value: float) -> str:
 
 
 def plain(text: str) -> str:
-    """The text with dollar signs that begin no formula in matplotlib."""
-    return text.replace("$", r"\$")
+    """The text for matplotlib, which cannot draw every character; dollar signs begin no formula."""
+    return printable(text).replace("$", r"\$")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from tuner.evaluation.report_card.card import Distribution, LengthBin
 from tuner.evaluation.report_card.measures import Accuracy, Calibration
-from tuner.printable import printable
+from tuner.printable import printable, safe
 
 WIDTH, HEIGHT = 500, 300
 LABEL = 19
@@ -172,13 +171,13 @@ def accuracy_bars(title: str, rows: Sequence[tuple[str, Accuracy, float | None]]
 
 
 def _bar(axes: Axes, top: float, name: str, accuracy: Accuracy, twins: float | None) -> str:
-    name, middle = printable(name), top + BAR / 2
+    middle = top + BAR / 2
     low, high = axes.x(accuracy.low), axes.x(accuracy.high)
     tooltip = (
         f"{name}: {accuracy.value:.3f}, {accuracy.low:.3f} to {accuracy.high:.3f}, {accuracy.rows:,} rows"
     )
     drawn = (
-        f"<g><title>{escape(tooltip)}</title>"
+        f"<g><title>{safe(tooltip)}</title>"
         + text(axes.left - 9, middle + 4, shortened(name), "end")
         + f'<rect class="a area" x="{axes.left}" y="{top:.1f}" width="{axes.x(accuracy.value) - axes.left:.1f}" '
         f'height="{BAR}"/>'
@@ -230,6 +229,7 @@ def key(x: float, kind: str, name: str) -> str:
 
 def shortened(name: str) -> str:
     """A name that fits beside a bar."""
+    name = printable(name)  # as it is drawn, so that its length is known
     return name if len(name) <= LABEL else name[: LABEL - 1] + "…"
 
 
@@ -238,7 +238,7 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{safe(text)}</text>'
 
 
 def _figure(value: float, shown: str) -> str:
@@ -247,6 +247,6 @@ def _figure(value: float, shown: str) -> str:
 
 def svg(title: str, body: str, height: float = HEIGHT) -> str:
     return (
-        f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'
+        f"<figure><figcaption>{safe(title)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{safe(title)}">{body}</svg></figure>'
     )

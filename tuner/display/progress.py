@@ -16,7 +16,7 @@ from tuner.display.bars import Bar, CountingBar
 from tuner.display.durations import duration
 from tuner.display.lines import CountingLines, Lines
 from tuner.display.run_facts import Fact, RunFacts
-from tuner.printable import printable
+from tuner.printable import echo
 from tuner.training.figures import StageFigures
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
@@ -73,9 +73,9 @@ class ProgressWatcher:
     def message(self, text: str) -> None:
         """Shown before begin and after end too: a warning must reach someone."""
         if self._display is not None:
-            self._display.message(printable(text))
+            self._display.message(text)
         else:
-            print(printable(text), file=self._stream, flush=True)
+            echo(text, self._stream)
 
     def end(self, outcome: Outcome) -> None:
         if self._display is not None:

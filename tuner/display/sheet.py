@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from tuner.display.page_frame import safe
 from tuner.display.panels import BLUE, GREEN, ORANGE
+from tuner.display.rich_text import rich_text
 from tuner.evaluation.report_card.tables import Table as PlainTable
-from tuner.printable import printable
+from tuner.printable import safe
 
 SHORT = 90
 """Characters of a text shown before it is folded."""
@@ -20,7 +20,7 @@ def cell_text(value: Any) -> str:
     """A value of a table as text; a dash for None."""
     if isinstance(value, float):
         return minus(f"{value:.3f}")
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else printable(str(value))
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def minus(figure: str) -> str:
@@ -35,16 +35,17 @@ def terminal_table(table: PlainTable) -> Table:
     for column in range(len(rows[0]) if rows else 0):
         is_text = any(isinstance(row[column], str) for row in rows)
         name, side = names[column] if names else "", "left" if is_text else "right"
-        shown.add_column(name, justify=side, overflow="fold", no_wrap=not is_text)
+        shown.add_column(rich_text(name), justify=side, overflow="fold", no_wrap=not is_text)
     for row in rows:
-        shown.add_row(*(Text(cell_text(value)) for value in row))
+        shown.add_row(*(rich_text(cell_text(value)) for value in row))
     return shown
 
 
-def one_line(text: str) -> Text:
+def one_line(text: str) -> RenderableType:
     """One line, as much of the text as fits."""
-    flat = printable(text).replace("\n", "⏎").replace("\t", " ")
-    return Text(flat, no_wrap=True, overflow="ellipsis")
+    line = rich_text(text.replace("\n", "⏎").replace("\t", " "))
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def html_table(name: str, table: PlainTable) -> str:
@@ -63,7 +64,7 @@ def html_table(name: str, table: PlainTable) -> str:
 
 def _cell(value: Any) -> str:
     if not isinstance(value, str):
-        return f"<td class='number'>{cell_text(value)}</td>"
+        return f"<td class='number'>{safe(cell_text(value))}</td>"
     if len(value) <= SHORT and "\n" not in value:
         return f"<td>{safe(value)}</td>"
     start = safe(value[:SHORT].replace("\n", " "))

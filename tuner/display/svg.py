@@ -1,6 +1,6 @@
 """A noisy series as SVG, redrawn while a run trains: that costs a millisecond, with a plotting library hundreds."""
 
-from html import escape
+from tuner.printable import safe
 
 POINTS_DRAWN = 300
 """Most points of a curve, evenly chosen: a notebook file stores what it displays."""
@@ -46,7 +46,7 @@ def curve(
     lines = [line(shown, 0.3, 1.0), line(mean, 1.0, 2.0)] if values else [line(held_out, 1.0, 1.3, ORANGE)]
     return (
         f'<svg viewBox="0 0 {width} {height}" width="100%" role="img" '
-        f'aria-label="{escape(name)} against steps">'
+        f'aria-label="{safe(name)} against steps">'
         f"{_labels(low, high, first, last, width, height)}{''.join([*lines, *map(dot, held_out)])}</svg>"
     )
 

@@ -3,6 +3,9 @@
 import sys
 from collections.abc import Sequence
 
+from tuner.display.rich_text import rich_text
+from tuner.printable import echo, printable
+
 GAP = "  "
 
 
@@ -13,6 +16,7 @@ def print_table(
 
     Without a terminal no row is wrapped or cut, so that grep and awk find what they look for.
     """
+    rows = [[printable(text) for text in row] for row in rows]  # before their widths are measured
     # rich assumes 80 columns for a pipe, and would fold long values there.
     if sys.stdout.isatty():
         _draw(head, rows, styles or [""] * len(rows))
@@ -20,17 +24,16 @@ def print_table(
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in rows:
         cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
-        print(GAP.join(cells).rstrip())
+        echo(GAP.join(cells).rstrip())
 
 
 def _draw(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(head):
         table.add_column(name, overflow="fold", no_wrap=place == 0)
     for row, style in zip(rows, styles, strict=True):
-        table.add_row(*(Text(text) for text in row), style=style)
+        table.add_row(*(rich_text(text) for text in row), style=style)
     Console().print(table)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from tuner.data.conversation import Prompt
-from tuner.display.page_frame import figure_boxes, page, safe
+from tuner.display.page_frame import figure_boxes, page
 from tuner.display.plots import BAR, WIDTH, Axes, key, line, shortened, svg, text
+from tuner.display.rich_text import rich_text
 from tuner.display.sheet import STYLE, html_table, minus, terminal_table
 from tuner.evaluation.intervals import Interval
 from tuner.evaluation.report_card.tables import Table as PlainTable
@@ -21,14 +21,12 @@ from tuner.evaluation.win_rate import (
     PolicyCard,
     PolicyFigures,
     WinRate,
-    figures_by_condition,
     outcomes,
 )
-from tuner.printable import printable
+from tuner.printable import safe
 
-BY = {"score": "the reward model", "gold": "the rule"}
-SHORT_BY = {"score": "reward", "gold": "rule"}
-"""Names of the judges, in a sentence and in a table."""
+SHORT_BY = {"score": "reward", "gold": "gold"}
+"""Names of the judges in a table."""
 MOST_BARS = 30
 LARGEST = 10
 """Wins, losses and disagreements that have a section of their own."""
@@ -38,8 +36,8 @@ STEP = 29
 """Distance from one bar to the next, in pixels."""
 
 METHOD = (
-    "The score is the reward model's, the gold score the rule's; the gap is the difference of mean scores. Ties count "
-    "half; the reward model's scores tie where they differ by less than 0.0001. Intervals are 95%: Tango's score "
+    "The gap is the difference of mean scores. Ties count half; scores tie where they differ by less than 0.0001, "
+    "gold scores where they are equal. Intervals are 95%: Tango's score "
     "interval for win rates (Wilson's where nothing ties), Wilson's for gold scores, the normal one for means. p is "
     "the sign test's: the probability of a result at least as uneven if both policies were equally good. In all of "
     "these, prompts that ask the same thing under several conditions count as one cluster."
@@ -55,11 +53,11 @@ def policy_terminal(card: PolicyCard) -> RenderableType:
     shown: list[RenderableType] = []
     for match in card.matches:
         style = {"good": "bold green", "failed": "bold red", "remarks": "bold yellow"}[_kind(match)]
-        shown += [Text(printable(sentence), style=style) for sentence in sentences(card.policy, match)]
+        shown += [rich_text(sentence, style=style) for sentence in sentences(card, match)]
     for title, table in _tables(card):
-        shown += [Text(f"\n{printable(title)}" if shown else printable(title), style="bold")]
+        shown += [rich_text(f"\n{title}" if shown else title, style="bold")]
         shown.append(terminal_table(table))
-    shown += [Text(f"\n{METHOD_IN_BRIEF}", style="dim")]
+    shown += [rich_text(f"\n{METHOD_IN_BRIEF}", style="dim")]
     return Group(*shown)
 
 
@@ -67,7 +65,7 @@ def policy_html(card: PolicyCard, title: str) -> str:
     """The card as one HTML page."""
     verdicts = "".join(
         f'<div class="verdict {_kind(match)}">'
-        + "".join(f"<div>{safe(sentence)}</div>" for sentence in sentences(card.policy, match))
+        + "".join(f"<div>{safe(sentence)}</div>" for sentence in sentences(card, match))
         + "</div>"
         for match in card.matches
     )
@@ -75,7 +73,7 @@ def policy_html(card: PolicyCard, title: str) -> str:
         f"<section><h2>{safe(name)}</h2>{html_table('plain', table)}</section>"
         for name, table in _tables(card)
     )
-    plots = "".join(_bars(card.policy, match, judge) for match in card.matches for judge in match.rates)
+    plots = "".join(_bars(card, match, judge) for match in card.matches for judge in match.rates)
     names = ", ".join(match.other.name for match in card.matches)
     heading = f"{title} against {names}" if names else title
     return page(
@@ -93,18 +91,19 @@ def policy_html(card: PolicyCard, title: str) -> str:
     )
 
 
-def sentences(policy: Contestant, match: Match) -> list[str]:
-    """Who wins, by each judge; with a warning where the rule contradicts the reward model trained on."""
+def sentences(card: PolicyCard, match: Match) -> list[str]:
+    """Who wins, by each judge; with a warning where the gold rule contradicts the reward trained on."""
     texts = []
     for judge, rates in match.rates.items():
         rate = rates[ALL].rate
         texts.append(
-            f"{policy.name} wins {_percent(rate)} against {match.other.name} by {BY[judge]}: {_verdict(rate)}."
+            f"{card.policy.name} wins {_percent(rate)} against {match.other.name} by the {card.judges[judge]}: "
+            f"{_verdict(rate)}."
         )
     verdicts = {judge: _verdict(rates[ALL].rate) for judge, rates in match.rates.items()}
     if verdicts["score"] == "better" and verdicts.get("gold") == "worse":
         texts.append(
-            "Better by the reward model and worse by the rule: the policy exploits the reward model."
+            f"Better by the {card.scorer} and worse by the gold rule: the policy exploits the {card.scorer}."
         )
     return texts
 
@@ -121,10 +120,12 @@ def _kind(match: Match) -> str:
 
 def _figures(card: PolicyCard) -> list[tuple[str, str]]:
     """(value, name) of the policy's figures at the top of the page."""
-    overall = figures_by_condition(card.policy)[ALL]
-    figures = [(_number(overall.score.value), f"score by the reward model {_brackets(overall.score)}")]
+    overall = card.policy.figures[ALL]
+    figures = [(_number(overall.score.value), f"score by the {card.scorer} {_brackets(overall.score)}")]
     if overall.gold is not None:
-        figures.append((_number(overall.gold.value), f"gold score by the rule {_brackets(overall.gold)}"))
+        figures.append(
+            (_number(overall.gold.value), f"gold score by the gold rule {_brackets(overall.gold)}")
+        )
     return [
         *figures,
         (f"{overall.ended:.0%}", "of answers ended"),
@@ -134,23 +135,22 @@ def _figures(card: PolicyCard) -> list[tuple[str, str]]:
 
 
 def _tables(card: PolicyCard) -> Iterator[tuple[str, PlainTable]]:
-    figures = {policy.path: figures_by_condition(policy) for policy in card.contestants}
     has_rule = card.policy.judged.golds_A is not None
     head = ["score", *(["gold"] if has_rule else [])]
     if card.matches:
         yield f"Win rate of {card.policy.name}", _wins(card)
     rows = []
     for contestant in card.contestants:
-        overall = figures[contestant.path][ALL]
+        overall = contestant.figures[ALL]
         rows.append([contestant.name, *_scores(overall), f"{overall.ended:.0%}", f"{overall.length:,.1f}"])
     yield "Policies", (["policy", *head, "ended", "length"], rows)
-    conditions = [name for name in figures[card.policy.path] if name != ALL]
+    conditions = [name for name in card.policy.figures if name != ALL]
     if conditions:
         rows = [
             [
                 name,
                 contestant.name,
-                *_scores(by_condition := figures[contestant.path][name]),
+                *_scores(by_condition := contestant.figures[name]),
                 by_condition.prompts,
             ]
             for name in conditions
@@ -204,7 +204,7 @@ def _probability(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _bars(policy: Contestant, match: Match, judge: str) -> str:
+def _bars(card: PolicyCard, match: Match, judge: str) -> str:
     """Wins, ties and losses over all prompts and by condition, and the win rate with its interval."""
     rates = list(match.rates[judge].items())[: MOST_BARS + 1]
     height = 88 + STEP * len(rates)
@@ -219,12 +219,12 @@ def _bars(policy: Contestant, match: Match, judge: str) -> str:
         + key(axes.left + 168, "b area", "lost")
         + axes.named("prompts; the dot is the win rate, ties counting half, with its 95% interval")
     )
-    title = f"{policy.name} against {match.other.name}, by {BY[judge]}"
-    return svg(printable(title), body, height)
+    title = f"{card.policy.name} against {match.other.name}, by the {card.judges[judge]}"
+    return svg(title, body, height)
 
 
 def _bar(axes: Axes, top: float, name: str, rate: WinRate) -> str:
-    name, middle = printable(name or "all prompts"), top + BAR / 2
+    name, middle = name or "all prompts", top + BAR / 2
     tooltip = (
         f"{name}: wins {_percent(rate.rate)}; {rate.wins:,} won, {rate.ties:,} tied, {rate.losses:,} lost"
     )
@@ -252,7 +252,7 @@ def _answers(card: PolicyCard) -> Iterator[str]:
     """Sections of prompts with the answers of both policies of each match side by side, or of a policy alone."""
     if not card.matches:
         worst = np.argsort(card.policy.judged.scores_A, kind="stable")
-        yield _chapter("Lowest scores", "By the reward model.", [card.policy], worst[:LARGEST])
+        yield _chapter("Lowest scores", f"By the {card.scorer}.", [card.policy], worst[:LARGEST])
         yield _all([card.policy])
     for match in card.matches:
         pair = [card.policy, match.other]
@@ -264,14 +264,19 @@ def _answers(card: PolicyCard) -> Iterator[str]:
             ("Largest wins", order[signs_A[order] > 0]),
             ("Largest losses", lost[signs_A[lost] < 0]),
         ):
-            note = f"Of {card.policy.name} by the reward model. {_extent(len(chosen))}"
+            note = f"Of {card.policy.name} by the {card.scorer}. {_extent(len(chosen))}"
             yield _chapter(f"{title} {against}", note, pair, chosen[:LARGEST])
         golds_A, others_A = (policy.judged.golds_A for policy in pair)
         if golds_A is not None and others_A is not None:
             opposed = order[signs_A[order] * outcomes("gold", golds_A, others_A)[order] < 0]
             disagreements = sorted(opposed.tolist(), key=lambda index: -abs(gaps_A[index]))
             note = f"They prefer different answers. {_extent(len(disagreements))}"
-            yield _chapter(f"Reward model and rule disagree {against}", note, pair, disagreements[:LARGEST])
+            yield _chapter(
+                f"{card.scorer.capitalize()} and gold rule disagree {against}",
+                note,
+                pair,
+                disagreements[:LARGEST],
+            )
         yield _all(pair)
 
 

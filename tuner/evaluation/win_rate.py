@@ -1,4 +1,4 @@
-"""Policies compared: how often a policy answers the same prompts better than another, by reward model and by rule.
+"""Policies compared: how often a policy answers the same prompts better than another, by the reward and by a gold rule.
 
 Pure functions of judged answers. Shapes: A answers, one to each prompt.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,12 +19,14 @@ from tuner.evaluation.judge import Answers, Judge, JudgedAnswers
 from tuner.evaluation.position_loss import RangeLoss, mean_loss
 
 TIE = 1e-4
-"""Scores of the reward model that differ by less tie; gold scores tie only where they are equal."""
+"""Scores that differ by less tie, for a reward model's have rounding; gold scores tie only where they are equal."""
 ALL = ""
 """Name of the group of all prompts, beside those of conditions."""
 
 JUDGES = ("score", "gold")
-"""What decides which answer is better: the reward model, and the rule where the config names one."""
+"""What decides which answer is better: the reward trained on, and the gold rule where the config names one."""
+
+Scorer = Literal["reward model", "reward rule"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +39,14 @@ class Contestant:
     judged: JudgedAnswers
 
     def values(self, judge: str) -> np.ndarray | None:
-        """The answers' scores by the reward model or the rule, float64 [A]; None where there is no rule."""
+        """The answers' scores by the reward or the gold rule, float64 [A]; None where there is no such rule."""
         return self.judged.scores_A if judge == "score" else self.judged.golds_A
+
+    @cached_property
+    def figures(self) -> Mapping[str, PolicyFigures]:
+        """Its figures on all prompts (ALL), and on those of each condition."""
+        clusters_A = clusters(self.judged.prompts)
+        return {name: _figures(self, inside_A, clusters_A) for name, inside_A in groups(self.judged).items()}
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,13 @@ class PolicyCard:
     matches: Sequence[Match]
     replay: Sequence[RangeLoss]
     """Loss of the held-out replay rows, by position."""
+    scorer: Scorer = "reward model"
+    """What gives the scores."""
+
+    @property
+    def judges(self) -> Mapping[str, str]:
+        """Judge -> its name in a sentence."""
+        return {"score": self.scorer, "gold": "gold rule"}
 
     @property
     def contestants(self) -> list[Contestant]:
@@ -118,12 +134,15 @@ def _select(
 
 
 def policy_card(
-    policy: Contestant, others: Sequence[Contestant], replay: Sequence[RangeLoss] = ()
+    policy: Contestant,
+    others: Sequence[Contestant],
+    replay: Sequence[RangeLoss] = (),
+    scorer: Scorer = "reward model",
 ) -> PolicyCard:
     """A policy measured, and compared with each of the others on the same prompts."""
     # From the prompts, not their tokens: policies read them in different chat templates.
     clusters_A = clusters(policy.judged.prompts)
-    return PolicyCard(policy, [_match(policy, other, clusters_A) for other in others], replay)
+    return PolicyCard(policy, [_match(policy, other, clusters_A) for other in others], replay, scorer)
 
 
 def clusters(prompts: PromptSet) -> np.ndarray:
@@ -136,12 +155,6 @@ def clusters(prompts: PromptSet) -> np.ndarray:
 def groups(judged: JudgedAnswers) -> dict[str, np.ndarray]:
     """Name -> mask of its prompts, bool [A]: all of them (ALL), then those of each condition that occurs."""
     return {ALL: np.ones(len(judged.scores_A), dtype=bool), **judged.conditions()}
-
-
-def figures_by_condition(policy: Contestant) -> dict[str, PolicyFigures]:
-    """The figures of a policy on all prompts (ALL), and on those of each condition."""
-    clusters_A = clusters(policy.judged.prompts)
-    return {name: _figures(policy, inside_A, clusters_A) for name, inside_A in groups(policy.judged).items()}
 
 
 def outcomes(judge: str, scores_A: np.ndarray, others_A: np.ndarray) -> np.ndarray:
@@ -218,9 +231,7 @@ def results(card: PolicyCard) -> dict[str, Any]:
 
 
 def _plain_figures(policy: Contestant) -> dict[str, Any]:
-    return _by_condition(
-        {name: _present(asdict(figures)) for name, figures in figures_by_condition(policy).items()}
-    )
+    return _by_condition({name: _present(asdict(figures)) for name, figures in policy.figures.items()})
 
 
 def _by_condition(groups: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tuner.data.dataset import Dataset
 from tuner.display.data_page import data_html
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
+from tuner.printable import safe
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.stages.stage import Preview
@@ -57,7 +57,7 @@ class DataPage:
     def _repr_html_(self) -> str:
         """In an iframe: the page's style must not apply to the notebook."""
         frame = "width:100%;height:720px;border:1px solid rgba(128,128,128,.3);border-radius:8px"
-        return f'<iframe sandbox style="{frame}" srcdoc="{escape(self.html)}"></iframe>'
+        return f'<iframe sandbox style="{frame}" srcdoc="{safe(self.html)}"></iframe>'
 
 
 def view_data(config: StageConfig, passes: int = 1) -> DataPage:

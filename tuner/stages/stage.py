@@ -114,8 +114,15 @@ class Stage(ABC, Generic[Config]):
         """
         raise UserError(f"{run.folder}: a run of {type(config).__name__} has its measures in results.json")
 
+    def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
+        """Lines of measures that `tuner train` prints at the end: label -> measures by name, None for unmeasured ones.
+
+        results: those of results.json.
+        """
+        return {when: results.get(when) or {} for when in ("before", "after")}
+
     def closing_lines(self, run: Run) -> Mapping[str, str]:
-        """Lines that `tuner train` prints after the results: label -> text, such as the next command to type."""
+        """Lines that `tuner train` prints after the result lines: label -> text, such as the next command to type."""
         return {"next": f"tuner chat {run.folder}"}
 
     # `tuner check --tiny`

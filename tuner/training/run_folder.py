@@ -13,6 +13,7 @@ from typing import Any
 
 from tuner.config import StageConfig, from_json, to_json
 from tuner.errors import UserError
+from tuner.printable import printable
 from tuner.training.code_fingerprint import code_fingerprints
 from tuner.training.json_lines import append_line, finite, read_records, replace_text, to_json_line
 from tuner.training.lock import FolderLock
@@ -152,7 +153,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Append a line to log.txt, with the time."""
-        append_line(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        append_line(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
 
     def save_json(self, name: str, value: dict[str, Any]) -> None:
         """Write `NAME.json`; numbers that are not finite become null."""

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from tuner.config.stage_config import StageConfig
 from tuner.config.training import Wandb
 from tuner.errors import UserError
+from tuner.printable import echo
 from tuner.training.figures import Charts, StageFigures
 from tuner.training.watchers import Outcome, Record, Sample, Tables
 
@@ -213,4 +214,4 @@ def _hosts() -> list[str]:
 
 
 def _print_line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    echo(text, sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
+from tuner.printable import echo
 
 Outcome = Literal["finished", "interrupted", "failed"]
 Record = dict[str, float | int | None]
@@ -121,4 +122,4 @@ class Watchers:
         if self._watchers:
             self.message(text)
         else:
-            print(text, file=sys.stderr, flush=True)  # a warning must reach someone
+            echo(text, sys.stderr)  # a warning must reach someone

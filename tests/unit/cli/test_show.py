@@ -84,6 +84,7 @@ def test_html_is_escaped() -> None:
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert html.count("<tr") == len(table(CONFIG)) + 1
+    assert "\u202e" not in to_html(CONFIG.model_copy(update={"name": "\u202e"}))
 
 
 def test_lines_without_a_terminal_are_not_wrapped(file: str) -> None:

@@ -190,7 +190,11 @@ def test_what_ppo_shows_is_what_there_is() -> None:
     assert _titles(POLICY_RUNS["warm-up"]) == ["score by the reward model", *always]
     assert _titles(POLICY_RUNS["a run"]) == ["score by the reward model", "gold score, held out", *always]
     everything = ["score by the reward model", "gold score, held out", "score by condition", *always]
-    assert _titles(POLICY_RUNS["everything"]) == [*everything, "share of tokens clipped", "replay loss"]
+    assert _titles(POLICY_RUNS["everything"]) == [
+        *everything,
+        "share of answer tokens clipped",
+        "replay loss",
+    ]
     assert "explained by the critic, cut at -1" in _titles(POLICY_RUNS["no critic worth the name"])
     assert "value loss" in _titles([_policy(1, explained_variance=None)])
     assert _titles([_policy(1, clipped=0.1)])[-1] == "seconds per step", "an odd number would leave a gap"

@@ -1,5 +1,7 @@
 """What `tuner data` shows, in a terminal and as a page."""
 
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -7,6 +9,7 @@ from rich.console import Console
 
 from tests.unit.data.conftest import chat
 from tuner.config.data import Chat
+from tuner.data.data_report import DataReport
 from tuner.data.dataset import load_data
 from tuner.display.data_page import data_html
 from tuner.display.data_terminal import data_terminal
@@ -77,6 +80,42 @@ def test_html_is_self_contained_balanced_and_escaped(loaded, tokenizer):
     assert "prefers-color-scheme:dark" in page
     assert "外" in page
     assert "Nothing wrong was found" in page
+
+
+HOSTILE = "<b>\x1b[2J\u202e\ud800"
+SHOWN = r"\x1b[2J\u202e\ud800"
+
+
+def hostile_report(loaded) -> DataReport:
+    sources = [replace(source, path=HOSTILE, cut=1) for source in loaded.report.sources]
+    return replace(loaded.report, sources=sources, notes=[*loaded.report.notes, HOSTILE])
+
+
+def test_labels_names_and_notes_do_not_command_the_terminal(loaded, tokenizer):
+    text = printed(
+        data_terminal(
+            loaded.train, tokenizer, report=hostile_report(loaded), color=False, label=lambda index: HOSTILE
+        )
+    )
+    assert not re.search("[\x1b\u202e\ud800]", text)
+    assert text.count(f"<b>{SHOWN}") == 3 + 2  # a label for each sample, the note, and the source's name
+
+
+def test_a_page_is_escaped_as_a_terminal_is(write, tokenizer):
+    rows = [chat("\x1b[2J\u202e", "ok\x9b"), chat("Two?", "2")]
+    loaded = load_data(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
+    page = data_html(
+        loaded.train,
+        tokenizer,
+        passes=[[0, 1]],
+        report=hostile_report(loaded),
+        title=HOSTILE,
+        label=lambda index: HOSTILE,
+    )
+    page.encode()  # a lone surrogate could not be written
+    assert not re.search("[\x1b\x9b\u202e\ud800]", page)
+    assert "<b>\\x1b" not in page
+    assert page.count(f"&lt;b&gt;{SHOWN}") >= 6
 
 
 def test_control_characters_of_a_row_do_not_reach_the_terminal(write, tokenizer):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tuner.config import load_config
 from tuner.config.registry import config_class
 from tuner.display.policy_panels import conditions_of
 from tuner.display.run_facts import RunFacts
@@ -48,6 +49,24 @@ def test_without_a_critic_nothing_of_one_is_shown() -> None:
     assert [fact.text for fact in facts.line()] == ["score 0.500 (mean 0.500)", "length 10"]
 
 
+@pytest.mark.parametrize(
+    ("name", "reward", "score", "clipped"),
+    [
+        ("quickstart_ppo", None, "score by the reward model", "share of answer tokens clipped"),
+        ("quickstart_grpo", "rules.py:gold", "score by the reward rule", "share of answer tokens clipped"),
+        ("quickstart_rloo", "rules.py:gold", "score by the reward rule", "share of answers clipped"),
+    ],
+)
+def test_panels_name_what_scores_and_what_is_clipped(
+    name: str, reward: str | None, score: str, clipped: str
+) -> None:
+    config = load_config(name)
+    config = config if reward is None else config.model_copy(update={"reward": reward})
+    picture = stage_of(config).figures(config).picture
+    assert picture.large[0].title == score
+    assert next(panel.title for panel in picture.small if panel.key == "clipped") == clipped
+
+
 def test_accuracy_is_a_running_mean_between_held_out_loss_and_learning_rate() -> None:
     facts = RunFacts(REWARD, 10)
     facts.add({"step": 1, "loss": 0.5, "accuracy": 0.75, "lr": 1e-3, "eval_loss": 0.6})
@@ -62,7 +81,7 @@ def test_accuracy_is_a_running_mean_between_held_out_loss_and_learning_rate() ->
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo", "rloo"])
 def test_every_stage_declares_figures_that_have_their_series(stage: str) -> None:
-    config = config_class(stage).model_construct(stage=stage)
+    config = config_class(stage).model_construct(stage=stage, reward=None)
     declared = stage_of(config).figures(config)
     assert declared.picture.large[0].shown([], declared.picture.large[0]), "others share its steps"
     keys = [figure.key for figure in declared.figures]

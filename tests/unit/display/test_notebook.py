@@ -66,13 +66,14 @@ def test_one_output_is_redrawn_once_a_second_and_at_the_end(cell: Cell) -> None:
 
 def test_what_models_and_rows_say_is_escaped(cell: Cell) -> None:
     watcher = _begun(lambda: 0.0)
-    watcher.samples(1, [Sample("<script>alert(1)</script>", "<b>", "&", None)])
-    watcher.message("<i>loss rises</i>")
+    watcher.samples(1, [Sample("<script>alert(1)</script>", "<b>", "&", None, "\x1b\ud800")])
+    watcher.message("<i>loss rises</i>\u202e")
     shown = cell.shown[-1]
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
     assert "&lt;i&gt;loss rises" in shown
     assert "score" not in shown
+    assert not set("\x1b\ud800\u202e") & set(shown)
     ElementTree.fromstring(shown)  # every tag is closed
 
 

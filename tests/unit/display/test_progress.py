@@ -9,7 +9,6 @@ from tuner.config import SFT, Chat, Model
 from tuner.display.durations import duration
 from tuner.display.progress import ProgressWatcher, on_terminal, progress_bar
 from tuner.display.smoothing import RunningMean
-from tuner.printable import printable
 from tuner.stages.rl.figures import figures
 from tuner.stages.sft.figures import FIGURES
 from tuner.training.watchers import Sample
@@ -144,6 +143,14 @@ def test_a_terminal_gets_a_bar_with_all_else_above_it(monkeypatch: pytest.Monkey
     assert "finished after step 3 of 3" in text.splitlines()[-1]
 
 
+def test_the_description_of_a_bar_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Stream(terminal=True)
+    with progress_bar("Reading [/red]\x9b2J", 1, stream) as advance:
+        advance(1)
+    assert r"Reading [/red]\x9b2J" in stream.getvalue()
+
+
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
 def test_a_dumb_terminal_is_none(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", term)
@@ -183,10 +190,6 @@ def test_nothing_is_counted_when_the_work_fails() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_printable_keeps_text_of_all_languages() -> None:
-    assert printable("你好\n\tá 🙂\x07") == "你好\n\tá 🙂\\x07"
 
 
 def test_the_mean_is_exact_from_the_first_value_on_and_passes_over_missing_ones() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,9 @@ from rich.console import Console
 from tests.unit.display.test_card_page import HOSTILE, SHOWN, Page
 from tests.unit.evaluation.test_win_rate import policy, prompts_of, two
 from tuner.display.win_page import LARGEST, policy_html, policy_terminal
-from tuner.evaluation.win_rate import PolicyCard, policy_card
+from tuner.evaluation import win_rate
+from tuner.evaluation.win_rate import PolicyCard, policy_card, results
+from tuner.evaluation.win_rate import _figures as figures_of
 
 
 def lines(card: PolicyCard, width: int = 100) -> str:
@@ -30,17 +33,36 @@ def many(wins: int = 83, losses: int = 17, golds=((0,), (0,)), name: str = "thei
 def test_the_direction_is_in_words():
     text = lines(many())
     assert "ours wins 83% [74, 89] against theirs by the reward model: better." in text
-    assert "ours wins 50% [48, 52] against theirs by the rule: undecided." in text
+    assert "ours wins 50% [48, 52] against theirs by the gold rule: undecided." in text
     assert "83/0/17" in text
 
 
 def test_a_rule_that_disagrees_is_a_warning():
     text = lines(many(golds=((0,), (1,))))
-    assert "ours wins 0% [0, 4] against theirs by the rule: worse." in text
+    assert "ours wins 0% [0, 4] against theirs by the gold rule: worse." in text
     assert "the policy exploits the reward model" in text
     page = policy_html(many(golds=((0,), (1,))), "ours")
     assert 'class="verdict failed"' in page
-    assert "Reward model and rule disagree against theirs" in page
+    assert "Reward model and gold rule disagree against theirs" in page
+
+
+def test_the_page_of_a_rule_reward_names_no_reward_model():
+    card = replace(many(golds=((0,), (1,))), scorer="reward rule")
+    for text in (lines(card), policy_html(card, "ours")):
+        assert "reward model" not in text.lower()
+        assert "by the reward rule" in text
+    alone = replace(card, matches=())
+    assert "By the reward rule." in policy_html(alone, "ours")
+
+
+def test_figures_are_computed_once(monkeypatch):
+    card, calls = two(), []
+    monkeypatch.setattr(win_rate, "_figures", lambda *given: calls.append(given) or figures_of(*given))
+    policy_html(card, "ours")
+    policy_terminal(card)
+    results(card)
+    groups = 1 + len(card.policy.judged.conditions())
+    assert len(calls) == 2 * groups
 
 
 def test_lines_fit_and_are_the_same_without_colors():

@@ -18,7 +18,6 @@ from tuner.evaluation.win_rate import (
     Contestant,
     PolicyCard,
     clusters,
-    figures_by_condition,
     judge_all,
     outcomes,
     policy_card,
@@ -182,11 +181,12 @@ def test_the_other_way_round_is_the_rest():
 
 def test_a_policy_against_itself_ties_everywhere():
     own = two().policy
-    (match,) = policy_card(own, [own]).matches
+    card = policy_card(own, [own])
+    (match,) = card.matches
     for rates in match.rates.values():
         for rate in rates.values():
             assert (rate.rate.value, rate.wins, rate.losses, rate.p) == (0.5, 0, 0, 1.0)
-    assert all("undecided" in sentence for sentence in sentences(own, match))
+    assert all("undecided" in sentence for sentence in sentences(card, match))
 
 
 def test_without_a_rule_there_is_the_reward_model_alone():
@@ -227,7 +227,7 @@ def test_equal_answers_are_judged_once(monkeypatch):
 
 
 def test_measures_of_one_policy():
-    figures = figures_by_condition(two().policy)
+    figures = two().policy.figures
     assert figures[ALL].score.value == 2.0
     assert figures[ALL].gold is not None
     assert figures[ALL].gold.value == 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -18,6 +17,7 @@ from tuner.display.progress import progress_bar
 from tuner.errors import UserError
 from tuner.models.load import Precision
 from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of
+from tuner.printable import printable_json
 
 WINDOW = 2048
 """Rows read and scored together; many, so that passes are full."""
@@ -72,9 +72,7 @@ def score_file(
                 row_scores = [float(score) for score in itertools.islice(scores, len(item.requests))]
                 if standardize and reference is not None:
                     row_scores = [reference.standardized(score) for score in row_scores]
-                output.write(
-                    json.dumps({**item.row.values, **item.result(row_scores)}, ensure_ascii=False) + "\n"
-                )
+                output.write(printable_json({**item.row.values, **item.result(row_scores)}) + "\n")
             count += len(window)
             advance(len(window))
     return count

@@ -11,6 +11,7 @@ from tuner.data.conditions import Conditions, read_conditions
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.data.load_preferences import load_preferences
+from tuner.evaluation.report_card.card import CONTROLS, SEEN
 from tuner.stages.check import CheckReport, check_model
 from tuner.stages.context import Context
 from tuner.stages.packed_rows import plan, plan_figures
@@ -56,6 +57,13 @@ class RewardStage(Stage[RewardModel]):
 
     def evaluate(self, run: Run, config: RewardModel, against: Sequence[str] = ()) -> Evaluation:
         return evaluate(run, config)
+
+    def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
+        """Of every control and of all rows."""
+        return {
+            group: {name: value for name, value in results.get(group, {}).items() if isinstance(value, float)}
+            for group in (SEEN, *CONTROLS, "overall")
+        }
 
     def closing_lines(self, run: Run) -> Mapping[str, str]:
         report = run.folder / "report.html"

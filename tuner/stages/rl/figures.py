@@ -76,7 +76,6 @@ CURVES = (
 )
 
 LARGE = (
-    Panel("score", "score by the reward model", draw_score, BLUE, held_out="eval_score", height=2.0),
     Panel("eval_gold", "gold score, held out", draw_gold, shown=recorded, height=1.2),
     Panel("score", "score by condition", draw_conditions, shown=has_conditions, height=1.2),
 )
@@ -100,9 +99,8 @@ NORMS_PANEL = Panel(
     "grad_norm", "gradient norm", partial(draw_norms, sets={"policy": PURPLE, "critic": AMBER})
 )
 NORM_PANEL = Panel("grad_norm", "gradient norm", draw_series, PURPLE)
-UPDATE_PANELS = (
-    Panel("clipped", "share of tokens clipped", draw_series, PURPLE, shown=ever_positive),
-    Panel("replay_loss", "replay loss", draw_replay, BLUE, held_out="eval_replay_loss", shown=recorded),
+REPLAY_PANEL = Panel(
+    "replay_loss", "replay loss", draw_replay, BLUE, held_out="eval_replay_loss", shown=recorded
 )
 # Keeps the grid of small panels full where their number is odd.
 FILLER = Panel("seconds", "seconds per step", draw_series, GRAY)
@@ -114,12 +112,23 @@ def critic_warmup(record: Mapping[str, Any]) -> str:
     return "critic warm-up" if alone else ""
 
 
-def figures(algorithm: str, *, critic: bool) -> StageFigures:
+def figures(
+    algorithm: str, *, critic: bool, scorer: str = "reward model", ratio_unit: str = "answer_tokens"
+) -> StageFigures:
     """Figures of an algorithm. Panels whose figures its records lack are not drawn.
 
     algorithm: the tracker's group for figures of no other group, such as "ppo". critic: whether it trains one; else
-    there is one set of weights, whose gradient norm is `grad_norm`.
+    there is one set of weights, whose gradient norm is `grad_norm`. scorer: what gives the scores. ratio_unit: the
+    algorithm's.
     """
+    score = Panel("score", f"score by the {scorer}", draw_score, BLUE, held_out="eval_score", height=2.0)
+    clipped = Panel(
+        "clipped",
+        f"share of {ratio_unit.replace('_', ' ')} clipped",
+        draw_series,
+        PURPLE,
+        shown=ever_positive,
+    )
     panels = (*CRITIC_PANELS, NORMS_PANEL) if critic else (NORM_PANEL,)
     return StageFigures(
         figures=(TOKENS, *SCORES, *ANSWERS, *(CRITIC if critic else ()), *TIME),
@@ -131,8 +140,8 @@ def figures(algorithm: str, *, critic: bool) -> StageFigures:
         ),
         curves=CURVES,
         picture=Picture(
-            large=LARGE,
-            small=(*ANSWER_PANELS, *panels, *UPDATE_PANELS),
+            large=(score, *LARGE),
+            small=(*ANSWER_PANELS, *panels, clipped, REPLAY_PANEL),
             columns=2,
             filler=FILLER,
             size_inches=(13.0, 7.4),

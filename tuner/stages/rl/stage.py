@@ -33,8 +33,13 @@ class RLStage(Stage[PolicyConfig]):
     compares_policies = True
 
     def figures(self, config: PolicyConfig) -> StageFigures:
-        group = config.stage  # type: ignore[attr-defined]  # a literal of each subclass
-        return figures(group, critic="critic" in algorithm_of(config).roles)
+        algorithm = algorithm_of(config)
+        return figures(
+            config.stage,  # type: ignore[attr-defined]  # a literal of each subclass
+            critic="critic" in algorithm.roles,
+            scorer="reward rule" if config.reward_model is None else "reward model",
+            ratio_unit=algorithm.ratio_unit,
+        )
 
     def tokenizer_model(self, config: PolicyConfig) -> Model:
         return config.policy
@@ -66,6 +71,17 @@ class RLStage(Stage[PolicyConfig]):
 
     def evaluate(self, run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Evaluation:
         return evaluate(run, config, against)
+
+    def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
+        """Of the test prompts' answers and the replay set's held-out rows."""
+        measured = {
+            name: results[key]
+            for key, name in (("score", "score"), ("gold", "gold"), ("replay", "replay loss"))
+            if key in results
+        }
+        return {
+            when: {name: values[when] for name, values in measured.items()} for when in ("before", "after")
+        }
 
     def closing_lines(self, run: Run) -> Mapping[str, str]:
         policy = run.config.policy.path  # type: ignore[attr-defined]
