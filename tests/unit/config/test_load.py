@@ -8,12 +8,15 @@ import pytest
 
 from tests.bounds import LOADING, YARDSTICK
 from tuner.config import (
+    GRPO,
+    RLOO,
     SFT,
     AdamW,
     Chat,
     Constant,
     LoRA,
     Model,
+    Prompts,
     Source,
     differences,
     from_json,
@@ -133,6 +136,22 @@ def test_an_invalid_override_is_one_sentence(change, message):
         override(CONFIG, [change])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_grpo_takes_no_estimator_without_a_gradient():
+    """Σ p · ∇ log p = 0, whatever p: as a term of the loss, k1 does nothing."""
+    parts = {
+        "policy": Model(path="tuner:tiny"),
+        "reward": "rules.py:gold",
+        "prompts": Prompts(files=("a.jsonl",)),
+    }
+    config = GRPO(**parts, kl=0.1)
+    with pytest.raises(
+        UserError, match=r'kl_estimator: the gradient of "k1" in a loss .* write "k2" or "k3"'
+    ):
+        override(config, ["kl_estimator=k1"])
+    assert override(config, ["kl_estimator=k2"]).kl_estimator == "k2"
+    assert RLOO(**parts, kl_estimator="k1").kl_estimator == "k1"  # in the reward, which is not differentiated
 
 
 def test_differences_name_the_leaves():
