@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuner.config.base import ConfigBase
+from tuner.config.functions import is_function_reference
 from tuner.config.serialization import validated
 from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
@@ -38,7 +39,7 @@ def _references(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from _references(item)
-    elif isinstance(value, str) and value.rpartition(":")[0].endswith(".py"):
+    elif is_function_reference(value):
         yield value
 
 
