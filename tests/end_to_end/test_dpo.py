@@ -35,7 +35,7 @@ from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.resources import locate
 from tuner.stages.run import Run
-from tuner.training.stopping import Interrupted
+from tuner.training.stop_signals import Interrupted
 
 BASE = DPO(
     name="pairs",

@@ -195,6 +195,8 @@ CHANGES = {
     "normalization": ("grpo", {"normalization": "answer"}),
     "clip": ("grpo", {"clip": 1e-4, "clip_high": 1e-3}),
     "clip_high": ("grpo", {"clip": 1e-4, "clip_high": 1.0}),
+    "kl": ("grpo", {"kl": 1.0}),
+    "kl_estimator": ("grpo", {"kl": 1.0, "kl_estimator": "k2"}),
     "rloo answers": ("rloo", {"answers_per_prompt": 2}),
 }
 LEARNING = {"optimizer.lr": 1e-2, "max_steps": 2, "evaluation.rule": None}
@@ -210,6 +212,7 @@ def test_every_field_changes_the_run(group, tmp_path):
     for name, (algorithm, _) in CHANGES.items():
         assert records(changed[name]) != records(plain[algorithm]), name
     assert records(changed["clip"]) != records(changed["clip_high"])
+    assert records(changed["kl"]) != records(changed["kl_estimator"])
 
 
 def test_twice_is_the_same_and_another_seed_another(group, tmp_path):

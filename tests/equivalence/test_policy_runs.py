@@ -17,10 +17,11 @@ import tuner
 from tests.equivalence.conftest import SMALL_PPO
 from tests.equivalence.test_resume import Killed
 from tuner.cli.check import check as check_command
-from tuner.config import PPO, override, to_json
+from tuner.config import PPO, Model, override, to_json
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement
 from tuner.resources import locate
+from tuner.rollout.engine import LocalEngine
 from tuner.rollout.reward_sources import ModelReward
 from tuner.stages.check import check
 from tuner.stages.run import Run
@@ -240,3 +241,26 @@ def test_four_bits_of_another_precision_are_refused_by_check(plain):
     config = plain({"precision": "bf16"}, {"model.quantization": "nf4"})
     with pytest.raises(UserError, match="write precision=fp32"):
         check(config)
+
+
+def test_the_engine_is_told_of_every_change_of_the_policy_and_of_no_other(tmp_path, monkeypatch):
+    """After its updates, not the critic's in the warm-up; and before the first answers of a resumed run."""
+    calls: list[str] = []
+    generate = LocalEngine.generate
+
+    def generating(self: LocalEngine, *args: Any, **settings: Any) -> Any:
+        calls.append("answers")
+        return generate(self, *args, **settings)
+
+    monkeypatch.setattr(LocalEngine, "generate", generating)
+    monkeypatch.setattr(LocalEngine, "weights_changed", lambda self: calls.append("changed"))
+    config = SMALL_PPO.model_copy(update={"policy": Model(path="tuner:tiny")})
+    rule = {"reward": f"{__file__}:short", "critic_from": "policy", "adapter": {"r": 8}, "replay": None}
+    config = override(config, rule | {"max_steps": 3, "checkpoint.every": 1, "checkpoint.keep": 3})
+    run = tuner.train(config, runs=tmp_path)
+    assert calls == ["answers", "answers", "changed", "answers", "changed"]
+    (run.folder / "results.json").unlink()
+    shutil.rmtree(run.checkpoints_folder / "step_000003")
+    calls.clear()
+    tuner.train(config, runs=tmp_path)
+    assert calls == ["changed", "answers", "changed"]

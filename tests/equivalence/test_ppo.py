@@ -34,7 +34,7 @@ from tuner.resources import locate
 from tuner.rollout.reward_sources import ModelReward
 from tuner.stages.run import Run
 from tuner.training.step import Step
-from tuner.training.stopping import Interrupted
+from tuner.training.stop_signals import Interrupted
 
 stage = importlib.import_module("tuner.stages.rl.loop")
 preparing = importlib.import_module("tuner.stages.rl.prepare")

@@ -39,7 +39,7 @@ def train(
 
         raise typer.Exit(launch(["train", config, *(overrides or []), "--runs", str(runs)], processes))
     from tuner.stages.train import train as train_config
-    from tuner.training.stopping import Interrupted
+    from tuner.training.stop_signals import Interrupted
 
     try:
         run = train_config(run_config, runs=runs, overrides=overrides or [])

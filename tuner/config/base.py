@@ -1,10 +1,11 @@
 """Base class of configs: frozen, strictly typed, documented, and helpful about misspelled fields."""
 
-import difflib
 import json
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from tuner.config.validation_errors import unknown_field
 
 
 class ConfigBase(BaseModel):
@@ -24,9 +25,7 @@ class ConfigBase(BaseModel):
         fields = cast("dict[str, Any]", values)
         for name in fields:
             if name not in cls.model_fields:
-                close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(cls.model_fields)}"
-                raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
+                raise ValueError(unknown_field(cls, name))
         # strict mode takes a list for a tuple from JSON text only
         return {name: _lists_to_tuples(value) for name, value in fields.items()}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tuner.config.base import ConfigBase
 from tuner.config.stage_config import StageConfig
 from tuner.config.validation_errors import explain
 from tuner.errors import UserError
@@ -52,7 +53,8 @@ def _run(file: Path) -> dict[str, Any]:
     try:
         return runpy.run_path(str(file), run_name=f"tuner_config_{file.stem}")
     except ValidationError as error:
-        raise UserError(f"{_where(error, file)}: {explain(error, f'{error.title}.')}") from error
+        explanation = explain(error, _class_named(error.title), f"{error.title}.")
+        raise UserError(f"{_where(error, file)}: {explanation}") from error
     except UserError:
         raise
     except SyntaxError as error:
@@ -69,6 +71,15 @@ def _run(file: Path) -> dict[str, Any]:
         for name in set(sys.modules) - modules_before:  # in Jupyter, an edited base config must be reread
             if _is_in_folder(sys.modules[name], folder):
                 del sys.modules[name]
+
+
+def _class_named(title: str, base: type[ConfigBase] = ConfigBase) -> Any:
+    """The config class of this name, or Any: a validation error holds no more of what was validated."""
+    for part in base.__subclasses__():
+        named = part if part.__name__ == title else _class_named(title, part)
+        if named is not Any:
+            return named
+    return Any
 
 
 def _check_text(file: Path) -> None:

@@ -1,8 +1,11 @@
 """Config of group relative policy optimization."""
 
-from typing import ClassVar, Literal
+# Narrowing a base field is sound since configs are frozen, but type checkers do not see `frozen` in model_config.
+# pyright: reportIncompatibleVariableOverride=false
 
-from pydantic import Field
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from tuner.config.policy_config import PolicyConfig
 
@@ -31,8 +34,9 @@ class GRPO(PolicyConfig):
     kl: float = Field(default=0.0, ge=0)
     """KL penalty coefficient, added to the loss; 0: no reference policy is loaded."""
 
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimator of the KL divergence from the reference (Schulman, 2020)."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Per-token estimator of the KL divergence from the reference (Schulman, 2020): half the square of the log-ratio
+    (k2), or the unbiased non-negative one (k3). Not k1, whose gradient is 0 in expectation."""
 
     clip_high: float | None = Field(default=None, gt=0)
     """Upper clip range of the probability ratio: 1 + this; None: same as `clip`."""
@@ -46,3 +50,11 @@ class GRPO(PolicyConfig):
 
     normalize_rewards: bool = False
     """Standardize scores by their running mean and standard deviation over the run."""
+
+    @field_validator("kl_estimator", mode="before")
+    @classmethod
+    def _pulls_towards_the_reference(cls, value: Any) -> Any:
+        # E[∇ log p(token)] = 0 over tokens that the policy samples: in a loss, k1 is noise without a direction.
+        if value == "k1":
+            raise ValueError('the gradient of "k1" in a loss is 0 in expectation; write "k2" or "k3"')
+        return value

@@ -36,7 +36,7 @@ def _as_reward(value: Any) -> Any:
 
 
 def _reward_kind(value: Any) -> str:
-    """Tag of the union's member; not a field's name, which `validation_errors` would leave out of paths."""
+    """Tag of the union's member: its class's name."""
     return "Rule" if isinstance(value, Rule) or (isinstance(value, dict) and "function" in value) else "Model"
 
 

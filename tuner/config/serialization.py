@@ -64,7 +64,7 @@ def validated(cls: type[C], values: dict[str, Any], where: str) -> C:
         # as JSON text: in strict mode pydantic accepts a list for a tuple there, but not in Python values
         return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise UserError(f"{where}: {explain(error)}") from error
+        raise UserError(f"{where}: {explain(error, cls)}") from error
 
 
 def json_value(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from tuner.config.data import Data, Prompts, Source, Text
+from tuner.config.functions import is_function_reference
 from tuner.data.comparisons import Comparisons
 from tuner.data.data_report import DataReport
 from tuner.data.encoding import Tokenizer, serialize
@@ -162,9 +163,10 @@ def locked(folder: Path, key: str) -> Generator[None]:
 def _source_fields(source: Source) -> dict[str, Any]:
     """The fields of a source that decide its tokens (its share does not), and the hash of a user's function's file."""
     fields = source.model_dump(mode="json", exclude={"share"})
-    file = Path(str(source.shape).rpartition(":")[0])
-    if ":" in str(source.shape) and file.is_file():
-        fields["function"] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    if is_function_reference(source.shape):
+        file = Path(str(source.shape).rpartition(":")[0])
+        if file.is_file():
+            fields["function"] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
     return fields
 
 

@@ -28,7 +28,7 @@ class Engine(Protocol):
         ...
 
     def weights_changed(self) -> None:
-        """Call after an update of the policy: later answers must come from its new weights."""
+        """Call after the policy was updated or restored: later answers must come from its new weights."""
         ...
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuner.config import override
+from tuner.config import StageConfig, override
 from tuner.errors import UserError
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation
+from tuner.training.code_fingerprint import functions_of, replace_functions
 
 
 def evaluate_run(
@@ -22,7 +23,7 @@ def evaluate_run(
     has not finished, has nothing to measure on, or has no policy to compare.
     """
     run = Run(folder)
-    config = run.config
+    config = _with_existing_functions(run)
     stage = stage_of(config)
     if against and not stage.compares_policies:
         raise UserError(
@@ -42,3 +43,15 @@ def evaluate_run(
         # split.test=0: else the rows split off the training files would be measured as well.
         config = override(config, {f"{field}.test_files": list(files), f"{field}.split.test": 0.0})
     return stage.evaluate(run, config, against)
+
+
+def _with_existing_functions(run: Run) -> StageConfig:
+    """The run's config; functions whose file is gone are those of the run's copy of it."""
+    config, copies = run.config, (run.read_json("functions") or {}).get("copies", {})
+    replacements: dict[str, str] = {}
+    for reference in functions_of(config):
+        # From the right: a path may contain a colon.
+        file, _, name = reference.rpartition(":")
+        if not Path(file).is_file() and file in copies:
+            replacements[reference] = f"{run.folder / copies[file]}:{name}"
+    return replace_functions(config, replacements)

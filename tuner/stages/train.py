@@ -17,7 +17,7 @@ from tuner.stages.run import Run
 from tuner.training.checkpoint import explain_write
 from tuner.training.devices import Devices
 from tuner.training.figures import StageFigures
-from tuner.training.stopping import Interrupted
+from tuner.training.stop_signals import Interrupted
 from tuner.training.wandb_tracker import WandbTracker
 from tuner.training.watchers import Outcome, Watcher, Watchers
 
@@ -34,7 +34,7 @@ def train(
     watchers: further ones beside the progress display and the config's tracker; only the main process has any.
 
     Jupyter shows a live table and curve, and an interrupt there saves a checkpoint and returns. Elsewhere it raises
-    `tuner.training.stopping.Interrupted` after saving. Raises UserError on bad input.
+    `tuner.training.stop_signals.Interrupted` after saving. Raises UserError on bad input.
     """
     if config.name is None:
         raise UserError("this config has no name: write name='...', which is also the run's folder")

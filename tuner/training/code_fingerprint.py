@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tuner.config.base import ConfigBase
+from tuner.config.functions import is_function_reference
+from tuner.config.serialization import validated
+from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
+
+C = TypeVar("C", bound=StageConfig)
 
 
 def functions_of(config: ConfigBase) -> list[str]:
     """The `file.py:name` references in a config, or in a part of it, each once."""
     return list(dict.fromkeys(_references(config.model_dump(mode="json"))))
+
+
+def replace_functions(config: C, replacements: Mapping[str, str]) -> C:
+    """The config with other `file.py:name` references, wherever it has those that are replaced."""
+    return validated(type(config), _replace(config.model_dump(mode="json"), replacements), "config")
 
 
 def code_fingerprints(config: ConfigBase) -> dict[Path, str]:
@@ -29,8 +39,16 @@ def _references(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from _references(item)
-    elif isinstance(value, str) and value.rpartition(":")[0].endswith(".py"):
+    elif is_function_reference(value):
         yield value
+
+
+def _replace(value: Any, replacements: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace(item, replacements) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, replacements) for item in value]
+    return replacements.get(value, value) if isinstance(value, str) else value
 
 
 def _code_fingerprint(file: Path) -> str:

@@ -22,7 +22,7 @@ from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
 from tuner.training.run_folder import RunFolder
 from tuner.training.step import Step
-from tuner.training.stopping import StopSignals
+from tuner.training.stop_signals import StopSignals
 from tuner.training.updater import Updater
 from tuner.training.watchers import Sample, Watchers
 

@@ -35,7 +35,7 @@ from tuner.training.optimizers import make_optimizer
 from tuner.training.pair_plan import PairPlan
 from tuner.training.run_folder import RunFolder
 from tuner.training.schedules import learning_rate
-from tuner.training.stopping import StopSignals
+from tuner.training.stop_signals import StopSignals
 
 bitsandbytes()  # transformers' Trainer imports it, with the advice this door leaves out
 

@@ -14,10 +14,12 @@ import tuner
 from tuner.cli.eval import evaluate
 from tuner.config import (
     DPO,
+    GRPO,
     PPO,
     SFT,
     AdamW,
     Chat,
+    Evaluation,
     LoRA,
     Model,
     PolicyEvaluation,
@@ -216,16 +218,70 @@ def test_invalid_comparisons(runs, tmp_path):
     assert "leave --html out" in error_message(runs / "sft", "--html", tmp_path / "page.html")
 
 
-def test_a_rule_whose_file_is_missing_is_read_from_the_run(runs, tmp_path):
-    shutil.copytree(runs / "ppo", tmp_path / "ppo")
-    missing = str(tmp_path / "missing.py")
-    for name in ("config.json", "functions.json"):
-        file = tmp_path / "ppo" / name
-        file.write_text(file.read_text().replace(str(runs / "rule.py"), missing))
-    evaluation = json.loads(run(tmp_path / "ppo", "--json").stdout)
-    results = tuner.open_run(runs / "ppo").results
-    assert results is not None
-    assert evaluation["gold"]["value"] == pytest.approx(results["gold"]["after"])
+@pytest.fixture
+def functions(tmp_path) -> Path:
+    """A file with a function for every field that takes one."""
+    file = tmp_path / "functions.py"
+    file.write_text(
+        "def gold(answer, row):\n    return float(len(answer) % 2)\n\n\n"
+        "def chat_row(row):\n    return {'messages': row['turns']}\n\n\n"
+        "def prompt_row(row):\n    return {'prompt': row['question']}\n\n\n"
+        "def length(answer, reference):\n    return 1 / (1 + abs(len(answer) - len(reference)))\n"
+    )
+    turns = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2."}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"turns": turns}) + "\n")
+    (tmp_path / "questions.jsonl").write_text('{"question": "What is 1 + 1?"}\n{"question": "And 2 + 2?"}\n')
+    return file
+
+
+def sft_with_functions(functions: Path) -> SFT:
+    rows = Source(path=str(functions.with_name("chats.jsonl")), shape=f"{functions}:chat_row")
+    return SFT(
+        name="own",
+        model=Model(path="tuner:tiny"),
+        data=Chat(files=(rows,), test_files=(rows,), template="internlm2", max_length=64),
+        evaluation=Evaluation(score=f"{functions}:length", max_new_tokens=4),
+        **SHORT,
+        **PACKED,
+    )
+
+
+def grpo_with_functions(functions: Path) -> GRPO:
+    rows = Source(path=str(functions.with_name("questions.jsonl")), shape=f"{functions}:prompt_row")
+    return GRPO(
+        name="own",
+        policy=Model(path="tuner:tiny"),
+        reward=f"{functions}:gold",  # type: ignore[arg-type]
+        prompts=Prompts(files=(rows,), test_files=(rows,), template="internlm2", max_length=64),
+        prompts_per_step=2,
+        answers_per_prompt=2,
+        sampling=Sampling(max_new_tokens=4),
+        evaluation=PolicyEvaluation(rule=f"{functions}:gold"),
+        tokens_per_pass=512,
+        **SHORT,
+    )
+
+
+@pytest.mark.parametrize("config_of", [sft_with_functions, grpo_with_functions])
+def test_functions_whose_file_is_gone_are_read_from_the_run(functions, tmp_path, config_of):
+    config = config_of(functions)
+    tuner.train(config, runs=tmp_path)
+    before = run(tmp_path / "own", "--json").stdout
+    functions.unlink()
+    assert json.loads(run(tmp_path / "own", "--json").stdout) == json.loads(before)
+    (tmp_path / "own/functions.json").unlink()
+    assert "functions.py" in error_message(tmp_path / "own")
+
+
+def test_a_reward_rule_is_missed_before_anything_is_generated(functions, tmp_path, monkeypatch):
+    tuner.train(grpo_with_functions(functions), runs=tmp_path)
+    functions.write_text(functions.read_text().replace("def gold", "def other"))
+    file = tmp_path / "own/config.json"
+    values = json.loads(file.read_text())
+    values["evaluation"]["rule"] = None
+    file.write_text(json.dumps(values))
+    monkeypatch.setattr(comparing, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert "has no function 'gold', which reward names" in error_message(tmp_path / "own")
 
 
 def test_a_run_without_test_prompts(runs, tmp_path):

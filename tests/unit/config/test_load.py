@@ -8,12 +8,17 @@ import pytest
 
 from tests.bounds import LOADING, YARDSTICK
 from tuner.config import (
+    GRPO,
+    RLOO,
     SFT,
     AdamW,
     Chat,
     Constant,
     LoRA,
     Model,
+    Preferences,
+    Prompts,
+    RewardModel,
     Source,
     differences,
     from_json,
@@ -133,6 +138,51 @@ def test_an_invalid_override_is_one_sentence(change, message):
         override(CONFIG, [change])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+REWARD = RewardModel(
+    name="reward",
+    model=Model(path="tuner:tiny"),
+    conditions={"text": "Be right."},
+    data=Preferences(files=("a",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "path"),
+    [
+        (REWARD, {"conditions": {"text": 3}}, "override: conditions.text: "),
+        (REWARD, {"conditions": {"chat": ["a", 1]}}, "override: conditions.chat.1: "),
+        (REWARD, {"data.files": ["a.jsonl", {"path": 3}]}, "override: data.files.1.path: "),
+        (CONFIG, {"data.files": [3]}, "override: data.files.0: "),
+        (CONFIG, {"data": {"kind": "text", "files": ["a"], "max_length": 0}}, "override: data.max_length: "),
+        (CONFIG, {"schedule": {"kind": "linear", "warmup": "a"}}, "override: schedule.warmup: "),
+        (CONFIG, {"schedule": {"kind": "steep"}}, "override: schedule: "),
+        (CONFIG, {"evaluation.score": 3}, "override: evaluation.score: 3 is not a function"),
+        (CONFIG, {"adapter.targets": "q_proj"}, "override: adapter.targets: "),
+    ],
+)
+def test_the_path_of_an_error_is_the_users(config, changes, path):
+    """Without pydantic's names for the members of a union, and with a user's that are the same words."""
+    with pytest.raises(UserError) as error:
+        override(config, changes)
+    assert str(error.value).startswith(path)
+
+
+def test_grpo_takes_no_estimator_without_a_gradient():
+    """Σ p · ∇ log p = 0, whatever p: as a term of the loss, k1 does nothing."""
+    parts = {
+        "policy": Model(path="tuner:tiny"),
+        "reward": "rules.py:gold",
+        "prompts": Prompts(files=("a.jsonl",)),
+    }
+    config = GRPO(**parts, kl=0.1)
+    with pytest.raises(
+        UserError, match=r'kl_estimator: the gradient of "k1" in a loss .* write "k2" or "k3"'
+    ):
+        override(config, ["kl_estimator=k1"])
+    assert override(config, ["kl_estimator=k2"]).kl_estimator == "k2"
+    assert RLOO(**parts, kl_estimator="k1").kl_estimator == "k1"  # in the reward, which is not differentiated
 
 
 def test_differences_name_the_leaves():

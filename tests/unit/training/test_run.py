@@ -14,6 +14,7 @@ from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import PolicyMeasurement
 from tuner.evaluation.position_loss import RangeLoss
 from tuner.stages.run import Run
+from tuner.training.code_fingerprint import code_fingerprints, functions_of
 from tuner.training.json_lines import finite
 from tuner.training.watchers import Sample
 
@@ -87,6 +88,16 @@ def test_a_run_does_not_go_on_with_functions_that_do_something_else(tmp_path, fi
     with pytest.raises(UserError, match="the functions changed since this run began"):
         run.start(load_config(file), (), {})
     run.release()
+
+
+def test_prose_about_a_file_names_no_function():
+    """Else the run would be bound to that file, and merging would refuse to read its rows."""
+    config = override(SMALL, {"data.system": f"You explain {__file__}: be brief."})
+    assert functions_of(config) == []
+    assert code_fingerprints(config) == {}
+    score = f"{__file__}:begun"
+    named = override(config, {"data.split.test": 0.1, "evaluation.score": score})
+    assert functions_of(named) == [score]
 
 
 def test_a_field_that_is_not_free_is_refused_as_the_configs(tmp_path, file):

@@ -55,8 +55,8 @@ def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Eva
 def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
     folder, devices = run.folder, Devices.of(config)
     # Everything that can be refused comes before any generation: a mistyped name must not cost hours.
-    rule = _load_gold_rule(run, config)
-    location = _locate_reward(config)
+    rule = load_rule(config.evaluation.rule, "evaluation.rule")
+    reward = _find_reward(config, devices)
     prompts, chat_template = _test_prompts(run, config)
     others = list(dict.fromkeys(against))
     names = _names(folder, others)
@@ -69,7 +69,7 @@ def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
     ]
     policy_answers, ranges = _answer(policy, config, devices, with_replay=True)
     answers = [policy_answers, *(_answer(opponent, config, devices)[0] for opponent in opponents)]
-    judged = _judge(config, devices, location, prompts, rule, answers)
+    judged = _judge(config, devices, reward, prompts, rule, answers)
     first, *rest = [
         Contestant(entrant.name, entrant.path, texts, scores)
         for entrant, texts, scores in zip([policy, *opponents], answers, judged, strict=True)
@@ -93,27 +93,11 @@ class _Entrant:
     """Tokens that end an answer."""
 
 
-def _load_gold_rule(run: Run, config: PolicyConfig) -> Rule | None:
-    return load_rule(_existing_reference(run, config.evaluation.rule), "evaluation.rule")
-
-
-def _existing_reference(run: Run, reference: object) -> str | None:
-    """A function's reference; where its file is gone, the reference to the run's copy of it."""
-    if reference is None:
-        return None
-    # From the right: a path may contain a colon.
-    file, _, function = str(reference).rpartition(":")
-    copies = (run.read_json("functions") or {}).get("copies", {})
-    if not Path(file).is_file() and file in copies:
-        return f"{run.folder / copies[file]}:{function}"
-    return str(reference)
-
-
-def _locate_reward(config: PolicyConfig) -> Location | None:
-    """Location of the reward model; None where a rule scores. Raises UserError where it is gone."""
+def _find_reward(config: PolicyConfig, devices: Devices) -> RewardSource | Location:
+    """The rule that scores, or the location of the reward model. Raises UserError where it is gone, or wrong."""
     model = config.reward_model
     if model is None:
-        return None
+        return reward_source(config, None, None, devices)
     location = locate(model, weights=False)
     if not location.has_score:
         raise UserError(f"{model.path}: this is no longer a reward model; restore it, or train again")
@@ -208,15 +192,13 @@ def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[
 def _judge(
     config: PolicyConfig,
     devices: Devices,
-    location: Location | None,
+    reward: RewardSource | Location,
     prompts: PromptSet,
     rule: Rule | None,
     answers: Sequence[Answers],
 ) -> list[JudgedAnswers]:
     """Each policy's answers scored by the run's reward and gold rule."""
-    judge = Judge(
-        prompts, _load_reward_source(config, devices, location), rule, str(config.evaluation.rule), devices
-    )
+    judge = Judge(prompts, _load_reward(config, devices, reward), rule, str(config.evaluation.rule), devices)
     total = sum(len(policy.texts) for policy in answers)
     with progress_bar("Judging answers", total) as advance:
         judged = judge_all(judge, answers)
@@ -225,15 +207,15 @@ def _judge(
     return judged
 
 
-def _load_reward_source(config: PolicyConfig, devices: Devices, location: Location | None) -> RewardSource:
+def _load_reward(config: PolicyConfig, devices: Devices, reward: RewardSource | Location) -> RewardSource:
     """What scores the answers. A reward model is loaded only now, when no policy is in memory any more."""
-    if location is None:
-        return reward_source(config, None, None, devices)
+    if not isinstance(reward, Location):
+        return reward
     assert config.reward_model is not None
     loaded = load_model(
         config.reward_model, precision=config.precision, device=devices.device, train=False, head="score"
     )
-    inputs = RewardInputs.of(config.reward_model, location, loaded)
+    inputs = RewardInputs.of(config.reward_model, reward, loaded)
     return reward_source(config, Roles.of("reward", loaded, devices.autocast), inputs, devices)
 
 

@@ -43,8 +43,9 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
                 step.totals = update.totals
                 algorithm.learn(step, roles, update)
                 step.update(*algorithm.trains(step.index))
-            # An engine with a copy of the weights would silently go on sampling from the old policy.
-            setup.engine.weights_changed()
+            if "policy" in algorithm.trains(step.index):
+                # An engine with a copy of the weights would silently go on sampling from the old policy.
+                setup.engine.weights_changed()
         step.tokens = rollout.num_tokens
         setup.record_answers(step, rollout, scores_A)
         step.metrics |= rollout_figures(rollout, scores_A, rewards_A)

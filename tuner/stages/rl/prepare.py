@@ -155,6 +155,8 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     reward = reward_source(config, roles, loaded.sequences, devices)
     held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
+    if loop.counters.step:
+        engine.weights_changed()  # a checkpoint was restored
     for sentence in (loaded.description, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
         loop.say(sentence)
     return Setup(

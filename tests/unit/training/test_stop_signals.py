@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuner.training.stopping import Interrupted, StopSignals
+from tuner.training.stop_signals import Interrupted, StopSignals
 
 
 class Ranks:
