@@ -3,7 +3,19 @@
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-_UNION_TAGS = {"chat", "text", "cosine", "linear", "constant", "str", "Source", "Model", "Rule"}
+_UNION_TAGS = {
+    "chat",
+    "text",
+    "cosine",
+    "linear",
+    "constant",
+    "str",
+    "int",
+    "float",
+    "Source",
+    "Model",
+    "Rule",
+}
 """Names that pydantic gives to the members of a union."""
 
 
