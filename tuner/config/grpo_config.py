@@ -32,7 +32,8 @@ class GRPO(PolicyConfig):
     """KL penalty coefficient, added to the loss; 0: no reference policy is loaded."""
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimator of the KL divergence from the reference (Schulman, 2020)."""
+    """Per-token estimator of the KL divergence from the reference (Schulman, 2020), biased where `sampling` leaves
+    tokens out (top_p, top_k, min_new_tokens)."""
 
     clip_high: float | None = Field(default=None, gt=0)
     """Upper clip range of the probability ratio: 1 + this; None: same as `clip`."""

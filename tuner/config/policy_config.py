@@ -86,8 +86,9 @@ class PolicyConfig(StageConfig):
     """KL penalty coefficient."""
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Per-token estimator of the KL divergence from the reference (Schulman, 2020): the log-ratio (k1), half its
-    square (k2), or the unbiased non-negative one (k3)."""
+    """Per-token estimator of the KL divergence from the reference (Schulman, 2020): the log-ratio (k1, unbiased), half
+    its square (k2), or the unbiased non-negative one (k3). None is unbiased where `sampling` leaves tokens out (top_p,
+    top_k, min_new_tokens): log-probabilities are over the full vocabulary."""
 
     clip: float = Field(default=0.2, gt=0)
     """Clip range of the probability ratio: 1 ± this (PPO, arXiv 1707.06347)."""
