@@ -186,6 +186,9 @@ PPO_CHANGES = {
     "PolicyConfig.missing_end_penalty": ppo(
         {"missing_end_penalty": 1.0}, "reward", {"normalize_rewards": False}
     ),
+    "PolicyConfig.mask_truncated": ppo(
+        {"mask_truncated": True}, "policy_loss", {"sampling.max_new_tokens": 6}
+    ),
     "PolicyConfig.update_epochs": ppo({"update_epochs": 1}, "ratio"),
     "PolicyConfig.mini_batches": ppo({"mini_batches": 2}, "ratio"),
     "PPO.critic_warmup": ppo({"critic_warmup": 0}, "lr_policy"),

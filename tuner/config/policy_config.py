@@ -102,6 +102,10 @@ class PolicyConfig(StageConfig):
     missing_end_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer truncated at max_new_tokens."""
 
+    mask_truncated: bool = False
+    """Leave answers truncated at max_new_tokens out of all losses (DAPO's overlong filtering, arXiv 2503.14476); their
+    scores still count in baselines and figures."""
+
     update_epochs: int = Field(default=1, ge=1)
     """Passes over each rollout."""
 

@@ -23,6 +23,7 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
                 setup.stream.prompts,
                 setup.stream.step(step.index),
                 answers_per_prompt=algorithm.answers_per_prompt,
+                masks_truncated=config.mask_truncated,
                 step=step.index,
             )
         with step.part("logprobs"):

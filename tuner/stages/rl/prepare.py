@@ -83,6 +83,12 @@ class Setup:
         config = self.config
         trains_policy = "policy" in self.algorithm.trains(step.index)
         replayed = self._draw_replay(step, rollout.num_tokens) if trains_policy else []
+        if not rollout.learned.any():
+            step.metrics["loss"] = None  # there may be no loss at all
+            self.loop.say(
+                f"step {step.index + 1}: every answer was truncated and is left out of the losses (mask_truncated); "
+                "raise sampling.max_new_tokens"
+            )
         return updates(
             rollout,
             experiences,
