@@ -186,6 +186,17 @@ PPO_CHANGES = {
     "PolicyConfig.missing_end_penalty": ppo(
         {"missing_end_penalty": 1.0}, "reward", {"normalize_rewards": False}
     ),
+    "PolicyConfig.added_rewards": ppo({"added_rewards": ["rules.py:gold"]}, "score_of/gold"),
+    "Rule.weight": ppo(
+        {"added_rewards": [{"function": "rules.py:other", "weight": 3.0}]},
+        "score",
+        {"added_rewards": ["rules.py:other"]},
+    ),
+    "PolicyConfig.length_penalty": ppo({"length_penalty": {"per_token": 0.5}}, "reward"),
+    "LengthPenalty.per_token": ppo(
+        {"length_penalty.per_token": 0.5}, "reward", {"length_penalty": {"per_token": 0.1}}
+    ),
+    "LengthPenalty.above": ppo({"length_penalty.above": 4}, "reward", {"length_penalty": {"per_token": 0.1}}),
     "PolicyConfig.mask_truncated": ppo(
         {"mask_truncated": True}, "policy_loss", {"sampling.max_new_tokens": 6}
     ),

@@ -26,6 +26,8 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     load_rule(config.evaluation.rule, "evaluation.rule")
     if isinstance(config.reward, Rule):
         load_rule(config.reward.function, "reward")
+    for index, rule in enumerate(config.added_rewards):
+        load_rule(rule.function, f"added_rewards.{index}")
     algorithm, untrained_reward = algorithm_of(config), "reward" in stand_ins
     roles = _load_roles(config, algorithm, untrained_reward)
     reader = None if untrained_reward else reward_reader(config)
