@@ -186,6 +186,20 @@ PPO_CHANGES = {
     "PolicyConfig.missing_end_penalty": ppo(
         {"missing_end_penalty": 1.0}, "reward", {"normalize_rewards": False}
     ),
+    "PolicyConfig.added_rewards": ppo({"added_rewards": ["rules.py:gold"]}, "score_of/gold"),
+    "Rule.weight": ppo(
+        {"added_rewards": [{"function": "rules.py:other", "weight": 3.0}]},
+        "score",
+        {"added_rewards": ["rules.py:other"]},
+    ),
+    "PolicyConfig.length_penalty": ppo({"length_penalty": {"per_token": 0.5}}, "reward"),
+    "LengthPenalty.per_token": ppo(
+        {"length_penalty.per_token": 0.5}, "reward", {"length_penalty": {"per_token": 0.1}}
+    ),
+    "LengthPenalty.above": ppo({"length_penalty.above": 4}, "reward", {"length_penalty": {"per_token": 0.1}}),
+    "PolicyConfig.mask_truncated": ppo(
+        {"mask_truncated": True}, "policy_loss", {"sampling.max_new_tokens": 6}
+    ),
     "PolicyConfig.update_epochs": ppo({"update_epochs": 1}, "ratio"),
     "PolicyConfig.mini_batches": ppo({"mini_batches": 2}, "ratio"),
     "PPO.critic_warmup": ppo({"critic_warmup": 0}, "lr_policy"),
@@ -213,6 +227,9 @@ PPO_CHANGES = {
     "Sampling.max_new_tokens": ppo({"sampling.max_new_tokens": 4}, "length"),
     "Sampling.temperature": ppo({"sampling.temperature": 0.5}, "entropy"),
     "Sampling.top_p": ppo({"sampling.top_p": 0.1}, "score"),
+    "Sampling.top_k": ppo({"sampling.top_k": 1}, "score"),
+    "Sampling.min_new_tokens": ppo({"sampling.min_new_tokens": 9}, "length"),
+    "Sampling.stop": ppo({"sampling.stop": ["=", "+"]}, "length"),
     "Sampling.cache_gib": ppo({"sampling.cache_gib": 1e-6}, "forward passes", STEADY, alike=True),
     "PolicyEvaluation.samples": ppo({"evaluation.samples": 2}, "samples"),
     "PolicyEvaluation.rule": ppo({"evaluation.rule": "rules.py:other"}, "results"),

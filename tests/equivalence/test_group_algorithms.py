@@ -1,6 +1,7 @@
 """GRPO and RLOO: killed, split, dealt to processes or rewarded by a rule, a run is the one it would have been."""
 
 import importlib
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,11 @@ UNSCALED: dict[str, dict[str, Any]] = {"grpo": {"scale_advantages": False}, "rlo
 def short(answer: str, row: dict[str, Any]) -> float:
     """A rule that any answer has a score by."""
     return 1 / (1 + len(answer))
+
+
+def length(answer: str, row: dict[str, Any]) -> float:
+    """Another rule."""
+    return float(len(answer))
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +161,36 @@ def test_a_rule_is_a_reward(group, tmp_path, algorithm, monkeypatch):
     for record in run.metrics:
         assert 0 < record["score"] <= 1
     assert run.results["score"]["after"] == pytest.approx(run.results["gold"]["after"])
+
+
+def lines_of(run: Run) -> list[str]:
+    return (run.folder / "rollouts.jsonl").read_text().splitlines()
+
+
+def test_rules_are_added_to_the_rewards_score(group, tmp_path):
+    """Of two runs of one step, which sample alike, one adds a rule twice: with weight 2, and by another name."""
+    alone = {"max_steps": 1, "evaluation.samples": 99}
+    added = [{"function": f"{__file__}:short", "weight": 2.0}, f"{__file__}:length"]
+    plain, both = (
+        tuner.train(group("rloo", alone | changes), runs=tmp_path / str(len(changes)))
+        for changes in ({}, {"added_rewards": added})
+    )
+    (before,), (after,) = plain.metrics, both.metrics
+    answers, again = ([json.loads(line)["answer"] for line in lines_of(run)] for run in (plain, both))
+    assert answers == again
+    parts = [
+        before["score"],
+        2 * np.mean([short(answer, {}) for answer in answers]),
+        np.mean([*map(len, answers)]),
+    ]
+    for name, part in zip(("reward", "short", "length"), parts, strict=True):
+        assert after[f"score_of/{name}"] == pytest.approx(part, rel=1e-6)
+    assert after["score"] == pytest.approx(sum(parts), rel=1e-6)
+    assert "score_of/reward" not in before
+    gold, score = (both.results[name]["before"] for name in ("gold", "score"))
+    assert score > plain.results["score"]["before"] + 2 * gold, (
+        "held-out answers are scored by all parts, too"
+    )
 
 
 def test_without_kl_no_reference_is_held(group, tmp_path):

@@ -135,14 +135,17 @@ def test_warnings_stand_below_what_was_found(plain, other_base, tmp_path):
         "from pathlib import Path\nfrom tuner.config import from_json\n"
         f"config = from_json(Path({str(tmp_path / 'config.json')!r}).read_text())\n"
     )
-    *_, plan, bases, steps, last = CliRunner().invoke(app, [str(file)]).output.splitlines()
+    *_, plan, note, bases, steps, last = CliRunner().invoke(app, [str(file)]).output.splitlines()
     assert plan.startswith("plan:    4 steps, ")
+    assert note.startswith("note:    sampling.top_p=0.95: some tokens cannot be sampled")
     assert bases.startswith("warning: policy and reward model stand on two bases")
     assert steps.startswith("warning: all 4 steps are the critic's warm-up")
     assert last == "ready to train"
     told = json.loads(CliRunner().invoke(app, [str(file), "--json"]).output)
     assert [bases[9:], steps[9:]] == told["warnings"]
+    assert [note[9:]] == told["notes"]
     assert told["passes"] is None
+    assert "note:" not in CliRunner().invoke(app, [str(file), "sampling.top_p=1.0"]).output
     assert "warning:" not in CliRunner().invoke(app, [str(file), "roles=separate", "critic_warmup=1"]).output
 
 

@@ -1,8 +1,14 @@
 """Runs that must follow the same trajectory: how a step is split changes memory and speed, never the result."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from tests.equivalence.conftest import curve, in_two_processes, weights
 
 FULL = {"adapter": None, "optimizer.lr": 1e-3}
@@ -61,3 +67,42 @@ def test_two_processes_equal_one(small, train, tmp_path):
         one, two = train(config, f"one/{name}"), Run(tmp_path / "two" / name / "small")
         assert two.read_json("versions")["processes"] == 2
         assert_close(one, two)
+
+
+STEPS_WITHOUT_A_GRADIENT = """
+import json, sys, torch
+from pathlib import Path
+from tuner.config import AdamW, Constant, Checkpoint, HeldOutEvaluation
+from tuner.training.devices import Devices
+from tuner.training.loop_settings import LoopSettings
+from tuner.training.optimizers import Trained
+from tuner.training.updater import Updater
+devices = Devices(device="cpu", precision="fp32")
+weights = {name: torch.nn.Parameter(torch.ones(1, 2)) for name in ("all_ranks", "one_rank", "no_rank")}
+settings = LoopSettings(
+    AdamW(lr=0.1, weight_decay=0.5), Constant(warmup=0), Checkpoint(), HeldOutEvaluation(), max_grad_norm=1.0
+)
+updater = Updater({"all": Trained(weights, 0.1)}, settings, 2, devices)
+for step, names in enumerate((("all_ranks", "one_rank", "no_rank"), ("all_ranks", "one_rank"))):
+    for name in names:
+        if name == "all_ranks" or devices.is_main:
+            share = devices.world if name == "all_ranks" else 1
+            (weights[name].sum() / share).backward()
+    norms = updater.apply(step, {}).grad_norms
+if devices.is_main:
+    result = {name: weight.tolist() for name, weight in weights.items()} | dict(norms)
+    Path(sys.argv[1], f"{devices.world}.json").write_text(json.dumps(result))
+"""
+"""Two updates: in the second, one of three weights has a gradient on no rank, and one on the main rank alone."""
+
+
+def test_a_weight_without_gradient_is_left_alone_in_any_number_of_processes(tmp_path):
+    script = tmp_path / "one.py"
+    script.write_text(STEPS_WITHOUT_A_GRADIENT)
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    in_two_processes(tmp_path, {}, STEPS_WITHOUT_A_GRADIENT)
+    one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (1, 2))
+    assert one == two
+    assert one["no_rank"] != one["one_rank"] == one["all_ranks"]

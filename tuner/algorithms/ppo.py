@@ -138,8 +138,9 @@ class PPO(Algorithm[PPOConfig]):
 
 
 def _whitened(experiences: Sequence[ValuedExperience], devices: Devices) -> Sequence[ValuedExperience]:
-    """Advantages with mean 0 and standard deviation 1 over the tokens of all ranks."""
-    local = sum((MomentSums.of(row.advantages_N) for row in experiences), start=MomentSums(0, 0, 0))
+    """Advantages with mean 0 and standard deviation 1 over the tokens of all ranks that losses are taken on."""
+    learned = [row.advantages_N[row.row.learned_tokens] for row in experiences]
+    local = sum(map(MomentSums.of, learned), start=MomentSums(0, 0, 0))
     # Over all ranks: moments per rank would make the loss depend on the number of processes.
     moments = MomentSums(**devices.sum(asdict(local)))
     return [replace(row, advantages_N=whitened(row.advantages_N, moments)) for row in experiences]

@@ -44,6 +44,7 @@ def check(
         lines["memory"] = f"peak of about {report.peak_gib:.2f} GiB per device (an estimate)"
     if report.replaced:
         lines["tiny"] = f"replaced by small stand-ins: {', '.join(report.replaced)}"
-    for name, text in (*lines.items(), *(("warning", warning) for warning in report.warnings)):
+    remarks = [("note", note) for note in report.notes] + [("warning", text) for text in report.warnings]
+    for name, text in (*lines.items(), *remarks):
         echo(f"{name + ':':<8} {text}")
     echo("ready to train")

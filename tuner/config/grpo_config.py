@@ -36,7 +36,8 @@ class GRPO(PolicyConfig):
 
     kl_estimator: Literal["k2", "k3"] = "k3"
     """Per-token estimator of the KL divergence from the reference (Schulman, 2020): half the square of the log-ratio
-    (k2), or the unbiased non-negative one (k3). Not k1, whose gradient is 0 in expectation."""
+    (k2), or the non-negative one (k3), unbiased unless `sampling` leaves tokens out (top_p, top_k, min_new_tokens). Not
+    k1, whose gradient is 0 in expectation."""
 
     clip_high: float | None = Field(default=None, gt=0)
     """Upper clip range of the probability ratio: 1 + this; None: same as `clip`."""

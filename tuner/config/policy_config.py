@@ -22,6 +22,22 @@ class Rule(ConfigBase):
     """`file.py:name` of a module-level function (answer, row) -> float, where row (dict) holds the fields of the
     prompt's row and its "condition"."""
 
+    weight: float = 1.0
+    """Factor of its scores."""
+
+
+class LengthPenalty(ConfigBase):
+    """A penalty on the length of answers.
+
+    With above = max_new_tokens - n and per_token = 1 / n it is DAPO's soft overlong punishment (arXiv 2503.14476).
+    """
+
+    per_token: float = Field(gt=0)
+    """Subtracted from an answer's score for every token beyond `above`, its end token included."""
+
+    above: int = Field(default=0, ge=0)
+    """Length in tokens up to which an answer costs nothing."""
+
 
 def _as_model(value: Any) -> Any:
     """Accept a path in place of a model."""
@@ -33,6 +49,11 @@ def _as_reward(value: Any) -> Any:
     if is_function_reference(value) or (callable(value) and not isinstance(value, ConfigBase)):
         return {"function": value}
     return _as_model(value)
+
+
+def _as_rule(value: Any) -> Any:
+    """Accept a function in place of a rule."""
+    return value if isinstance(value, dict | Rule) else {"function": value}
 
 
 def _reward_kind(value: Any) -> str:
@@ -69,6 +90,10 @@ class PolicyConfig(StageConfig):
     """The reward model (a run, a folder or a hub name), or a rule: `file.py:name` of a function (answer, row) ->
     float."""
 
+    added_rewards: tuple[Annotated[Rule, BeforeValidator(_as_rule)], ...] = ()
+    """Rules whose scores, times their weights, are added to the reward's: the sum is the score. Each part's mean is
+    logged as score_of/NAME."""
+
     roles: Literal["shared", "separate"] = "shared"
     """"shared": each distinct base is loaded once, frozen, and the roles (policy, reference, critic, reward model) are
     adapters and heads on it; "separate": one model per role."""
@@ -86,8 +111,9 @@ class PolicyConfig(StageConfig):
     """KL penalty coefficient."""
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Per-token estimator of the KL divergence from the reference (Schulman, 2020): the log-ratio (k1), half its
-    square (k2), or the unbiased non-negative one (k3)."""
+    """Per-token estimator of the KL divergence from the reference (Schulman, 2020): the log-ratio (k1, unbiased), half
+    its square (k2), or the unbiased non-negative one (k3). None is unbiased where `sampling` leaves tokens out (top_p,
+    top_k, min_new_tokens): log-probabilities are over the full vocabulary."""
 
     clip: float = Field(default=0.2, gt=0)
     """Clip range of the probability ratio: 1 ± this (PPO, arXiv 1707.06347)."""
@@ -100,6 +126,13 @@ class PolicyConfig(StageConfig):
 
     missing_end_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer truncated at max_new_tokens, before scores are clipped."""
+
+    mask_truncated: bool = False
+    """Leave answers truncated at max_new_tokens out of all losses (DAPO's overlong filtering, arXiv 2503.14476); their
+    scores still count in baselines and figures."""
+
+    length_penalty: LengthPenalty | None = None
+    """Penalty on long answers, taken off their scores before clipping; None: none."""
 
     update_epochs: int = Field(default=1, ge=1)
     """Epochs of updates on each rollout."""

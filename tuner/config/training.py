@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tuner.config.base import ConfigBase
 
@@ -31,31 +31,51 @@ class AdamW(ConfigBase):
 
 
 class _WarmupSchedule(ConfigBase):
-    warmup: float = Field(default=0.03, ge=0)
-    """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
+    warmup: float | int = Field(default=0.03, ge=0)
+    """Linear warm-up: a fraction of all steps if below 1 (0.03: 3%, rounded to whole steps, so none of 10), or a number
+    of steps, as in 1 or 200; at most all steps but one. The last warm-up step is at the peak. 1.0 is refused: it could
+    mean one step or all."""
 
     warmup_start: float = Field(default=0.0, ge=0, le=1)
-    """Initial learning rate, as a fraction of the peak, from 0 to 1."""
+    """Fraction of the peak that warm-up rises from; its first step is already one part above it: of n warm-up steps,
+    step i is at warmup_start + (1 - warmup_start) * i / n."""
+
+    @field_validator("warmup")
+    @classmethod
+    def _is_a_fraction_or_whole_steps(cls, warmup: float | int) -> float | int:
+        if isinstance(warmup, float) and warmup == 1.0:
+            raise ValueError(
+                "1.0 could mean one step or all steps: write 1 for one step, or a fraction below 1, such as 0.99"
+            )
+        if warmup > 1 and warmup != int(warmup):
+            raise ValueError(
+                f"from 1 on it is a number of steps, and {warmup} is not whole: write {round(warmup)}, or a fraction "
+                "below 1"
+            )
+        return warmup
 
 
 class Cosine(_WarmupSchedule):
-    """Linear warm-up, then cosine decay from the peak to `final`."""
+    """Linear warm-up, then cosine decay from the peak towards `final`."""
 
     kind: Literal["cosine"] = "cosine"
     """Kind of schedule, in JSON."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Final learning rate, as a fraction of the peak, from 0 to 1."""
+    """Fraction of the peak that the decay would reach one step after the last, so that no step is wasted at 0. Of n
+    steps after warm-up, the last is at final + (1 - final) * (1 - cos(pi / n)) / 2: with final=0.15 and n=10 at
+    0.171."""
 
 
 class Linear(_WarmupSchedule):
-    """Linear warm-up, then linear decay from the peak to `final`."""
+    """Linear warm-up, then linear decay from the peak towards `final`."""
 
     kind: Literal["linear"] = "linear"
     """Kind of schedule, in JSON."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Final learning rate, as a fraction of the peak, from 0 to 1."""
+    """Fraction of the peak that the decay would reach one step after the last, so that no step is wasted at 0. Of n
+    steps after warm-up, the last is at final + (1 - final) * 1 / n: with final=0.15 and n=10 at 0.235."""
 
 
 class Constant(_WarmupSchedule):

@@ -32,7 +32,8 @@ def kl_estimate(
     """KL(policy ‖ reference) estimated at tokens that the policy sampled, fp32 [N], in nats; d = logprob − reference.
 
     k1 = d: unbiased, sometimes negative. k2 = d² / 2: never negative, biased. k3 = exp(−d) − 1 + d: never
-    negative, unbiased.
+    negative, unbiased. Unbiased where tokens are sampled from the very distribution that log-probabilities are of;
+    under top_p, top_k or a minimum length they are not, and none of the three averages to the divergence.
     """
     log_ratio_N = logprobs_N.float() - reference_N.float()
     if kind == "k1":

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.batch import make_batch
 from tuner.models import varlen
+from tuner.models.answer_end import AnswerEnds, StopTexts
 from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
 from tuner.models.rope import check_cached_length
 from tuner.models.sampling import choose, uniforms
@@ -35,20 +36,24 @@ class Answer:
     """Its tokens, int32 [tokens], the end token included."""
 
     ended: bool
-    """Whether its last token is an end token; False: it was truncated at the maximum length."""
+    """Whether its last token is an end token or completes a stop text, and it was not truncated."""
 
     logprobs: np.ndarray
     """Log-probability of each token at the sampling temperature, before top_p, float32 [tokens]; at temperature 1 for
     greedy decoding. As computed in generation, which rounds differently from a training pass: losses recompute them."""
 
+    cut: int = 0
+    """Characters at its end that are a stop text, and what the last token adds behind it; 0: no stop text ended it."""
+
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The decoded answer without the end token, with other special tokens, so that a reward sees them."""
-        return str(tokenizer.decode(self.content.tolist(), skip_special_tokens=False))
+        """The decoded answer without its end token or stop text; a reward sees other special tokens."""
+        text = str(tokenizer.decode(self.content.tolist(), skip_special_tokens=False))
+        return text[: len(text) - self.cut]
 
     @property
     def content(self) -> np.ndarray:
         """The tokens without the end token."""
-        return self.tokens[:-1] if self.ended else self.tokens
+        return self.tokens[:-1] if self.ended and not self.cut else self.tokens
 
 
 @torch.no_grad()
@@ -59,17 +64,21 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int | None = None,
+    min_new_tokens: int = 0,
     end_ids: Collection[int],
+    stop: StopTexts | None = None,
     noise: np.ndarray | None = None,
     cache_bytes: int | None = None,
     tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> list[Answer]:
-    """Generate an answer to each prompt, ended by the first token of `end_ids`.
+    """Generate an answer to each prompt, ended by the first token of `end_ids`, or the first stop text.
 
-    Greedy at temperature 0; else token t of answer i is selected by noise[i, t] from the top_p nucleus (see `choose`;
-    noise float64 [prompts, M], see `uniforms`). tokens_per_pass bounds the prompt tokens of a pass, cache_bytes the
-    keys and values held at a time (None: those of tokens_per_pass tokens), both at least one prompt's; they affect
-    memory and speed, never the result.
+    Greedy at temperature 0; else token t of answer i is selected by noise[i, t] from the top_k most likely and their
+    top_p nucleus (see `choose`; noise float64 [prompts, M], see `uniforms`). The first min_new_tokens tokens are not of
+    `end_ids`, and stop texts that they complete do not count. tokens_per_pass bounds the prompt tokens of a pass,
+    cache_bytes the keys and values held at a time (None: those of tokens_per_pass tokens), both at least one prompt's;
+    they affect memory and speed, never the result.
     The model's attention and training mode are restored, and the global random state is not used. Raises ValueError on
     an empty prompt, and UserError for models with layers other than attention and for lengths at which cached keys
     would be wrong (see `check_cached_length`).
@@ -89,7 +98,8 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                end_ids=end_ids,
+                top_k=top_k,
+                ends=AnswerEnds(end_ids, stop, min_new_tokens),
                 noise=None if noise is None else noise[chosen],
                 tokens_per_pass=tokens_per_pass,
             )
@@ -121,7 +131,7 @@ def stream(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            end_ids=end_ids,
+            ends=AnswerEnds(end_ids, None, 0),
             noise=noise,
         ):
             if step.ended_L[0]:
@@ -160,7 +170,9 @@ class _Step:
     tokens_L: np.ndarray
     logprobs_L: np.ndarray
     ended_L: np.ndarray
-    """Whether the token is an end token."""
+    """Whether the token ends its answer."""
+    cut_L: np.ndarray
+    """Characters that a stop text cuts off the answer."""
 
 
 @torch.no_grad()
@@ -171,16 +183,16 @@ def _decode(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
-    end_ids: Collection[int],
+    ends: AnswerEnds,
     noise: np.ndarray | None,
+    top_k: int | None = None,
     tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> Iterator[_Step]:
     """Generate for all prompts at once, token by token.
 
     Ended rows are dropped once they are half of all, and not one by one: dropping copies the cache.
     """
-    device, ends = transformer.device, np.fromiter(end_ids, np.int64)
-    lengths = [len(prompt) for prompt in prompts]
+    device, lengths = transformer.device, [len(prompt) for prompt in prompts]
     cache = RowCache(transformer, lengths, max_new_tokens)
     logits_BV = _prefill(transformer, prompts, cache, tokens_per_pass)
     rows_B, live_B = np.arange(len(prompts)), np.ones(len(prompts), bool)
@@ -188,12 +200,15 @@ def _decode(
     noise_BM = None if noise is None or temperature == 0 else torch.from_numpy(noise).to(device)
     for place in range(max_new_tokens):
         uniform_B = None if noise_BM is None else noise_BM[:, place]
-        tokens_B, logprobs_B = choose(logits_BV, temperature, top_p, uniform_B)
+        forbidden = ends.forbidden(place, device)
+        tokens_B, logprobs_B = choose(
+            logits_BV, temperature, top_p, uniform_B, top_k=top_k, forbidden=forbidden
+        )
         # besides that in `nucleus` the only synchronization with the device; float64 holds both exactly
         tokens, logprobs = torch.stack((tokens_B.double(), logprobs_B.double())).cpu().numpy()
-        ended_B = np.isin(tokens, ends)
-        yield _Step(rows_B[live_B], tokens[live_B], logprobs[live_B], ended_B[live_B])
-        live_B = live_B & ~ended_B
+        ended_L, cut_L = ends.of(place, rows_B[live_B], tokens[live_B])
+        yield _Step(rows_B[live_B], tokens[live_B], logprobs[live_B], ended_L, cut_L)
+        live_B[live_B] = ~ended_L
         if place + 1 == max_new_tokens or not live_B.any():
             return
         if cache.is_full or 2 * live_B.sum() <= len(live_B):
@@ -252,13 +267,13 @@ def _passes(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[range]:
 def _collect(steps: Iterator[_Step], rows: int, max_new_tokens: int) -> list[Answer]:
     tokens = np.zeros((rows, max_new_tokens), np.int32)
     logprobs = np.zeros((rows, max_new_tokens), np.float32)
-    lengths, ended = np.zeros(rows, np.int64), np.zeros(rows, bool)
+    lengths, cut, ended = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.zeros(rows, bool)
     for place, step in enumerate(steps):
         tokens[step.rows_L, place], logprobs[step.rows_L, place] = step.tokens_L, step.logprobs_L
-        lengths[step.rows_L], ended[step.rows_L] = place + 1, step.ended_L
+        lengths[step.rows_L], ended[step.rows_L], cut[step.rows_L] = place + 1, step.ended_L, step.cut_L
     return [
         # copies: a slice would keep the arrays of all rows alive
-        Answer(tokens[row, :length].copy(), bool(ended[row]), logprobs[row, :length].copy())
+        Answer(tokens[row, :length].copy(), bool(ended[row]), logprobs[row, :length].copy(), int(cut[row]))
         for row, length in enumerate(lengths)
     ]
 

@@ -28,22 +28,33 @@ def uniforms(seed: int, step: int, places: Sequence[int], count: int) -> np.ndar
 
 
 def choose(
-    logits_BV: Tensor, temperature: float, top_p: float = 1.0, uniform_B: Tensor | None = None
+    logits_BV: Tensor,
+    temperature: float,
+    top_p: float = 1.0,
+    uniform_B: Tensor | None = None,
+    *,
+    top_k: int | None = None,
+    forbidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Token of every row, int64 [B], and its log-probability at the temperature before top_p, fp32 [B].
+    """Token of every row, int64 [B], and its log-probability at the temperature over the whole vocabulary, fp32 [B].
 
-    Temperature 0 takes the most likely token, with its log-probability at temperature 1. Else the token is sampled
-    from the top_p nucleus (Holtzman et al., 2020) by inverting the CDF: the first in vocabulary order whose cumulative
-    probability, in fixed point, exceeds uniform_B (float64) times that of the nucleus.
+    Temperature 0 takes the most likely token, with its log-probability at temperature 1. Else the token is sampled by
+    inverting the CDF: the first in vocabulary order whose cumulative probability, in fixed point, exceeds uniform_B
+    (float64) times that of all candidates. Candidates are the tokens not in `forbidden` (ids, int64), of those the top_k
+    most likely, and of those the top_p nucleus (Holtzman et al., 2020) of their renormalized probabilities.
     """
-    probabilities_BV = (logits_BV.float() / (temperature or 1.0)).softmax(dim=-1)
+    scaled_BV = logits_BV.float() / (temperature or 1.0)
+    probabilities_BV = candidates_BV = scaled_BV.softmax(dim=-1)
+    if forbidden is not None or top_k is not None:
+        scaled_BV = _restricted(scaled_BV, top_k if temperature else None, forbidden)
+        candidates_BV = scaled_BV.softmax(dim=-1)
     if temperature == 0:
-        tokens_B = logits_BV.argmax(dim=-1)
+        tokens_B = scaled_BV.argmax(dim=-1)
     else:
         assert uniform_B is not None
-        nucleus_BV = _fixed_point(probabilities_BV)
+        nucleus_BV = _fixed_point(candidates_BV)
         if top_p < 1:
-            nucleus_BV.masked_fill_(~nucleus(probabilities_BV, top_p), 0)
+            nucleus_BV.masked_fill_(~nucleus(candidates_BV, top_p), 0)
         # in place: [B, V] in int64 is the largest tensor here
         cumulative_BV = nucleus_BV.cumsum_(dim=-1)
         threshold_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).long()
@@ -62,10 +73,28 @@ def nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
     largest_BK, inside_BK = _largest_with_nucleus(probabilities_BV, top_p)
     smallest_B1 = largest_BK.gather(-1, inside_BK.sum(dim=-1, keepdim=True).clamp(min=1) - 1)
     tied_B1 = (inside_BK & (largest_BK == smallest_B1)).sum(dim=-1, keepdim=True)
-    tied_BV = probabilities_BV == smallest_B1
-    return (probabilities_BV > smallest_B1) | (
-        tied_BV & (tied_BV.cumsum(dim=-1, dtype=torch.int32) <= tied_B1)
-    )
+    return _down_to(probabilities_BV, smallest_B1, tied_B1)
+
+
+def _restricted(logits_BV: Tensor, top_k: int | None, forbidden: Tensor | None) -> Tensor:
+    """Logits with -inf for forbidden tokens, and for all but the top_k most likely others; ties in vocabulary order."""
+    # of the logits, not the probabilities: where one token has them all, the others' are 0 and could not be rescaled
+    if forbidden is not None:
+        # a tokenizer may have more tokens than its model
+        inside = forbidden[forbidden < logits_BV.shape[-1]]
+        logits_BV = logits_BV.index_fill(-1, inside, -torch.inf)
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        largest_BK = logits_BV.topk(top_k).values
+        smallest_B1 = largest_BK[:, -1:]
+        tied_B1 = (largest_BK == smallest_B1).sum(dim=-1, keepdim=True)
+        logits_BV = logits_BV.masked_fill(~_down_to(logits_BV, smallest_B1, tied_B1), -torch.inf)
+    return logits_BV
+
+
+def _down_to(values_BV: Tensor, smallest_B1: Tensor, tied_B1: Tensor) -> Tensor:
+    """Mask of the values above the smallest, and of the first tied_B1 that equal it, bool [B, V]."""
+    tied_BV = values_BV == smallest_B1
+    return (values_BV > smallest_B1) | (tied_BV & (tied_BV.cumsum(dim=-1, dtype=torch.int32) <= tied_B1))
 
 
 def _largest_with_nucleus(probabilities_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from tuner.config import Sampling
+from tuner.models.answer_end import StopTexts
 from tuner.models.generate import Answer, generate, uniforms
 from tuner.models.roles import Roles
 from tuner.training.devices import Devices
@@ -66,7 +67,10 @@ class LocalEngine:
                     max_new_tokens=sampling.max_new_tokens,
                     temperature=temperature,
                     top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    min_new_tokens=sampling.min_new_tokens,
                     end_ids=self.end_ids,
+                    stop=StopTexts(self.roles.tokenizer, sampling.stop) if sampling.stop else None,
                     noise=uniforms(self.seed, step, indices, sampling.max_new_tokens)
                     if temperature
                     else None,

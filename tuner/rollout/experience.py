@@ -11,8 +11,8 @@ Shapes: A answers of the rollout, S answers of a row, N answer tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,26 @@ class Experience(Rewarded):
     """A rewarded row with the advantage of each token, fp32 [N]; the policy loss is taken on it."""
 
     advantages_N: torch.Tensor
+
+
+AnyObserved = TypeVar("AnyObserved", bound=Observed)
+
+
+def of_learned(observed: AnyObserved) -> AnyObserved:
+    """The values of the answers that losses are taken on; of all, the same object.
+
+    Fields are cut by the shape that ends their name: _N by tokens, _S by answers.
+    """
+    row = observed.row
+    if row.learned_S.all():
+        return observed
+    masks = {"N": row.learned_tokens, "S": torch.from_numpy(row.learned_S)}
+    cut = {
+        name: value[masks[name[-1]].to(value.device)]
+        for name, value in vars(observed).items()
+        if isinstance(value, torch.Tensor) and name[-2:] in ("_N", "_S")
+    }
+    return replace(observed, row=row.of_learned(), **cut)
 
 
 def observe(roles: Roles, rows: Sequence[Row], temperature: float) -> list[Observed]:

@@ -1,8 +1,8 @@
-"""What scores answers: a reward model, or a rule."""
+"""What scores answers: a reward model, a rule, or a sum of both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,8 +57,31 @@ class RuleReward:
     rule: Rule
     name: str
     """The field and the function as the config names them, for messages."""
+    weight: float
+    """Factor of its scores."""
     devices: Devices
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """See RewardSource."""
-        return rule_scores(self.rule, self.name, prompts, answers, self.devices)
+        return self.weight * rule_scores(self.rule, self.name, prompts, answers, self.devices)
+
+
+@dataclass(frozen=True)
+class SummedReward:
+    """The sum of several sources' scores."""
+
+    sources: Mapping[str, RewardSource]
+    """By the name that their part of the score is logged under."""
+
+    def parts(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> dict[str, np.ndarray]:
+        """Score of each answer by each source, float64 [A]."""
+        return {name: source.score(prompts, answers) for name, source in self.sources.items()}
+
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+        """See RewardSource."""
+        return summed(self.parts(prompts, answers))
+
+
+def summed(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Scores of several sources added up, float64 [A]."""
+    return np.sum(list(parts.values()), axis=0)

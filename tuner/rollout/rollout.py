@@ -6,7 +6,7 @@ Shapes: A answers of the rollout, S answers of a row, T tokens of a row, N answe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class Rollout:
     """The answers as text, as reward models and rules read them."""
     answers_per_prompt: int = 1
     """Consecutive answers that belong to one prompt."""
+    masks_truncated: bool = False
+    """Whether losses leave out truncated answers."""
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -63,6 +65,11 @@ class Rollout:
         """Whether each answer ended with an end token, rather than being cut off, bool [A]."""
         return np.array([answer.ended for answer in self.answers], dtype=bool)
 
+    @property
+    def learned(self) -> np.ndarray:
+        """Whether losses are taken on each answer, bool [A]."""
+        return self.ended if self.masks_truncated else np.ones(len(self), dtype=bool)
+
     def sample(self, index: int, tokenizer: PreTrainedTokenizerBase) -> Sample:
         """One answer, with the reference answer of its row, for watchers to show."""
         prompt = self.prompts[index]
@@ -89,7 +96,8 @@ class Rollout:
     def _row(self, mini_batch: int, answers: np.ndarray, device: torch.device) -> Row:
         batch = make_batch([self._sample(index) for index in answers.tolist()])
         borders = np.cumsum([0, *self.answer_lengths[answers]])
-        return Row(mini_batch, answers, batch.to(device), tuple(borders.tolist()))
+        learned_S = self.learned[answers]
+        return Row(mini_batch, answers, batch.to(device), tuple(borders.tolist()), learned_S)
 
     def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of a prompt with its answer, and their loss weights: 1 on the answer, 0 on the prompt."""
@@ -109,6 +117,29 @@ class Row:
     batch: Batch
     borders: tuple[int, ...]
     """Offsets of the answers among the row's N answer tokens: S + 1 numbers from 0 to N."""
+    learned_S: np.ndarray
+    """Whether losses are taken on each answer, bool [S]."""
+
+    @property
+    def learned_tokens(self) -> torch.Tensor:
+        """The same for each answer token, bool [N]."""
+        learned_N = np.repeat(self.learned_S, np.diff(self.borders))
+        return torch.from_numpy(learned_N).to(self.batch.tokens_T.device)  # pyright: ignore[reportUnknownMemberType]
+
+    def of_learned(self) -> Row:
+        """The row with only those answers that losses are taken on; the others are still passed through the model."""
+        learned_N, lengths_S = self.learned_tokens, np.diff(self.borders)[self.learned_S]
+        return Row(
+            self.mini_batch,
+            self.answers[self.learned_S],
+            replace(
+                self.batch,
+                learned_N=self.batch.learned_N[learned_N],
+                weights_N=self.batch.weights_N[learned_N],
+            ),
+            tuple(np.cumsum([0, *lengths_S]).tolist()),
+            self.learned_S[self.learned_S],
+        )
 
 
 def answer_prompts(
@@ -118,15 +149,23 @@ def answer_prompts(
     indices: np.ndarray,
     *,
     answers_per_prompt: int = 1,
+    masks_truncated: bool = False,
     step: int,
 ) -> Rollout:
     """Answer some prompts, each `answers_per_prompt` times; the rollout is the same on every rank.
 
-    indices: of the prompts, int64.
+    indices: of the prompts, int64. masks_truncated: losses leave truncated answers out.
     """
     # Consecutive: GRPO and RLOO take their baselines over runs of answers_per_prompt answers.
     repeated = np.repeat(indices, answers_per_prompt).tolist()
     tokens = [prompts.tokens(index) for index in repeated]
     answers = engine.generate(tokens, step=step)
     texts = [answer.text(tokenizer) for answer in answers]
-    return Rollout([prompts.prompt(index) for index in repeated], tokens, answers, texts, answers_per_prompt)
+    return Rollout(
+        [prompts.prompt(index) for index in repeated],
+        tokens,
+        answers,
+        texts,
+        answers_per_prompt,
+        masks_truncated,
+    )

@@ -35,6 +35,7 @@ def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarra
         "length": float(rollout.answer_lengths.mean()),
         "ended": float(rollout.ended.mean()),
         "repetition": float(np.mean([repetition(answer.tokens) for answer in rollout.answers])),
+        **({"masked": 1 - float(rollout.learned.mean())} if rollout.masks_truncated else {}),
         "prompts": rollout.num_prompts,
     }
 

@@ -1,4 +1,4 @@
-"""From scores to shaped scores, which the policy is rewarded with: truncation penalty, clip, normalization.
+"""From scores to shaped scores, which the policy is rewarded with: penalties, clip, normalization.
 
 Shapes: A answers of a rollout.
 """
@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from tuner.config import LengthPenalty
 from tuner.losses.moments import RunningMoments
 
 
@@ -19,16 +20,17 @@ def shape_scores(
     moments: Mapping[str, float],
     *,
     missing_end_penalty: float,
+    length_penalties_A: np.ndarray | float = 0.0,
     clip: float | None,
     normalize: bool,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Shaped score of each answer, float64 [A], and the run's moments after this step, as plain values for JSON.
 
-    First the truncation penalty, then the clip, then the normalization by the run's moments. Those include this step's
+    First the penalties, then the clip, then the normalization by the run's moments. Those include this step's
     scores, so that the first step is normalized, too. moments: those before the step; {} at the start of a run.
     """
     # ~ negates booleans only: of the integers 0 and 1 it makes -1 and -2.
-    scores_A = scores_A - missing_end_penalty * ~ended_A
+    scores_A = scores_A - missing_end_penalty * ~ended_A - length_penalties_A
     if clip is not None:
         scores_A = scores_A.clip(-clip, clip)
     # A NaN from the reward model makes losses of this step NaN, and their updates are skipped. In the running moments
@@ -36,3 +38,10 @@ def shape_scores(
     finite_A = scores_A[np.isfinite(scores_A)]
     running = RunningMoments.from_dict(moments).merged(finite_A)
     return (running.standardized(scores_A) if normalize else scores_A), asdict(running)
+
+
+def length_penalties(lengths_A: np.ndarray, penalty: LengthPenalty | None) -> np.ndarray:
+    """What each answer's length costs, float64 [A]; lengths_A: in tokens, int64."""
+    if penalty is None:
+        return np.zeros(len(lengths_A))
+    return penalty.per_token * np.maximum(lengths_A - penalty.above, 0).astype(np.float64)

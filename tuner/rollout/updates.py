@@ -9,7 +9,7 @@ import numpy as np
 
 from tuner.data.batch import Batch
 from tuner.data.replay import ReplayStream
-from tuner.rollout.experience import Experience
+from tuner.rollout.experience import Experience, of_learned
 from tuner.rollout.rollout import Rollout
 from tuner.training.devices import Devices
 
@@ -21,7 +21,7 @@ class Update:
     experiences: Sequence[Experience]
     replayed: Sequence[Batch]
     totals: dict[str, float]
-    """`answer_tokens`, `answers`, and the summed loss weight of `replay_tokens`."""
+    """`answer_tokens` and `answers` that losses are taken on, and the summed loss weight of `replay_tokens`."""
 
 
 def updates(
@@ -42,10 +42,11 @@ def updates(
     shares = np.array_split(np.asarray(replayed, dtype=np.int64), len(parts) * epochs)
     for number, share in enumerate(shares):
         part = number % len(parts)
+        learned = parts[part][rollout.learned[parts[part]]]
         # From the rollout, which every rank holds whole: all divide by the same totals.
         totals = {
-            "answer_tokens": float(rollout.answer_lengths[parts[part]].sum()),
-            "answers": float(len(parts[part])),
+            "answer_tokens": float(rollout.answer_lengths[learned].sum()),
+            "answers": float(len(learned)),
         }
         batches: Sequence[Batch] = ()
         if replay is not None and len(share):
@@ -53,5 +54,9 @@ def updates(
             local = replay.batches(share.tolist(), devices.rank, devices.world)
             batches = [batch.to(devices.device) for batch in local]
         # May be empty on a rank, which takes the step all the same: all join in summing gradients.
-        part_experiences = [experience for experience in experiences if experience.row.mini_batch == part]
+        part_experiences = [
+            of_learned(experience)
+            for experience in experiences
+            if experience.row.mini_batch == part and experience.row.learned_S.any()
+        ]
         yield Update(part_experiences, batches, totals)

@@ -52,6 +52,8 @@ class CheckReport:
     """Paths that `--tiny` replaced by a stand-in."""
     warnings: tuple[str, ...] = ()
     """Settings that would run, but are probably mistakes."""
+    notes: tuple[str, ...] = ()
+    """Consequences of settings that their reader may not expect."""
 
 
 META = torch.device("meta")

@@ -137,10 +137,18 @@ class Devices:
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks, in flat buckets.
 
-        A missing gradient counts as zero: a rank without a pass has none, and the others wait for it all the same.
+        A gradient that a rank lacks counts as zero: a rank without a pass has none, and the others wait for it all the
+        same. One that all ranks lack stays None, as in one process: at zeros the optimizer would still decay the
+        weight, and move it by momentum.
         """
         if self.world == 1:
             return
+        ranks_with_gradient = torch.tensor(
+            [float(parameter.grad is not None) for parameter in parameters], device=self.device
+        )
+        torch.distributed.all_reduce(ranks_with_gradient)
+        counts: list[float] = ranks_with_gradient.tolist()
+        parameters = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
         # a call per parameter would pay for the latency of each of hundreds of small adapters; a single call
         # would need a second copy of all gradients at once
         for bucket in _buckets(parameters):
@@ -189,7 +197,7 @@ def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Par
             room = BUCKET_ELEMENTS
         buckets[-1].append(parameter)
         room -= parameter.numel()
-    return buckets
+    return [bucket for bucket in buckets if bucket]
 
 
 def _refuse_sharding() -> None:

@@ -21,6 +21,7 @@ from tuner.losses.policy import (
     value_loss,
     whitened,
 )
+from tuner.models.sampling import nucleus
 
 
 def ragged(answers: int, longest: int, seed: int = 0) -> list[int]:
@@ -71,6 +72,19 @@ def test_the_divergence_is_what_the_estimators_average_to():
     assert mean["k1"] == pytest.approx(exact, rel=1e-4)
     assert mean["k3"] == pytest.approx(exact, rel=1e-3)
     assert mean["k2"] == pytest.approx(exact, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k3"])
+def test_no_estimator_is_unbiased_where_tokens_are_left_out_of_sampling(kind):
+    """As the field's documentation says: by percents of the divergence."""
+    torch.manual_seed(0)
+    policy = torch.randn(50).log_softmax(-1)
+    reference = (policy + 0.5 * torch.randn(50)).log_softmax(-1)
+    inside = nucleus(policy.exp()[None], 0.9)[0]
+    sampled = torch.where(inside, policy.exp(), 0)
+    mean = (sampled / sampled.sum() * kl_estimate(policy, reference, kind)).sum().item()
+    exact = (policy.exp() * (policy - reference)).sum().item()
+    assert abs(mean - exact) > 0.02 * exact
 
 
 def test_small_divergences_keep_their_digits():

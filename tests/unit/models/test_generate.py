@@ -11,6 +11,7 @@ from tuner.data.batch import make_batch
 from tuner.errors import UserError
 from tuner.models import kv_cache as cache_module
 from tuner.models import varlen
+from tuner.models.answer_end import StopTexts
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.generate import Answer, generate, stream, uniforms, unpacked
 from tuner.models.load import Loaded, load_model
@@ -135,12 +136,22 @@ def test_windows_are_kept_over_prompts_and_answers(family, values, monkeypatch):
     assert tokens(ask(model, prompts, max_new_tokens=16)) != answers, "the window made no difference"
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_p": 0.8},
+        {"temperature": 1.0, "top_p": 0.9, "top_k": 30, "min_new_tokens": 5, "stop": ("a", "the ", "1")},
+    ],
+)
 def test_answers_do_not_depend_on_what_they_are_batched_with(skilled, settings, monkeypatch):
     prompts, count = ragged(), 24
     noise = uniforms(1, 2, range(len(prompts)), count) if settings else None
     ends = (5, *range(200, 300))  # some rows end early, so that they leave and the cache is moved
     options = {"max_new_tokens": count, "end_ids": ends, **settings}
+    if "stop" in settings:
+        options["stop"] = StopTexts(skilled.tokenizer, settings["stop"])
     alone = [
         ask(skilled, [prompt], noise=None if noise is None else noise[row : row + 1], **options)[0]
         for row, prompt in enumerate(prompts)
@@ -148,6 +159,7 @@ def test_answers_do_not_depend_on_what_they_are_batched_with(skilled, settings, 
     together = ask(skilled, prompts, noise=noise, **options)
     same(together, alone)
     assert len({len(answer.tokens) for answer in together}) > (3 if settings else 1)
+    assert ("stop" in settings) == any(answer.cut for answer in together)
     same(ask(skilled, prompts, noise=noise, cache_bytes=1, **options), alone)
     same(ask(skilled, prompts, noise=noise, cache_bytes=3_000_000, tokens_per_pass=50, **options), alone)
     monkeypatch.setattr(cache_module, "BLOCK", 1)
@@ -215,6 +227,71 @@ def test_an_end_token_at_the_last_place_ends_too(loaded):
     last = int(ask(loaded, [PROMPTS[0]], max_new_tokens=1)[0].tokens[0])
     answer = ask(loaded, [PROMPTS[0]], max_new_tokens=1, end_ids=(last,))[0]
     assert (answer.tokens.tolist(), answer.ended, answer.content.tolist()) == ([last], True, [])
+
+
+def test_before_the_minimum_no_end_is_sampled(loaded):
+    free = ask(loaded, max_new_tokens=8)
+    ends = {int(answer.tokens[0]) for answer in free} | {999_999}
+    settled = [{}, {"temperature": 1.0, "noise": uniforms(0, 0, range(4), 8)}]
+    for settings in settled:
+        for answer in ask(loaded, end_ids=ends, min_new_tokens=3, **settings):
+            assert not ends & set(answer.tokens[:3].tolist())
+            assert len(answer.content) >= 3
+    whole = ask(loaded, end_ids=ends)
+    assert all(len(answer.tokens) == 1 for answer in whole)
+    # the log-probability is over the whole vocabulary: of the most likely token, it is no less than another's
+    assert ask(loaded, end_ids=ends, min_new_tokens=1)[0].logprobs[0] <= whole[0].logprobs[0]
+
+
+def test_a_stop_text_ends_an_answer_with_the_token_that_completes_it(skilled):
+    tokenizer, prompts = skilled.tokenizer, ragged(6)
+    free = ask(skilled, prompts, max_new_tokens=24)
+    texts = [tokenizer.decode(answer.tokens.tolist()) for answer in free]
+    stops = (texts[0][9:12], texts[1][5:6], "never written")
+    cut = 0
+    for whole, answer in zip(
+        free, ask(skilled, prompts, max_new_tokens=24, stop=StopTexts(tokenizer, stops)), strict=True
+    ):
+        prefixes = [tokenizer.decode(whole.tokens[: end + 1].tolist()) for end in range(24)]
+        end = next(
+            (place for place, text in enumerate(prefixes) if any(stop in text for stop in stops)), None
+        )
+        assert answer.ended == (end is not None)
+        assert answer.tokens.tolist() == whole.tokens[: 24 if end is None else end + 1].tolist()
+        first = min(
+            (prefixes[end or 0].find(stop) for stop in stops if stop in prefixes[end or 0]), default=None
+        )
+        assert answer.text(tokenizer) == (prefixes[-1] if end is None else prefixes[end][:first])
+        cut += end is not None
+    assert cut >= 2
+
+
+def test_a_stop_text_before_the_minimum_does_not_count_later(skilled):
+    prompt = [ragged(6)[0]]
+    (free,) = ask(skilled, prompt, max_new_tokens=24)
+    pieces = [skilled.tokenizer.decode([token]) for token in free.tokens.tolist()]
+    place = next(
+        place for place in range(3, 20) if pieces[place].strip() and "".join(pieces).count(pieces[place]) == 1
+    )
+    stop = StopTexts(skilled.tokenizer, (pieces[place],))
+    (ended,) = ask(skilled, prompt, max_new_tokens=24, stop=stop, min_new_tokens=place)
+    assert (len(ended.tokens), ended.ended) == (place + 1, True)
+    (late,) = ask(skilled, prompt, max_new_tokens=24, stop=stop, min_new_tokens=place + 1)
+    assert (late.tokens.tolist(), late.ended, late.cut) == (free.tokens.tolist(), False, 0)
+
+
+def test_stop_texts_across_tokens_and_characters_of_several_bytes(skilled):
+    """Token by token against the text of all of them, where one token is one byte of a character."""
+    tokenizer = skilled.tokenizer
+    ids = tokenizer("one, 二 and — three.\n\n", add_special_tokens=False)["input_ids"]
+    for texts in (("二",), ("—", "three"), ("\n\n",), (", ", "zz")):
+        ends = [
+            place for place in range(len(ids)) if StopTexts(tokenizer, texts).found_at_end(ids[: place + 1])
+        ]
+        decoded = [tokenizer.decode(ids[: place + 1]) for place in range(len(ids))]
+        counts = [0, *(sum(text.count(stop) for stop in texts) for text in decoded)]
+        assert ends == [place for place in range(len(ids)) if counts[place + 1] > counts[place]]
+        assert bool(ends) == any(stop in decoded[-1] for stop in texts)
 
 
 def test_the_model_is_not_asked_on_when_all_have_ended(loaded, monkeypatch):

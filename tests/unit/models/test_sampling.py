@@ -10,9 +10,9 @@ from tuner.models.sampling import choose, nucleus, uniforms
 HAND = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
 
 
-def picked(probabilities, top_p, uniform, temperature=1.0):
+def picked(probabilities, top_p, uniform, temperature=1.0, **limits):
     tokens_B, logprobs_B = choose(
-        probabilities.log(), temperature, top_p, torch.tensor([uniform], dtype=torch.float64)
+        probabilities.log(), temperature, top_p, torch.tensor([uniform], dtype=torch.float64), **limits
     )
     return int(tokens_B), float(logprobs_B)
 
@@ -77,6 +77,51 @@ def test_logprobs_are_without_the_nucleus_and_at_the_temperature():
     token, logprob = picked(HAND, 1.0, 0.99, temperature=2.0)
     roots = np.sqrt([0.1, 0.4, 0.2, 0.3])
     assert (token, logprob) == (3, pytest.approx(np.log(roots[3] / roots.sum()), abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("uniform", "limits", "token"),
+    [
+        (0.999, {"top_k": 1}, 1),
+        (4 / 7 - 1e-6, {"top_k": 2}, 1),  # of 0.4 and 0.3
+        (4 / 7 + 1e-6, {"top_k": 2}, 3),
+        (0.999, {"top_k": 9}, 3),
+        (0.999, {"top_k": 2, "top_p": 0.57}, 1),  # of 4/7 and 3/7 the first alone reaches 0.57
+        (0.999, {"top_k": 2, "top_p": 0.58}, 3),
+        (0.999, {"forbidden": torch.tensor([3])}, 2),
+        (0.999, {"forbidden": torch.tensor([3, 1]), "top_k": 1}, 2),
+        (0.5, {"forbidden": torch.tensor([0, 1, 3, 99])}, 2),
+    ],
+)
+def test_candidates_by_hand(uniform, limits, token):
+    top_p = {"top_p": 1.0} | limits
+    chosen, logprob = picked(HAND, uniform=uniform, **top_p)
+    assert chosen == token
+    assert logprob == pytest.approx(float(HAND[0, token].log()), abs=1e-6), "over the whole vocabulary"
+
+
+def test_of_equals_the_first_are_among_the_top_k():
+    logits_BV = torch.tensor([[1.0, 0.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    allowed = set()
+    for uniform in (0.0, 0.3, 0.6, 0.999):
+        uniform_B = torch.full((2,), uniform, dtype=torch.float64)
+        allowed |= set(enumerate(choose(logits_BV, 1.0, 1.0, uniform_B, top_k=3)[0].tolist()))
+    assert allowed == {(0, 0), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)}
+
+
+def test_a_certain_token_that_is_forbidden_leaves_the_others_their_odds():
+    logits_BV = torch.tensor([[1000.0, 1.0, 1.0, 0.0]])
+    tokens = [
+        int(
+            choose(logits_BV, 1.0, 0.9, torch.tensor([u], dtype=torch.float64), forbidden=torch.tensor([0]))[
+                0
+            ]
+        )
+        for u in (0.4, 0.8, 0.99)
+    ]
+    # e : e : 1 of 2e + 1: nothing is left of the nucleus at 0.84, so that the third is in it
+    assert tokens == [1, 2, 3]
+    assert int(choose(logits_BV, 0.0, forbidden=torch.tensor([0]))[0]) == 1
 
 
 def test_greedy_takes_the_likeliest_and_its_logprob_at_temperature_one():

@@ -72,6 +72,7 @@ def of_answers(name: str, found: list[Any]) -> dict[int, np.ndarray]:
 
 
 SCORES = np.array([0.5, -2.0, 0.0, 1.0, 3.0, -1.0, 0.25, -0.75])
+FIELDS = ("prompts", "tokens", "answers", "texts")
 ESTIMATES = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: np.exp(-d) - 1 + d}
 
 
@@ -162,6 +163,49 @@ def test_fewer_replayed_rows_than_updates_leave_some_without():
     assert [len(update.replayed) for update in found] == [1, 0, 0]
     assert ["replay_tokens" in update.totals for update in found] == [True, False, False]
     assert all(not one.replayed for one in updates(made, observed(made), None, [], CONFIG, One()))
+
+
+@pytest.mark.parametrize("tokens_per_pass", [48, 1000])
+def test_losses_on_masked_answers_are_those_of_a_rollout_without_them(tokens_per_pass):
+    """Truncated ones are answers 2 and 5; values are drawn by the token, so that rows may be packed otherwise."""
+    made = rollout()
+    kept = made.ended.nonzero()[0]
+    assert 0 < len(kept) < len(made)
+    masked = replace(made, masks_truncated=True)
+    parts = [
+        [values[index] for index in kept] for values in (made.prompts, made.tokens, made.answers, made.texts)
+    ]
+    config = override(CONFIG, {"kl": 0.3, "whiten_advantages": True})
+    found = []
+    for one, scores in (
+        (masked, SCORES),
+        (replace(made, **dict(zip(FIELDS, parts, strict=True))), SCORES[kept]),
+    ):
+        rewarded = with_rewards(observed(one, tokens_per_pass=tokens_per_pass), scores, config)
+        experiences = with_advantages(rewarded, config, One())
+        found += updates(one, experiences, None, [], config, One())
+    own, other = found
+    assert own.totals == other.totals
+    names = ("old_N", "reference_N", "values_N", "advantages_N", "returns_N", "rewards_N", "entropies_N")
+    for name in names:
+        ours, theirs = of_answers(name, own.experiences), of_answers(name, other.experiences)
+        assert ours.keys() == set(kept.tolist())
+        for place, index in enumerate(kept.tolist()):
+            assert ours[index] == pytest.approx(theirs[place], abs=1e-6), name
+    for one in own.experiences:
+        tokens = one.row.batch.tokens_T[one.row.batch.learned_N].tolist()
+        answers = np.concatenate([made.answers[index].tokens for index in one.row.answers])
+        assert tokens == answers.tolist()
+    figures = rollout_figures(masked, SCORES, SCORES)
+    assert (figures["masked"], figures["score"]) == (2 / 8, SCORES.mean())
+
+
+def test_a_rollout_of_truncated_answers_alone_has_updates_of_nothing():
+    made = rollout()
+    cut = [replace(answer, ended=False) for answer in made.answers]
+    made = replace(made, answers=cut, masks_truncated=True)
+    (update,) = updates(made, observed(made), None, [], CONFIG, One())
+    assert (list(update.experiences), update.totals) == ([], {"answer_tokens": 0.0, "answers": 0.0})
 
 
 def test_a_ranks_updates_know_the_totals_of_all():

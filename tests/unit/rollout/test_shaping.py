@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tuner.config import PPO, Prompts, Sampling, override
+from tuner.config import PPO, LengthPenalty, Prompts, Sampling, override
 from tuner.losses.moments import RunningMoments
-from tuner.rollout.shaping import shape_scores
+from tuner.rollout.shaping import length_penalties, shape_scores
 
 CONFIG = PPO(
     policy={"path": "none"},
@@ -52,6 +52,23 @@ def test_a_missing_end_is_taken_off_before_the_clip():
     assert learned(**changes)[0] == [0.5, -5.0, 5.0, -2.0]
     assert learned(reward_clip=None, **changes)[0] == [0.5, -7.0, 7.0, -2.0]
     assert SCORES.tolist() == [0.5, -7.0, 9.0, 0.0]  # and what is logged as the score stays raw
+
+
+def test_the_penalty_on_length_by_hand():
+    """DAPO's soft overlong punishment: 0 up to 6 tokens, -1 at 10."""
+    lengths = np.array([1, 6, 7, 10])
+    costs = length_penalties(lengths, LengthPenalty(per_token=1 / 4, above=6))
+    assert costs.tolist() == [0, 0, 0.25, 1.0]
+    assert length_penalties(lengths, LengthPenalty(per_token=0.5)).tolist() == [0.5, 3.0, 3.5, 5.0]
+    assert length_penalties(lengths, None).tolist() == [0.0] * 4
+    shaped, _ = shape_scores(
+        *(SCORES, ENDED, {}),
+        missing_end_penalty=1.0,
+        length_penalties_A=costs,
+        clip=5.0,
+        normalize=False,
+    )
+    assert shaped.tolist() == [0.5, -5.0, 5.0, -2.0]
 
 
 def test_moments_are_those_of_all_scores_so_far_this_steps_too():

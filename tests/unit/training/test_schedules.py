@@ -1,11 +1,15 @@
 """Learning rates against numbers worked out by hand."""
 
+import json
 import math
 
 import pytest
 
-from tuner.config import Constant, Cosine, Linear
+from tuner.config import SFT, Chat, Constant, Cosine, Linear, Model, from_json, override, to_json
+from tuner.errors import UserError
 from tuner.training.schedules import learning_rate, warmup_steps
+
+CONFIG = SFT(model=Model(path="tuner:tiny"), data=Chat(files=("rows.jsonl",), template="internlm2"))
 
 
 def rates(schedule, total, peak=1.0):
@@ -34,6 +38,33 @@ def test_warmup_is_a_share_below_one_and_steps_above():
     assert warmup_steps(Cosine(warmup=0.03), 1000) == 30
     assert warmup_steps(Cosine(warmup=10), 1000) == 10
     assert warmup_steps(Cosine(warmup=10), 4) == 3
+    assert warmup_steps(Cosine(warmup=0.9), 1000) == 900
+    assert warmup_steps(Cosine(warmup=0.03), 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("warmup", "message"), [(1.0, "one step or all steps"), (1.5, "1.5 is not whole: write 2")]
+)
+def test_a_warmup_that_could_mean_two_things_is_refused(warmup, message):
+    for change in (warmup, json.dumps(warmup)):
+        with pytest.raises(UserError, match=f"override: schedule.warmup: .*{message}"):
+            override(
+                CONFIG, {"schedule.warmup": warmup} if change is warmup else [f"schedule.warmup={change}"]
+            )
+
+
+def test_one_step_of_warmup_stays_one_step_in_json():
+    config = override(CONFIG, ["schedule.warmup=1"])
+    again = from_json(to_json(config))
+    assert again == config
+    assert warmup_steps(again.schedule, 1000) == 1
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Cosine, 0.171), (Linear, 0.235)])
+def test_the_last_step_is_where_the_field_says(kind, expected):
+    last = rates(kind(warmup=0, final=0.15), 10)[-1]
+    assert f"n=10 at {expected}" in " ".join(kind.model_fields["final"].description.split())
+    assert last == pytest.approx(expected, abs=5e-4)
 
 
 def test_internlm2_recipe_ends_at_its_floor():

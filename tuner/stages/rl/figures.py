@@ -66,6 +66,7 @@ RULES = {
     "seconds/": "time/",
     "replay_": "replay/",
     "score/": "conditions/score/",
+    "score_of/": "score_of/",
     "reward/": "conditions/reward/",
 }
 

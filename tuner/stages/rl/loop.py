@@ -23,6 +23,7 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
                 setup.stream.prompts,
                 setup.stream.step(step.index),
                 answers_per_prompt=algorithm.answers_per_prompt,
+                masks_truncated=config.mask_truncated,
                 step=step.index,
             )
         with step.part("logprobs"):
@@ -30,9 +31,9 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
             step.batches = [row.batch for row in rows]  # saved where losses stay non-finite
             observed = algorithm.observe(roles, rows)
         with step.part("scores"):
-            scores_A = setup.reward.score(rollout.prompts, rollout.texts)
+            scores_A = setup.score(step, rollout)
         with step.part("rewards"):
-            shaped_A = setup.shape(scores_A, rollout.ended)
+            shaped_A = setup.shape(scores_A, rollout)
             rewarded = algorithm.reward(observed, shaped_A)
             rewards_A = answer_rewards(rewarded, len(rollout), devices)
         with step.part("advantages"):

@@ -27,10 +27,10 @@ from tuner.models.roles import Roles
 from tuner.models.rope import check_cached_length
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
-from tuner.rollout.reward_sources import RewardSource
+from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rules import load_rule
-from tuner.rollout.shaping import shape_scores
+from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
 from tuner.stages.rl.models import policy_models
@@ -65,15 +65,24 @@ class Setup:
             self.context.run.save_json("before", before.to_dict())
         return before
 
-    def shape(self, scores_A: np.ndarray, ended_A: np.ndarray) -> np.ndarray:
+    def score(self, step: Step, rollout: Rollout) -> np.ndarray:
+        """Scores of the answers, float64 [A]; where they are a sum, the means of its parts are logged."""
+        if not isinstance(self.reward, SummedReward):
+            return self.reward.score(rollout.prompts, rollout.texts)
+        parts = self.reward.parts(rollout.prompts, rollout.texts)
+        step.metrics |= {f"score_of/{name}": float(part_A.mean()) for name, part_A in parts.items()}
+        return summed(parts)
+
+    def shape(self, scores_A: np.ndarray, rollout: Rollout) -> np.ndarray:
         """Shaped scores, float64 [A]. The moments that normalize them are part of the loop's state, which is saved."""
         config, state = self.config, self.loop.state
         # In the saved state: with moments started anew, a resumed run would scale rewards differently.
         shaped_A, state["scores"] = shape_scores(
             scores_A,
-            ended_A,
+            rollout.ended,
             state.get("scores", {}),
             missing_end_penalty=config.missing_end_penalty,
+            length_penalties_A=length_penalties(rollout.answer_lengths, config.length_penalty),
             clip=config.reward_clip,
             normalize=config.normalize_rewards,
         )
@@ -84,6 +93,12 @@ class Setup:
         config = self.config
         trains_policy = "policy" in self.algorithm.trains(step.index)
         replayed = self._draw_replay(step, rollout.num_tokens) if trains_policy else []
+        if not rollout.learned.any():
+            step.metrics["loss"] = None  # there may be no loss at all
+            self.loop.say(
+                f"step {step.index + 1}: every answer was truncated and is left out of the losses (mask_truncated); "
+                "raise sampling.max_new_tokens"
+            )
         return updates(
             rollout,
             experiences,
