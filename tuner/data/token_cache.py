@@ -39,6 +39,7 @@ CODE = (
     "prompt_rows",
     "prompts",
     "data_report",
+    "row_files",
     "row_shapes",
     "conversation_rows",
     "sources",
