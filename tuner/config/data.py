@@ -185,8 +185,8 @@ class Preferences(DataConfig):
     removed, equally for every answer; system turns and answers stay whole. Counted in the log."""
 
     incomparable: Literal["error", "drop"] = "error"
-    """Handling of rows with identical answers, or with answers to different prompts: an error naming the row, or
-    dropped (HH-RLHF has a few). Counted in the log."""
+    """Handling of rows whose answers cannot be compared (identical ones, those to different prompts, scores or ranks
+    that contradict each other, an empty better answer): an error naming the row, or dropped. Counted in the log."""
 
     ties: Literal["drop", "half"] = "drop"
     """Handling of answers with equal rank: no pair, or one pair in each direction at half weight. Counted in the

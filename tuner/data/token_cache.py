@@ -27,6 +27,7 @@ from tuner.data.template import find_source
 
 CODE = (
     "token_cache",
+    "answers",
     "comparisons",
     "conditions",
     "conversation",
