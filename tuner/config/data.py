@@ -15,18 +15,18 @@ def _shape_reference(value: Any) -> Any:
 
 
 class Source(ConfigBase):
-    """A source of rows: a JSONL or Parquet file or glob, a dataset on the hub, or a file shipped with tuner."""
+    """A source of rows: a file or glob, a saved dataset, a dataset on the hub, or a file shipped with tuner."""
 
     path: str = Field(min_length=1)
-    """File or glob (`data/*.jsonl`, `data/x.parquet`), hub dataset (`org/dataset`), or shipped file
-    (`tuner:sums/train.jsonl`)."""
+    """File or glob (`data/*.jsonl`, `data/x.parquet`), folder of `save_to_disk`, hub dataset (`org/dataset`), or
+    shipped file (`tuner:sums/train.jsonl`)."""
 
     shape: Annotated[str | Callable[..., Any] | None, BeforeValidator(_shape_reference)] = None
     """Row shape: a name from data_templates/rows, or a function (row) -> row that converts a row (dict) to one of
     them; None: recognized from the first row."""
 
     split: str = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, or of a folder of `save_to_disk` that has several."""
 
     subset: str | None = None
     """Configuration of a hub dataset, or one of its folders."""
@@ -185,8 +185,8 @@ class Preferences(DataConfig):
     removed, equally for every answer; system turns and answers stay whole. Counted in the log."""
 
     incomparable: Literal["error", "drop"] = "error"
-    """Handling of rows with identical answers, or with answers to different prompts: an error naming the row, or
-    dropped (HH-RLHF has a few). Counted in the log."""
+    """Handling of rows whose answers cannot be compared (identical ones, those to different prompts, scores or ranks
+    that contradict each other, an empty better answer): an error naming the row, or dropped. Counted in the log."""
 
     ties: Literal["drop", "half"] = "drop"
     """Handling of answers with equal rank: no pair, or one pair in each direction at half weight. Counted in the

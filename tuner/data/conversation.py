@@ -128,6 +128,8 @@ class Preference:
     tools: tuple[Mapping[str, Any], ...] = ()
     weight: float = 1.0
     """Factor on the weight of the row's pairs and answers."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of such rows, as predicates of "rows ..."; the report counts each."""
     origin: str = ""
     """`file:line`, for messages."""
 

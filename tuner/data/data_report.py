@@ -38,7 +38,10 @@ class SourceReport:
     ties: int = 0
     """Rows dropped because all their answers have the same rank (ties="drop")."""
     incomparable: int = 0
-    """Rows dropped because their answers are equal or answer different prompts (incomparable="drop")."""
+    """Rows dropped because their answers cannot be compared (incomparable="drop")."""
+    joined: int = 0
+    """Rows of one answer each that were put together with an earlier one of the same prompt, and are kept or dropped
+    with it."""
     empty_answers: int = 0
     """Rows with an assistant turn without text, which teaches the model to end its answer at once."""
     longest: int = 0
@@ -115,6 +118,7 @@ class DataReport:
         """The report as one paragraph."""
         clauses = [f"{_sum(self, 'rows'):,} rows read from {_count(len(self.sources), 'source')}"]
         counts = {
+            "answers to the prompt of an earlier one": _sum(self, "joined"),
             "equal to an earlier one and kept": _sum(self, "duplicates") - _sum(self, "dropped_duplicates"),
             "equal to an earlier one and dropped": _sum(self, "dropped_duplicates"),
             "too long and dropped": _sum(self, "dropped_too_long"),

@@ -113,6 +113,10 @@ class Builder(ABC, Generic[Item, Piece, Part]):
     def fit(self, item: Item, piece: Piece, weight: float, counts: SourceReport) -> Iterable[Piece]:
         """A row's pieces of at most max_length tokens, counted in `counts`; weight: its source's."""
 
+    def gather(self, rows: Rows, counts: SourceReport) -> Iterable[Row]:
+        """The rows to read: those of the source; where several are read as one, the others are counted in `counts`."""
+        return rows
+
     def part_key(self, item: Item, content: bytes) -> bytes:
         """The key that decides an item's part; items of equal keys go to the same one. content: the item's hash."""
         return content
@@ -170,7 +174,7 @@ class Builder(ABC, Generic[Item, Piece, Part]):
     ) -> Iterator[tuple[Row, Item, PartName]]:
         """The rows to tokenize, with the part each belongs to; the others are counted."""
         read = self.read(rows.source)
-        for row in rows:
+        for row in self.gather(rows, counts):
             counts.rows += 1
             self._num_rows += 1
             item = read(row)
@@ -307,7 +311,7 @@ _PURPOSES: dict[str, PartName] = {"validation_files": "validation", "test_files"
 
 def _is_empty_answer(turn: object) -> bool:
     return getattr(turn, "role", "") == "assistant" and not (
-        getattr(turn, "content", "") or getattr(turn, "tool_calls", ())
+        getattr(turn, "content", "").strip() or getattr(turn, "tool_calls", ())
     )
 
 

@@ -1,6 +1,7 @@
 """From a config's sources to tokenized comparisons: read, condition, render, tokenize, hold out, count, and cache."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from tuner.config.data import Preferences, Source
+from tuner.data.answers import IncomparableError
 from tuner.data.comparisons import ComparisonCollector, Comparisons, TokenizedComparison
 from tuner.data.conditions import Conditions, drawing_key
 from tuner.data.conversation import Preference
-from tuner.data.data_report import SourceReport
+from tuner.data.data_report import DataReport, SourceReport
 from tuner.data.dataset import Builder, Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer, is_one_token
 from tuner.data.examples import Sample, tokenize
-from tuner.data.preference_rows import IncomparableError, preference_reader
-from tuner.data.sources import Row
+from tuner.data.preference_rows import join_answers, preference_reader
+from tuner.data.row_shapes import Reader
+from tuner.data.sources import Row, Rows
 from tuner.data.split import PartName, hash_values, plain_turns
 from tuner.data.template import Rendered, Template
 from tuner.errors import UserError
@@ -97,6 +100,7 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
     ):
         # before super(), which calls collector()
         self._conditions = conditions
+        self._remarks: Counter[str] = Counter()
         super().__init__(data, tokenizer, progress)
         self._sequences = SequenceMaker(tokenizer, reward_token)
         self.wanted = wanted or self.wanted
@@ -109,16 +113,23 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
     def collector(self) -> ComparisonCollector:
         return ComparisonCollector(tuple(self._conditions.wordings), self.data.ties == "half")
 
+    def gather(self, rows: Rows, counts: SourceReport) -> Iterator[Row]:
+        for row, number in join_answers(rows, _reader(rows.source)):
+            counts.rows += number - 1
+            counts.joined += number - 1
+            yield row
+
     def read(self, source: Source) -> Callable[[Row], Preference | SkipReason]:
-        reader = preference_reader(source.shape if isinstance(source.shape, str) else None)
+        reader = _reader(source)
 
         def read(row: Row) -> Preference | SkipReason:
             try:
                 preference: Preference = reader.read(row.values, row.origin)
-            except IncomparableError:
+            except IncomparableError as error:
                 if self.data.incomparable == "error":
-                    raise
+                    raise UserError(f'{error}, or set incomparable="drop"') from error
                 return "incomparable"
+            self._remarks.update(preference.remarks)
             if preference.ranks[-1] == 0 and self.data.ties == "drop":
                 return "ties"
             return preference if preference.condition else replace(preference, condition=source.condition)
@@ -166,6 +177,11 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
             weights[-1] = item.weight * weight  # the score is read at the last token
         yield replace(piece, weight=item.weight * weight)
 
+    def finish(self) -> tuple[dict[str, Comparisons], DataReport]:
+        parts, report = super().finish()
+        report.notes += [f"{count:,} rows {remark}" for remark, count in self._remarks.items()]
+        return parts, report
+
     def _system(self, item: Preference) -> str | None:
         return self._conditions.prompt(item.condition, drawing_key(item.prompt), item.origin)
 
@@ -185,6 +201,10 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
         after_head = Rendered(text, [(head, len(text), 1.0)], item.origin)
         (_, weights), *_ = tokenize([after_head], self.tokenizer)
         return int(weights.argmax())
+
+
+def _reader(source: Source) -> Reader:
+    return preference_reader(source.shape if isinstance(source.shape, str) else None)
 
 
 def _comparison(item: Preference, sequences: list[tuple[np.ndarray, int]]) -> TokenizedComparison:

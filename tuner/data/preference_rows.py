@@ -1,43 +1,82 @@
 """Row shapes that are read as preferences: pairs and ranked lists, as published sets write them."""
 
-from __future__ import annotations
-
+import json
 import re
-from typing import Any, NoReturn, TypeGuard, cast
+from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations
+from typing import Any, cast
 
-from tuner.data.conversation import Preference, Turn
+from tuner.data.answers import (
+    PROMPTS,
+    Ranking,
+    common_prompt,
+    incomparable,
+    is_number,
+    read_answers,
+    read_prompt,
+    read_side,
+    read_text_prompt,
+    to_preference,
+    untyped_messages,
+)
+from tuner.data.conversation import Turn
+from tuner.data.row_files import Row
 from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
+    Cell,
     Values,
     expect_list,
+    expect_mapping,
     expect_text,
     has,
     is_object,
     read_question,
-    read_tools,
-    read_turn,
-    read_weight,
     refuse,
+    untyped,
 )
-from tuner.errors import UserError
 
-_PROMPTS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "history")
-"""Keys of the prompt, a text or messages; the first that a row has counts."""
-_TRANSCRIPT = re.compile(r"\s*(Human|Assistant): ?", re.MULTILINE)
-"""How a turn begins in HH-RLHF's transcripts."""
+_PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 _SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
     ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
 )
 """Keys of a pair's scores in published sets; equal scores are a tie."""
-_ANSWERS = ("answers", "responses", "completions")
-_LARGEST = 1e30
-"""Larger numbers are refused: JSON has no bound, and fp32 overflows at 3.4e38."""
+_ANSWERS = ("answers", "responses", "completions", "generations")
+_LIST_SCORES = ("scores", "ratings")
+_FINE_GRAINED = (
+    "are ranked by UltraFeedback's fine-grained scores: its overall_score is 10 in some where 1 was meant"
+)
+_SAFER_DIFFERS = (
+    'name another answer the safer one than the better one; Source(shape="safe_rlhf_safer") ranks by safety'
+)
+_JOINED_BY = ("prompt", "system", "condition", "weight", "tools")
+_WINNERS = {"model_a": (0.0, 1.0), "model_b": (1.0, 0.0)}
+_TIES = ("tie", "tie (bothbad)", "tie (inconsistent)", "both_bad")
+_VOTES = ("winner_model_a", "winner_model_b", "winner_tie")
+_HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\s*")
+"""What HelpSteer writes between the turns of a prompt that has several."""
 
 
-class IncomparableError(UserError):
-    """The answers of a row cannot be compared: they are equal, or answer different prompts."""
+class RankingShape(Shape):
+    """A shape of preferences: `rank` reads (row, origin) as a Ranking, from which `read` makes a Preference."""
+
+    def __init__(
+        self,
+        rank: Callable[[Values, str], Ranking],
+        *keys: tuple[str, ...],
+        lists: tuple[str, ...] = (),
+        joined: tuple[str, ...] = (),
+    ):
+        self.rank = rank
+        self.joined = joined
+        """Keys of the answer and its score, where a row has one answer; see join_answers."""
+        super().__init__(
+            lambda row, origin: to_preference(row, rank(row, origin), origin), *keys, lists=lists
+        )
 
 
 def preference_reader(shape: str | None) -> Reader:
@@ -45,177 +84,119 @@ def preference_reader(shape: str | None) -> Reader:
     return Reader(shape, {**registered_shapes("preference"), **SHAPES})
 
 
-def _read_pair(row: Values, origin: str) -> Preference:
-    """chosen and rejected: texts or messages, of the answer or of the whole conversation, prompt included."""
+def join_answers(rows: Iterable[Row], reader: Reader) -> Iterator[tuple[Row, int]]:
+    """(row, number of rows it was put together from): rows of one answer each (HelpSteer2) are joined by their prompt.
+
+    All rows of a source are joined, wherever they stand, and have the origin of the first. Other shapes stay as they
+    are.
+    """
+    groups: dict[str, list[Row]] = {}
+    joined: tuple[str, ...] = ()
+    for row in rows:
+        shape = reader.shape_of(row.values, row.origin)
+        if not (isinstance(shape, RankingShape) and shape.joined and shape.matches(row.values)):
+            yield row, 1
+            continue
+        shape.rank(row.values, row.origin)  # refuses it by its own line
+        joined = shape.joined
+        others = {key: row.values.get(key) for key in _JOINED_BY}
+        groups.setdefault(json.dumps(others, sort_keys=True, default=str), []).append(row)
+    for group in groups.values():
+        first = group[0]
+        lists = {key: [row.values[key] for row in group] for key in joined}
+        yield first._replace(values={**first.values, **lists}), len(group)
+
+
+def pair_keys(row: Values) -> tuple[str, str]:
+    """The keys of a pair's answers, better and worse."""
+    return next((pair for pair in _PAIRS if all(has(row, key) for key in pair)), _PAIRS[0])
+
+
+def _rank_pair(row: Values, origin: str) -> Ranking:
+    """chosen and rejected: texts or messages, of the answer or of the whole conversation, prompt included.
+
+    Lists of texts are several answers that are equally good (RewardBench 2).
+    """
+    better, worse = pair_keys(row)
     prompt = read_prompt(row, origin)
-    sides = [read_side(row[key], key, prompt, origin) for key in ("chosen", "rejected")]
+    chosen, rejected = (read_answers(row[key], key, prompt, origin) for key in (better, worse))
     if prompt is None:
-        prompt, sides = _common_prompt(sides[0], sides[1], origin)
-    tied = any(has(row, chosen) and row[chosen] == row.get(rejected) for chosen, rejected in _SCORES)
-    return _preference(row, prompt, sides, [0, 0] if tied else [0, 1], origin)
+        prompt, (first, second) = common_prompt(chosen[0], rejected[0], origin)
+        chosen, rejected = [first], [second]
+    place = 0 if _is_tied(row, origin) else 1
+    return Ranking(prompt, [*chosen, *rejected], [0] * len(chosen) + [place] * len(rejected))
 
 
-def _read_shp(row: Values, origin: str) -> Preference:
-    """Stanford Human Preferences: labels=1 prefers answer A."""
-    if row["labels"] not in (0, 1):
-        refuse(origin, f'"labels" is 1 where A is better and 0 where B is, not {row["labels"]!r}')
-    prompt = read_text_prompt(row["history"], "history", origin)
-    sides = [read_side(row[f"human_ref_{side}"], f"human_ref_{side}", prompt, origin) for side in "AB"]
-    return _preference(row, prompt, sides, [1 - row["labels"], row["labels"]], origin)
+def _is_tied(row: Values, origin: str) -> bool:
+    """Whether a pair's scores, or distilabel's status, say that neither is better."""
+    tied = row.get("status") == "tie"
+    for chosen, rejected in _SCORES:
+        better, worse = untyped(row.get(chosen)), untyped(row.get(rejected))
+        if is_number(better) and is_number(worse) and better < worse:
+            incomparable(
+                origin,
+                f'"{chosen}" {better:g} is less than "{rejected}" {worse:g}, which contradicts the pair; swap the '
+                "answers, or take the row out",
+            )
+        tied = tied or (better is not None and better == worse)
+    return tied
 
 
-def _read_ranked(row: Values, origin: str) -> Preference:
+def _rank_ranked(row: Values, origin: str) -> Ranking:
     """Several answers with "scores" (higher is better) or "ranks" (1 is the best), beside the answers or in each."""
     prompt = read_prompt(row, origin)
     if prompt is None:
-        refuse(origin, f"no prompt; write one of {', '.join(_PROMPTS)}")
+        refuse(origin, f"no prompt; write one of {', '.join(PROMPTS)}")
     key = next(key for key in _ANSWERS if has(row, key))
     answers = expect_list(row[key], f'"{key}"', origin)
     objects: list[Values] = [answer if is_object(answer) else {} for answer in answers]
     sides = [read_side(_answer_value(answer), key, prompt, origin) for answer in answers]
-    ranks = row.get("ranks") or [answer.get("rank") for answer in objects]
-    scores = row.get("scores") or [answer.get("score", answer.get("overall_score")) for answer in objects]
+    ranks = untyped(row.get("ranks")) or [answer.get("rank") for answer in objects]
+    scores, remarks = _read_scores(row, objects)
     values, sign = (scores, -1.0) if ranks == [None] * len(answers) else (ranks, 1.0)
     values = expect_list(values, '"ranks" or "scores"', origin)
-    places = [sign * value for value in values if _is_number(value)]
+    places = [sign * value for value in values if is_number(value)]
     if not len(places) == len(values) == len(answers):
         refuse(origin, f'"ranks" or "scores" must be a list of {len(answers)} numbers, one for each answer')
-    return _preference(row, prompt, sides, places, origin)
+    if sign > 0 and isinstance(scores, list):
+        _refuse_contradiction(places, cast("list[Any]", scores), origin)
+    return Ranking(prompt, sides, places, remarks if sign < 0 else ())
 
 
-SHAPES = {
-    "shp": Shape(_read_shp, ("history", "human_ref_A", "human_ref_B", "labels")),
-    "pair": Shape(_read_pair, ("chosen", "rejected")),
-    "ranked": Shape(_read_ranked, *((key,) for key in _ANSWERS)),
-}
-"""In the order of recognition."""
+def _read_scores(row: Values, answers: list[Values]) -> tuple[Any, tuple[str, ...]]:
+    """The answers' scores, of the row or of each answer, and remarks on them."""
+    if scores := next((untyped(row[key]) for key in _LIST_SCORES if has(row, key)), None):
+        return scores, ()
+    fine_grained = [_fine_grained_score(answer) for answer in answers]
+    if None not in fine_grained and any(has(answer, "overall_score") for answer in answers):
+        return fine_grained, (_FINE_GRAINED,)
+    return [answer.get("score", answer.get("overall_score")) for answer in answers], ()
 
 
-def _preference(
-    row: Values, prompt: tuple[Turn, ...], answers: list[tuple[Turn, ...]], places: list[float], origin: str
-) -> Preference:
-    """places: a number for each answer, of which only the order counts; smaller is better."""
-    distinct: dict[Any, tuple[float, tuple[Turn, ...]]] = {}
-    for place, answer in zip(places, answers, strict=True):
-        if distinct.setdefault(_content(answer), (place, answer))[0] != place:
-            _incomparable(
-                origin, "the same answer is both better and worse; take the row, or one of the two, out"
-            )
-    if len(distinct) < 2:
-        _incomparable(origin, "two different answers are needed for one to be better; take the row out")
-    if not any(turn.content.strip() or turn.tool_calls for turn in prompt):
-        refuse(origin, "the prompt is empty; write it, or take the row out")
-    if row.get("system"):
-        prompt = (Turn("system", expect_text(row["system"], '"system"', origin)), *prompt)
-    order = sorted(distinct, key=lambda content: distinct[content][0])  # ties stay in the order of the row
-    distinct_places = sorted({place for place, _ in distinct.values()})
-    return Preference(
-        prompt=prompt,
-        answers=tuple(distinct[content][1] for content in order),
-        ranks=tuple(distinct_places.index(distinct[content][0]) for content in order),
-        row_order=tuple(order.index(_content(answer)) for answer in answers),
-        condition=read_condition(row, origin),
-        margin=_margin(row, len(order), origin),
-        tools=read_tools(row, origin),
-        weight=read_weight(row, origin),
-        origin=origin,
-    )
+def _fine_grained_score(answer: Values) -> float | None:
+    """UltraFeedback's mean rating of an answer's aspects; the set's first version has only the ratings."""
+    score = answer.get("fine-grained_score")
+    if is_number(score):
+        return score
+    annotations = answer.get("annotations")
+    aspects = annotations.values() if is_object(annotations) else ()
+    ratings = [str(aspect.get("Rating")) for aspect in aspects if is_object(aspect)]
+    numbers = [int(rating) for rating in ratings if re.fullmatch(r"[1-5]", rating)]  # some are "N/A"
+    return sum(numbers) / len(numbers) if numbers else None
 
 
-def read_prompt(row: Values, origin: str) -> tuple[Turn, ...] | None:
-    """The row's prompt, apart from its answers; None when it has none of the keys."""
-    key = next((key for key in _PROMPTS if has(row, key)), None)
-    if key is None:
-        return None
-    value = row[key]
-    if key == "instruction":
-        return read_question(row, origin)
-    turns = (
-        _turns(cast("list[Any]", value), origin)
-        if isinstance(value, list)
-        else read_text_prompt(value, key, origin)
-    )
-    if not turns:
-        refuse(origin, f'"{key}" is empty; write the prompt')
-    return turns
-
-
-def read_text_prompt(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
-    """A text as one user turn, or the turns of an HH-RLHF transcript that ends with "Assistant:"."""
-    text = expect_text(value, f'"{key}"', origin)
-    if _TRANSCRIPT.match(text) and text.rstrip().endswith("Assistant:"):
-        return _transcript(text.rstrip().removesuffix("Assistant:"))
-    return (Turn("user", text),)
-
-
-def read_side(value: Any, key: str, prompt: tuple[Turn, ...] | None, origin: str) -> tuple[Turn, ...]:
-    """An answer's turns; where there is no prompt, those of the whole conversation. key: the answer's, for messages."""
-    if isinstance(value, str):
-        turns = _transcript(value) if _TRANSCRIPT.match(value) else ()
-        if prompt is not None and not (turns and _content(turns[: len(prompt)]) == _content(prompt)):
-            return (Turn("assistant", value),)
-        if not turns:
-            refuse(origin, f'"{key}" is a text and there is no prompt; write one of {", ".join(_PROMPTS)}')
-    else:
-        turns = _turns(cast("list[Any]", value) if isinstance(value, list) else [value], origin)
-    if prompt is not None and turns and turns[0].role != "assistant":
-        if _content(turns[: len(prompt)]) != _content(prompt):
-            _incomparable(
-                origin, f'"{key}" begins with another prompt than the row has; both must be the same'
-            )
-        turns = turns[len(prompt) :]
-        if turns and turns[0].role != "assistant":
-            _incomparable(
-                origin, f'"{key}" has a {turns[0].role} turn behind the prompt, where its answer should begin'
-            )
-    if not turns or turns[-1].role != "assistant":
-        refuse(
-            origin, f'"{key}" does not end with an answer of the assistant\'s; correct it or take the row out'
-        )
-    return turns
-
-
-def _common_prompt(
-    chosen: tuple[Turn, ...], rejected: tuple[Turn, ...], origin: str
-) -> tuple[tuple[Turn, ...], list[tuple[Turn, ...]]]:
-    """The turns that two conversations begin with, and the answer that follows in each."""
-    # each side keeps a turn for its answer, even where one conversation begins with all of the other
-    longest = min(len(chosen), len(rejected)) - 1
-    shared = 0
-    while shared < longest and _turn_content(chosen[shared]) == _turn_content(rejected[shared]):
-        shared += 1
-    if not shared:
-        _incomparable(origin, "chosen and rejected share no prompt; they must be answers to the same one")
-    answers = [chosen[shared:], rejected[shared:]]
-    for answer in answers:
-        if answer[0].role != "assistant":
-            _incomparable(
+def _refuse_contradiction(ranks: list[float], scores: list[Any], origin: str) -> None:
+    """Raise IncomparableError where an answer has the better rank and the lower score than another."""
+    if len(scores) != len(ranks) or not all(map(is_number, scores)):
+        return
+    for (rank, score), (other_rank, other_score) in combinations(zip(ranks, scores, strict=True), 2):
+        if (rank - other_rank) * (score - other_score) > 0:
+            incomparable(
                 origin,
-                f"chosen and rejected part at turn {shared + 1}, which is the {answer[0].role}'s: "
-                "they must be answers to the same prompt",
+                f"rank {min(rank, other_rank):g} (1 is the best) has a lower score than rank "
+                f"{max(rank, other_rank):g}: ranks and scores contradict each other; leave one of them out, or take "
+                "the row out",
             )
-    return chosen[:shared], answers
-
-
-def _turns(values: list[Any], origin: str) -> tuple[Turn, ...]:
-    """Messages with OpenAI's or ShareGPT's keys."""
-    turns: list[Turn] = []
-    for value in values:
-        if is_object(value) and "from" in value and "role" not in value:
-            value = {"role": value["from"], "content": value.get("value")}
-        turns.append(read_turn(value, origin))
-    return tuple(turns)
-
-
-def _transcript(text: str) -> tuple[Turn, ...]:
-    # only behind an empty line: "Human:" in the middle of an answer is text
-    _, *parts = re.split(r"(?:^|\n\n)\s*(Human|Assistant):", f"\n\n{text.strip()}")
-    roles = ("user" if role == "Human" else "assistant" for role in parts[::2])
-    return tuple(Turn(role, text.strip()) for role, text in zip(roles, parts[1::2], strict=True))
-
-
-def _incomparable(origin: str, message: str) -> NoReturn:
-    raise IncomparableError(f"{origin}: {message}")
 
 
 def _answer_value(answer: Any) -> Any:
@@ -225,33 +206,217 @@ def _answer_value(answer: Any) -> Any:
     return answer
 
 
-def _turn_content(turn: Turn) -> tuple[Any, ...]:
-    return turn.role, turn.content.strip(), turn.name, repr(turn.tool_calls)
+# The shapes of single sets
 
 
-def _content(turns: tuple[Turn, ...]) -> tuple[tuple[Any, ...], ...]:
-    """What makes turns equal, as a value that can be hashed."""
-    return tuple(_turn_content(turn) for turn in turns)
+def _rank_shp(row: Values, origin: str) -> Ranking:
+    """Stanford Human Preferences: labels=1 prefers answer A."""
+    label = _choice(row, "labels", "1 where A is better and 0 where B is", origin)
+    prompt = read_text_prompt(row["history"], "history", origin)
+    sides = [read_side(row[f"human_ref_{side}"], f"human_ref_{side}", prompt, origin) for side in "AB"]
+    score_a, score_b = (untyped(row.get(f"score_{side}")) for side in "AB")
+    if is_number(score_a) and is_number(score_b) and (score_a - score_b) * (label - 0.5) < 0:
+        incomparable(
+            origin,
+            f'"labels" {label} contradicts "score_A" {score_a:g} and "score_B" {score_b:g}; take the row out',
+        )
+    return Ranking(prompt, sides, [1 - label, label])
 
 
-def read_condition(row: Values, origin: str) -> str | None:
-    """Name of the preference that the row's answers are judged by."""
-    condition = row.get("condition")
-    if condition is not None and not (isinstance(condition, str) and condition.strip()):
-        refuse(origin, f'"condition" is the name of one, not {condition!r}; leave it out where there is none')
-    return condition
+def _rank_safe_rlhf(row: Values, origin: str) -> Ranking:
+    """PKU-SafeRLHF by helpfulness."""
+    ranking = _rank_by_id(row, "better_response_id", origin)
+    differs = has(row, "safer_response_id") and untyped(row["safer_response_id"]) != untyped(
+        row["better_response_id"]
+    )
+    return ranking._replace(remarks=(_SAFER_DIFFERS,) if differs else ())
 
 
-def _margin(row: Values, answers: int, origin: str) -> float:
-    margin = row.get("margin")
-    if margin is None:
-        return 0.0
-    if not _is_number(margin) or margin < 0:
-        refuse(origin, f'"margin" is a number of at least 0, not {margin!r}')
-    if answers > 2:
-        refuse(origin, '"margin" belongs to a pair, and this is a list; leave it out')
-    return float(margin)
+def _rank_safe_rlhf_safer(row: Values, origin: str) -> Ranking:
+    """PKU-SafeRLHF by harmlessness."""
+    return _rank_by_id(row, "safer_response_id", origin)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+def _rank_by_id(row: Values, key: str, origin: str) -> Ranking:
+    better = _choice(row, key, "the number of a response, 0 or 1", origin)
+    prompt = read_text_prompt(row["prompt"], "prompt", origin)
+    sides = [read_side(row[name], name, prompt, origin) for name in ("response_0", "response_1")]
+    return Ranking(prompt, sides, [better, 1 - better])
+
+
+def _rank_helpsteer2(row: Values, origin: str) -> Ranking:
+    """HelpSteer and HelpSteer2: answers scored by their helpfulness; one, or those that `join_answers` put together."""
+    is_joined = isinstance(row["response"], list)
+    responses: list[Any] = row["response"] if is_joined else [row["response"]]
+    scores: Any = row["helpfulness"] if is_joined else [row["helpfulness"]]
+    numbers = [
+        _number(score, "helpfulness", origin) for score in expect_list(scores, '"helpfulness"', origin)
+    ]
+    if len(numbers) != len(responses):
+        refuse(
+            origin,
+            f'"helpfulness" has {len(numbers)} numbers for {len(responses)} responses; write one for each',
+        )
+    prompt = _helpsteer_prompt(row["prompt"], origin)
+    sides = [read_side(text, "response", prompt, origin) for text in responses]
+    return Ranking(prompt, sides, [-number for number in numbers])
+
+
+def _rank_helpsteer3(row: Values, origin: str) -> Ranking:
+    """HelpSteer3, and the preferences of HelpSteer2: from -3, the first is much better, to 3, the second is."""
+    first = "response1" if has(row, "response1") else "response_1"
+    key = "overall_preference" if has(row, "overall_preference") else "preference_strength"
+    strength = _number(row[key], key, origin)
+    context = untyped_messages(row["context"] if has(row, "context") else row["prompt"])
+    is_text = isinstance(context, str)
+    prompt = _helpsteer_prompt(context, origin) if is_text else read_prompt({"prompt": context}, origin)
+    sides = [read_side(row[name], name, prompt, origin) for name in (first, first.replace("1", "2"))]
+    return Ranking(prompt or (), sides, [strength, -strength])
+
+
+def _helpsteer_prompt(value: Any, origin: str) -> tuple[Turn, ...]:
+    first, *parts = _HELPSTEER_TURN.split(expect_text(value, '"prompt"', origin))
+    roles = (role.lower() for role in parts[::2])
+    return (Turn("user", first), *map(Turn, roles, parts[1::2]))
+
+
+def _rank_arena(row: Values, origin: str) -> Ranking:
+    """Chatbot Arena and MT-Bench's human judgments: two conversations with the same questions."""
+    places = _winner(row["winner"], origin)
+    turns = untyped(row.get("turn"))
+    sides = [
+        _until_answer(read_side(row[key], key, None, origin), turns)
+        for key in ("conversation_a", "conversation_b")
+    ]
+    prompt, answers = common_prompt(sides[0], sides[1], origin)
+    return Ranking(prompt, answers, places)
+
+
+def _until_answer(turns: tuple[Turn, ...], number: Any) -> tuple[Turn, ...]:
+    """A conversation up to its answer of that number: MT-Bench also judges the first of two."""
+    ends = [index + 1 for index, turn in enumerate(turns) if turn.role == "assistant"]
+    return turns[: ends[number - 1]] if isinstance(number, int) and 1 <= number <= len(ends) else turns
+
+
+def _rank_arena_texts(row: Values, origin: str) -> Ranking:
+    """Chatbot Arena as on Kaggle: the texts of all turns as a list, and three columns for the winner."""
+    prompts, first, second = (_texts(row, key, origin) for key in ("prompt", "response_a", "response_b"))
+    if not len(prompts) == len(first) == len(second) > 0:
+        refuse(origin, '"prompt", "response_a" and "response_b" must have a text for each turn')
+    votes = [key for key in _VOTES if untyped(row.get(key)) == 1]
+    if len(votes) != 1:
+        refuse(origin, f"one of {', '.join(_VOTES)} must be 1")
+    sides = [
+        tuple(
+            turn
+            for texts in zip(prompts, side, strict=True)
+            for turn in map(Turn, ("user", "assistant"), texts)
+        )
+        for side in (first, second)
+    ]
+    prompt, answers = common_prompt(sides[0], sides[1], origin)
+    return Ranking(prompt, answers, _winner(votes[0].removeprefix("winner_"), origin))
+
+
+def _texts(row: Values, key: str, origin: str) -> list[str]:
+    """A list of texts, or that list as JSON text; null stands for an empty one."""
+    value = untyped(Cell(row[key])) if isinstance(row[key], str) else row[key]
+    values = expect_list(value, f'"{key}"', origin)
+    return ["" if text is None else expect_text(text, f'"{key}"', origin) for text in values]
+
+
+def _winner(value: Any, origin: str) -> list[float]:
+    if not isinstance(value, str) or value not in (*_WINNERS, *_TIES):
+        refuse(origin, f'"winner" is model_a, model_b or {", ".join(_TIES)}, not {value!r:.60}')
+    return list(_WINNERS.get(value, (0.0, 0.0)))
+
+
+def _rank_tldr(row: Values, origin: str) -> Ranking:
+    """OpenAI's comparisons of summaries; the prompt is the paper's (arXiv 2009.01325, appendix B.2)."""
+    info = expect_mapping(row["info"], '"info"', origin)
+    summaries = expect_list(row["summaries"], '"summaries"', origin)
+    if len(summaries) != 2:
+        refuse(origin, f'"summaries" has {len(summaries)} summaries; two are compared')
+    choice = _choice(row, "choice", "the number of a summary, 0 or 1", origin)
+    key = "post" if has(info, "post") else "article"
+    lines = {
+        "SUBREDDIT: r/": info.get("subreddit"),
+        "TITLE: ": info.get("title"),
+        f"{key.upper()}: ": info.get(key),
+    }
+    text = "\n\n".join(f"{name}{value}" for name, value in lines.items() if isinstance(value, str) and value)
+    prompt = (Turn("user", f"{text}\n\nTL;DR:" if has(info, key) else ""),)
+    texts = [expect_mapping(summary, "a summary", origin).get("text") for summary in summaries]
+    sides = [(Turn("assistant", expect_text(text, "a summary's text", origin).strip()),) for text in texts]
+    return Ranking(prompt, sides, [choice, 1 - choice])
+
+
+def _rank_swift(row: Values, origin: str) -> Ranking:
+    """ms-swift: the better answer ends the messages, or is the response; the worse one stands beside them."""
+    rejected = "rejected_response" if has(row, "rejected_response") else "rejected_messages"
+    if has(row, "query"):
+        prompt = read_question({**row, "instruction": row["query"]}, origin)
+    else:
+        prompt = read_prompt({"prompt": row["messages"]}, origin) or ()
+    if has(row, "response"):
+        better = read_answers(row["response"], "response", prompt, origin)
+    else:
+        if prompt[-1].role != "assistant":
+            refuse(origin, '"messages" does not end with the better answer, the assistant\'s; write it')
+        prompt, better = prompt[:-1], [prompt[-1:]]
+    worse = read_answers(row[rejected], rejected, prompt, origin)
+    return Ranking(prompt, [*better, *worse], [0] * len(better) + [1] * len(worse))
+
+
+def _rank_output_pair(row: Values, origin: str) -> Ranking:
+    """LLaMA-Factory's first pairs: the better and the worse output of an instruction in a list."""
+    prompt = read_question(row, origin)
+    answers = read_answers(row["output"], "output", prompt, origin)
+    if len(answers) != 2:
+        refuse(origin, f'"output" has {len(answers)} answers; write the better one and the worse one')
+    return Ranking(prompt, answers, [0, 1])
+
+
+def _choice(row: Values, key: str, meaning: str, origin: str) -> int:
+    """The 0 or 1 under a key."""
+    value = untyped(row[key])
+    if value not in (0, 1):
+        refuse(origin, f'"{key}" is {meaning}, not {value!r:.60}')
+    return int(value)
+
+
+def _number(value: Any, key: str, origin: str) -> float:
+    value = untyped(value)
+    if not is_number(value):
+        refuse(origin, f'"{key}" is a number, not {value!r:.60}')
+    return value
+
+
+SHAPES: dict[str, RankingShape] = {
+    "shp": RankingShape(_rank_shp, ("history", "human_ref_A", "human_ref_B", "labels")),
+    "safe_rlhf": RankingShape(_rank_safe_rlhf, ("prompt", "response_0", "response_1", "better_response_id")),
+    "safe_rlhf_safer": RankingShape(
+        _rank_safe_rlhf_safer, ("prompt", "response_0", "response_1", "safer_response_id")
+    ),
+    "helpsteer2": RankingShape(
+        _rank_helpsteer2, ("prompt", "response", "helpfulness"), joined=("response", "helpfulness")
+    ),
+    "helpsteer3": RankingShape(
+        _rank_helpsteer3,
+        ("context", "response1", "response2", "overall_preference"),
+        ("prompt", "response_1", "response_2", "preference_strength"),
+    ),
+    "arena": RankingShape(_rank_arena, ("conversation_a", "conversation_b", "winner")),
+    "arena_texts": RankingShape(_rank_arena_texts, ("prompt", "response_a", "response_b", "winner_model_a")),
+    "tldr": RankingShape(_rank_tldr, ("info", "summaries", "choice")),
+    "pair": RankingShape(_rank_pair, *_PAIRS),
+    "swift": RankingShape(
+        _rank_swift,
+        ("messages", "rejected_response"),
+        ("messages", "rejected_messages"),
+        ("query", "response", "rejected_response"),
+    ),
+    "output_pair": RankingShape(_rank_output_pair, ("instruction", "output"), lists=("output",)),
+    "ranked": RankingShape(_rank_ranked, *((key,) for key in _ANSWERS)),
+}
+"""In the order of recognition: the more specific keys first."""

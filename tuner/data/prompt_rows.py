@@ -1,13 +1,14 @@
 """Row shapes that are read as prompts: every row that has a prompt, whatever answers come with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tuner.data.answers import Ranking, read_condition, read_prompt, read_side, read_text_prompt
 from tuner.data.conversation import Prompt, Turn
 from tuner.data.conversation_rows import read_messages, read_sharegpt
 from tuner.data.preference_rows import SHAPES as PREFERENCES
-from tuner.data.preference_rows import read_condition, read_prompt, read_side, read_text_prompt
+from tuner.data.preference_rows import pair_keys
 from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
     Values,
@@ -55,21 +56,39 @@ def _read_preference(row: Values, origin: str) -> Prompt:
     """
     turns = read_prompt(row, origin)
     if turns is None:
-        if not has(row, "chosen"):
+        better, _ = pair_keys(row)
+        if not has(row, better):
             refuse(origin, 'no prompt; write it under "prompt", as a text or messages')
-        turns = read_side(row["chosen"], "chosen", None, origin)
+        turns = read_side(row[better], better, None, origin)
     prompt = _prompt(row, (*_system(row, origin), *turns), origin)
     return replace(prompt, reference=_reference(row, origin))
+
+
+def _prompt_of(rank: Callable[[Values, str], Ranking]) -> Callable[[Values, str], Prompt]:
+    """A reader of the prompt alone of a shape of preferences."""
+
+    def read(row: Values, origin: str) -> Prompt:
+        return _prompt(row, (*_system(row, origin), *rank(row, origin).prompt), origin)
+
+    return read
 
 
 def _read_shp(row: Values, origin: str) -> Prompt:
     return _prompt(row, read_text_prompt(row["history"], "history", origin), origin)
 
 
+_OF_ANY_ORDER: dict[str, Callable[[Values, str], Prompt]] = {
+    "shp": _read_shp,
+    "pair": _read_preference,
+    "ranked": _read_preference,
+}
+"""Shapes of preferences whose prompt can be told whatever the answers are."""
+
 SHAPES: dict[str, Shape] = {
-    "shp": Shape(_read_shp, *PREFERENCES["shp"].keys),
-    "pair": Shape(_read_preference, *PREFERENCES["pair"].keys),
-    "ranked": Shape(_read_preference, *PREFERENCES["ranked"].keys),
+    **{
+        name: Shape(_OF_ANY_ORDER.get(name) or _prompt_of(shape.rank), *shape.keys, lists=shape.lists)
+        for name, shape in PREFERENCES.items()
+    },
     "messages": Shape(_read_messages, ("messages",)),
     "sharegpt": Shape(_read_sharegpt, ("conversations",), ("conversation",)),
     "alpaca": Shape(_read_alpaca, ("instruction",)),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.config.functions import is_function_reference, load_function
-from tuner.data.turns import Values, call_function, has, key_names, refuse
+from tuner.data.turns import Values, call_function, has, key_names, refuse, untyped
 from tuner.errors import UserError
 
 Kind = Literal["conversation", "preference", "prompt"]
@@ -21,11 +21,17 @@ _REGISTERED: dict[Kind, dict[str, "Shape"]] = {"conversation": {}, "preference":
 
 
 class Shape:
-    """The keys that a shape is recognized by (all of any one choice), and the function (row, origin) that reads it."""
+    """The keys that a shape is recognized by (all of any one choice), and the function (row, origin) that reads it.
 
-    def __init__(self, read: Callable[[Values, str], Any], *keys: tuple[str, ...]):
+    lists: those of the keys whose value must be a list.
+    """
+
+    def __init__(
+        self, read: Callable[[Values, str], Any], *keys: tuple[str, ...], lists: tuple[str, ...] = ()
+    ):
         self.read = read
         self.keys = keys
+        self.lists = lists
 
     def fingerprint(self) -> str:
         """Hash of the keys and of the source the reader stands in: its file, or itself where it is typed in a notebook.
@@ -38,7 +44,8 @@ class Shape:
 
     def matches(self, row: Values) -> bool:
         """Whether the row has all keys of one of the choices."""
-        return any(all(has(row, key) for key in choice) for choice in self.keys)
+        has_keys = any(all(has(row, key) for key in choice) for choice in self.keys)
+        return has_keys and all(isinstance(untyped(row[key]), list) for key in self.lists)
 
 
 def register_shape(kind: Kind, name: str, read: Callable[[Values, str], Any], *keys: tuple[str, ...]) -> None:
@@ -94,15 +101,22 @@ class Reader:
         """Whether rows go through a function of the user's."""
         return self._function is not None
 
+    def shape_of(self, row: Values, origin: str) -> Shape | None:
+        """The shape that every row has; None where a function of the user's makes the rows."""
+        if self._function is not None:
+            return None
+        self._shape = self._shape or recognize(row, origin, self._shapes)
+        return self._shapes[self._shape]
+
     def read(self, row: Values, origin: str) -> Any:
         """Read one row. origin: its `file:line`."""
         if self._function is not None:
             row = call_function(self._function, row, origin)
-        name = self._shape or recognize(row, origin, self._shapes)
-        # a user's function may return a different shape for each row
-        if self._function is None:
-            self._shape = name
-        shape = self._shapes[name]
+            # it may return a different shape for each row
+            name = recognize(row, origin, self._shapes)
+            return self._shapes[name].read(row, origin)
+        shape, name = self.shape_of(row, origin), self._shape
+        assert shape is not None
         if not shape.matches(row):
             provenance = "named in the config" if self._named else "recognized from the source's first row"
             needed = " or ".join("+".join(f'"{key}"' for key in choice) for choice in shape.keys)
@@ -118,10 +132,11 @@ def recognize(row: Values, origin: str, shapes: Mapping[str, Shape]) -> str:
     for name, shape in shapes.items():
         if shape.matches(row):
             return name
-    *others, last = ["+".join(shape.keys[0]) for shape in shapes.values()]
+    # the shapes of single sets, which have more keys, would fill the screen
+    *others, last = ["+".join(shape.keys[0]) for shape in shapes.values() if len(shape.keys[0]) <= 2]
     raise UserError(
         f"{origin}: this row's shape is unknown (keys: {key_names(row)}); it needs {', '.join(others)} or {last}, "
-        "or a Source(shape=function) that makes one of them"
+        "or a Source(shape=function) that makes one of them; docs/data.md lists all shapes"
     )
 
 

@@ -1,35 +1,26 @@
-"""Rows of files and hub datasets, each with its `file:line`. The one file that imports `datasets`."""
+"""Rows of files, folders and hub datasets, each with its `file:line`. The one file that imports `datasets`."""
 
 import glob
 import hashlib
 import itertools
-import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from tuner.config.data import Source
+from tuner.data.row_files import COMPRESSED, TEXT_SUFFIXES, Row, format_suffix, read_text_file
 from tuner.errors import UserError
 from tuner.resources import locate
 
-JSON_LINES = (".jsonl", ".ndjson")
-PLAIN_TEXT = (".txt", ".md")
 HUB_TIMEOUT = 10.0
 """Seconds."""
-SUFFIXES = (*JSON_LINES, ".json", ".parquet", *PLAIN_TEXT)
-
-
-class Row(NamedTuple):
-    """One row: its file or hub dataset, its line (or row number) counted from 1, and its values."""
-
-    file: str
-    line: int
-    values: dict[str, Any]
-
-    @property
-    def origin(self) -> str:
-        return f"{self.file}:{self.line}"
+_TABLES = {".parquet": "Parquet", ".arrow": "Arrow"}
+"""Suffix -> format of files in columns."""
+SUFFIXES = (*TEXT_SUFFIXES, *_TABLES)
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""The file that a folder of `save_to_disk` has: of one dataset, and of several splits."""
 
 
 class Rows:
@@ -40,8 +31,10 @@ class Rows:
 
     def __init__(self, source: Source):
         self.source = source
-        self.files = _find_files(source.path)
-        if self.files is not None and (source.subset is not None or source.split != "train"):
+        self._saved = _find_saved(source)
+        self.files = _saved_files(self._saved) if self._saved else _find_files(source.path)
+        no_such_split = source.split != "train" and (self._saved is None or self._saved.name != source.split)
+        if self.files is not None and (source.subset is not None or no_such_split):
             raise UserError(
                 f"{source.path}: subset and split choose within a hub dataset, and this is a file; leave them out"
             )
@@ -60,15 +53,38 @@ class Rows:
     def _read(self) -> Iterator[Row]:
         if self.files is None:
             yield from _read_dataset(self._hub, f"{self.source.path}/{self.source.split}")
-        for file in self.files or ():
+            return
+        for path in [self._saved] if self._saved else self.files:
             count = 0
-            for row in _read_file(file):
+            for row in _read_saved(path) if path.is_dir() else _read_file(path):
                 count += 1
                 yield row
             if not count:
                 raise UserError(
-                    f"{file}: the file is empty; put rows in it or take it out of the config's files"
+                    f"{path}: the file is empty; put rows in it or take it out of the config's files"
                 )
+
+
+def _find_saved(source: Source) -> Path | None:
+    """The folder of a dataset that `save_to_disk` wrote, or of the source's split in it; None when it is no such one.
+
+    A split is named by the source where the folder has several, as for a hub dataset.
+    """
+    folder = Path(locate(source.path)).expanduser()
+    if not (folder / _SAVED_SPLITS).is_file():
+        return folder if (folder / _SAVED).is_file() else None
+    if not (folder / source.split / _SAVED).is_file():
+        splits = sorted(path.parent.name for path in folder.glob(f"*/{_SAVED}"))
+        raise UserError(
+            f"{source.path}: no split {source.split!r} in this folder; set the source's split to one of "
+            f"{', '.join(splits)}"
+        )
+    return folder / source.split
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The files that hold the rows of a saved dataset, and those that describe them."""
+    return sorted([*folder.glob("*.json"), *folder.glob("data-*.arrow")])
 
 
 def _find_files(path: str) -> list[Path] | None:
@@ -86,7 +102,8 @@ def _find_files(path: str) -> list[Path] | None:
     if Path(local).is_dir():
         raise UserError(f"{path}: this is a folder; name the files in it, as in {path.rstrip('/')}/*.jsonl")
     # a missing `data/train.jsonl` looks like org/name too, and must not be asked of the hub
-    if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in SUFFIXES:
+    is_file_name = Path(path).suffix in (*SUFFIXES, *COMPRESSED)
+    if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not is_file_name:
         return None
     raise UserError(
         f"{path}: no such file (seen from {Path.cwd()}); correct the path, or write org/name for the hub"
@@ -94,115 +111,49 @@ def _find_files(path: str) -> list[Path] | None:
 
 
 def _check_suffix(file: Path) -> Path:
-    if file.suffix not in SUFFIXES:
-        raise UserError(f"{file}: files end in {', '.join(SUFFIXES)}; rename or convert this one")
+    is_packed_table = file.suffix in COMPRESSED and format_suffix(file) in _TABLES
+    if format_suffix(file) not in SUFFIXES or is_packed_table:
+        raise UserError(
+            f"{file}: files end in {', '.join(SUFFIXES)}, those of text also in {' or '.join(COMPRESSED)} behind it; "
+            "rename or convert this one"
+        )
     return file
 
 
 def _read_file(file: Path) -> Iterator[Row]:
-    if file.suffix in JSON_LINES:
-        return _read_lines(file)
-    if file.suffix == ".parquet":
-        return _read_parquet(file)
-    text = _decode(file.read_bytes(), file)
-    if file.suffix in PLAIN_TEXT:
-        return iter([Row(str(file), 1, {"text": text})] if text.strip() else [])
-    return _read_list(file, text) if text.lstrip().startswith("[") else _read_lines(file)
+    return _read_table(file) if file.suffix in _TABLES else read_text_file(file)
 
 
-def _read_lines(file: Path) -> Iterator[Row]:
-    # as bytes: text files decode a buffer ahead, so that bad UTF-8 would be reported at an earlier line
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                # utf-8-sig: json refuses a byte order mark. rstrip: with its line break, a line that breaks
-                # off would be reported at column 1 of the next
-                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
-            except UnicodeDecodeError as error:
-                raise _not_utf8(file, number, error) from error
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{file}:{number}: broken JSON at column {error.colno} ({error.msg}); "
-                    "every line is one whole JSON object"
-                ) from error
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}:{number}: {_unreadable(error)}") from error
-            yield _as_row(file, number, values, b"\\ud" in line.lower())
-
-
-def _read_list(file: Path, text: str) -> Iterator[Row]:
-    """The items of a JSON list, each with the line it begins on."""
-    decoder, blank = json.JSONDecoder(), re.compile(r"[\s,]*")
-    position = text.index("[") + 1
-    number = 1 + text.count("\n", 0, position)
-    while True:
-        separator = blank.match(text, position)
-        start = separator.end() if separator else position
-        number += text.count("\n", position, start)
-        if text[start : start + 1] == "]":
-            return
-        try:
-            values, position = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{file}:{error.lineno}: broken JSON at column {error.colno} ({error.msg})"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}:{number}: {_unreadable(error)}") from error
-        yield _as_row(file, number, values, "\\ud" in text[start:position].lower())
-        number += text.count("\n", start, position)
-
-
-def _unreadable(error: Exception) -> str:
-    reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
-    return f"JSON that cannot be read: {reason}; correct the row"
-
-
-def _as_row(file: Path, number: int, values: Any, has_surrogates: bool) -> Row:
-    """has_surrogates: the JSON escapes some, and must be checked: tokenizers fail on half of a surrogate pair."""
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{file}:{number}: a row is a JSON object, not {type(values).__name__}; write {{...}}"
-        )
-    row = cast("dict[str, Any]", values)
-    if has_surrogates:
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            surrogate = error.object[error.start : error.end].encode("unicode_escape").decode()
-            raise UserError(
-                f"{file}:{number}: {surrogate} is half of a character; write its pair or take it out"
-            ) from error
-    return Row(str(file), number, row)
-
-
-def _decode(data: bytes, file: Path) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, 1 + data.count(b"\n", 0, error.start), error) from error
-
-
-def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> UserError:
-    return UserError(
-        f"{file}:{number}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-    )
-
-
-def _read_parquet(file: Path) -> Iterator[Row]:
+def _read_table(file: Path) -> Iterator[Row]:
+    kind = _TABLES[file.suffix]
     with file.open("rb") as data:
-        if data.read(4) != b"PAR1":  # checked here, since `datasets` would log a traceback as well
+        if kind == "Parquet" and data.read(4) != b"PAR1":  # `datasets` would log a traceback as well
             raise UserError(f"{file}: this is no Parquet file; write it again, or give it the right suffix")
+    settings = {"data_files": str(file), "split": "train", "streaming": True}
+    return _guarded(lambda: _load_dataset(kind.lower(), **settings), str(file), kind)
+
+
+def _read_saved(folder: Path) -> Iterator[Row]:
+    import datasets  # pyright: ignore[reportMissingTypeStubs]  # has none
+
+    load = cast("Callable[[str], Any]", datasets.load_from_disk)  # pyright: ignore[reportUnknownMemberType]
+    return _guarded(lambda: load(str(folder)), str(folder), "a saved dataset")
+
+
+def _guarded(load: Callable[[], Any], name: str, kind: str) -> Iterator[Row]:
+    """The rows of a table, and UserError where it is broken: pyarrow has a dozen classes for that."""
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it would describe the same error beside ours
+    number = 0
     try:
-        rows = _load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-        yield from _read_dataset(rows, str(file))
+        for row in _read_dataset(load(), name):
+            number = row.line
+            yield row
     except UserError:
         raise
-    except Exception as error:  # pyarrow has a dozen classes for a file that is not Parquet
+    except Exception as error:
+        place = f"{name}:{number + 1}" if number else name
         raise UserError(
-            f"{file}: cannot be read as Parquet ({_first_line(error)}); write it again"
+            f"{place}: cannot be read as {kind} ({_first_line(error)}); write it again"
         ) from error
 
 

@@ -28,6 +28,7 @@ from tuner.data.template import find_source
 
 CODE = (
     "token_cache",
+    "answers",
     "comparisons",
     "conditions",
     "conversation",
@@ -40,6 +41,7 @@ CODE = (
     "prompt_rows",
     "prompts",
     "data_report",
+    "row_files",
     "row_shapes",
     "conversation_rows",
     "sources",

@@ -10,6 +10,9 @@ from tuner.errors import UserError
 Values = Mapping[str, Any]
 """A row, or a JSON object in one."""
 
+DEEPEST = 100
+"""Levels that lists and objects may be nested: what walks a row later would meet Python's limit at some 300."""
+
 _ROLES = {role: role for role in ROLES} | {
     "developer": "system",
     "human": "user",
@@ -23,6 +26,20 @@ _ROLES = {role: role for role in ROLES} | {
     "ipython": "tool",
 }
 """Roles as published sets name them -> our roles. ShareGPT's `function_call` is a tool call, read elsewhere."""
+
+
+class Cell(str):
+    """A cell of a CSV file, where everything is text: read as the JSON it spells where no text is wanted."""
+
+    __slots__ = ()
+
+
+def untyped(value: Any) -> Any:
+    """The number, truth value, list or object that a cell spells; any other value as it is."""
+    if not isinstance(value, Cell):
+        return value
+    text = {"True": "true", "False": "false"}.get(value, value)  # as pandas writes them
+    return json.loads(text) if is_json(text) else value
 
 
 def read_turn(message: Any, origin: str) -> Turn:
@@ -106,7 +123,7 @@ def read_switches(message: Values, origin: str) -> dict[str, Any]:
 
 def read_weight(values: Values, origin: str) -> float:
     """The `weight` of a row or turn, 1 where it has none."""
-    weight = values.get("weight")
+    weight = untyped(values.get("weight"))
     if weight is None:
         return 1.0
     # in Python True is an int, and would be read as a weight of 1
@@ -152,8 +169,8 @@ def has(row: Values, key: str) -> bool:
 
 
 def key_names(row: Values) -> str:
-    """A row's keys, for messages."""
-    return ", ".join(str(key) for key in row) or "none"
+    """A row's keys that have a value, for messages."""
+    return ", ".join(str(key) for key in row if has(row, key)) or "none"
 
 
 def is_object(value: object) -> TypeGuard[Values]:
@@ -165,11 +182,17 @@ def expect_text(value: object, name: str, origin: str) -> str:
     """The value, if it is a text; UserError otherwise. name: of the value, for the message."""
     if not isinstance(value, str):
         refuse(origin, f"{name} is {'missing' if value is None else 'not a text'}; write a string")
-    return value
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # tokenizers fail on it
+        surrogate = repr(value[error.start])
+        refuse(origin, f"{name} has {surrogate}, half of a character; write its pair or take it out")
+    return str(value)  # not a cell any more
 
 
 def expect_list(value: object, name: str, origin: str) -> list[Any]:
     """The value, if it is a list; UserError otherwise."""
+    value = untyped(value)
     if not isinstance(value, list):
         refuse(origin, f"{name} is not a list; write one")
     return cast("list[Any]", value)
@@ -183,12 +206,26 @@ def expect_mapping(value: object, name: str, origin: str) -> Values:
 
 
 def is_json(text: str) -> bool:
-    """Whether a text can be parsed as JSON."""
+    """Whether a text can be parsed as JSON that is good as data: not nested too deeply, no half of a surrogate pair."""
     try:
-        json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return False
-    return True
+    return not is_nested_too_deeply(value)
+
+
+def is_nested_too_deeply(value: object) -> bool:
+    """Whether lists and objects are nested in more than DEEPEST levels."""
+    layer = [value]
+    for _ in range(DEEPEST):
+        lists = [cast("list[object]", part) for part in layer if isinstance(part, list)]
+        objects = [cast("dict[str, object]", part) for part in layer if isinstance(part, dict)]
+        layer = [item for part in lists for item in part] + [
+            item for part in objects for item in part.values()
+        ]
+    return any(isinstance(part, list | dict) for part in layer)
 
 
 def refuse(origin: str, message: str) -> NoReturn:

@@ -61,9 +61,9 @@ def learned_until(template: str, turns: list[tuple[str, str]]) -> list[int]:
 def test_prompt_and_answer_are_the_tokens_of_the_whole_conversation(load: Load, template: str) -> None:
     Path("melting.jinja").write_text(MELTING)
     merged = "How is the wea"
-    data = load([row(merged, "ther? Fine.", "sel doing?"), row("Rain", "", "\n.")], template=template)
+    data = load([row(merged, "ther? Fine.", "sel doing?"), row("Rain", "\n.", "")], template=template)
     for pair, (prompt, *answers) in zip(
-        make_pairs(data, template), [(merged, "ther? Fine.", "sel doing?"), ("Rain", "", "\n.")], strict=True
+        make_pairs(data, template), [(merged, "ther? Fine.", "sel doing?"), ("Rain", "\n.", "")], strict=True
     ):
         for side, answer in zip(("chosen_ids", "rejected_ids"), answers, strict=True):
             whole = [*pair["prompt_ids"].tolist(), *pair[side].tolist()]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.unit.data.conftest import FAMILY_TOKENS, make_tokenizer
+from tuner.config import FocalRanking
 from tuner.config.data import Preferences, Source, Split
 from tuner.data import token_cache as cache
 from tuner.data.comparisons import Comparisons
@@ -22,6 +23,7 @@ from tuner.data.preference_rows import preference_reader
 from tuner.data.sources import Rows
 from tuner.data.template import Template
 from tuner.errors import UserError
+from tuner.stages.reward.stage import unreachable_margins
 
 REWARD = "[UNUSED_TOKEN_130]"
 BRIEF = Conditions({"brief": Wordings(("Be brief.",)), "long": Wordings(("Go on.",))})
@@ -364,6 +366,74 @@ def test_incomparable_rows_are_an_error_or_dropped_and_counted(write, tokenizer)
     assert (len(data.train), data.report.sources[0].incomparable) == (1, 2)
     with pytest.raises(UserError, match=r"b\.jsonl:1: the prompt is empty"):  # other faults stay errors
         load(tokenizer, write("b.jsonl", pair("")), incomparable="drop")
+
+
+def test_preferences_that_contradict_themselves_are_an_error_or_dropped_and_counted(write, tokenizer):
+    contradictions = {
+        'score_chosen" 2 is less than "score_rejected" 8': pair("R", score_chosen=2, score_rejected=8),
+        "ranks and scores contradict each other": listed("S", "a", "b", ranks=[1, 2], scores=[1, 2]),
+        "the better answer is empty": pair("T", " ", "bad"),
+    }
+    for message, row in contradictions.items():
+        with pytest.raises(UserError, match=f'b.jsonl:1: .*{message}.*, or set incomparable="drop"'):
+            load(tokenizer, write("b.jsonl", row))
+        path = write("c.jsonl", row)
+        data = load(tokenizer, write("a.jsonl", pair()), path, incomparable="drop")
+        assert (len(data.train), data.report.sources[1].incomparable) == (1, 1)
+        assert "1 incomparable and dropped" in str(data.report)
+    for worse in (pair("T", "good", ""), listed("T", "a", " ", "b")):
+        assert "1 rows have an empty answer" in str(load(tokenizer, write("d.jsonl", worse)).report)
+
+
+def test_rows_of_one_answer_each_are_counted(write, tokenizer):
+    rows = [
+        {"prompt": f"question {number % 3}", "response": f"answer {number}", "helpfulness": number % 5}
+        for number in range(6)
+    ]
+    path = write("a.jsonl", *rows)
+    for _ in range(2):  # built, and from the cache
+        data = load(tokenizer, path)
+        (source,) = data.report.sources
+        assert (source.rows, source.joined, source.kept) == (6, 3, 3)
+        assert "6 rows read from 1 source, 3 answers to the prompt of an earlier one" in str(data.report)
+        assert [data.train.origin(row)[-1] for row in range(3)] == ["1", "2", "3"]
+    assert answer(tokenizer, data.train, 0).startswith("answer 3")
+
+
+def test_what_is_said_of_rows_is_counted(write, tokenizer):
+    rows = [
+        {
+            "instruction": f"question {number}",
+            "completions": [
+                {"response": "bad", "overall_score": 10.0, "fine-grained_score": 1.25},
+                {"response": "good", "overall_score": 7.5, "fine-grained_score": 4.75},
+            ],
+        }
+        for number in range(2)
+    ]
+    path = write("a.jsonl", *rows)
+    for _ in range(2):
+        data = load(tokenizer, path)
+        assert answer(tokenizer, data.train, 0).startswith("good")
+        assert "2 rows are ranked by UltraFeedback's fine-grained scores" in str(data.report)
+
+
+def test_margins_out_of_reach_of_the_bound_are_told(write, tokenizer):
+    lists = write("b.jsonl", listed("3", "a", "b", "c"))
+    path = write("a.jsonl", pair("1", margin=9.9), pair("2", margin=10), pair("4", margin=30))
+    train = load(tokenizer, lists, path).train
+    assert unreachable_margins(FocalRanking(), train) == [
+        "2 pairs have a margin that no scores within ± loss.bound (5) can be apart, such as 10 in "
+        f"{path}:2: lower loss.margin or the rows' margins below 10, or raise loss.bound"
+    ]
+    assert unreachable_margins(FocalRanking(bound=10), train)[0].startswith("1 pairs")
+    for loss in (
+        FocalRanking(margin=0.1),
+        FocalRanking(bound=16),
+        FocalRanking(barrier=0),
+        FocalRanking(penalty="square"),
+    ):
+        assert unreachable_margins(loss, train) == []
 
 
 def test_duplicates_are_told_and_dropped_by_choice(write, tokenizer):

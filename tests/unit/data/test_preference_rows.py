@@ -7,13 +7,22 @@ import re
 
 import pytest
 
+from tuner.data.answers import IncomparableError
 from tuner.data.conversation import Preference, ToolCall, Turn
-from tuner.data.preference_rows import SHAPES, IncomparableError, preference_reader
+from tuner.data.preference_rows import SHAPES, join_answers, preference_reader
+from tuner.data.row_files import Row
 from tuner.data.row_shapes import recognize
+from tuner.data.turns import Cell
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 
-SHAPE_OF = {"pair": "pair", "pair_messages": "pair", "hh": "pair", "shp": "shp", "ranked": "ranked"}
+SHAPE_OF = {
+    **dict.fromkeys(("pair", "pair_messages", "hh", "rewardbench2", "distilabel", "ultrainteract"), "pair"),
+    **dict.fromkeys(("ranked", "distilabel_ratings"), "ranked"),
+    **{name: name for name in ("shp", "safe_rlhf", "safe_rlhf_safer", "helpsteer2", "helpsteer3", "arena")},
+    **{name: name for name in ("arena_texts", "tldr", "swift", "output_pair")},
+}
+"""Name of an example file -> the shape it is recognized as."""
 FILES = [row_examples_folder() / f"{name}.jsonl" for name in SHAPE_OF]
 EXAMPLES = [
     (file.stem, json.loads(line)) for file in FILES for line in file.read_text(encoding="utf-8").splitlines()
@@ -48,8 +57,8 @@ def test_every_example_file_is_recognized_and_read(file):
     assert 2 <= len(rows) <= 6
     assert recognize(rows[0], "x", SHAPES) == SHAPE_OF[file.stem]
     reader = preference_reader(None)
-    for row in rows:
-        preference = reader.read(row, "x:1")
+    for row, _ in join_answers([Row("x", 1, row) for row in rows], reader):
+        preference = reader.read(row.values, "x:1")
         assert len(preference.answers) == len(preference.ranks) >= 2
         assert preference.ranks[0] == 0
         assert list(preference.ranks) == sorted(preference.ranks)
@@ -113,6 +122,54 @@ SAME = {
         ],
     },
     "ranked messages": {"prompt": [user()], "answers": [assistant("bad"), assistant("good")], "ranks": [9, 3]},
+    "several texts": {"prompt": "Q", "chosen": ["good"], "rejected": ["bad"]},
+    "Argilla's UltraFeedback": {
+        "instruction": "Q", "chosen_response": "good", "rejected_response": "bad",
+        "chosen_avg_rating": 4.5, "rejected_avg_rating": 2.0,
+    },
+    "messages and answers apart": {
+        "messages": [user()], "chosen_response": assistant("good"), "rejected_response": assistant("bad"),
+    },
+    "distilabel": {"system": None, "input": "Q", "chosen": "good", "rejected": "bad", "status": "swapped"},
+    "distilabel's ratings": {"instruction": "Q", "generations": ["bad", "good"], "ratings": [1, 4]},
+    "UltraInteract": {"trajectory": [{"from": "user", "value": "Q"}], "chosen": "good", "rejected": "bad"},
+    "PKU-SafeRLHF": {
+        "prompt": "Q", "response_0": "bad", "response_1": "good", "better_response_id": 1, "safer_response_id": 1,
+    },
+    "HelpSteer2, put together": {"prompt": "Q", "response": ["bad", "good"], "helpfulness": [1, 4]},
+    "HelpSteer2's preferences": {
+        "prompt": "Q", "response_1": "good", "response_2": "bad", "preference_strength": -1,
+    },
+    "HelpSteer3": {"context": [user()], "response1": "bad", "response2": "good", "overall_preference": 3},
+    "Chatbot Arena": {
+        "winner": "model_b",
+        "conversation_a": [user(), assistant("bad")],
+        "conversation_b": [user(), assistant([{"type": "text", "text": "good", "image": None}])],
+    },
+    "MT-Bench's first turn": {
+        "winner": "model_a", "turn": 1,
+        "conversation_a": [user(), assistant("good"), user("R"), assistant("A")],
+        "conversation_b": [user(), assistant("bad"), user("R"), assistant("B")],
+    },
+    "Chatbot Arena on Kaggle": {
+        "prompt": '["Q"]', "response_a": '["bad"]', "response_b": '["good"]',
+        "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0,
+    },
+    "ms-swift": {"messages": [user(), assistant("good")], "rejected_response": "bad"},
+    "ms-swift's messages": {
+        "messages": [user(), assistant("good")], "rejected_messages": [user(), assistant("bad")],
+    },
+    "ms-swift's response": {"messages": [user()], "response": "good", "rejected_response": "bad"},
+    "ms-swift's query": {"query": "Q", "response": "good", "rejected_response": "bad"},
+    "LLaMA-Factory's outputs": {"instruction": "Q", "input": "", "output": ["good", "bad"]},
+    "cells of CSV": {
+        "prompt": Cell("Q"), "chosen": Cell("good"), "rejected": Cell("bad"),
+        "score_chosen": Cell("10"), "score_rejected": Cell("9.5"), "margin": Cell("0"), "weight": Cell("1.0"),
+    },
+    "messages in cells of CSV": {
+        "prompt": Cell(json.dumps([user()])), "chosen": Cell(json.dumps([assistant("good")])),
+        "rejected": Cell(json.dumps([user(), assistant("bad")])),
+    },
     "Parquet's nulls": {
         "prompt": "Q", "messages": None, "system": None, "chosen": "good", "rejected": "bad", "condition": None,
         "margin": None, "weight": None, "tools": None, "score_chosen": None, "score_rejected": None,
@@ -130,6 +187,117 @@ def test_every_way_to_write_a_pair_is_the_same_pair(case):
     )
     assert (preference.condition, preference.margin, preference.weight) == (None, 0.0, 1.0)
     assert preference.origin == "x.jsonl:7"
+
+
+def test_what_single_sets_mean():
+    tldr = read(
+        {
+            "info": {"post": "P", "title": "T", "subreddit": "S"},
+            "summaries": [{"text": " bad"}, {"text": " good\n"}],
+            "choice": 1,
+        }
+    )
+    assert contents(tldr.prompt) == [("user", "SUBREDDIT: r/S\n\nTITLE: T\n\nPOST: P\n\nTL;DR:")]
+    assert texts(tldr) == ["good", "bad"]
+    talk = "1\n<extra_id_1>Assistant\n2\n<extra_id_1>User\n3"
+    steer = read({"prompt": talk, "response_1": "bad", "response_2": "good", "preference_strength": 1})
+    assert contents(steer.prompt) == [("user", "1"), ("assistant", "2"), ("user", "3")]
+    arena = read(
+        {
+            "winner": "model_b",
+            "turn": 2,
+            "conversation_a": [user(), assistant("a"), user("R"), assistant("b")],
+            "conversation_b": [user(), assistant("c"), user("R"), assistant("d")],
+        }
+    )
+    assert contents(arena.prompt) == [("user", "Q")]
+    assert [contents(answer) for answer in arena.answers] == [
+        [("assistant", "c"), ("user", "R"), ("assistant", "d")],
+        [("assistant", "a"), ("user", "R"), ("assistant", "b")],
+    ]
+    several = read({"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c", "d"]})
+    assert (texts(several), several.ranks) == (["a", "b", "c", "d"], (0, 0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**SAME["Chatbot Arena"], "winner": "tie"},
+        {**SAME["Chatbot Arena"], "winner": "tie (bothbad)"},
+        {**SAME["Chatbot Arena"], "winner": "both_bad"},
+        {**SAME["Chatbot Arena on Kaggle"], "winner_model_b": 0, "winner_tie": 1},
+        {**SAME["HelpSteer3"], "overall_preference": 0},
+        {**SAME["HelpSteer2, put together"], "helpfulness": [3, 3]},
+        {**SAME["distilabel"], "status": "tie"},
+        {**SAME["distilabel's ratings"], "ratings": [5, 5]},
+    ],
+)
+def test_ties_of_published_sets(row):
+    assert read(row).ranks == (0, 0)
+
+
+def test_safety_is_ranked_by_when_named_and_told_of_when_not():
+    row = {**SAME["PKU-SafeRLHF"], "safer_response_id": 0}
+    assert texts(read(row)) == ["good", "bad"]
+    assert read(row).remarks == (
+        'name another answer the safer one than the better one; Source(shape="safe_rlhf_safer") ranks by safety',
+    )
+    assert texts(read(row, "safe_rlhf_safer")) == ["bad", "good"]
+    assert read(row, "safe_rlhf_safer").remarks == read(SAME["PKU-SafeRLHF"]).remarks == ()
+
+
+def rated(response: str, overall: float, *ratings: str, **more):
+    aspects = {f"aspect {number}": {"Rating": rating} for number, rating in enumerate(ratings)}
+    return {
+        "response": response,
+        "overall_score": overall,
+        **({"annotations": aspects} if aspects else {}),
+        **more,
+    }
+
+
+def test_ultrafeedback_is_ranked_by_its_fine_grained_scores():
+    """Its overall score is 10 in some 2,000 answers that deserve 1."""
+    better, worse = {"fine-grained_score": 4.75}, {"fine-grained_score": 1.25}
+    answers = [rated("bad", 10.0, **worse), rated("good", 7.5, **better)]
+    preference = read({"instruction": "Q", "completions": answers})
+    assert texts(preference) == ["good", "bad"]
+    assert preference.remarks == (
+        "are ranked by UltraFeedback's fine-grained scores: its overall_score is 10 in some where 1 was meant",
+    )
+    answers = [rated("bad", 10.0, "1", "2", "N/A"), rated("good", 7.5, "4", "5", "5")]  # the first version
+    assert texts(read({"instruction": "Q", "completions": answers})) == ["good", "bad"]
+    answers = [rated("good", 10.0, "1"), rated("bad", 7.5)]  # not comparable: one has no ratings
+    assert texts(read({"instruction": "Q", "completions": answers})) == ["good", "bad"]
+    assert read({"instruction": "Q", "completions": answers}).remarks == ()
+
+
+def test_answers_of_one_row_each_are_put_together_by_prompt():
+    def rows(*values):
+        return [Row("x", line, row) for line, row in enumerate(values, 1)]
+
+    def one(prompt, response, helpfulness, **more):
+        return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **more}
+
+    reader = preference_reader(None)
+    joined = list(
+        join_answers(
+            rows(one("Q", "bad", 1), one("R", "c", 2), one("Q", "good", 4), one("Q", "x", 3, condition="c")),
+            reader,
+        )
+    )
+    assert [(row.line, number) for row, number in joined] == [(1, 2), (2, 1), (4, 1)]
+    assert texts(reader.read(joined[0][0].values, "x:1")) == ["good", "bad"]
+    with pytest.raises(IncomparableError, match="x:2: two different answers are needed"):
+        reader.read(joined[1][0].values, joined[1][0].origin)
+    for bad, message in (
+        (one("Q", 3, 1), "x:2: a message is not an object but 3"),
+        (one("Q", "a", "4"), "x:2: \"helpfulness\" is a number, not '4'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(join_answers(rows(one("Q", "a", 1), bad), preference_reader(None)))
+    apart = rows(SAME["texts"], SAME["texts"])
+    assert list(join_answers(apart, preference_reader(None))) == [(row, 1) for row in apart]
 
 
 def test_condition_margin_and_weight():
@@ -210,12 +378,19 @@ def test_switches_of_turns_do_not_hide_where_the_answer_begins():
         ("score_chosen", "score_rejected"),
         ("chosen_score", "rejected_score"),
         ("chosen-rating", "rejected-rating"),
+        ("chosen_rating", "rejected_rating"),
+        ("rating_chosen", "rating_rejected"),
+        ("chosen_avg_rating", "rejected_avg_rating"),
     ],
 )
 def test_equal_scores_are_a_tie(one, other):
     assert read({**SAME["texts"], one: 7.5, other: 7.5}).ranks == (0, 0)
     assert read({**SAME["texts"], one: 7.5, other: 7.0}).ranks == (0, 1)
     assert read({**SAME["texts"], one: 7.5, other: None}).ranks == (0, 1)
+    with pytest.raises(
+        IncomparableError, match=f'"{one}" 2 is less than "{other}" 8, which contradicts the pair'
+    ):
+        read({**SAME["texts"], one: 2.0, other: 8.0})
 
 
 def test_ranked_lists_are_sorted_and_ties_kept():
@@ -260,6 +435,26 @@ INCOMPARABLE = {
     "better and worse": (
         {"prompt": "Q", "answers": ["a", "b", "a"], "ranks": [1, 2, 3]},
         "the same answer is both better and worse",
+    ),
+    "ranks against scores": (
+        {"prompt": "Q", "answers": ["a", "b", "c"], "ranks": [1, 2, 3], "scores": [3, 1, 2]},
+        "rank 2 (1 is the best) has a lower score than rank 3",
+    ),
+    "ranks against scores in each": (
+        {
+            "prompt": "Q",
+            "answers": [{"text": "a", "rank": 1, "score": 0}, {"text": "b", "rank": 2, "score": 1}],
+        },
+        "ranks and scores contradict each other",
+    ),
+    "SHP's scores": (
+        {**SAME["SHP, A better"], "score_A": 2, "score_B": 30},
+        '"labels" 1 contradicts "score_A" 2 and "score_B" 30',
+    ),
+    "an empty better answer": ({**SAME["texts"], "chosen": " \n"}, "the better answer is empty"),
+    "an empty first of a list": (
+        {"prompt": "Q", "answers": ["", "b", "c"], "ranks": [1, 1, 2]},
+        "the better answer is empty",
     ),
     "other prompts": (
         {"chosen": [user("Q"), assistant()], "rejected": [user("R"), assistant()]},
@@ -352,6 +547,27 @@ BAD = {
     "system a number": ({**SAME["texts"], "system": 3}, '"system" is not a text'),
     "tools": ({**SAME["texts"], "tools": "x"}, '"tools" is text but not JSON'),
     "alpaca history": ({**SAME["LLaMA-Factory's Alpaca"], "history": ["x"]}, '"history" is a list of'),
+    "better_response_id": (
+        {**SAME["PKU-SafeRLHF"], "better_response_id": -1},
+        '"better_response_id" is the number of a response, 0 or 1, not -1',
+    ),
+    "overall_preference": (
+        {**SAME["HelpSteer3"], "overall_preference": "much"},
+        "\"overall_preference\" is a number, not 'much'",
+    ),
+    "winner": ({**SAME["Chatbot Arena"], "winner": "model_c"}, '"winner" is model_a, model_b or tie, .*model_c'),
+    "no vote": ({**SAME["Chatbot Arena on Kaggle"], "winner_model_b": 0}, "one of winner_model_a, .* must be 1"),
+    "turns": ({**SAME["Chatbot Arena on Kaggle"], "prompt": '["Q", "R"]'}, "must have a text for each turn"),
+    "turns no list": ({**SAME["Chatbot Arena on Kaggle"], "response_a": "bad"}, '"response_a" is not a list'),
+    "summaries": ({"info": {"post": "P"}, "summaries": [], "choice": 0}, '"summaries" has 0 summaries'),
+    "no post": ({"info": {}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}, "the prompt is empty"),
+    "choice": ({"info": {"post": "P"}, "summaries": [{}, {}], "choice": 2}, '"choice" is the number of a summary'),
+    "messages end with a question": (
+        {"messages": [user()], "rejected_response": "bad"},
+        '"messages" does not end with the better answer',
+    ),
+    "three outputs": ({"instruction": "Q", "output": ["a", "b", "c"]}, '"output" has 3 answers'),
+    "half a character": ({**SAME["texts"], "chosen": "a \ud83d"}, '"chosen" has .*half of a character'),
     "unknown shape": ({"prompt": "Q", "chosen": "a"}, r"shape is unknown \(keys: prompt, chosen\); it needs"),
 }  # fmt: skip
 
@@ -422,6 +638,7 @@ def outcome(row) -> tuple[Preference | None, str]:
 def test_no_row_ends_in_anything_but_a_preference_or_a_sentence():
     generator = random.Random(0)
     rows = [row for _, row in EXAMPLES] + list(SAME.values())
+    rows += [{**row, **row_scores} for row in rows for row_scores in ({"scores": [1, 2]}, {"ranks": [2, 1]})]
     rows += [{**SAME["texts"], "margin": 1.0, "weight": 2.0, "condition": "c", "tools": [{"name": "f"}]}]
     refused = 0
     for _ in range(6000):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.unit.data.test_preference_rows import SHAPE_OF as PREFERENCE_FILES
 from tuner.data.conversation import Preference, Prompt, ToolCall, Turn
 from tuner.data.conversation_rows import SHAPES as CONVERSATIONS
 from tuner.data.prompt_rows import SHAPES, prompt_reader
@@ -17,8 +18,7 @@ SHAPE_OF = {
     "messages_tools": "messages",
     "internlm2": "messages",
     "xtuner": "sharegpt",
-    "pair_messages": "pair",
-    "hh": "pair",
+    **PREFERENCE_FILES,
     "prompt_completion": "prompt",
 }
 FILES = [file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem != "text"]
@@ -77,6 +77,12 @@ UNANSWERED = {
     "HH-RLHF": {"chosen": "\n\nHuman: Q\n\nAssistant: good", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
     "SHP": {"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1},
     "ranked": {"prompt": "Q", "answers": ["good", "bad"], "ranks": [1, 2]},
+    "an arena's conversations": {
+        "winner": "tie", "conversation_a": [user(), assistant("a")], "conversation_b": [user(), assistant("b")],
+    },
+    "HelpSteer's answer": {"prompt": "Q", "response": "A", "helpfulness": 0},
+    "ms-swift's pair": {"messages": [user(), assistant("good")], "rejected_response": "bad"},
+    "LLaMA-Factory's outputs": {"instruction": "Q", "output": ["good", "bad"]},
     "several true answers, not ranked": {"question": "Q", "answers": ["one", "another"]},
     "an answer that is a number": {"question": "Q", "answer": 42},
     "Parquet's nulls": {

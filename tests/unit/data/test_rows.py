@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from tests.unit.data.test_preference_rows import SHAPE_OF as PREFERENCE_FILES
 from tuner.data.conversation import Conversation, Document, ToolCall, Turn
 from tuner.data.conversation_rows import SHAPES, conversation_reader
 from tuner.data.row_shapes import recognize
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 
-PREFERENCES = {"pair", "pair_messages", "hh", "shp", "ranked"}
+PREFERENCES = set(PREFERENCE_FILES)
 """Example files of preferences: test_preference_rows.py reads them."""
 PROMPTS = {"prompt", "prompt_messages"}
 """Example files of prompts: test_prompt_rows.py reads them."""

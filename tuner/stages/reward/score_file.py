@@ -79,7 +79,9 @@ def score_file(
 
 
 def _row_requests(rows: Rows, condition: str | None) -> Iterator[RowRequests]:
-    reader = Reader(None, PREFERENCES | CONVERSATIONS)
+    # a row of one answer is scored by itself
+    preferences = {name: shape for name, shape in PREFERENCES.items() if not shape.joined}
+    reader = Reader(None, {**preferences, **CONVERSATIONS})
     for row in rows:
         item = reader.read(row.values, row.origin)
         if isinstance(item, Document):

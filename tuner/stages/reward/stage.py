@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.config import RewardModel
+import numpy as np
+
+from tuner.config import FocalRanking, RewardModel
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import Conditions, read_conditions
 from tuner.data.dataset import Dataset, Progress
@@ -23,6 +25,22 @@ from tuner.stages.stage import Evaluation, Preview, Stage
 from tuner.training.figures import StageFigures
 
 
+def unreachable_margins(loss: FocalRanking, rows: Comparisons) -> list[str]:
+    """A sentence on the pairs whose margin scores within the loss's bound can never reach; none where all can."""
+    if loss.penalty != "log" or not loss.barrier:  # the score has no bound
+        return []
+    margins_P = rows.margins * loss.margin
+    pairs = np.flatnonzero(margins_P >= 2 * loss.bound)
+    if not len(pairs):
+        return []
+    first_row = int(np.searchsorted(rows.pair_offsets, pairs[0], side="right")) - 1
+    return [
+        f"{len(pairs):,} pairs have a margin that no scores within ± loss.bound ({loss.bound:g}) can be apart, such as "
+        f"{margins_P[pairs[0]]:g} in {rows.origin(first_row)}: lower loss.margin or the rows' margins below "
+        f"{2 * loss.bound:g}, or raise loss.bound"
+    ]
+
+
 class RewardStage(Stage[RewardModel]):
     """Answers to the same prompt, packed; ranking loss of their scores."""
 
@@ -36,7 +54,9 @@ class RewardStage(Stage[RewardModel]):
         self, config: RewardModel, tokenizer: Any, *, progress: Progress | None = None
     ) -> Dataset[Comparisons]:
         conditions = Conditions(read_conditions(config.conditions), config.seed)
-        return load_preferences(config.data, tokenizer, conditions, config.reward_token, progress=progress)
+        rows = load_preferences(config.data, tokenizer, conditions, config.reward_token, progress=progress)
+        rows.report.notes += unreachable_margins(config.loss, rows.train)
+        return rows
 
     def preview(self, config: RewardModel, rows: Dataset[Comparisons], num_passes: int) -> Preview:
         """Every answer with its prompt is an example."""
