@@ -64,5 +64,10 @@ def _print_summary(run: Run) -> None:
                 f"{name + ':':<9}" + "  ".join(f"{key} {value:.4f}" for key, value in measures.items())
             )
     lines = {"model": str(run.model_folder), "curves": str(run.folder / "curves.png")}
+    if (run.model_folder / "adapter_config.json").is_file():
+        lines["merge"] = (
+            f"tuner merge {run.folder} FOLDER; tools that load the adapter itself use its base's chat template and "
+            "end tokens"
+        )
     for name, text in {**lines, **stage_of(run.config).closing_lines(run)}.items():
         typer.echo(f"{name + ':':<9}{text}")
