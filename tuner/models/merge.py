@@ -16,7 +16,7 @@ from tuner.models.adapters import SCORE, continue_adapter, has_score
 from tuner.models.generate import unpacked
 from tuner.models.layout import Layout, in_layout
 from tuner.models.load import Head, Loaded, Precision, load_base
-from tuner.models.locate import Location, locate
+from tuner.models.locate import Location, first_line, locate
 from tuner.models.quantization import dequantize
 from tuner.models.reward_record import read_reward_record, set_score_token, write_reward_record
 from tuner.models.save import disk_errors, save_full, write_companions
@@ -185,7 +185,15 @@ def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
     dequantize(base)
     # before the merge: tied, the adapter of one would be folded into the other as well
     was_tied = _untie_head(base)
-    merged = _adapt(base, location).merge_and_unload()
+    adapted = _adapt(base, location)
+    try:
+        merged = adapted.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:  # peft has variants that only exist beside their base
+        raise UserError(
+            f"{location.adapter_folder}: its adapter cannot be merged ({first_line(error)}); use it on its base instead"
+        ) from error
     _retie_head(merged, was_tied)
     return merged.requires_grad_(False)
 
