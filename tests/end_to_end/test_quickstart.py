@@ -66,6 +66,8 @@ def test_what_is_said(place: Path, run: Path) -> None:
         ),
         "model:   runs/quickstart_sft/model",
         "curves:  runs/quickstart_sft/curves.png",
+        "merge:   tuner merge runs/quickstart_sft FOLDER; tools that load the adapter itself use its base's chat "
+        "template and end tokens",
         "next:    tuner chat runs/quickstart_sft",
     ]
     assert "\x1b" not in err

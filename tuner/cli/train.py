@@ -65,5 +65,10 @@ def _print_summary(run: Run) -> None:
         if texts:
             echo(f"{label + ':':<9}{'  '.join(texts)}")
     lines = {"model": str(run.model_folder), "curves": str(run.folder / "curves.png")}
+    if (run.model_folder / "adapter_config.json").is_file():
+        lines["merge"] = (
+            f"tuner merge {run.folder} FOLDER; tools that load the adapter itself use its base's chat template and "
+            "end tokens"
+        )
     for label, text in {**lines, **stage.closing_lines(run)}.items():
         echo(f"{label + ':':<9}{text}")

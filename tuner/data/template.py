@@ -29,6 +29,8 @@ Learn = Literal["assistant", "last", "all"]
 TODAY = datetime(2024, 7, 26)
 """The date that templates get: Llama 3.1's default, a constant so that the data do not change from day to day."""
 
+_SETS_TEXT_BOS = "{%- set text_bos = bos_token -%}"
+
 _MARK = f"\ue000{secrets.token_hex(16)}\ue000"
 """Marks both ends of an assistant turn; random in every process, so that no row can contain it."""
 
@@ -64,6 +66,13 @@ class Template:
         self._values = self._special_values()
         self._check_special_tokens("special tokens")
         self._extras_checked = not re.search(r"with tools or names:", self.source)
+
+    @property
+    def published(self) -> str:
+        """The source for other tools, which render the same text with it: they do not know our variable `text_bos`."""
+        if not self._values["text_bos"] or "text_bos" not in self.source or _SETS_TEXT_BOS in self.source:
+            return self.source
+        return _SETS_TEXT_BOS + self.source
 
     def render(self, conversation: Conversation, learn: Learn = "assistant") -> Rendered:
         """The conversation as text with the spans that the loss is taken on.
@@ -153,7 +162,11 @@ class Template:
         return begin, len(through) if whole_turn else end
 
     def _special_values(self) -> dict[str, Any]:
-        """The tokenizer's variables that transformers passes to templates, and ours: text_bos."""
+        """The tokenizer's variables that transformers passes to templates, and ours.
+
+        text_bos: the begin token where the tokenizer itself puts it before text. reward_token_follows: templates saved
+        with reward models write their reward token for other tools; here it follows as an id.
+        """
         tokenizer = self._tokenizer
         if "eos_token" in self.source and tokenizer.eos_token is None:
             raise UserError(
@@ -163,7 +176,8 @@ class Template:
             name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
         }
         bos = tokenizer.bos_token or ""
-        return {**special, "bos_token": bos, "text_bos": bos if adds_bos(tokenizer) else ""}
+        text_bos = bos if adds_bos(tokenizer) else ""
+        return {**special, "bos_token": bos, "text_bos": text_bos, "reward_token_follows": True}
 
     def _check_special_tokens(self, heading: str) -> None:
         """Every token listed under `heading` in the template file's comment must be a single token; else UserError."""

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuner import config
 from tuner.errors import UserError
+from tuner.models.adapter_file import FILE as ADAPTER_FILE
+from tuner.models.adapter_file import check_settings, read_adapter_file
 from tuner.models.locate import first_line
 from tuner.models.quantization import bitsandbytes
 
@@ -197,11 +198,11 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     # False: else peft also saves embeddings that it guesses were resized; those trained whole are saved anyway.
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
     Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
-    file = Path(folder, "adapter_config.json")
+    file = folder / ADAPTER_FILE
     values = json.loads(file.read_text(encoding="utf-8"))
-    values["target_modules"] = sorted(
-        values["target_modules"]
-    )  # a set in peft; sorted, files are reproducible
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(values[name], list):  # a set in peft: sorted, files are reproducible; or a pattern
+            values[name] = sorted(values[name])
     if values["modules_to_save"]:  # peft adds its names for heads at every load
         values["modules_to_save"] = list(dict.fromkeys(values["modules_to_save"]))
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -217,6 +218,12 @@ def _renamed(parameter: str, target: str, source: str) -> str:
 
 
 def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
+    for part in (settings, *_settings(model).values()):
+        if part.bias != "none" or part.trainable_token_indices:
+            raise UserError(
+                'roles="shared": an adapter that trains biases or single tokens of the base changes it for the others; '
+                'write roles="separate"'
+            )
     settings = copy.deepcopy(settings)
     settings.base_model_name_or_path = None
     # forked: these random weights are overwritten at once, and drawing them must not change later dropout
@@ -246,7 +253,13 @@ def _settings(model: Any) -> dict[str, Any]:
 
 
 def _read_settings(folder: Path) -> Any:
-    return _peft().PeftConfig.from_pretrained(str(folder))
+    """peft's settings of a saved adapter. Raises UserError where its file is damaged or names what is not known."""
+    values = read_adapter_file(folder)
+    _kind_of(values, folder)
+    check_settings(values, _peft().LoraConfig().to_dict(), folder / ADAPTER_FILE)
+    with _adapter_errors(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown fields: those that say something are refused above
+        return _peft().PeftConfig.from_pretrained(str(folder))
 
 
 def _read_weights(model: nn.Module, file: Path) -> dict[str, Tensor] | None:
@@ -269,7 +282,9 @@ def _adapter_errors(folder: Path) -> Iterator[None]:
     """Turn what libraries raise about an adapter's files into a UserError."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:  # the files are the user's: whatever a library raises here is about them
         raise UserError(
             f"{folder}: its adapter does not fit the base model or cannot be read "
             f"({first_line(error)}); restore it or train again"
@@ -340,7 +355,8 @@ _KINDS: dict[type, _Kind] = {
 """Every kind of adapter, by its class in tuner.config."""
 
 _OWNER = re.compile(
-    rf"\.((?:{'|'.join(kind.weight_prefix for kind in _KINDS.values())})\w+|modules_to_save)\.(\w+)(?=\.|$)"
+    rf"\.((?:{'|'.join(kind.weight_prefix for kind in _KINDS.values())})\w+|modules_to_save|trainable_tokens_delta)"
+    r"\.(\w+)(?=\.|$)"
 )
 """In a weight's name: the module that peft added, and the name of the adapter it belongs to."""
 _SAVED_HEAD = f"base_model.model.{SCORE}.weight"

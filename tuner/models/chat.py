@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +13,7 @@ from tuner.config import Model
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.examples import tokenize
 from tuner.data.template import Template
+from tuner.errors import UserError
 from tuner.models.generate import stream
 from tuner.models.load import Loaded, load_model
 from tuner.models.locate import locate
@@ -54,7 +57,27 @@ def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | 
     precision = locate(model, weights=False).precision
     loaded = load_model(model, precision=precision, device=device, train=False)
     chat_template = Template(template, loaded.tokenizer)  # pyright: ignore[reportArgumentType]
-    return ChatModel(loaded, chat_template, end_ids(chat_template, loaded.tokenizer))
+    ends = end_ids(chat_template, loaded.tokenizer) | _declared_ends(loaded)
+    return ChatModel(loaded, chat_template, ends)
+
+
+def answer_ends(loaded: Loaded) -> frozenset[int]:
+    """Tokens that end an answer of a model with the chat template it carries, in `tuner chat` as in other tools; the
+    model's own and the tokenizer's end of text where it carries none."""
+    tokenizer: Any = loaded.tokenizer
+    ends = {tokenizer.eos_token_id} - {None}
+    if getattr(tokenizer, "chat_template", None):
+        with suppress(
+            UserError
+        ):  # a base's template may refuse a plain conversation, and the rows were no chat
+            ends = end_ids(Template("tokenizer", tokenizer), tokenizer)
+    return _declared_ends(loaded) | ends
+
+
+def _declared_ends(loaded: Loaded) -> frozenset[int]:
+    """End tokens of the model's generation_config.json: released models have some that no template shows."""
+    ends = loaded.transformer.generation_config.eos_token_id
+    return frozenset(() if ends is None else ends if isinstance(ends, list) else [ends])
 
 
 def end_ids(template: Template, tokenizer: object) -> frozenset[int]:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from tuner import config
 from tuner.errors import UserError
+from tuner.models.adapter_file import FILE as ADAPTER_FILE
+from tuner.models.adapter_file import read_adapter_file
 from tuner.models.base_record import BaseReference, Record, read_record
 from tuner.models.fingerprint import fingerprint
 from tuner.resources import locate as locate_shipped
@@ -47,7 +49,7 @@ class Location:
     def has_score(self) -> bool:
         """Whether it is a reward model, with a scalar head in the base or beside the adapter."""
         if self.adapter_folder is not None:
-            return _read(self.adapter_folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
+            return read_adapter_file(self.adapter_folder).task_type == "SEQ_CLS"
         return self.base_has_score
 
     @property
@@ -87,7 +89,7 @@ def locate(
         raise UserError(
             f"model.revision={model.revision!r}: {model.path} is a folder, not a hub name; leave it out"
         )
-    if not Path(folder, "adapter_config.json").is_file():
+    if not Path(folder, ADAPTER_FILE).is_file():
         _check_is_model(folder, model.path, weights)
         reference = BaseReference(
             path=model.path,
@@ -186,13 +188,10 @@ def _base_folder(model: config.Model, record: Record, folder: Path, weights: boo
 
 
 def _base_of_foreign(folder: Path) -> str:
-    try:
-        values = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
-        return values["base_model_name_or_path"] or ""
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"{folder}/adapter_config.json: names no base model; train again or restore it"
-        ) from error
+    base = read_adapter_file(folder).base_model_name_or_path
+    if not base:
+        raise UserError(f"{folder / ADAPTER_FILE}: names no base model; train again or restore it")
+    return base
 
 
 def _check_is_model(folder: Path, path: str, weights: bool) -> None:

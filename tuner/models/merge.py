@@ -13,15 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, continue_adapter, has_score
-from tuner.models.base_record import write_record
 from tuner.models.generate import unpacked
 from tuner.models.layout import Layout, in_layout
 from tuner.models.load import Head, Loaded, Precision, load_base
-from tuner.models.locate import Location, locate
+from tuner.models.locate import Location, first_line, locate
 from tuner.models.quantization import dequantize
 from tuner.models.reward_record import read_reward_record, set_score_token, write_reward_record
-from tuner.models.save import disk_errors, save_full
-from tuner.models.tokenizer import read_tokenizer, save_tokenizer
+from tuner.models.save import disk_errors, save_full, write_companions
+from tuner.models.tokenizer import read_tokenizer
 
 MIN_TOKENS = 256
 MAX_TOKENS = 1024
@@ -156,8 +155,7 @@ def write_complete(loaded: Loaded, location: Location, output: Path, layout: Lay
     try:
         with disk_errors(output):
             save_full(in_layout(loaded.transformer, layout), output, loaded.precision)
-            save_tokenizer(loaded.tokenizer, output)
-            write_record(output, loaded.base, None)
+            write_companions(loaded, output)
             if record is not None:
                 write_reward_record(output, record)
     except BaseException:
@@ -187,7 +185,15 @@ def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
     dequantize(base)
     # before the merge: tied, the adapter of one would be folded into the other as well
     was_tied = _untie_head(base)
-    merged = _adapt(base, location).merge_and_unload()
+    adapted = _adapt(base, location)
+    try:
+        merged = adapted.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:  # peft has variants that only exist beside their base
+        raise UserError(
+            f"{location.adapter_folder}: its adapter cannot be merged ({first_line(error)}); use it on its base instead"
+        ) from error
     _retie_head(merged, was_tied)
     return merged.requires_grad_(False)
 
@@ -270,7 +276,7 @@ def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> lis
     for text in texts:
         if room == 0:
             break
-        row = tokenizer(text, truncation=True, max_length=room)["input_ids"]
+        row = tokenizer(text)["input_ids"][:room]
         if row:
             rows.append(row)
         room -= len(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 from tuner.errors import UserError
 from tuner.models.base_record import FILE as BASE_RECORD
+from tuner.models.internlm2 import MODEL_TYPE
 from tuner.models.load import Loaded
 
 FILE = "reward.json"
@@ -49,9 +51,16 @@ class RewardRecord:
 
 
 def write_reward_record(folder: Path, record: RewardRecord) -> None:
-    """Write reward.json into a model folder."""
+    """Write reward.json into a model folder, and the reward token into its chat template for tools that render it."""
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
     Path(folder, FILE).write_text(text + "\n", encoding="utf-8")
+    template = Path(folder, "chat_template.jinja")
+    if template.is_file():
+        source = _WRITES_TOKEN.sub("", template.read_text(encoding="utf-8"))
+        if record.reward_token is not None and not _reader_appends_token(folder):
+            # behind a last line break, which Jinja drops, the token would stand on a line of its own
+            source = source.removesuffix("\n") + _writes_token(record.reward_token)
+        template.write_text(source, encoding="utf-8")
 
 
 def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
@@ -99,6 +108,22 @@ def set_score_token(loaded: Loaded, reward_token: str | None) -> None:
     if free:
         settings.pad_token_id = free[0]
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
+
+
+_WRITES_TOKEN = re.compile(
+    r"\{% if not \(add_generation_prompt or reward_token_follows\) %\}.*?\{% endif %\}\Z", re.S
+)
+
+
+def _writes_token(token: str) -> str:
+    """The end of a chat template that writes the reward token, wherever the reader does not append it himself."""
+    return f"{{% if not (add_generation_prompt or reward_token_follows) %}}{{{{ {json.dumps(token)} }}}}{{% endif %}}"
+
+
+def _reader_appends_token(folder: Path) -> bool:
+    """Whether it is a model in InternLM2's own layout: the code published with those appends `reward_token_id`."""
+    file = Path(folder, "config.json")
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
 
 
 def _read(file: Path) -> RewardRecord:

@@ -1,5 +1,6 @@
 """Saving: standard folders that other tools read, with the record of the base."""
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.errors import UserError
-from tuner.models.adapters import is_adapted, save_adapter
+from tuner.models.adapters import has_score, is_adapted, save_adapter
+from tuner.models.base_record import FILE as RECORD
 from tuner.models.base_record import BaseReference, write_record
+from tuner.models.chat import answer_ends
 from tuner.models.fingerprint import fingerprint
 from tuner.models.load import Loaded, Precision
 from tuner.models.locate import first_line
@@ -26,7 +29,7 @@ _SHARD = "5GB"
 def save_model(loaded: Loaded, folder: Path, *, precision: Precision | None = None) -> None:
     """Write a model folder: an adapter as a PEFT folder in fp32, full weights in the family's own layout.
 
-    Beside the weights: the tokenizer, and tuner.json naming the base. precision: of full weights in the file,
+    Beside the weights stands what `write_companions` writes. precision: of full weights in the file,
     by default what the model was loaded with. Raises UserError when the disk is full or the folder cannot be
     written.
     """
@@ -36,8 +39,23 @@ def save_model(loaded: Loaded, folder: Path, *, precision: Precision | None = No
             save_adapter(loaded.model, folder, _path_for_other_tools(loaded.base))
         else:
             save_full(loaded.transformer, folder, precision or loaded.precision)
-        save_tokenizer(loaded.tokenizer, folder)
-        write_record(folder, loaded.base, loaded.adapter)
+        write_companions(loaded, folder)
+
+
+def write_companions(loaded: Loaded, folder: Path) -> None:
+    """Write what stands beside the weights in every model folder: the tokenizer with its chat template, for a language
+    model the tokens that end an answer, and tuner.json naming the base."""
+    save_tokenizer(loaded.tokenizer, folder)
+    if not has_score(loaded.transformer):
+        settings = copy.deepcopy(loaded.transformer.generation_config)
+        # a base's own end token may not end a chat turn: other tools would run past it
+        settings.eos_token_id = sorted(answer_ends(loaded)) or None
+        settings.save_pretrained(str(folder))
+    write_record(folder, loaded.base, loaded.adapter)
+    mode = Path(folder, RECORD).stat().st_mode
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)  # safetensors are written for their owner alone, whatever the umask
 
 
 def save_full(model: PreTrainedModel, folder: Path, precision: Precision) -> None:

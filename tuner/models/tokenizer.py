@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tuner import config
+from tuner.data.encoding import backend
 from tuner.errors import UserError
 from tuner.models.internlm2 import MODEL_TYPE
 from tuner.models.internlm2_tokenizer import InternLM2Tokenizer
@@ -47,6 +48,8 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a tokenizer in a form that both transformers 4 and 5 read."""
     source = Path(str(tokenizer.name_or_path or ""), "tokenizer.model")
+    # whoever reads tokenizer.json without transformers would cut or pad every text by what it says
+    backend(tokenizer)  # type: ignore[arg-type]
     tokenizer.save_pretrained(str(folder))
     file = Path(folder, "tokenizer_config.json")
     values = json.loads(file.read_text(encoding="utf-8"))

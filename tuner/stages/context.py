@@ -14,8 +14,6 @@ from tuner.config import PackedConfig, StageConfig
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.template import Template
 from tuner.display.progress import reading_bar
-from tuner.models.adapters import has_score
-from tuner.models.chat import end_ids
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.load import Head, load_model
 from tuner.models.probe import prove_isolation
@@ -135,11 +133,7 @@ class Context:
 
         if self.devices.is_main:
             if template is not None:  # so that other tools prompt the model as it was trained
-                chat, transformer = Template(template, roles.tokenizer), roles.loaded.transformer
-                roles.tokenizer.chat_template = chat.source
-                if not has_score(transformer):
-                    # A base's own end token does not end a chat turn: other tools would run past it.
-                    transformer.generation_config.eos_token_id = sorted(end_ids(chat, roles.tokenizer))
+                roles.tokenizer.chat_template = Template(template, roles.tokenizer).published
             write_atomically(self.run.model_folder, write)
             self.run.draw_curves()
             # Last: results mark the run as finished, and `train` returns such a run at once.
