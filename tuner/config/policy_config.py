@@ -1,6 +1,6 @@
 """Config shared by the stages that train a policy by reinforcement learning."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -53,7 +53,8 @@ def _as_reward(value: Any) -> Any:
 
 def _as_rule(value: Any) -> Any:
     """Accept a function in place of a rule."""
-    return value if isinstance(value, dict | Rule) else {"function": value}
+    is_rule = isinstance(value, dict | Rule)
+    return cast("Any", value) if is_rule else {"function": value}
 
 
 def _reward_kind(value: Any) -> str:

@@ -17,9 +17,9 @@ class Sampling(ConfigBase):
     """Softmax temperature, for sampling and for log-probabilities alike."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
-    """Nucleus sampling: sample from the fewest tokens whose probabilities add up to this, of those that top_k leaves; the
-    others are never sampled, so never reinforced. Above 0 and up to 1. Log-probabilities, and so ratios and KL, are over
-    the full vocabulary: below 1, KL estimates are biased."""
+    """Nucleus sampling: sample from the fewest tokens whose probabilities add up to this, of those that top_k leaves;
+    the others are never sampled, so never reinforced. Above 0 and up to 1. Log-probabilities, and so ratios and KL, are
+    over the full vocabulary: below 1, KL estimates are biased."""
 
     top_k: int | None = Field(default=None, ge=1)
     """Sample from this many most likely tokens only; None: from all. Log-probabilities are as with top_p."""

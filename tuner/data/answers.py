@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, TypeGuard, cast
 
 from tuner.data.conversation import Preference, Turn
@@ -43,7 +44,7 @@ class Ranking(NamedTuple):
 
     prompt: tuple[Turn, ...]
     answers: list[Answer]
-    places: list[float]
+    places: Sequence[float]
     """A number for each answer, of which only the order counts; smaller is better."""
     remarks: tuple[str, ...] = ()
     """See Preference."""
@@ -175,7 +176,7 @@ def untyped_messages(value: Any) -> Any:
     spelled = untyped(value)
     items = cast("list[Any]", spelled) if isinstance(spelled, list) else []
     return (
-        spelled
+        items
         if items and all(is_object(item) and ("role" in item or "from" in item) for item in items)
         else value
     )

@@ -361,7 +361,7 @@ def _rank_swift(row: Values, origin: str) -> Ranking:
     if has(row, "response"):
         better = read_answers(row["response"], "response", prompt, origin)
     else:
-        if prompt[-1].role != "assistant":
+        if not prompt or prompt[-1].role != "assistant":
             refuse(origin, '"messages" does not end with the better answer, the assistant\'s; write it')
         prompt, better = prompt[:-1], [prompt[-1:]]
     worse = read_answers(row[rejected], rejected, prompt, origin)

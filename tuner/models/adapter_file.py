@@ -66,7 +66,7 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     try:
         return AdapterFile.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise UserError(f"{file}: {explain(error)}; restore it or train again") from error
+        raise UserError(f"{file}: {explain(error, AdapterFile)}; restore it or train again") from error
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise UserError(f"{file}: cannot be read ({error}); restore it or train again") from error
 

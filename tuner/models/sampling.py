@@ -40,8 +40,8 @@ def choose(
 
     Temperature 0 takes the most likely token, with its log-probability at temperature 1. Else the token is sampled by
     inverting the CDF: the first in vocabulary order whose cumulative probability, in fixed point, exceeds uniform_B
-    (float64) times that of all candidates. Candidates are the tokens not in `forbidden` (ids, int64), of those the top_k
-    most likely, and of those the top_p nucleus (Holtzman et al., 2020) of their renormalized probabilities.
+    (float64) times that of all candidates. Candidates are the tokens not in `forbidden` (ids, int64), of those the
+    top_k most likely, and of those the top_p nucleus (Holtzman et al., 2020) of their renormalized probabilities.
     """
     scaled_BV = logits_BV.float() / (temperature or 1.0)
     probabilities_BV = candidates_BV = scaled_BV.softmax(dim=-1)

@@ -74,7 +74,7 @@ def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
         Contestant(entrant.name, entrant.path, texts, scores)
         for entrant, texts, scores in zip([policy, *opponents], answers, judged, strict=True)
     ]
-    return policy_card(first, rest, ranges, "reward rule" if location is None else "reward model")
+    return policy_card(first, rest, ranges, "reward rule" if config.reward_model is None else "reward model")
 
 
 @dataclass(frozen=True)
