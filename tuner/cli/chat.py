@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
+
 
 def chat(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
@@ -24,13 +26,14 @@ def chat(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Probability mass of nucleus sampling.")
     ] = 1.0,
+    trust: Trust = False,
 ) -> None:
     """Chat with a run or a model. /clear starts over, /exit or Ctrl-D quits."""
     from tuner.data.conversation import Turn
     from tuner.models.chat import open_chat
     from tuner.printable import printable
 
-    chat_model = open_chat(model, template=template)
+    chat_model = open_chat(model, template=template, trust=trust)
     opening = [Turn("system", system)] if system else []
 
     def reply(turns: list[Turn]) -> Turn:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
@@ -27,6 +29,7 @@ def evaluate(
         Path | None, typer.Option(help="Also write an HTML page (reward models and policy runs).")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a run's model on its test rows, or on other rows.
 
@@ -40,7 +43,7 @@ def evaluate(
     from tuner.cli.output import write_file
     from tuner.stages.evaluate_run import evaluate_run
 
-    evaluation = evaluate_run(run, tuple(files or ()), against or (), page=html is not None)
+    evaluation = evaluate_run(run, tuple(files or ()), against or (), page=html is not None, trust=trust)
     if html is not None and evaluation.page is not None:
         write_file(html, evaluation.page())
     if json:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
+
 
 def export(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
@@ -20,6 +22,7 @@ def export(
         Path | None,
         typer.Option(help="Text file for verifying the merge; default: the run's training rows."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write a complete model, with its adapter merged in and the merge verified.
 
@@ -36,10 +39,9 @@ def export(
         raise UserError(f"--layout {layout}: no such layout; write own or llama")
     precision = parse_precision(dtype)
     if locate(Model(path=model), weights=False).adapter_folder is None:
-        merge.export(model, output, dtype=precision, layout=layout)
+        merge.export(model, output, dtype=precision, layout=layout, trust=trust)
     else:
-        report = merge.merge(
-            model, output, dtype=precision, texts=comparison_texts(model, text), layout=layout
-        )
+        texts = comparison_texts(model, text, trust)
+        report = merge.merge(model, output, dtype=precision, texts=texts, layout=layout, trust=trust)
         print_report(report, dtype)
     typer.echo(f"complete model: {output}")

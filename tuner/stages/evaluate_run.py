@@ -10,10 +10,16 @@ from tuner.errors import UserError
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation
+from tuner.stages.trust import code_named_by, refuse_code
 
 
 def evaluate_run(
-    folder: Path, files: tuple[str, ...] = (), against: Sequence[str] = (), *, page: bool = False
+    folder: Path,
+    files: tuple[str, ...] = (),
+    against: Sequence[str] = (),
+    *,
+    page: bool = False,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate a finished run's model on its test rows, or on `files`; a policy also against other models.
 
@@ -23,6 +29,8 @@ def evaluate_run(
     """
     run = Run(folder)
     config = run.config
+    if not trust:
+        refuse_code(folder, code_named_by(config))
     stage = stage_of(config)
     if against and not stage.compares_policies:
         raise UserError(
