@@ -130,7 +130,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(small, train, whole, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],
 )
 def test_signals_to_a_real_process(small, tmp_path, number, code):
     config = small({"max_steps": 40, "checkpoint.every": 7})

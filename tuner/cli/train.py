@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +43,8 @@ def train(
         run = train_config(run_config, runs=runs, overrides=overrides or [])
     except Interrupted as interrupted:
         if _is_main():
-            typer.echo(f"tuner: {interrupted}; run the same command again to resume", err=True)
+            with suppress(OSError):  # the terminal may be closed: that is what SIGHUP says
+                typer.echo(f"tuner: {interrupted}; run the same command again to resume", err=True)
         raise typer.Exit(interrupted.exit_code) from None
     if _is_main():
         _print_summary(run)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -121,4 +122,5 @@ class Watchers:
         if self._watchers:
             self.message(text)
         else:
-            print(text, file=sys.stderr, flush=True)  # a warning must reach someone
+            with suppress(OSError):  # of a terminal that was closed
+                print(text, file=sys.stderr, flush=True)  # a warning must reach someone
