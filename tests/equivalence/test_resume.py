@@ -155,6 +155,26 @@ def test_signals_to_a_real_process(small, tmp_path, number, code):
     assert curve(resumed) == curve(tuner.train(config, runs=tmp_path / "whole"))
 
 
+def test_a_flipped_bit_is_never_trained_on(small, train, whole):
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 3, before_finish=True)
+        with pytest.raises(Killed):
+            train(small(RICH), "killed")
+    run = Run(whole.folder.parent.parent / "killed" / "small")
+    newest = run.checkpoints_folder / "step_000003" / "trained.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"step_000003: this checkpoint is damaged \(trained\.safetensors is not"
+    ):
+        train(small(RICH), "killed")
+    resumed = train(small(RICH | {"checkpoint.skip_damaged": True}), "killed")
+    assert "damaged-step_000003: set aside" in (run.folder / "log.txt").read_text()
+    assert curve(resumed) == curve(whole)
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
+
+
 def test_a_changed_config_is_refused_with_its_differences(small, train):
     train(small({"max_steps": 2}))
     with pytest.raises(UserError, match=r"optimizer\.lr was 0\.005 and is now 0\.1"):

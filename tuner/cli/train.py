@@ -60,7 +60,9 @@ def _print_summary(run: Run) -> None:
 
     results = run.results or {}
     for name in ("before", "after", "seen", "unseen", "novel", "blank", "swapped", "overall"):
-        measures = {key: value for key, value in results.get(name, {}).items() if isinstance(value, float)}
+        part = results.get(name)
+        numbers = part.items() if isinstance(part, dict) else ()
+        measures = {key: value for key, value in numbers if isinstance(value, float)}
         if measures:
             typer.echo(
                 f"{name + ':':<9}" + "  ".join(f"{key} {value:.4f}" for key, value in measures.items())

@@ -39,6 +39,12 @@ class Context:
     devices: Devices
     watchers: Watchers
 
+    def say(self, text: str) -> None:
+        """Write a fact or a warning to the log, and show it to the watchers."""
+        if self.devices.is_main:
+            self.run.log(text)
+            self.watchers.message(text)
+
     def load_role(self, config: PackedConfig, role: str, head: Head = "language") -> Roles:
         """Load the config's model in its one role, on this rank's device.
 

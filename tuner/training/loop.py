@@ -14,7 +14,13 @@ from tuner.config.evaluation import Validation
 from tuner.config.stage_config import StageConfig
 from tuner.data.stream import Contents
 from tuner.errors import UserError
-from tuner.training.checkpoint import Checkpoints, generator_state, restore, snapshot
+from tuner.training.checkpoint import (
+    Checkpoints,
+    DamagedCheckpointError,
+    generator_state,
+    restore,
+    snapshot,
+)
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices
 from tuner.training.json_lines import finite
@@ -84,11 +90,13 @@ class Loop:
         self._updater = Updater(trained, settings, self.total_steps, devices)
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
         self._signals = StopSignals()
-        self._resume()
+        sentences = self._resume()
         # after _resume: trackers continue from the restored step
         watchers.begin(run.folder, config, self.counters.step, self.total_steps)
         if self.counters.step and devices.is_main:
             run.log(f"going on after step {self.counters.step} of {self.total_steps}")
+        for sentence in sentences:
+            self.say(sentence)
 
     def __iter__(self) -> Iterator[Step]:
         with self._signals.listening():
@@ -113,7 +121,13 @@ class Loop:
         best_step = self.counters.best_step
         if best_step in (0, self.counters.step):
             return
-        saved = self._checkpoints.load(best_step)
+        try:
+            saved = self._checkpoints.load(best_step)
+        except DamagedCheckpointError as error:
+            if not self._settings.checkpoint.skip_damaged:
+                raise
+            self.say(f"the model is that of the last step, not the best one: {error}")
+            return
         with torch.no_grad():
             for name, parameter in self._updater.parameters.items():
                 parameter.copy_(saved.trained[name])
@@ -204,17 +218,22 @@ class Loop:
 
     # Saving and resuming
 
-    def _resume(self) -> None:
-        """Restore the newest checkpoint, and forget the records after it."""
+    def _resume(self) -> list[str]:
+        """Restore the newest checkpoint, and forget the records after it; returns what the user must know of it."""
         self._checkpoints.tidy()
-        if steps := self._checkpoints.steps():
-            saved = self._checkpoints.load(steps[-1])
+        step, saved, sentences = 0, None, list[str]()
+        if self._devices.is_main:  # it may set damaged ones aside
+            step, saved, sentences = self._checkpoints.load_newest(self._settings.checkpoint.skip_damaged)
+        step = max(self._devices.gather([step]))
+        if step:
+            saved = saved or self._checkpoints.load(step)
             counters = restore(saved, self._updater.parameters, self._updater.optimizer, self._devices.rank)
             self.counters = Counters(**counters)
             self._devices.wait()
         self._last_saved = self.counters.step
         if self._devices.is_main:
-            self._run.rewind(self.counters.step)
+            sentences += self._run.rewind(self.counters.step)
+        return sentences
 
     def _save(self) -> None:
         self._last_saved = self.counters.step

@@ -26,9 +26,11 @@ def dpo(config: DPO, context: Context) -> None:
     """
     policy = _load_policy(config, context)
     train, validation, test = _load_pairs(config, context, policy)
-    checkpoint = _last_checkpoint(context)
+    checkpoint, sentences = _last_checkpoint(config, context)
     trainer = make_trainer(config, policy.loaded, train, context.run, context.devices)
     context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
+    for sentence in sentences:
+        context.say(sentence)
     callback = RunCallback(
         *(trainer, context.run, context.devices, context.watchers),
         validation=validation,
@@ -65,24 +67,25 @@ def _load_pairs(config: DPO, context: Context, policy: Roles) -> list[Any]:
     return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
 
 
-def _last_checkpoint(context: Context) -> Path | None:
-    """The checkpoint to resume from; None at the start. The run's records are cut back to it."""
-    checkpoint = last_checkpoint(context.run.checkpoints_folder, context.devices.is_main)
-    context.devices.wait()
+def _last_checkpoint(config: DPO, context: Context) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from (None at the start), and what the user must know of it.
+
+    The run's records are cut back to it.
+    """
+    run, found = context.run, (None, list[str]())
     if context.devices.is_main:
-        context.run.rewind(step_of(checkpoint))
-        if checkpoint:
-            context.run.log(f"going on after step {step_of(checkpoint)}")
-    return checkpoint
+        found = last_checkpoint(run.checkpoints_folder, config.checkpoint.skip_damaged)
+        found[1].extend(run.rewind(step_of(found[0])))
+        if found[0]:
+            run.log(f"going on after step {step_of(found[0])}")
+    return context.devices.gather([found])[0]
 
 
 def _measure(when: str, context: Context, trainer: Trainer, test: Any) -> dict[str, float]:
     """The test pairs' loss, accuracy and margin now, which are also logged. when: "before" or "after" training."""
     measures = trainer.measure(test)
     text = ", ".join(f"{name} {value:.4f}" for name, value in measures.items()) or "no test pairs to measure"
-    if context.devices.is_main:
-        context.run.log(f"{when} training: {text}")
-        context.watchers.message(f"{when} training: {text}")
-        if when == "before":
-            context.run.save_json(when, measures)
+    context.say(f"{when} training: {text}")
+    if context.devices.is_main and when == "before":
+        context.run.save_json(when, measures)
     return measures

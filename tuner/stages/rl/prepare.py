@@ -18,6 +18,7 @@ from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
+from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement, policy_results
 from tuner.evaluation.judge import Judge
 from tuner.evaluation.position_loss import HeldOutReplay
@@ -35,6 +36,7 @@ from tuner.stages.context import Context
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import plan_run
 from tuner.stages.rl.reward_source import reward_source
+from tuner.training.json_lines import read_json
 from tuner.training.loop import Loop
 from tuner.training.step import Step
 
@@ -56,9 +58,12 @@ class Setup:
 
     def measure_before(self) -> PolicyMeasurement:
         """Held-out measurement before the first step; a resumed run reads it from its before.json."""
-        saved = self.context.run.read_json("before")
-        if self.loop.counters.step and saved is not None:
-            return PolicyMeasurement.from_dict(saved)
+        if self.loop.counters.step:  # no measure of a policy in training would be one of before it
+            file = self.context.run.folder / "before.json"
+            try:
+                return PolicyMeasurement.from_dict(read_json(file))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{file}: not the measures before training; restore it") from error
         before = self._measure("before", None)
         if self.context.devices.is_main:
             self.context.run.save_json("before", before.to_dict())
