@@ -402,6 +402,8 @@ ELSEWHERE = {
         for field in fields
     },
     "PolicyConfig.prompts": "a part: its fields are here",
+    "PolicyConfig.max_kl": "test_acting.py::test_too_high_a_kl_ends_the_run_and_says_so",
+    "PolicyEvaluation.keep_best": "test_acting.py::test_the_policy_that_scored_best_is_the_model",
     "PolicyConfig.sampling": "a part: its fields are here",
     "PolicyConfig.evaluation": "a part: its fields are here",
     "PolicyConfig.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",

@@ -13,6 +13,7 @@ from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
 from tuner.stages.dpo.trainer import Trainer, make_dataset, make_trainer
+from tuner.training.divergence import refuse_weights
 from tuner.training.trl_callback import RunCallback
 from tuner.training.trl_trainer import last_checkpoint, step_of
 
@@ -37,6 +38,7 @@ def dpo(config: DPO, context: Context) -> None:
         on_start=lambda: _measure("before", context, trainer, test),
     )
     trainer.train_from(checkpoint, callback)
+    refuse_weights(context.run.folder, policy.trained())
     after = _measure("after", context, trainer, test)
     # Before saving: TRL leaves its reference adapter and its own settings in the model.
     trainer.restore_model()

@@ -27,6 +27,7 @@ from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
+from tuner.rollout.health import Health
 from tuner.rollout.reward_sources import RewardSource
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rules import load_rule
@@ -116,10 +117,28 @@ class Setup:
         ]
         self.context.run.record_answers(step.index + 1, answers)
 
+    def judge(self, step: Step) -> None:
+        """Say what a step's figures show of the policy, and end the run where its KL is above the limit."""
+        loop, limit, kl = self.loop, self.config.max_kl, step.metrics.get("kl")
+        health = Health.of(loop.state.get("health", {}))
+        trains = "policy" in self.algorithm.trains(step.index)
+        for sentence in health.judge(step.metrics, trains, step.grad_norms.get("policy", 0.0)):
+            loop.say(f"step {step.index + 1}: {sentence}")
+        loop.state["health"] = health.to_state()
+        if limit is not None and kl is not None and not kl <= limit:
+            loop.stop(f"KL from the reference is {kl:.2f} nats a token, above max_kl={limit:g}")
+
     def finish(self, before: PolicyMeasurement) -> None:
         """Measure the trained policy, and write model and results."""
-        after = self._measure("after", self.held_out.last)  # an evaluation of the last step is not repeated
-        last = (self.context.run.metrics or [{}])[-1] if self.context.devices.is_main else {}
+        loop = self.loop
+        # an evaluation of the last step is not repeated, where that is the model and was evaluated
+        known = None if loop.restores_best or loop.counters.stopped_early else self.held_out.last
+        loop.load_best()
+        self.engine.weights_changed()
+        after = self._measure("after", known)
+        model_step = loop.counters.best_step if loop.restores_best else loop.counters.step
+        metrics = self.context.run.metrics if self.context.devices.is_main else []
+        last = next((record for record in metrics if record["step"] == model_step), {})
         results = {**policy_results(before, after), "kl": last.get("kl")}
         self.context.finish(self.config.prompts.template, self.roles, results)
 
