@@ -26,7 +26,7 @@ pipeline: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_ppo.py
 	@echo
 	@echo "What to type next:"
-	@echo "  $(BIN)/tuner eval runs/quickstart_ppo --against runs/quickstart_sft"
+	@echo "  $(BIN)/tuner eval runs/quickstart_ppo --against runs/quickstart_sft --trust"
 	@echo "  $(BIN)/tuner chat runs/quickstart_ppo"
 
 test: check

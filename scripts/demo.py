@@ -295,7 +295,9 @@ def _pipeline(seed: int, runs: Path, write: bool) -> list[PolicyResult]:
         shutil.copy(policies["polite"].folder / "curves.png", DOCS / "quickstart_ppo.png")
     results: list[PolicyResult] = []
     for name, run in policies.items():
-        card = evaluate_run(run.folder, against=[str(sft), str(runs / OPPOSITE[name]), str(dpo)]).results
+        card = evaluate_run(
+            run.folder, against=[str(sft), str(runs / OPPOSITE[name]), str(dpo)], trust=True
+        ).results
         stage_seconds = tuple(seconds[stage] for stage in (sft.name, reward.name, name))
         assert run.results is not None
         results.append(PolicyResult(seed, name, card, run.results, stage_seconds))

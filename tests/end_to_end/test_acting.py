@@ -30,7 +30,7 @@ from tuner.config import (
     Source,
     override,
 )
-from tuner.errors import UserError
+from tuner.errors import DivergedError, UserError
 from tuner.evaluation.held_out_chat import HeldOutRows
 from tuner.resources import locate
 from tuner.stages.run import Run
@@ -101,16 +101,50 @@ def test_a_bad_step_is_skipped_and_counted(
 def test_a_skipped_step_leaves_weights_and_optimiser_alone(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run with a bad third step ends where the run without the third step's update does."""
+    """The run with a bad third step ends where the run without the third step's update does: no model, exit code 3."""
     plain = train({"max_steps": 2, "schedule": {"kind": "constant", "warmup": 0.0}}, "plain")
     spoil(monkeypatch, {3})
-    spoiled = train({"max_steps": 3, "schedule": {"kind": "constant", "warmup": 0.0}}, "spoiled")
-    one, other = (load_file(run.model_folder / "adapter_model.safetensors") for run in (plain, spoiled))
+    spoiled = Run(plain.folder.parent.parent / "spoiled" / "small")
+    for _ in range(2):  # and again, from its last checkpoint
+        with pytest.raises(
+            DivergedError, match="diverged: its last step was skipped, as loss or gradient was not"
+        ):
+            train({"max_steps": 3, "schedule": {"kind": "constant", "warmup": 0.0}}, "spoiled")
+        assert not spoiled.model_folder.exists()
+        assert spoiled.results is None
+    one, other = (
+        load_file(next(run.checkpoints_folder.glob("*/trained.safetensors"))) for run in (plain, spoiled)
+    )
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     optimiser = [
         load_file(next(run.checkpoints_folder.glob("*/optimizer.safetensors"))) for run in (plain, spoiled)
     ]
     assert all(torch.equal(tensor, optimiser[1][name]) for name, tensor in optimiser[0].items())
+
+
+def test_weights_that_overflow_are_no_model(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuner.training.loop import Loop
+
+    def overflow(self: Loop) -> None:
+        with torch.no_grad():
+            next(iter(self._updater.parameters.values())).fill_(float("inf"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_save", overflow)
+        with pytest.raises(DivergedError, match="weights are not finite"):
+            train({"max_steps": 1})
+
+
+def test_a_held_out_loss_that_is_not_finite_is_no_model(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HeldOutRows, "loss", lambda self: None if self._examples is None else float("nan"))
+    with pytest.raises(DivergedError, match="its last validation loss is nan"):
+        train({"data.split": {"validation": 0.1}}, "validation")
+    with pytest.raises(DivergedError, match=r"after\.loss is nan on held-out rows"):
+        train({"data.split": {"test": 0.1}}, "test")
 
 
 @pytest.mark.parametrize("allowed", [2, 3])
@@ -435,12 +469,55 @@ def test_an_update_that_is_skipped_leaves_both_roles_alone(
     changes = {"critic_warmup": 0, "max_steps": 1}
     plain = answer({**changes, "name": "plain"})
     spoil_values(monkeypatch, {2})
-    spoiled = answer({**changes, "name": "spoiled", "max_steps": 2})
+    with pytest.raises(DivergedError, match="its last step was skipped"):
+        answer({**changes, "name": "spoiled", "max_steps": 2})
+    spoiled = Run(plain.folder.with_name("spoiled"))
     one, other = (
         load_file(next(run.checkpoints_folder.glob("*/trained.safetensors"))) for run in (plain, spoiled)
     )
     assert {name.partition(".")[0] for name in one} == {"policy", "critic"}
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_too_high_a_kl_ends_the_run_and_says_so(answer: Callable[..., Run]) -> None:
+    changes = {"critic_warmup": 0, "optimizer.lr": 0.3, "max_steps": 9, "max_kl": 0.5, "schedule.warmup": 0.0}
+    run = answer(changes)
+    kl = [record["kl"] for record in run.metrics]
+    assert len(kl) < 9
+    assert kl[-1] > 0.5
+    assert all(value <= 0.5 for value in kl[:-1])
+    assert f"stopping after step {len(kl)}: KL from the reference is" in log(run)
+    assert run.results is not None
+    assert run.results["kl"] == kl[-1]
+
+
+@pytest.mark.parametrize("measure", ["gold", "score"])
+def test_the_policy_that_scored_best_is_the_model(
+    answer: Callable[..., Run], measure: str, place: Path
+) -> None:
+    write(place / "held_out.jsonl", [row | {"prompt": f"{row['prompt']} Think."} for row in ASKED])
+    (place / "rules.py").write_text("def gold(answer, row):\n    return 1 / (1 + len(answer))\n")
+    changes = {
+        "critic_warmup": 0,
+        "optimizer.lr": 0.3,
+        "max_steps": 4,
+        "prompts.test_files": ["held_out.jsonl"],
+        "evaluation": {"every": 1, "rule": "rules.py:gold", "keep_best": measure},
+    }
+    run = answer(changes)
+    values = [record[f"eval_{measure}"] for record in run.metrics]
+    best = values.index(max(values)) + 1
+    if best < 4:
+        assert f"the model is that of step {best}, with the best held-out" in log(run)
+    assert run.results is not None
+    assert run.results[measure]["after"] == pytest.approx(max(values))
+    assert run.results["kl"] == run.metrics[best - 1]["kl"]
+    kept = load_file(run.checkpoints_folder / f"step_{best:06d}" / "trained.safetensors")
+    saved = load_file(run.model_folder / "adapter_model.safetensors")
+    own = [tensor for name, tensor in kept.items() if name.startswith("policy.")]
+    assert sorted(float(tensor.sum()) for tensor in own) == sorted(
+        float(tensor.sum()) for tensor in saved.values()
+    )
 
 
 def test_a_source_of_prompts_that_is_used_up_is_said(answer: Callable[..., Run]) -> None:

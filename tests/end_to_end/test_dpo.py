@@ -235,6 +235,25 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert again.results == whole.results
 
 
+def test_a_flipped_bit_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override(BASE, LONG)
+    whole = tuner.train(config, runs=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6, die)
+        with pytest.raises(Killed):
+            tuner.train(config, runs=tmp_path / "killed")
+    newest = tmp_path / "killed" / "pairs" / "checkpoints" / "checkpoint-4"
+    content = bytearray((newest / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "optimizer.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint-4: this checkpoint is damaged \(optimizer\.pt is not"):
+        tuner.train(config, runs=tmp_path / "killed")
+    again = tuner.train(override(config, {"checkpoint.skip_damaged": True}), runs=tmp_path / "killed")
+    assert "damaged-checkpoint-4: set aside" in (again.folder / "log.txt").read_text()
+    assert curve(again) == curve(whole)
+    assert hashed(again.model_folder) == hashed(whole.model_folder)
+
+
 def test_killed_between_the_last_step_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tuner.train(BASE, runs=tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -373,6 +373,7 @@ ELSEWHERE = {
     "PackedConfig.max_bad_steps": "test_acting.py::test_bad_steps_are_skipped_and_too_many_end_the_run",
     "PackedConfig.evaluation": "a part: its fields are here",
     "StageConfig.checkpoint": "a part: its fields are here",
+    "Checkpoint.skip_damaged": "tests/equivalence/test_resume.py::test_a_flipped_bit_is_never_trained_on",
     "StageConfig.optimizer": "a part: its fields are here",
     "StageConfig.schedule": "a part: its fields are here",
     "StageConfig.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
@@ -418,6 +419,8 @@ ELSEWHERE = {
         for field in fields
     },
     "PolicyConfig.prompts": "a part: its fields are here",
+    "PolicyConfig.max_kl": "test_acting.py::test_too_high_a_kl_ends_the_run_and_says_so",
+    "PolicyEvaluation.keep_best": "test_acting.py::test_the_policy_that_scored_best_is_the_model",
     "PolicyConfig.sampling": "a part: its fields are here",
     "PolicyConfig.evaluation": "a part: its fields are here",
     "PolicyConfig.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",

@@ -18,7 +18,7 @@ from tests.equivalence.conftest import SMALL_PPO
 from tests.equivalence.test_resume import Killed
 from tuner.cli.check import check as check_command
 from tuner.config import PPO, Model, override, to_json
-from tuner.errors import UserError
+from tuner.errors import DivergedError, UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement
 from tuner.resources import locate
 from tuner.rollout.engine import LocalEngine
@@ -202,15 +202,16 @@ def test_a_score_that_is_no_number_leaves_files_that_others_can_read(plain, tmp_
     score = ModelReward.score
     monkeypatch.setattr(ModelReward, "score", lambda *args: score(*args) * np.nan)
     config = plain(MEASURED | {"max_steps": 2})
-    train_to_the_last_step(config, tmp_path)
-    before = strict(tmp_path / "ppo" / "before.json")
-    assert before["means"]["score"] is before["means"]["score/polite"] is None
-    assert 0 < before["means"]["gold"] <= 1
-    run = tuner.train(config, runs=tmp_path)
-    results = strict(run.folder / "results.json")
-    assert results["score"] == results["conditions"]["polite"]["score"] == {"before": None, "after": None}
-    assert results["gold"]["before"] == before["means"]["gold"]
-    assert run.metrics[-1]["eval_score"] is None
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="its last 2 steps were skipped"):
+            tuner.train(config, runs=tmp_path)
+        before = strict(tmp_path / "ppo" / "before.json")
+        assert before["means"]["score"] is before["means"]["score/polite"] is None
+        assert 0 < before["means"]["gold"] <= 1
+        lines = (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()
+        (tmp_path / "last.json").write_text(lines[-1])
+        assert strict(tmp_path / "last.json")["eval_score"] is None
+    assert Run(tmp_path / "ppo").results is None
 
 
 def test_losses_of_training_are_not_kept_where_nobody_asks_for_them(plain, small, train):

@@ -144,6 +144,7 @@ def state(run: Run, step: int) -> tuple[dict[str, Any], dict[str, torch.Tensor],
     folder = run.checkpoints_folder / f"step_{step:06d}"
     kept = json.loads((folder / "state.json").read_text())
     kept.pop("random")  # no part of PPO draws from a generator that has a state
+    kept.pop("files"), kept.pop("sha256")  # hashes, of that too
     tensors = [load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer")]
     return kept, tensors[0], tensors[1]
 

@@ -130,7 +130,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(small, train, whole, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],
 )
 def test_signals_to_a_real_process(small, tmp_path, number, code):
     config = small({"max_steps": 40, "checkpoint.every": 7})
@@ -152,6 +153,26 @@ def test_signals_to_a_real_process(small, tmp_path, number, code):
     assert 9 <= len(run.metrics) < 40
     resumed = tuner.train(config, runs=tmp_path / "killed")
     assert curve(resumed) == curve(tuner.train(config, runs=tmp_path / "whole"))
+
+
+def test_a_flipped_bit_is_never_trained_on(small, train, whole):
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 3, before_finish=True)
+        with pytest.raises(Killed):
+            train(small(RICH), "killed")
+    run = Run(whole.folder.parent.parent / "killed" / "small")
+    newest = run.checkpoints_folder / "step_000003" / "trained.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"step_000003: this checkpoint is damaged \(trained\.safetensors is not"
+    ):
+        train(small(RICH), "killed")
+    resumed = train(small(RICH | {"checkpoint.skip_damaged": True}), "killed")
+    assert "damaged-step_000003: set aside" in (run.folder / "log.txt").read_text()
+    assert curve(resumed) == curve(whole)
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
 
 
 def test_a_changed_config_is_refused_with_its_differences(small, train):

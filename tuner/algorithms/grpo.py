@@ -67,7 +67,7 @@ class GRPO(GroupAlgorithm[GRPOConfig]):
                     weights_N=weights_N,
                 )
                 step.add(sums.loss, per=per, name="policy_loss")
-                if experience.reference_N is not None:
+                if experience.reference_N is not None and config.kl:  # at 0 it is there for max_kl alone
                     kl_N = kl_estimate(logprobs_N, experience.reference_N, config.kl_estimator)
                     kl = (kl_N if weights_N is None else kl_N * weights_N).sum()
                     step.add(kl, per=per, name="kl_loss", factor=config.kl)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
 from tuner.printable import echo
 
 
@@ -26,12 +27,13 @@ def chat(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Probability mass of nucleus sampling.")
     ] = 1.0,
+    trust: Trust = False,
 ) -> None:
     """Chat with a run or a model. /clear starts over, /exit or Ctrl-D quits."""
     from tuner.data.conversation import Turn
     from tuner.models.chat import open_chat
 
-    chat_model = open_chat(model, template=template)
+    chat_model = open_chat(model, template=template, trust=trust)
     opening = [Turn("system", system)] if system else []
 
     def reply(turns: list[Turn]) -> Turn:

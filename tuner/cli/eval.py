@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
 from tuner.printable import echo, printable_json
 
 
@@ -29,6 +30,7 @@ def evaluate(
         Path | None, typer.Option(help="Also write an HTML page (reward models and policy runs).")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a run's model on its test rows, or on other rows.
 
@@ -40,7 +42,7 @@ def evaluate(
     from tuner.cli.output import write_file
     from tuner.stages.evaluate_run import evaluate_run
 
-    evaluation = evaluate_run(run, tuple(files or ()), against or (), page=html is not None)
+    evaluation = evaluate_run(run, tuple(files or ()), against or (), page=html is not None, trust=trust)
     if html is not None and evaluation.page is not None:
         write_file(html, evaluation.page())
     if json:

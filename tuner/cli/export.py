@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
 from tuner.printable import echo
 
 
@@ -22,6 +23,7 @@ def export(
         Path | None,
         typer.Option(help="Text file for verifying the merge; default: the run's training rows."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write a complete model, with its adapter merged in and the merge verified.
 
@@ -38,10 +40,9 @@ def export(
         raise UserError(f"--layout {layout}: no such layout; write own or llama")
     precision = parse_precision(dtype)
     if locate(Model(path=model), weights=False).adapter_folder is None:
-        merge.export(model, output, dtype=precision, layout=layout)
+        merge.export(model, output, dtype=precision, layout=layout, trust=trust)
     else:
-        report = merge.merge(
-            model, output, dtype=precision, texts=comparison_texts(model, text), layout=layout
-        )
+        texts = comparison_texts(model, text, trust)
+        report = merge.merge(model, output, dtype=precision, texts=texts, layout=layout, trust=trust)
         print_report(report, dtype)
     echo(f"complete model: {output}")

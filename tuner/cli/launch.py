@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 
 from tuner.errors import LOST
+from tuner.training.stop_signals import STOPPING, heeded
 
 FAILURE_GRACE_SECONDS = 3.0
 """How long other ranks may take to report their own error after one has failed, before they are killed."""
@@ -52,10 +53,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
         def forward(number: int, _: object) -> None:
             for rank in ranks:
-                # Ranks listen for SIGINT and SIGTERM only; SIGHUP would kill them in the middle of a step.
-                rank.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+                rank.send_signal(number)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in heeded():
             signal.signal(number, forward)
         failed = _first_failure(ranks)
         if failed is None:
@@ -64,8 +64,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             stderr_file.seek(0)
             sys.stderr.write(stderr_file.read())
         code = ranks[failed].returncode
+        if code > 0:
+            return code
         # A child killed by signal N has the code -N; a shell reports it as 128 + N.
-        return code if code > 0 else 128 - code
+        print(f"tuner: {_death(failed, -code)}", file=sys.stderr)
+        return 128 - code
 
 
 def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
@@ -79,14 +82,23 @@ def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
         return None
     running = [number for number, code in enumerate(codes) if code is None]
     _end_ranks([ranks[number] for number in running], ranks[failed[0]].returncode)
+    # The others fail because of it, often sooner than it is seen: whatever they say, it is the reason.
+    if killed := [number for number in failed if codes[number] is not None and ranks[number].returncode < 0]:
+        return killed[0]
     failed += [number for number in running if ranks[number].returncode > 0]  # below 0: killed by us
     with_own_error = [number for number in failed if ranks[number].returncode != LOST]
     return min(with_own_error, default=failed[0])  # rank 0 first: its error is shown already
 
 
+def _death(rank: int, number: int) -> str:
+    name = signal.Signals(number).name
+    memory = ", which is what the system does when memory runs out" if number == signal.SIGKILL else ""
+    return f"rank {rank} was killed by {name}{memory}; run the same command again to go on from the last checkpoint"
+
+
 def _end_ranks(running: list[subprocess.Popen[bytes]], code: int) -> None:
     """Wait for ranks that were interrupted too; kill those that would wait forever for the failed one."""
-    if code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if code not in [128 + number for number in STOPPING]:
         deadline = time.monotonic() + FAILURE_GRACE_SECONDS
         while any(rank.poll() is None for rank in running) and time.monotonic() < deadline:
             time.sleep(0.05)

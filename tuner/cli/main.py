@@ -38,7 +38,8 @@ _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 
 def main() -> None:
-    """Run a command. Exit code 0 only on success; 2 for user errors, reported in one sentence without a traceback."""
+    """Run a command. Exit code 0 only on success; 2 for user errors, 3 for a run that
+    diverged, reported in one sentence without a traceback."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make tiny models ten times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
@@ -54,7 +55,7 @@ def main() -> None:
         rank = os.environ.get("RANK", "0")
         prefix = "tuner" if rank == "0" else f"tuner: rank {rank}"
         echo(f"{prefix}: {' '.join(str(error).split())}", sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except RuntimeError as error:
         if "Connection closed by peer" in str(error):  # from gloo, on ranks that waited for one that failed
             sys.exit(LOST)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
 from tuner.printable import echo, printable_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def merge(
         Path | None, typer.Option(help="Text file for verifying the merge; default: the run's training rows.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Merge a run's adapter into the dequantized base it was trained on, and compare outputs before and after."""
     from tuner.models.merge import locate_adapter
@@ -30,7 +32,8 @@ def merge(
 
     precision = parse_precision(dtype)
     locate_adapter(run)  # first, since without an adapter to merge no comparison texts are needed
-    report = merge_adapter(run, output, dtype=precision, texts=comparison_texts(run, text))
+    texts = comparison_texts(run, text, trust)
+    report = merge_adapter(run, output, dtype=precision, texts=texts, trust=trust)
     if json:
         echo(printable_json(asdict(report) | {"output": str(report.output)}))
         return
@@ -53,8 +56,11 @@ def parse_precision(dtype: str, option: str = "--dtype") -> Precision:
     return dtype
 
 
-def comparison_texts(run: str, file: Path | None) -> list[str]:
-    """Texts to compare a merge on: the file's, or the first rows the run was trained on."""
+def comparison_texts(run: str, file: Path | None, trust: bool) -> list[str]:
+    """Texts to compare a merge on: the file's, or the first rows the run was trained on.
+
+    trust: the user's word for the code that the run's config names.
+    """
     from tuner.errors import UserError
 
     if file is not None:
@@ -64,4 +70,4 @@ def comparison_texts(run: str, file: Path | None) -> list[str]:
             raise UserError(f"--text {file}: cannot be read ({error}); name a UTF-8 text file") from error
     from tuner.stages.data_view import training_texts
 
-    return training_texts(run)
+    return training_texts(run, trust=trust)

@@ -9,6 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from tuner.cli.trust import Trust
 from tuner.printable import echo
 
 
@@ -34,6 +35,7 @@ def score(
         str | None, typer.Option(help="bf16 or fp32; default: the training precision.")
     ] = None,
     tokens_per_pass: Annotated[int, typer.Option(min=1, help="Maximum tokens in a forward pass.")] = 16_384,
+    trust: Trust = False,
 ) -> None:
     """Score rows with a reward model: each is written with its "score", or with the "scores" of its answers."""
     from functools import partial
@@ -50,11 +52,29 @@ def score(
         template=template,
         precision=None if precision is None else parse_precision(precision, "--precision"),
         tokens_per_pass=tokens_per_pass,
+        trust=trust,
     )
+    if output is not None:
+        _refuse_input(output, file)
     count = write_scores(sys.stdout) if output is None else _write_file(output, write_scores)
     place = "" if output is None else f": {output}"
     # To stderr: stdout may carry the rows.
     echo(f"{count:,} rows scored{place}", sys.stderr)
+
+
+def _refuse_input(output: Path, file: str) -> None:
+    """UserError where the rows would be written over themselves."""
+    from tuner.errors import UserError
+
+    if output.exists() and any(output.samefile(path) for path in _files(file)):
+        raise UserError(f"--output {output}: this is the file that is scored; name another one")
+
+
+def _files(pattern: str) -> list[str]:
+    """The local files that FILE names, which may be a pattern."""
+    from glob import glob
+
+    return [pattern] if Path(pattern).exists() else glob(pattern, recursive=True)
 
 
 def _write_file(output: Path, write: Callable[[TextIO], int]) -> int:

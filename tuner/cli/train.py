@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,8 @@ def train(
         run = train_config(run_config, runs=runs, overrides=overrides or [])
     except Interrupted as interrupted:
         if _is_main():
-            echo(f"tuner: {interrupted}; run the same command again to resume", sys.stderr)
+            with suppress(OSError):  # the terminal may be closed: that is what SIGHUP says
+                echo(f"tuner: {interrupted}; run the same command again to resume", sys.stderr)
         raise typer.Exit(interrupted.exit_code) from None
     if _is_main():
         _print_summary(run)

@@ -59,5 +59,8 @@ class PolicyEvaluation(HeldOutEvaluation):
     """Gold score of an answer, never trained on: a function (answer, row) -> float in 0..1, where row (dict) holds the
     fields of the prompt's row and its "condition"; None: the trained reward only."""
 
+    keep_best: Literal["gold", "score"] | None = None
+    """Keep the checkpoint with the highest held-out gold score, or trained score, and make it the model of the run."""
+
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of evaluated answers; 0: greedy decoding."""

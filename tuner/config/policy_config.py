@@ -116,6 +116,10 @@ class PolicyConfig(StageConfig):
     its square (k2), or the unbiased non-negative one (k3). None is unbiased where `sampling` leaves tokens out (top_p,
     top_k, min_new_tokens): log-probabilities are over the full vocabulary."""
 
+    max_kl: float | None = Field(default=None, gt=0)
+    """Training ends after a step whose answers have a mean KL divergence from the reference above this, in nats per
+    token (GRPO and RLOO hold a reference for it); None: it never ends for that."""
+
     clip: float = Field(default=0.2, gt=0)
     """Clip range of the probability ratio: 1 ± this (PPO, arXiv 1707.06347)."""
 
@@ -189,6 +193,19 @@ class PolicyConfig(StageConfig):
         if self.evaluation.rule is not None and not (self.prompts.split.test or self.prompts.test_files):
             raise ValueError(
                 "evaluation.rule needs test prompts: add prompts.test_files or prompts.split=Split(test=0.02)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_is_measured(self) -> Self:
+        best, held_out = self.evaluation.keep_best, self.prompts.split.test or self.prompts.test_files
+        if best is not None and not held_out:
+            raise ValueError(
+                "evaluation.keep_best needs test prompts: add prompts.test_files or prompts.split=Split(test=0.02)"
+            )
+        if best == "gold" and self.evaluation.rule is None:
+            raise ValueError(
+                'evaluation.keep_best="gold" needs a gold score: add evaluation.rule, or write "score"'
             )
         return self
 

@@ -97,6 +97,10 @@ class Checkpoint(ConfigBase):
     keep: int = Field(default=2, ge=1)
     """Number of recent checkpoints to keep, in addition to the best."""
 
+    skip_damaged: bool = False
+    """Where the newest checkpoint is not as it was written, set it aside and resume from the one before; false: stop
+    with an error that names it."""
+
 
 class Wandb(ConfigBase):
     """Weights & Biases logging."""

@@ -49,10 +49,15 @@ class ChatModel:
         )
 
 
-def open_chat(path: str, *, template: str = "tokenizer", device: torch.device | None = None) -> ChatModel:
-    """Load a run, model folder or hub name to chat with. Raises UserError when it is missing or has no template."""
+def open_chat(
+    path: str, *, template: str = "tokenizer", device: torch.device | None = None, trust: bool = False
+) -> ChatModel:
+    """Load a run, model folder or hub name to chat with. Raises UserError when it is missing or has no template.
+
+    trust: let the model run Python code of its own.
+    """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Model(path=path)
+    model = Model(path=path, trust_remote_code=trust)
     # the run's own: weights are rounded to it before they are quantized, so another gives another base
     precision = locate(model, weights=False).precision
     loaded = load_model(model, precision=precision, device=device, train=False)

@@ -37,7 +37,7 @@ def _add_weights(digest: "hashlib._Hash", file: Path) -> None:
             digest.update(stream.read())
             return
         (header,) = struct.unpack("<Q", stream.read(8))
-        digest.update(stream.read(header))
+        digest.update(stream.read(min(header, size)))  # a damaged file may claim any length
         chunks = _WHOLE // _CHUNK
         for chunk in range(chunks):
             stream.seek((size - _CHUNK) * chunk // (chunks - 1))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -184,7 +183,7 @@ def load_base(
     # a RuntimeError as well: caught below, it would be reported as a broken folder
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # the files are the user's: whatever a library raises here is about them
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
     if scores:
         _prepare_score(transformer, report, folder, saved=location.base_has_score)

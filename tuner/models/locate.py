@@ -105,7 +105,14 @@ def locate(
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+    """The object in a JSON file of a model folder. Raises UserError where there is none."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise UserError(f"{file}: cannot be read ({error}); restore it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: holds no JSON object; restore it")
+    return values
 
 
 def first_line(error: BaseException) -> str:
@@ -123,6 +130,7 @@ def _locate_adapter(
         return Location(location.base_folder, folder, location.reference, None)
     _check_inherits(model, record, folder)
     base_folder = _base_folder(model, record, folder, weights)
+    _check_is_model(base_folder, record.base.path, weights)
     current = fingerprint(base_folder) if weights else record.base.fingerprint
     if current != record.base.fingerprint:
         raise UserError(
@@ -197,10 +205,7 @@ def _base_of_foreign(folder: Path) -> str:
 def _check_is_model(folder: Path, path: str, weights: bool) -> None:
     if not Path(folder, "config.json").is_file():
         raise UserError(f"{path}: no config.json in {folder}, so it is not a model folder; check the path")
-    try:
-        json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise UserError(f"{folder}/config.json: cannot be read ({error}); restore it") from error
+    _read(folder / "config.json")
     if weights and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{path}: no *.safetensors in {folder}; convert the weights to safetensors, others are not read"

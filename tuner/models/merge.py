@@ -94,20 +94,21 @@ def merge(
     texts: Sequence[str],
     layout: Layout = "own",
     device: torch.device | None = None,
+    trust: bool = False,
 ) -> MergeReport:
     """Merge a run's adapter into the dequantized base it was trained on; write a full model folder in a layout.
 
     The adapter on its (quantized) base and the merged model are compared in fp32 over the texts' first 256 to 1024
     tokens. LLM.int8() also rounds activations, which merged weights cannot reproduce: the comparison leaves that out,
-    and the report has it apart. Needs memory for the base in fp32 on the device (by default the CPU). Raises
-    UserError when there is no adapter, too little text, something at `output`, a mean KL above MAX_MEAN_KL, an
-    agreement below MIN_AGREEMENT, or a score difference above MAX_SCORE_DIFFERENCE.
+    and the report has it apart. trust: let the base run Python code of its own. Needs memory for the base in fp32 on
+    the device (by default the CPU). Raises UserError when there is no adapter, too little text, something at `output`,
+    a mean KL above MAX_MEAN_KL, an agreement below MIN_AGREEMENT, or a score difference above MAX_SCORE_DIFFERENCE.
     """
-    location = locate_adapter(run_or_model_folder)
+    location = locate_adapter(run_or_model_folder, trust)
     check_output(output)
-    tokenizer = read_tokenizer(location.tokenizer_folder)
+    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=trust)
     rows = _token_rows(tokenizer, texts)
-    adapted = _adapt(_load_in_fp32(location, device or torch.device("cpu")), location)
+    adapted = _adapt(_load_in_fp32(location, device or torch.device("cpu"), trust), location)
     before, activations = outputs(adapted, rows), None
     if location.reference.quantization == "int8":
         adapted = _adapt(_dequantized_base(adapted), location)
@@ -132,17 +133,18 @@ def export(
     dtype: Precision = "bf16",
     layout: Layout = "own",
     device: torch.device | None = None,
+    trust: bool = False,
 ) -> None:
-    """Write a model without an adapter in another layout or precision.
+    """Write a model without an adapter in another layout or precision. trust: let it run Python code of its own.
 
     Raises UserError when it has an adapter (`merge` does both), or there is something at `output`.
     """
-    location = locate(config.Model(path=str(run_or_model_folder)))
+    location = locate(config.Model(path=str(run_or_model_folder), trust_remote_code=trust))
     if location.adapter_folder is not None:
         raise UserError(f"{run_or_model_folder}: has an adapter, which must be merged")
     check_output(output)
-    model = _load_in_fp32(location, device or torch.device("cpu"))
-    tokenizer = read_tokenizer(location.tokenizer_folder)
+    model = _load_in_fp32(location, device or torch.device("cpu"), trust)
+    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=trust)
     write_complete(Loaded(model, tokenizer, location.reference, None, dtype), location, output, layout)
 
 
@@ -169,9 +171,9 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output}: is not empty; name a new folder for the model")
 
 
-def locate_adapter(run_or_model_folder: str | Path) -> Location:
-    """Location of an adapter and its base; UserError when there is no adapter."""
-    location = locate(config.Model(path=str(run_or_model_folder)))
+def locate_adapter(run_or_model_folder: str | Path, trust: bool = False) -> Location:
+    """Location of an adapter and its base; UserError when there is no adapter. trust: fetch the base's code, too."""
+    location = locate(config.Model(path=str(run_or_model_folder), trust_remote_code=trust))
     if location.adapter_folder is None:
         raise UserError(f"{run_or_model_folder}: has no adapter to merge; use the folder as it is")
     return location
@@ -213,12 +215,14 @@ def outputs(model: nn.Module, rows: list[list[int]]) -> Tensor:
     return torch.cat(outputs_of_rows).float()
 
 
-def _load_in_fp32(location: Location, device: torch.device) -> PreTrainedModel:
+def _load_in_fp32(location: Location, device: torch.device, trust: bool = False) -> PreTrainedModel:
     """The base as it was in training, perhaps rounded to bf16, or a complete model as in its file; it computes in
     fp32."""
     held_in = torch.float32 if location.precision == "fp32" else torch.bfloat16
     head: Head = "score" if location.has_score else "language"
-    model = load_base(location, held_in, compute_dtype=torch.float32, device=device, head=head)
+    model = load_base(
+        location, held_in, compute_dtype=torch.float32, device=device, trust_remote_code=trust, head=head
+    )
     for weight in model.parameters():
         # after loading: read in fp32, the weights would not be those the adapter was trained on
         if weight.dtype == torch.bfloat16:

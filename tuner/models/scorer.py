@@ -188,14 +188,16 @@ def open_scorer(
     template: str = "tokenizer",
     device: torch.device | None = None,
     tokens_per_pass: int = 16_384,
+    trust: bool = False,
 ) -> Scorer:
     """Load a reward model to score with: a run, a folder or a hub name.
 
-    precision: of matrix products; None: that of its training, or of its file. Raises UserError when the model is
+    precision: of matrix products; None: that of its training, or of its file. trust: let the model run Python code of
+    its own. Raises UserError when the model is
     missing, is no reward model, or has no chat template.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Model(path=str(path))
+    model = Model(path=str(path), trust_remote_code=trust)
     location = locate(model, weights=False)
     if not location.has_score:
         raise UserError(f"{path}: this is no reward model: it has no scalar head; train one from it first")

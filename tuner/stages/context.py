@@ -23,6 +23,7 @@ from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
+from tuner.training.divergence import refuse_measures
 from tuner.training.loop import HeldOut, Loop, Steps
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
@@ -36,6 +37,12 @@ class Context:
     run: Run
     devices: Devices
     watchers: Watchers
+
+    def say(self, text: str) -> None:
+        """Write a fact or a warning to the log, and show it to the watchers."""
+        if self.devices.is_main:
+            self.run.log(text)
+            self.watchers.message(text)
 
     def load_role(self, config: PackedConfig, role: str, head: Head = "language") -> Roles:
         """Load the config's model in its one role, on this rank's device.
@@ -124,8 +131,10 @@ class Context:
         """Save the model of the first role, and the results: the run is finished.
 
         template: the chat template it was trained with; None for raw text. write_beside: writes further files to the
-        model's folder.
+        model's folder. Raises DivergedError, and writes nothing, where a measure after training is not finite.
         """
+
+        refuse_measures(self.run.folder, results)
 
         def write(folder: Path) -> None:
             save_model(roles.loaded, folder)

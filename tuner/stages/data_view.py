@@ -15,7 +15,7 @@ from tuner.printable import safe
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.stages.stage import Preview
-from tuner.training.code_fingerprint import functions_of
+from tuner.stages.trust import code_named_by, refuse_code
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,19 @@ def load_rows(config: StageConfig, tokenizer: Any = None) -> Dataset[Any]:
     return stage.load_rows(config, tokenizer)
 
 
-def training_texts(run: str, count: int = 64) -> list[str]:
-    """The first rows a run was trained on, as text.
+def training_texts(run: str, count: int = 64, *, trust: bool = False) -> list[str]:
+    """The first rows a run was trained on, as text. trust: the user's word for the code that its config names.
 
-    Raises UserError where the folder is not a run's, or its config names functions.
+    Raises UserError where the folder is not a run's, and without `trust` where reading its rows would run code.
     """
     folder = Path(run)
     if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{run}: not a run folder, so it has no rows to compare on: add --text FILE")
     config = Run(folder).config
     stage = stage_of(config)
-    if functions_of(stage.data_config(config)):  # a run may be someone else's, and its functions are code
-        raise UserError(
-            f"{run}: its config names code, which merging will not run: add --text FILE to compare on"
-        )
+    if not trust:
+        names = code_named_by(config, stage.data_config(config))
+        refuse_code(run, names, ", or --text FILE to compare on")
     tokenizer = load_tokenizer(stage.tokenizer_model(config))
     examples = stage.examples(stage.load_rows(config, tokenizer))
     rows = (examples.example(index)[0].tolist() for index in range(min(count, len(examples))))

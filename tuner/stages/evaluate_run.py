@@ -10,11 +10,17 @@ from tuner.errors import UserError
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation
+from tuner.stages.trust import code_named_by, refuse_code
 from tuner.training.code_fingerprint import functions_of, replace_functions
 
 
 def evaluate_run(
-    folder: Path, files: tuple[str, ...] = (), against: Sequence[str] = (), *, page: bool = False
+    folder: Path,
+    files: tuple[str, ...] = (),
+    against: Sequence[str] = (),
+    *,
+    page: bool = False,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate a finished run's model on its test rows, or on `files`; a policy also against other models.
 
@@ -23,6 +29,8 @@ def evaluate_run(
     has not finished, has nothing to measure on, or has no policy to compare.
     """
     run = Run(folder)
+    if not trust:
+        refuse_code(folder, code_named_by(run.config))
     config = _with_existing_functions(run)
     stage = stage_of(config)
     if against and not stage.compares_policies:

@@ -40,7 +40,7 @@ def train(
         raise UserError("this config has no name: write name='...', which is also the run's folder")
     devices = Devices.of(config)
     run = Run(Path(runs) / config.name)
-    if run.results is not None and not run.changes(config):
+    if run.is_finished and not run.changes(config):
         return run  # repeating a command neither trains nor overwrites what is finished
     stage = stage_of(config)
     everyone = [*_watchers(config, stage.figures(config)), *watchers]
@@ -50,7 +50,10 @@ def train(
         if devices.is_main:  # it alone takes the lock; the others wait until bad input has been refused
             run.start(config, overrides, devices.place)
         devices.wait()
-        stage.train(config, Context(run, devices, audience))
+        context = Context(run, devices, audience)
+        if run.results is not None:
+            context.say(f"{run.folder}: there are results, but no model of them; both are made again")
+        stage.train(config, context)
         outcome = "finished"
     except Interrupted as interrupted:
         outcome = "interrupted"

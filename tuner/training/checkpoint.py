@@ -1,27 +1,37 @@
 """Checkpoints: complete, atomic, written in the background. No pickles: tensors and JSON.
 
 A checkpoint is a folder `step_000120` with `trained.safetensors` (trained weights), `optimizer.safetensors`,
-`random.safetensors` and `state.json` (counters, and the parts of the optimizer and generators that are no tensors).
+`random.safetensors` and `state.json` (counters, the parts of the optimizer and generators that are no tensors, and a
+hash of everything in the folder).
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from tuner.errors import UserError
+from tuner.training.checkpoint_names import checkpoint_steps, step_of
+from tuner.training.seal import BrokenSealError, seal, sealed_values
+
+STATE = "state.json"
+
+Loaded = TypeVar("Loaded")
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
-        return sorted(int(path.name.removeprefix("step_")) for path in self._folder.glob("step_*"))
+        return checkpoint_steps(self._folder)
 
     def path(self, step: int) -> Path:
         return self._folder / f"step_{step:06d}"
@@ -76,18 +86,25 @@ class Checkpoints:
             raise explain_write(error, self._folder) from error
 
     def load(self, step: int) -> Snapshot:
-        """Raises UserError when the checkpoint cannot be read."""
+        """Raises DamagedCheckpointError where anything in the checkpoint is not as it was written."""
         folder = self.path(step)
         try:
+            state = sealed_values(folder, STATE)
             trained, optimizer, generators = (
                 load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer", "random")
             )
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             return Snapshot(trained, optimizer, generators, state)
         except Exception as error:
-            raise UserError(
-                f"{folder}: this checkpoint cannot be read ({error}); remove the folder to go on from the one before"
-            ) from error
+            raise damaged(folder, error) from error
+
+    def load_newest(self, skip_damaged: bool) -> tuple[int, Snapshot | None, list[str]]:
+        """The newest checkpoint's step and content (0 and None: there is none), and what was set aside to get there.
+
+        See `newest_sound`.
+        """
+        paths = [self.path(step) for step in self.steps()]
+        folder, saved, sentences = newest_sound(paths, lambda path: self.load(step_of(path)), skip_damaged)
+        return (0 if folder is None else step_of(folder)), saved, sentences
 
     def _write(self, step: int, snapshot: Snapshot, protected: set[int]) -> None:
         try:
@@ -97,6 +114,38 @@ class Checkpoints:
                     shutil.rmtree(self.path(old))
         except BaseException as error:  # handed to the training thread by `wait`
             self._error = error
+
+
+def newest_sound(
+    checkpoints: Sequence[Path], load: Callable[[Path], Loaded], skip_damaged: bool
+) -> tuple[Path | None, Loaded | None, list[str]]:
+    """The newest checkpoint that is as it was written, what `load` makes of it, and sentences on those set aside.
+
+    checkpoints: oldest first. load: raises DamagedCheckpointError, which is raised on; with `skip_damaged` the damaged
+    checkpoint is renamed instead, so that it is neither used nor lost.
+    """
+    sentences: list[str] = []
+    for folder in reversed(checkpoints):
+        try:
+            return folder, load(folder), sentences
+        except DamagedCheckpointError as error:
+            if not skip_damaged:
+                raise
+            sentences.append(
+                f"{_set_aside(folder)}: set aside as checkpoint.skip_damaged says ({error.__cause__})"
+            )
+    if sentences:
+        sentences.append("no sound checkpoint is left: the run begins again at its first step")
+    return None, None, sentences
+
+
+def damaged(folder: Path, error: Exception) -> DamagedCheckpointError:
+    """The error for a checkpoint that is not as it was written, with what the user can do."""
+    detail = str(error) if isinstance(error, BrokenSealError) else f"it cannot be read: {error}"
+    return DamagedCheckpointError(
+        f"{folder}: this checkpoint is damaged ({detail}), and is not used; to set it aside and go on from the one "
+        "before, add checkpoint.skip_damaged=true"
+    )
 
 
 def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
@@ -187,7 +236,16 @@ def set_generator_state(state: dict[str, Any]) -> None:
 def _write_snapshot(folder: Path, saved: Snapshot) -> None:
     for name in ("trained", "optimizer", "random"):
         save_file(getattr(saved, name), folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(json.dumps(saved.state), encoding="utf-8")
+    seal(folder, STATE, saved.state)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint so that nothing takes it for one; returns its new path."""
+    number, place = 1, folder.with_name(f"damaged-{folder.name}")
+    while place.exists():
+        number += 1
+        place = folder.with_name(f"damaged-{folder.name}-{number}")
+    return folder.rename(place)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -234,12 +292,35 @@ def _join_tensors(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
     return dict(zip(tree["keys"], values, strict=True))
 
 
+_PLACES = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EIO,
+)
+"""What is wrong with a place: it may not be written, is gone, or is a file where a folder is needed, or the reverse."""
+
+
 def explain_write(error: BaseException, folder: Path) -> BaseException:
-    """A UserError for a full disk; any other error as it is."""
+    """A UserError for a full disk, and for a place in the folder that cannot be written; any other error as it is."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors reports a full disk as an error of its own, without errno
     if full or "No space left" in str(error):
         return UserError(
             f"{folder}: the disk is full; free some space and run the same command again to go on"
         )
+    if isinstance(error, OSError) and error.errno in _PLACES and _is_inside(error.filename, folder):
+        return UserError(
+            f"{error.filename}: cannot be read or written ({error.strerror}); put it right, or move it away, and run "
+            "the same command again to go on"
+        )
     return error
+
+
+def _is_inside(path: object, folder: Path) -> bool:
+    return isinstance(path, str | Path) and Path(path).absolute().is_relative_to(folder.absolute())

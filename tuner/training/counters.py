@@ -25,8 +25,10 @@ class Counters:
     bad_in_a_row: int = 0
     best_loss: float = math.inf
     """Best validation loss, in nats per token that it is taken on."""
+    best_score: float = -math.inf
+    """Best held-out score, where the config keeps the best by one."""
     best_step: int = 0
-    """Step of the best validation loss, where the config keeps the best; else 0."""
+    """Step of the best validation loss or held-out score, where the config keeps the best; else 0."""
     evaluations_since_best: int = 0
     stopped_early: bool = False
     warned_rising: bool = False
@@ -69,6 +71,11 @@ class Counters:
             self.stopped_early = True
             messages.append(f"no better validation loss in {limits.patience} measurements: stopping early")
         return messages
+
+    def keep_best(self, score: float) -> None:
+        """Compare a held-out score with those before: more is better."""
+        if score > self.best_score:
+            self.best_score, self.best_step = score, self.step
 
 
 def is_rising(recent: Sequence[tuple[float, float]]) -> bool:

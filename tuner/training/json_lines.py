@@ -1,11 +1,14 @@
-"""Files of JSON that every reader can parse: numbers are finite, and a half-written line is no record."""
+"""Files of JSON that every reader can parse: numbers are finite, and a damaged line is no record."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from tuner.errors import UserError
 
 
 def finite(value: Any) -> Any:
@@ -22,10 +25,40 @@ def to_json_line(record: dict[str, Any]) -> str:
     return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file without a last line that a kill left half-written; empty without the file."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    return [json.loads(line) for line in lines[:-1]]  # not splitlines: texts hold other line separators
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where it cannot be read or holds something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); restore it, or remove it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; restore it, or remove it")
+    return cast("dict[str, Any]", value)
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a .jsonl file, and the number of lines that are none; none of either without the file.
+
+    A record is an object with the number of its `step`. Other lines are what a full disk or a power failure left
+    behind; a last line without its end, which a kill leaves, is not counted.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); put it right, or move it away"
+        ) from error
+    records = [record for record in map(_record, lines) if record is not None]
+    return records, len(lines) - len(records)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
 def append_line(path: Path, line: str) -> None:
@@ -34,7 +67,10 @@ def append_line(path: Path, line: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, also where the power fails: synced to disk before it gets its name."""
     unfinished = path.with_name(f".writing-{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)

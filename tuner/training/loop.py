@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -13,10 +14,11 @@ from safetensors.torch import save_file
 from tuner.config.evaluation import Validation
 from tuner.config.stage_config import StageConfig
 from tuner.data.stream import Contents
-from tuner.errors import UserError
-from tuner.training.checkpoint import Checkpoints, generator_state, restore, snapshot
+from tuner.errors import DivergedError
+from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError, generator_state, restore, snapshot
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices
+from tuner.training.divergence import diverged, refuse_weights
 from tuner.training.json_lines import finite
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
@@ -84,11 +86,13 @@ class Loop:
         self._updater = Updater(trained, settings, self.total_steps, devices)
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
         self._signals = StopSignals()
-        self._resume()
+        sentences = self._resume()
         # after _resume: trackers continue from the restored step
         watchers.begin(run.folder, config, self.counters.step, self.total_steps)
         if self.counters.step and devices.is_main:
             run.log(f"going on after step {self.counters.step} of {self.total_steps}")
+        for sentence in sentences:
+            self.say(sentence)
 
     def __iter__(self) -> Iterator[Step]:
         with self._signals.listening():
@@ -96,11 +100,23 @@ class Loop:
             self._checkpoints.wait()
             self._devices.wait()  # the other ranks neither read nor end before the main one has written
         self._signals.raise_if_agreed(self.counters.step, self.total_steps)
+        if not self.restores_best:
+            self._refuse_divergence()
 
     @property
     def state(self) -> dict[str, Any]:
         """What the stage carries from step to step, as JSON values; saved with every checkpoint."""
         return self.counters.state
+
+    @property
+    def restores_best(self) -> bool:
+        """Whether the run's model is that of an earlier step, which `load_best` restores."""
+        return self.counters.best_step not in (0, self.counters.step)
+
+    def stop(self, reason: str) -> None:
+        """End the run after the running step, for a reason that the user is told."""
+        self.counters.stopped_early = True
+        self.say(f"stopping after step {self.counters.step + 1}: {reason}")
 
     def say(self, text: str) -> None:
         """Write a fact or a warning to the log, and show it to the watchers."""
@@ -109,15 +125,23 @@ class Loop:
             self._watchers.message(text)
 
     def load_best(self) -> None:
-        """Restore the weights with the best validation loss, where the config keeps them."""
+        """Restore the weights that were best on held-out rows, where the config keeps them."""
         best_step = self.counters.best_step
-        if best_step in (0, self.counters.step):
+        if not self.restores_best:
             return
-        saved = self._checkpoints.load(best_step)
+        try:
+            saved = self._checkpoints.load(best_step)
+        except DamagedCheckpointError as error:
+            if not self._settings.checkpoint.skip_damaged:
+                raise
+            self.say(f"the model is that of the last step, not the best one: {error}")
+            self.counters.best_step = 0
+            self._refuse_divergence()
+            return
         with torch.no_grad():
             for name, parameter in self._updater.parameters.items():
                 parameter.copy_(saved.trained[name])
-        self.say(f"the model is that of step {best_step}, with the best validation loss")
+        self.say(f"the model is that of step {best_step}, with the best {self._settings.best_by}")
 
     # One step
 
@@ -183,10 +207,22 @@ class Loop:
             save_file(batch.tensors(), folder / f"rank{self._devices.rank}_pass{index}.safetensors")
         origins = "\n".join(self._steps.origins(step.index))
         (folder / "origins.txt").write_text(origins + "\n", encoding="utf-8")
-        raise UserError(
+        raise DivergedError(
             f"{self._run.folder}: loss or gradient was not finite for {self.counters.bad_in_a_row} steps in a row; "
             f"the rows of the last are in {folder.name}/; lower optimizer.lr, or look at those rows"
         )
+
+    def _refuse_divergence(self) -> None:
+        """Raise DivergedError where what the last step left is no model."""
+        counters, folder = self.counters, self._run.folder
+        if counters.bad_in_a_row:
+            steps = (
+                "last step was" if counters.bad_in_a_row == 1 else f"last {counters.bad_in_a_row} steps were"
+            )
+            raise diverged(folder, f"its {steps} skipped, as loss or gradient was not finite")
+        refuse_weights(folder, self._updater.parameters)
+        if counters.recent and not math.isfinite(counters.recent[-1][1]):
+            raise diverged(folder, f"its last validation loss is {counters.recent[-1][1]}")
 
     def _evaluate(self, record: dict[str, Any]) -> None:
         """Measure the held-out rows into the step's record, decide on early stopping, and draw samples."""
@@ -197,6 +233,9 @@ class Loop:
                 self.say(message)
         else:
             self.counters.losses.clear()  # their mean is only compared with a validation loss
+        measure = getattr(self._settings.evaluation, "keep_best", None)
+        if isinstance(measure, str):
+            self.counters.keep_best(metrics[measure])
         samples = self._held_out.samples()
         if samples and self._devices.is_main:
             self._run.record_samples(self.counters.step, samples)
@@ -204,17 +243,22 @@ class Loop:
 
     # Saving and resuming
 
-    def _resume(self) -> None:
-        """Restore the newest checkpoint, and forget the records after it."""
+    def _resume(self) -> list[str]:
+        """Restore the newest checkpoint, and forget the records after it; returns what the user must know of it."""
         self._checkpoints.tidy()
-        if steps := self._checkpoints.steps():
-            saved = self._checkpoints.load(steps[-1])
+        step, saved, sentences = 0, None, list[str]()
+        if self._devices.is_main:  # it may set damaged ones aside
+            step, saved, sentences = self._checkpoints.load_newest(self._settings.checkpoint.skip_damaged)
+        step = max(self._devices.gather([step]))
+        if step:
+            saved = saved or self._checkpoints.load(step)
             counters = restore(saved, self._updater.parameters, self._updater.optimizer, self._devices.rank)
             self.counters = Counters(**counters)
             self._devices.wait()
         self._last_saved = self.counters.step
         if self._devices.is_main:
-            self._run.rewind(self.counters.step)
+            sentences += self._run.rewind(self.counters.step)
+        return sentences
 
     def _save(self) -> None:
         self._last_saved = self.counters.step

@@ -39,6 +39,12 @@ class LoopSettings:
             max_bad_steps=getattr(stage, "max_bad_steps", 1),
         )
 
+    @property
+    def best_by(self) -> str:
+        """What the best weights are best in."""
+        measure = getattr(self.evaluation, "keep_best", None)
+        return {"gold": "held-out gold score", "score": "held-out score"}.get(str(measure), "validation loss")
+
     def evaluates_at(self, step: int, total_steps: int) -> bool:
         """Whether held-out rows are measured after this many steps: by default ten times over the run."""
         return _is_due(self.evaluation.every or max(1, total_steps // 10), step, total_steps)

@@ -14,8 +14,16 @@ from typing import Any
 from tuner.config import StageConfig, from_json, to_json
 from tuner.errors import UserError
 from tuner.printable import printable
+from tuner.training.checkpoint_names import checkpoint_steps
 from tuner.training.code_fingerprint import code_fingerprints
-from tuner.training.json_lines import append_line, finite, read_records, replace_text, to_json_line
+from tuner.training.json_lines import (
+    append_line,
+    finite,
+    read_json,
+    read_records,
+    replace_text,
+    to_json_line,
+)
 from tuner.training.lock import FolderLock
 from tuner.training.resume_rules import changes_that_bind
 from tuner.training.versions import versions
@@ -38,7 +46,10 @@ class RunFolder:
     @property
     def config(self) -> StageConfig:
         """Raises UserError when the folder is no run's."""
-        return from_json(self._read("config.json"))
+        try:
+            return from_json(self._read("config.json"))
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -47,18 +58,23 @@ class RunFolder:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One record per optimizer step, in order."""
-        return read_records(self.folder / "metrics.jsonl")
+        """One record per optimizer step, in order; without lines that cannot be read."""
+        return read_records(self.folder / "metrics.jsonl")[0]
 
     @property
     def samples(self) -> list[dict[str, Any]]:
         """Answers drawn during training to held-out prompts, or to those of the step where none are held out."""
-        return read_records(self.folder / "samples.jsonl")
+        return read_records(self.folder / "samples.jsonl")[0]
 
     @property
     def has_started(self) -> bool:
         """Whether a step was taken: from then on the folder is bound to its config and its data."""
-        return bool(self.metrics) or any(self.checkpoints_folder.glob("step_*"))
+        return bool(self.metrics) or bool(checkpoint_steps(self.checkpoints_folder))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has results and the model that they are of."""
+        return self.results is not None and self.model_folder.is_dir()
 
     @property
     def model_folder(self) -> Path:
@@ -70,9 +86,9 @@ class RunFolder:
         return self.folder / "checkpoints"
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The contents of `NAME.json`; None where there is none."""
+        """The contents of `NAME.json`; None where there is none. Raises UserError where it cannot be read."""
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.exists() else None
 
     # Starting and resuming
 
@@ -101,13 +117,8 @@ class RunFolder:
 
         Raises UserError when a run that has started was bound to something else.
         """
-        saved = self.read_json(name) if self.has_started else None
-        pinned = (saved or {}).get("fingerprint", fingerprint)
-        if pinned != fingerprint:
-            raise UserError(
-                f"{self.folder}: the {name} changed since this run began (was {pinned[:12]}, is {fingerprint[:12]}); "
-                "put the old back, or start another run with name=..."
-            )
+        if self.has_started:
+            self._refuse_another(name, fingerprint)
         self.save_json(name, {"fingerprint": fingerprint, **details})
 
     def changes(self, config: StageConfig) -> list[tuple[str, Any, Any]]:
@@ -125,17 +136,24 @@ class RunFolder:
 
     # Writing while it runs
 
-    def rewind(self, step: int) -> None:
-        """Remove the records after `step`.
+    def rewind(self, step: int) -> list[str]:
+        """Remove the records after `step`, and lines that are none; returns sentences on the latter.
 
         Records are written at every step, checkpoints are not: a resumed run takes the steps after its checkpoint
         again, and would write a second record of each.
         """
+        sentences: list[str] = []
         for name in ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl"):
             path = self.folder / name
             if path.is_file():
-                records = [record for record in read_records(path) if record["step"] <= step]
-                replace_text(path, "".join(map(to_json_line, records)))
+                records, damaged = read_records(path)
+                kept = [record for record in records if record["step"] <= step]
+                replace_text(path, "".join(map(to_json_line, kept)))
+                if damaged:
+                    sentences.append(
+                        f"{path}: {damaged} damaged lines are removed; the run itself is as it was"
+                    )
+        return sentences
 
     def record(self, record: dict[str, Any]) -> None:
         """Append a step to metrics.jsonl; losses unrounded."""
@@ -180,6 +198,18 @@ class RunFolder:
                 "put it back to go on, give the run another name=..., or remove the folder"
             )
 
+    def _refuse_another(self, name: str, fingerprint: str) -> None:
+        saved = self.read_json(name)
+        if saved is None:
+            self.log(f"{name}.json is gone: the run is bound to the {name} that is here now")
+            return
+        pinned = str(saved.get("fingerprint", "without a fingerprint"))
+        if pinned != fingerprint:
+            raise UserError(
+                f"{self.folder}: the {name} changed since this run began (was {pinned[:12]}, is {fingerprint[:12]}); "
+                "put the old back, or start another run with name=..."
+            )
+
     def _log_changes(self, environment: dict[str, Any]) -> None:
         """Log what differs from the environment that the run was in before."""
         before = self.read_json("versions") or environment
@@ -205,4 +235,6 @@ class RunFolder:
         try:
             return (self.folder / name).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UserError(f"{self.folder}: not a run folder, it has no {name}") from None
+            raise UserError(f"not a run folder, it has no {name}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{name} cannot be read ({error}); restore it") from error

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from tuner.training.devices import Devices
+if TYPE_CHECKING:
+    from tuner.training.devices import Devices
 
 
 class Interrupted(Exception):  # noqa: N818 (an outcome, not an error)
@@ -19,8 +21,17 @@ class Interrupted(Exception):  # noqa: N818 (an outcome, not an error)
         self.exit_code = 128 + signal_number
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a run to stop: Ctrl-C, a scheduler, a terminal that was closed."""
+
+
+def heeded() -> list[signal.Signals]:
+    """Those of `STOPPING` that this process was not told to ignore, as `nohup` does with SIGHUP."""
+    return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class StopSignals:
-    """SIGINT and SIGTERM as requests to stop after the running step, agreed on by all ranks."""
+    """`STOPPING` as requests to stop after the running step, agreed on by all ranks."""
 
     def __init__(self) -> None:
         self.agreed: int | None = None
@@ -34,9 +45,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {
-            number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        previous = {number: signal.signal(number, self._receive) for number in heeded()}
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from tuner.errors import UserError
+from tuner.errors import DivergedError
 from tuner.training.devices import Devices
 from tuner.training.run_folder import RunFolder
 from tuner.training.schedules import learning_rate
@@ -74,7 +74,7 @@ class RunCallback(TrainerCallback):
             self._run.record(record)
             self._watchers.step(record)
         if not is_finite:
-            raise UserError(
+            raise DivergedError(
                 f"{self._run.folder}: loss or gradient was not finite in step {state.global_step}, and TRL skips no "
                 "step; lower optimizer.lr, or look at the rows"
             )

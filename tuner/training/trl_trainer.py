@@ -1,15 +1,15 @@
 """The door to TRL: any of its trainers on rows of tokens, with a run folder's checkpoints and records.
 
 A checkpoint is TRL's folder `checkpoint-120`, except for the trained weights: a safetensors file with the model's
-names. Optimizer, schedule and generators are pickles by torch.save, read with `weights_only`; a folder
-that a kill left unfinished, which has no readable trainer_state.json, is removed.
+names. Optimizer, schedule and generators are pickles by torch.save, read with `weights_only`. checksums.json, written
+last, holds hashes of all files; a folder that a kill left unfinished has none, and is removed.
 Resuming is as good as transformers': weights, optimizer, order of the rows and generators are restored.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,12 +29,14 @@ from tuner.models.adapters import is_adapted
 from tuner.models.quantization import bitsandbytes
 from tuner.models.save import disk_errors
 from tuner.models.unwrap import unwrapped
+from tuner.training.checkpoint import damaged, newest_sound
 from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import make_optimizer
 from tuner.training.pair_plan import PairPlan
 from tuner.training.run_folder import RunFolder
 from tuner.training.schedules import learning_rate
+from tuner.training.seal import BrokenSealError, seal, sealed_values
 from tuner.training.stop_signals import StopSignals
 
 bitsandbytes()  # transformers' Trainer imports it, with the advice this door leaves out
@@ -42,6 +44,7 @@ bitsandbytes()  # transformers' Trainer imports it, with the advice this door le
 import transformers  # noqa: E402
 
 _TRAINED = "trained.safetensors"
+_CHECKSUMS = "checksums.json"
 
 
 @contextmanager
@@ -69,7 +72,7 @@ class RunTrainer(transformers.Trainer):
     ) -> None:
         """trained: the weights to be trained, by name. arguments: TRL's, without `optimizers`."""
         self.settings, self.signals = settings, StopSignals()
-        self._trained = trained
+        self._trained, self._keep = trained, settings.checkpoint.keep
         model, args = arguments["model"], arguments["args"]
         transformer = unwrapped(model)
         self._original_configs = deepcopy(transformer.config), deepcopy(transformer.generation_config)
@@ -131,6 +134,15 @@ class RunTrainer(transformers.Trainer):
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
                 save_file(weights, Path(output_dir, _TRAINED))
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # every rank writes the state of its generators
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            seal(folder / f"checkpoint-{self.state.global_step}", _CHECKSUMS, {})
+            for old in _complete(folder)[: -self._keep]:
+                shutil.rmtree(old)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint, _TRAINED))
         if saved.keys() != self._trained.keys():
@@ -167,7 +179,7 @@ def common_arguments(config: StageConfig, plan: PairPlan, run: RunFolder, device
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
         "use_cpu": devices.device.type == "cpu",
         "seed": config.seed,
-        "save_total_limit": config.checkpoint.keep,
+        "save_total_limit": None,  # an old checkpoint goes when the new one is sealed, not before
         "logging_strategy": "no",  # RunCallback decides when to log and to save
         "save_strategy": "no",
         # True would log the mean of the losses before in place of a NaN, and hide it
@@ -178,15 +190,20 @@ def common_arguments(config: StageConfig, plan: PairPlan, run: RunFolder, device
     }
 
 
-def last_checkpoint(folder: Path, is_main: bool) -> Path | None:
-    """The newest complete checkpoint in a folder; the main process removes those that a kill left incomplete."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=step_of)
-    complete = [checkpoint for checkpoint in checkpoints if _is_complete(checkpoint)]
-    if is_main:
-        for checkpoint in checkpoints:
-            if checkpoint not in complete:
-                shutil.rmtree(checkpoint)
-    return complete[-1] if complete else None
+def last_checkpoint(folder: Path, skip_damaged: bool) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint in a folder, and sentences on those set aside; see `newest_sound`.
+
+    Called by the main process, which removes the checkpoints that a kill left incomplete.
+    """
+    complete = _complete(folder)
+    removed = [checkpoint for checkpoint in _checkpoints(folder) if checkpoint not in complete]
+    for checkpoint in removed:
+        shutil.rmtree(checkpoint)
+    checkpoint, _, sentences = newest_sound(complete, _check, skip_damaged)
+    return checkpoint, [
+        *(f"{path}: was not written to its end, and is removed" for path in removed),
+        *sentences,
+    ]
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -194,9 +211,18 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether trainer_state.json, its last file, was written."""
+def _checkpoints(folder: Path) -> list[Path]:
+    paths = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted((path for path in paths if path.is_dir()), key=step_of)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """The checkpoints whose last file was written, oldest first."""
+    return [checkpoint for checkpoint in _checkpoints(folder) if (checkpoint / _CHECKSUMS).is_file()]
+
+
+def _check(checkpoint: Path) -> None:
     try:
-        return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
+        sealed_values(checkpoint, _CHECKSUMS)
+    except BrokenSealError as error:
+        raise damaged(checkpoint, error) from error

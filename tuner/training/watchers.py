@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -122,4 +123,5 @@ class Watchers:
         if self._watchers:
             self.message(text)
         else:
-            echo(text, sys.stderr)  # a warning must reach someone
+            with suppress(OSError):  # of a terminal that was closed
+                echo(text, sys.stderr)  # a warning must reach someone

@@ -109,7 +109,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [*map(str, arguments), "--trust"])
 
 
 def error_message(*arguments: object) -> str:

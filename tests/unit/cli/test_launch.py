@@ -16,6 +16,10 @@ if scenario == "one fails" and rank == 1:
     print("tuner: rank 1: the reason", file=sys.stderr); sys.exit(2)
 if scenario == "all fail":
     print(f"tuner: rank {rank}: the same", file=sys.stderr); sys.exit(2)
+if scenario == "one is killed" and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if scenario == "one is killed":
+    time.sleep(0.5); print("Traceback: connection reset by peer", file=sys.stderr); sys.exit(1)
 if scenario == "main saves" and rank == 1:
     sys.exit(143)
 if scenario == "main saves":
@@ -61,6 +65,14 @@ def test_another_ranks_error_is_shown_and_the_others_are_ended(run):
 
 def test_an_error_on_all_ranks_is_shown_once(run):
     assert run("all fail") == (2, "tuner: rank 0: the same\n")
+
+
+def test_a_rank_that_was_killed_is_named(run):
+    code, said = run("one is killed")
+    assert code == 137
+    assert (
+        "tuner: rank 1 was killed by SIGKILL, which is what the system does when memory runs out; run" in said
+    )
 
 
 def test_an_interrupted_rank_may_finish_saving(run, tmp_path):

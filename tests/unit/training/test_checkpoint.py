@@ -105,14 +105,75 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_unreadable_checkpoint_says_what_to_do(tmp_path):
-    trained, optimizer = small_training()
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(1, snapshot(trained, optimizer, [], {}), set())
+def two_checkpoints(folder):
+    """Checkpoints of steps 1 and 2."""
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (1, 2):
+        trained, optimizer = small_training(step)
+        counters = {"step": step, "best_loss": float("inf")}
+        checkpoints.save(step, snapshot(trained, optimizer, [generator_state()], counters), set())
     checkpoints.wait()
-    (tmp_path / "step_000001" / "trained.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match=r"cannot be read .*; remove the folder to go on from the one before"):
-        checkpoints.load(1)
+    return checkpoints
+
+
+def flip_a_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def edit_the_step(path):
+    text = path.read_text()
+    assert '"step": 2' in text
+    path.write_text(text.replace('"step": 2', '"step": 1'))
+
+
+DAMAGES = {
+    "a weight": lambda folder: flip_a_bit(folder / "trained.safetensors", -1),
+    "a header": lambda folder: flip_a_bit(folder / "optimizer.safetensors", 12),
+    "a generator": lambda folder: flip_a_bit(folder / "random.safetensors", -1),
+    "an edited counter": lambda folder: edit_the_step(folder / "state.json"),
+    "half a file": lambda folder: (folder / "trained.safetensors").write_bytes(b"half"),
+    "no file": lambda folder: (folder / "optimizer.safetensors").unlink(),
+    "an empty state": lambda folder: (folder / "state.json").write_text(""),
+    "another state": lambda folder: (folder / "state.json").write_text("{}"),
+    "a list": lambda folder: (folder / "state.json").write_text("[]"),
+    "binary": lambda folder: (folder / "state.json").write_bytes(b"\xff\x00"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_or_set_aside_and_never_used(tmp_path, damage):
+    checkpoints = two_checkpoints(tmp_path)
+    newest = tmp_path / "step_000002"
+    DAMAGES[damage](newest)
+    with pytest.raises(
+        UserError, match=r"step_000002: this checkpoint is damaged .*checkpoint\.skip_damaged"
+    ):
+        checkpoints.load_newest(skip_damaged=False)
+    assert newest.is_dir()
+    step, saved, sentences = checkpoints.load_newest(skip_damaged=True)
+    assert saved is not None
+    assert (step, saved.state["counters"]["step"]) == (1, 1)
+    assert "damaged-step_000002: set aside" in sentences[0]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["damaged-step_000002", "step_000001"]
+
+
+def test_where_all_are_damaged_the_run_begins_again_and_says_so(tmp_path):
+    checkpoints = two_checkpoints(tmp_path)
+    for step in (1, 2):
+        flip_a_bit(checkpoints.path(step) / "trained.safetensors", -1)
+    step, saved, sentences = checkpoints.load_newest(skip_damaged=True)
+    assert (step, saved, len(sentences)) == (0, None, 3)
+    assert "begins again at its first step" in sentences[-1]
+
+
+def test_what_is_no_checkpoint_is_none(tmp_path):
+    checkpoints = two_checkpoints(tmp_path)
+    for name in ("step_abc", "step_000009.bak", "step_9", "damaged-step_000007"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step_000008").write_text("a plain file")
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_another_models_checkpoint_is_refused():

@@ -20,17 +20,30 @@ class Ranks:
         return [*items, *self._others]
 
 
-def test_a_signal_is_heard_while_listening_and_only_then():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_heard_while_listening_and_only_then(number, code):
+    before = signal.getsignal(number)
     signals = StopSignals()
     with signals.listening():
         assert not signals.agree(Ranks())
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert signals.agree(Ranks())
-    assert signal.getsignal(signal.SIGTERM) == before
-    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, saved") as interrupted:
+    assert signal.getsignal(number) == before
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 3, saved") as interrupted:
         signals.raise_if_agreed(3, 5)
-    assert interrupted.value.exit_code == 143
+    assert interrupted.value.exit_code == code
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals = StopSignals()
+        with signals.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.agree(Ranks())
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_one_rank_that_was_asked_stops_all():

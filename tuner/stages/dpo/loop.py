@@ -13,6 +13,7 @@ from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
 from tuner.stages.dpo.trainer import Trainer, make_dataset, make_trainer
+from tuner.training.divergence import refuse_weights
 from tuner.training.trl_callback import RunCallback
 from tuner.training.trl_trainer import last_checkpoint, step_of
 
@@ -26,15 +27,18 @@ def dpo(config: DPO, context: Context) -> None:
     """
     policy = _load_policy(config, context)
     train, validation, test = _load_pairs(config, context, policy)
-    checkpoint = _last_checkpoint(context)
+    checkpoint, sentences = _last_checkpoint(config, context)
     trainer = make_trainer(config, policy.loaded, train, context.run, context.devices)
     context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
+    for sentence in sentences:
+        context.say(sentence)
     callback = RunCallback(
         *(trainer, context.run, context.devices, context.watchers),
         validation=validation,
         on_start=lambda: _measure("before", context, trainer, test),
     )
     trainer.train_from(checkpoint, callback)
+    refuse_weights(context.run.folder, policy.trained())
     after = _measure("after", context, trainer, test)
     # Before saving: TRL leaves its reference adapter and its own settings in the model.
     trainer.restore_model()
@@ -65,24 +69,25 @@ def _load_pairs(config: DPO, context: Context, policy: Roles) -> list[Any]:
     return [None if part is None else make_dataset(pairs(part, tail)) for part in parts]
 
 
-def _last_checkpoint(context: Context) -> Path | None:
-    """The checkpoint to resume from; None at the start. The run's records are cut back to it."""
-    checkpoint = last_checkpoint(context.run.checkpoints_folder, context.devices.is_main)
-    context.devices.wait()
+def _last_checkpoint(config: DPO, context: Context) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from (None at the start), and what the user must know of it.
+
+    The run's records are cut back to it.
+    """
+    run, found = context.run, (None, list[str]())
     if context.devices.is_main:
-        context.run.rewind(step_of(checkpoint))
-        if checkpoint:
-            context.run.log(f"going on after step {step_of(checkpoint)}")
-    return checkpoint
+        found = last_checkpoint(run.checkpoints_folder, config.checkpoint.skip_damaged)
+        found[1].extend(run.rewind(step_of(found[0])))
+        if found[0]:
+            run.log(f"going on after step {step_of(found[0])}")
+    return context.devices.gather([found])[0]
 
 
 def _measure(when: str, context: Context, trainer: Trainer, test: Any) -> dict[str, float]:
     """The test pairs' loss, accuracy and margin now, which are also logged. when: "before" or "after" training."""
     measures = trainer.measure(test)
     text = ", ".join(f"{name} {value:.4f}" for name, value in measures.items()) or "no test pairs to measure"
-    if context.devices.is_main:
-        context.run.log(f"{when} training: {text}")
-        context.watchers.message(f"{when} training: {text}")
-        if when == "before":
-            context.run.save_json(when, measures)
+    context.say(f"{when} training: {text}")
+    if context.devices.is_main and when == "before":
+        context.run.save_json(when, measures)
     return measures

@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
+
 from tuner.config import RewardModel
 from tuner.data.conditions import Conditions, read_conditions
 from tuner.display.card_page import html, terminal
 from tuner.display.progress import progress_bar
-from tuner.errors import UserError
+from tuner.errors import DivergedError, UserError
 from tuner.evaluation.held_out_pairs import score_comparisons
 from tuner.evaluation.report_card.card import ReportCard
 from tuner.evaluation.report_card.make import ReportSettings, report_on
@@ -41,9 +43,18 @@ def make_report(config: RewardModel, roles: Roles, devices: Devices) -> Report |
             ReportSettings(config.data, config.reward_token, config.evaluation, config.loss),
             roles.tokenizer,
             conditions,
-            lambda rows: score_comparisons(rows, roles, devices, config.tokens_per_pass, advance),
+            lambda rows: _finite(score_comparisons(rows, roles, devices, config.tokens_per_pass, advance)),
         )
     return None if report is None else Report(*report)
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    if not np.isfinite(scores).all():
+        raise DivergedError(
+            f"this reward model gives {int((~np.isfinite(scores)).sum())} of {len(scores)} held-out answers a score "
+            "that is not finite, so it is no model; train again with a lower optimizer.lr"
+        )
+    return scores
 
 
 def report_results(report: Report | None) -> dict[str, object]:

@@ -49,14 +49,18 @@ def score_file(
     template: str = "tokenizer",
     precision: Precision | None = None,
     tokens_per_pass: int = 16_384,
+    trust: bool = False,
 ) -> int:
     """Write each row with its "score", or with the "scores" of its answers in their order; returns the number of rows.
 
     condition: for rows that name none. standardize: scores in standard deviations from the mean of the held-out scores.
+    trust: let the model run Python code of its own.
     Raises UserError with `file:line` for bad rows, and where there is no such mean.
     """
     rows = Rows(Source(path=file))
-    scorer = open_scorer(model, precision=precision, template=template, tokens_per_pass=tokens_per_pass)
+    scorer = open_scorer(
+        model, precision=precision, template=template, tokens_per_pass=tokens_per_pass, trust=trust
+    )
     reference = scorer.record.reference
     if standardize and reference is None:
         raise UserError(

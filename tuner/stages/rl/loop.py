@@ -53,5 +53,6 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
         step.metrics |= algorithm.derived_figures(
             token_means(rollout, experiences, algorithm.token_figures, devices)
         )
+        setup.judge(step)
         step.finish()
     setup.finish(before)

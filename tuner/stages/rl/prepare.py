@@ -18,6 +18,7 @@ from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
+from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement, policy_results
 from tuner.evaluation.judge import Judge
 from tuner.evaluation.position_loss import HeldOutReplay
@@ -27,6 +28,7 @@ from tuner.models.roles import Roles
 from tuner.models.rope import check_cached_length
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
+from tuner.rollout.health import Health
 from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rules import load_rule
@@ -36,6 +38,7 @@ from tuner.stages.context import Context
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import plan_run
 from tuner.stages.rl.reward_source import reward_source
+from tuner.training.json_lines import read_json
 from tuner.training.loop import Loop
 from tuner.training.step import Step
 
@@ -57,9 +60,12 @@ class Setup:
 
     def measure_before(self) -> PolicyMeasurement:
         """Held-out measurement before the first step; a resumed run reads it from its before.json."""
-        saved = self.context.run.read_json("before")
-        if self.loop.counters.step and saved is not None:
-            return PolicyMeasurement.from_dict(saved)
+        if self.loop.counters.step:  # no measure of a policy in training would be one of before it
+            file = self.context.run.folder / "before.json"
+            try:
+                return PolicyMeasurement.from_dict(read_json(file))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{file}: not the measures before training; restore it") from error
         before = self._measure("before", None)
         if self.context.devices.is_main:
             self.context.run.save_json("before", before.to_dict())
@@ -127,10 +133,28 @@ class Setup:
         ]
         self.context.run.record_answers(step.index + 1, answers)
 
+    def judge(self, step: Step) -> None:
+        """Say what a step's figures show of the policy, and end the run where its KL is above the limit."""
+        loop, limit, kl = self.loop, self.config.max_kl, step.metrics.get("kl")
+        health = Health.of(loop.state.get("health", {}))
+        trains = "policy" in self.algorithm.trains(step.index)
+        for sentence in health.judge(step.metrics, trains, step.grad_norms.get("policy", 0.0)):
+            loop.say(f"step {step.index + 1}: {sentence}")
+        loop.state["health"] = health.to_state()
+        if limit is not None and kl is not None and not kl <= limit:
+            loop.stop(f"KL from the reference is {kl:.2f} nats a token, above max_kl={limit:g}")
+
     def finish(self, before: PolicyMeasurement) -> None:
         """Measure the trained policy, and write model and results."""
-        after = self._measure("after", self.held_out.last)  # an evaluation of the last step is not repeated
-        last = (self.context.run.metrics or [{}])[-1] if self.context.devices.is_main else {}
+        loop = self.loop
+        # an evaluation of the last step is not repeated, where that is the model and was evaluated
+        known = None if loop.restores_best or loop.counters.stopped_early else self.held_out.last
+        loop.load_best()
+        self.engine.weights_changed()
+        after = self._measure("after", known)
+        model_step = loop.counters.best_step if loop.restores_best else loop.counters.step
+        metrics = self.context.run.metrics if self.context.devices.is_main else []
+        last = next((record for record in metrics if record["step"] == model_step), {})
         results = {**policy_results(before, after), "kl": last.get("kl")}
         self.context.finish(self.config.prompts.template, self.roles, results)
 

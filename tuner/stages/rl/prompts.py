@@ -35,10 +35,11 @@ def reward_reader(config: PolicyConfig) -> RewardReader | None:
 
 def plan_run(config: PolicyConfig, prompts: Dataset[PromptSet]) -> PromptStream:
     """The prompts of each step. Raises UserError where a gold rule has no held-out prompt to measure on."""
-    if config.evaluation.rule is not None and prompts.test is None:
+    field = "rule" if config.evaluation.rule else "keep_best" if config.evaluation.keep_best else None
+    if field is not None and prompts.test is None:
         raise UserError(
-            f"evaluation.rule: no prompt is held out for it to measure ({prompts.report}); give prompts.test_files, or "
-            "a larger prompts.split.test, or leave the rule out"
+            f"evaluation.{field}: no prompt is held out for it to measure ({prompts.report}); give prompts.test_files, "
+            f"or a larger prompts.split.test, or leave {field} out"
         )
     return plan_prompts(
         prompts.train,

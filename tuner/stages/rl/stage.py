@@ -20,6 +20,7 @@ from tuner.stages.rl.loop import reinforce
 from tuner.stages.rl.prompts import load_policy_prompts, plan_run
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation, Preview, Stage
+from tuner.stages.trust import code_named_by
 from tuner.training.figures import StageFigures
 
 
@@ -84,8 +85,10 @@ class RLStage(Stage[PolicyConfig]):
         }
 
     def closing_lines(self, run: Run) -> Mapping[str, str]:
-        policy = run.config.policy.path  # type: ignore[attr-defined]
-        return {"next": f"tuner chat {run.folder}, tuner eval {run.folder} --against {policy}"}
+        config = run.config
+        policy = config.policy.path  # type: ignore[attr-defined]
+        trust = " --trust" if code_named_by(config) else ""
+        return {"next": f"tuner chat {run.folder}, tuner eval {run.folder} --against {policy}{trust}"}
 
     def model_fields(self, config: PolicyConfig) -> Mapping[str, Model]:
         reward = config.reward_model

@@ -35,7 +35,10 @@ def held_out_rows(config: SFT, roles: Roles, devices: Devices, rows: Examples | 
 def measure_before(context: Context, rows: HeldOutRows, loop: Loop) -> Measures:
     """Measures before the first step; a resumed run reads them from its before.json."""
     if loop.counters.step:
-        return context.run.read_json("before") or {"score": None, "loss": None}
+        saved = context.run.read_json("before")
+        if saved is None:
+            context.say("before.json is gone, so there is nothing to compare the trained model with")
+        return saved or {"score": None, "loss": None}
     measures = measure("before", rows, loop)
     if context.devices.is_main:
         context.run.save_json("before", measures)
