@@ -18,6 +18,7 @@ from tuner.data.turns import (
     read_turn,
     read_weight,
     refuse,
+    refuse_media,
 )
 from tuner.errors import UserError
 
@@ -95,6 +96,7 @@ def _preference(
     row: Values, prompt: tuple[Turn, ...], answers: list[tuple[Turn, ...]], places: list[float], origin: str
 ) -> Preference:
     """places: a number for each answer, of which only the order counts; smaller is better."""
+    refuse_media(row, prompt, origin)
     distinct: dict[Any, tuple[float, tuple[Turn, ...]]] = {}
     for place, answer in zip(places, answers, strict=True):
         if distinct.setdefault(_content(answer), (place, answer))[0] != place:

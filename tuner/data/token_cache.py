@@ -35,6 +35,7 @@ CODE = (
     "load_pairs",
     "load_preferences",
     "load_prompts",
+    "lost_content",
     "preference_rows",
     "prompt_rows",
     "prompts",
