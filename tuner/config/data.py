@@ -14,6 +14,18 @@ def _shape_reference(value: Any) -> Any:
     return value if isinstance(value, str) and value.isidentifier() else function_reference(value)
 
 
+Droppable = Literal["images", "tools", "calls", "reasoning", "text"]
+"""What a row may hold that does not reach its text."""
+
+
+def _as_tuple(value: Any) -> Any:
+    """A single name as a tuple of it."""
+    return (value,) if isinstance(value, str) else value
+
+
+Drop = Annotated[tuple[Droppable, ...], BeforeValidator(_as_tuple)]
+
+
 class Source(ConfigBase):
     """A source of rows: a file or glob, a saved dataset, a dataset on the hub, or a file shipped with tuner."""
 
@@ -146,9 +158,18 @@ class Chat(DataConfig):
     system: str | None = None
     """System turn added to conversations without one."""
 
+    drop: Drop = ()
+    """Contents for whose loss a row is dropped rather than refused: images, and the tools, calls, reasoning or text
+    that the template does not write. Counted in the log."""
+
     learn: Literal["assistant", "last", "all"] = "assistant"
     """Tokens the loss is taken on: of every assistant turn, of the last one only, or all tokens. A turn's own "learn"
     or "weight" takes precedence."""
+
+    changed_turns: Literal["split", "error"] = "split"
+    """Handling of conversations of which the template renders earlier turns differently once others follow, as those
+    that keep only the last turn's reasoning: split, so that each learned turn is a sample of its own with all before it
+    (learn="last" learns the last one alone), or an error naming the row. Counted in the log."""
 
     too_long: Literal["error", "drop", "cut"] = "error"
     """Handling of samples longer than max_length: an error naming the row, dropped, or truncated at the end. Counted in
@@ -176,6 +197,10 @@ class Preferences(DataConfig):
 
     template: str = "tokenizer"
     """Chat template: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
+
+    drop: Drop = ()
+    """Contents for whose loss a row is dropped rather than refused: images, and the tools, calls, reasoning or text
+    that the template does not write. Counted in the log."""
 
     max_length: int = Field(default=2048, ge=4)
     """Maximum length of a prompt with one answer, in tokens, the reward token included."""
@@ -206,6 +231,10 @@ class Prompts(DataConfig):
 
     system: str | None = None
     """System turn added, for the policy alone, to prompts without one; a source's own `system` takes precedence."""
+
+    drop: Drop = ()
+    """Contents for whose loss a row is dropped rather than refused: images, and the tools, calls, reasoning or text
+    that the template does not write. Counted in the log."""
 
     max_length: int = Field(default=1024, ge=1)
     """Maximum length of a prompt, in tokens, the assistant header included; longer prompts are dropped and counted in
@@ -243,6 +272,10 @@ class Replay(DataConfig):
     """Chat template of conversations: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending
     in .jinja; None: raw text."""
 
+    drop: Drop = ()
+    """Contents for whose loss a row is dropped rather than refused: images, and the tools, calls, reasoning or text
+    that the template does not write. Counted in the log."""
+
     max_length: int = Field(default=32_768, ge=2)
     """Maximum length of a row, in tokens; long rows preserve long-context ability."""
 
@@ -261,7 +294,7 @@ class Replay(DataConfig):
         shared = {name: getattr(self, name) for name in DataConfig.model_fields}
         if self.template is None:
             return Text(**shared, too_long=self.too_long or "split")
-        return Chat(**shared, template=self.template, too_long=self.too_long or "error")  # type: ignore[arg-type]
+        return Chat(**shared, template=self.template, drop=self.drop, too_long=self.too_long or "error")  # type: ignore[arg-type]
 
     @model_validator(mode="after")
     def _replay_has_no_validation_part(self) -> Self:

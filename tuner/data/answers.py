@@ -17,6 +17,7 @@ from tuner.data.turns import (
     read_turn,
     read_weight,
     refuse,
+    refuse_media,
     untyped,
 )
 from tuner.errors import UserError
@@ -53,6 +54,7 @@ class Ranking(NamedTuple):
 def to_preference(row: Values, ranking: Ranking, origin: str) -> Preference:
     """The answers, best first. Raises IncomparableError where they cannot be compared."""
     prompt, places, answers = ranking.prompt, ranking.places, ranking.answers
+    refuse_media(row, prompt, origin)
     distinct: dict[Any, tuple[float, Answer]] = {}
     for place, answer in zip(places, answers, strict=True):
         if distinct.setdefault(_content(answer), (place, answer))[0] != place:

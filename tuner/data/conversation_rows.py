@@ -19,6 +19,7 @@ from tuner.data.turns import (
     read_turn,
     read_weight,
     refuse,
+    refuse_media,
 )
 
 
@@ -121,6 +122,7 @@ SHAPES: dict[str, Shape] = {
 def _conversation(row: Values, turns: list[Turn], origin: str) -> Conversation:
     if row.get("system"):
         turns = [Turn("system", expect_text(row["system"], '"system"', origin)), *turns]
+    refuse_media(row, turns, origin)
     return Conversation(tuple(turns), read_tools(row, origin), read_weight(row, origin), origin)
 
 

@@ -42,6 +42,12 @@ class SourceReport:
     joined: int = 0
     """Rows of one answer each that were put together with an earlier one of the same prompt, and are kept or dropped
     with it."""
+    lost: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows dropped by the config's `drop`: what would be lost -> rows."""
+    changed: int = 0
+    """Conversations split because the template renders a learned turn differently once others follow."""
+    views: int = 0
+    """Samples that these became, one for each learned turn."""
     empty_answers: int = 0
     """Rows with an assistant turn without text, which teaches the model to end its answer at once."""
     longest: int = 0
@@ -127,6 +133,9 @@ class DataReport:
             "tied and dropped": _sum(self, "ties"),
             "incomparable and dropped": _sum(self, "incomparable"),
             "switched off": _sum(self, "switched_off"),
+            "dropped because the text would lack some of their content": sum(
+                sum(source.lost.values()) for source in self.sources
+            ),
         }
         clauses += [f"{count:,} {outcome}" for outcome, count in counts.items() if count]
         if _sum(self, "split"):

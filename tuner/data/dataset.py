@@ -2,6 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from tuner.data.conversation_rows import conversation_reader
 from tuner.data.data_report import DataReport, PartReport, SourceReport
 from tuner.data.encoding import Tokenizer, encode
 from tuner.data.examples import Collector, Examples, Sample, split_sample, tokenize, tokenize_text
+from tuner.data.lost_content import LostContentError
 from tuner.data.prompts import PromptSet
 from tuner.data.sources import Row, Rows
 from tuner.data.split import PARTS, PartName, assign_part, content_hash, trainable_turns
-from tuner.data.template import Template
+from tuner.data.template import Rendered, Template
 from tuner.errors import UserError
 
 BATCH = 256
@@ -94,6 +96,9 @@ class Builder(ABC, Generic[Item, Piece, Part]):
     cache_inputs: Mapping[str, Any] = MappingProxyType({})
     """What decides the samples beside rows, tokenizer and the data's config, as JSON values."""
 
+    section: str = "data"
+    """The field of the config that the data stands in, for messages."""
+
     wanted: tuple[PartName, ...] = PARTS
     """The parts to build."""
 
@@ -106,8 +111,12 @@ class Builder(ABC, Generic[Item, Piece, Part]):
         """The reader of a source's rows; of a row that is not used it returns why."""
 
     @abstractmethod
-    def tokenize(self, items: list[Item]) -> list[Piece]:
-        """The items' tokens, before they are fitted to max_length."""
+    def render(self, item: Item, counts: SourceReport) -> list[Rendered]:
+        """The item's texts; none of a document. Raises UserError where the template cannot write it."""
+
+    @abstractmethod
+    def tokenize(self, rendered: list[tuple[Item, list[Rendered]]]) -> list[list[Piece]]:
+        """The tokens of every item and its texts, before they are fitted to max_length."""
 
     @abstractmethod
     def fit(self, item: Item, piece: Piece, weight: float, counts: SourceReport) -> Iterable[Piece]:
@@ -137,9 +146,11 @@ class Builder(ABC, Generic[Item, Piece, Part]):
         counts = SourceReport(rows.source.path, purpose)
         self.report.sources.append(counts)
         for batch in _batches(self._read_rows(rows, purpose, counts), BATCH):
-            tokenized = self.tokenize([item for _, item, _ in batch])
-            for (row, item, part), whole in zip(batch, tokenized, strict=True):
-                for piece in self.fit(item, whole, rows.source.weight, counts):
+            tokenized = self.tokenize([(item, rendered) for _, item, rendered, _ in batch])
+            for (row, item, _, part), wholes in zip(batch, tokenized, strict=True):
+                for piece in (
+                    piece for whole in wholes for piece in self.fit(item, whole, rows.source.weight, counts)
+                ):
                     self._collectors[part].add(piece, index, row.file, row.line)
             self._progress(self._num_rows)
 
@@ -152,7 +163,10 @@ class Builder(ABC, Generic[Item, Piece, Part]):
         }
         if "train" in self.wanted and "train" not in parts:
             too_long = any(source.dropped_too_long for source in self.report.sources)
+            lost = any(source.lost for source in self.report.sources)
             remedy = "raise max_length" if too_long else "hold fewer out" if parts else "give other files"
+            if lost and not too_long:
+                remedy = f"take out {self.section}.drop to see what is lost"
             paths = ", ".join(source.path for source in self.report.sources if source.purpose == "files")
             raise UserError(f"{paths}: no row is left to train on: {str(self.report).rstrip('.')}; {remedy}")
         self.report.parts = {part: PartReport.of(examples) for part, examples in parts.items()}
@@ -164,6 +178,15 @@ class Builder(ABC, Generic[Item, Piece, Part]):
             notes.append(
                 f"{self._num_leaked:,} rows of validation_files or test_files are trained on as well"
             )
+        if lost := sum((Counter(source.lost) for source in self.report.sources), Counter[str]()):
+            causes = ", ".join(f"{count:,} for their {content}" for content, count in lost.items())
+            notes.append(f"{lost.total():,} rows were dropped by {self.section}.drop: {causes}")
+        if changed := sum(source.changed for source in self.report.sources):
+            views = sum(source.views for source in self.report.sources)
+            notes.append(
+                f"{changed:,} conversations became {views:,} samples, one for each learned turn: the template renders "
+                'turns differently once others follow (learn="last" learns the last one alone)'
+            )
         if empty := sum(source.empty_answers for source in self.report.sources):
             effect = "" if isinstance(self.data, Preferences) else ", which teaches to end at once"
             notes.append(f"{empty:,} rows have an empty answer{effect}")
@@ -171,30 +194,47 @@ class Builder(ABC, Generic[Item, Piece, Part]):
 
     def _read_rows(
         self, rows: Rows, purpose: str, counts: SourceReport
-    ) -> Iterator[tuple[Row, Item, PartName]]:
-        """The rows to tokenize, with the part each belongs to; the others are counted."""
+    ) -> Iterator[tuple[Row, Item, list[Rendered], PartName]]:
+        """The rows to tokenize with their texts, and the part each belongs to; the others are counted."""
         read = self.read(rows.source)
         for row in self.gather(rows, counts):
             counts.rows += 1
             self._num_rows += 1
-            item = read(row)
-            if isinstance(item, str) or not item.weight:
-                reason = item if isinstance(item, str) else "switched_off"
-                setattr(counts, reason, getattr(counts, reason) + 1)
-                continue
-            content = content_hash(item)
-            part = _PURPOSES.get(purpose) or assign_part(self.part_key(item, content), self.data.split)
-            if content in self._first_part:
-                counts.duplicates += 1
-                self._num_leaked += self._first_part[content] == "train" and part != "train"
-                # only within a part: held-out rows that are trained on as well stay, and are reported
-                if self.data.duplicates == "drop" and self._first_part[content] == part:
-                    counts.dropped_duplicates += 1
+            try:
+                item = read(row)
+                if isinstance(item, str) or not item.weight:
+                    reason = item if isinstance(item, str) else "switched_off"
+                    setattr(counts, reason, getattr(counts, reason) + 1)
                     continue
-            self._first_part.setdefault(content, part)
-            counts.empty_answers += any(_is_empty_answer(turn) for turn in trainable_turns(item))
-            if part in self.wanted:
-                yield row, item, part
+                part = self._part(item, purpose, counts)
+                if part is not None and part in self.wanted:
+                    rendered = self.render(item, counts)
+                    counts.empty_answers += any(_is_empty_answer(turn) for turn in trainable_turns(item))
+                    yield row, item, rendered, part
+            except LostContentError as error:
+                self._drop(error, counts)
+
+    def _part(self, item: Item, purpose: str, counts: SourceReport) -> PartName | None:
+        """The part an item belongs to; None for a duplicate that is dropped. Duplicates are counted."""
+        content = content_hash(item)
+        part = _PURPOSES.get(purpose) or assign_part(self.part_key(item, content), self.data.split)
+        if content in self._first_part:
+            counts.duplicates += 1
+            self._num_leaked += self._first_part[content] == "train" and part != "train"
+            # only within a part: held-out rows that are trained on as well stay, and are reported
+            if self.data.duplicates == "drop" and self._first_part[content] == part:
+                counts.dropped_duplicates += 1
+                return None
+        self._first_part.setdefault(content, part)
+        return part
+
+    def _drop(self, error: LostContentError, counts: SourceReport) -> None:
+        """Count a row whose content would be lost, if the config drops such rows; else raise the error."""
+        if error.content not in getattr(self.data, "drop", ()):
+            raise UserError(
+                f'{error}, or leave such rows out with {self.section}.drop=["{error.content}"]'
+            ) from error
+        counts.lost[error.content] = counts.lost.get(error.content, 0) + 1
 
 
 def build(builder: Builder[Item, Piece, Part]) -> tuple[dict[str, Part], DataReport, str]:
@@ -257,15 +297,26 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
             )
         return item
 
-    def tokenize(self, items: list[Conversation | Document]) -> list[Sample]:
-        if self.template is None or not isinstance(self.data, Chat):
-            ids = encode(self.tokenizer, [item.text for item in items if isinstance(item, Document)])
-            return tokenize_text(ids, self.tokenizer, [item.weight for item in items])
-        conversations = [item for item in items if isinstance(item, Conversation)]
+    def render(self, item: Conversation | Document, counts: SourceReport) -> list[Rendered]:
+        if self.template is None or not isinstance(self.data, Chat) or isinstance(item, Document):
+            return []
         if self.data.system is not None:
-            conversations = [conversation.with_system(self.data.system) for conversation in conversations]
-        rendered = [self.template.render(conversation, self.data.learn) for conversation in conversations]
-        return tokenize(rendered, self.tokenizer)
+            item = item.with_system(self.data.system)
+        split = self.data.changed_turns == "split"
+        views = self.template.views(item, self.data.learn) if split else [item]
+        if len(views) > 1 or views[0] is not item:
+            counts.changed += 1
+            counts.views += len(views)
+        return [self.template.render_row(view, self.data.learn) for view in views]
+
+    def tokenize(self, rendered: list[tuple[Conversation | Document, list[Rendered]]]) -> list[list[Sample]]:
+        if self.template is None:
+            documents = [item for item, _ in rendered if isinstance(item, Document)]
+            ids = encode(self.tokenizer, [document.text for document in documents])
+            weights = [document.weight for document in documents]
+            return [[sample] for sample in tokenize_text(ids, self.tokenizer, weights)]
+        samples = iter(tokenize([text for _, texts in rendered for text in texts], self.tokenizer))
+        return [list(itertools.islice(samples, len(texts))) for _, texts in rendered]
 
     def fit(
         self, item: Conversation | Document, piece: Sample, weight: float, counts: SourceReport

@@ -11,7 +11,7 @@ import numpy as np
 from tuner.config.data import Preferences, Source
 from tuner.data.comparisons import Comparisons
 from tuner.data.conditions import Conditions
-from tuner.data.conversation import Conversation, Preference, Turn
+from tuner.data.conversation import Preference
 from tuner.data.data_report import DataReport
 from tuner.data.dataset import Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer
@@ -62,8 +62,7 @@ def pair_sequences(comparisons: Comparisons) -> tuple[np.ndarray, np.ndarray]:
 
 def answer_suffix(template: Template, tokenizer: Tokenizer) -> np.ndarray:
     """int32: the tokens a template writes after an answer that no loss is taken on, such as a line break."""
-    example = Conversation((Turn("user", "a"), Turn("assistant", "b")), origin="end of an answer")
-    tokens, weights = tokenize([template.render(example)], tokenizer)[0]
+    tokens, weights = tokenize([template.render(template.example)], tokenizer)[0]
     return tokens[np.flatnonzero(weights)[-1] + 1 :]
 
 

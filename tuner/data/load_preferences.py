@@ -140,15 +140,16 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
         """Rows of one prompt stay in one part: twins, and other answers to it."""
         return drawing_key(item.prompt)
 
-    def tokenize(self, items: list[Preference]) -> list[TokenizedComparison]:
-        rendered: list[Rendered] = []
-        for item in items:
-            system = self._system(item)
-            rendered += [
-                self.template.render(item.conversation(answer, system)) for answer in range(len(item.answers))
-            ]
-        sequences = iter(self._sequences.make(rendered))
-        return [_comparison(item, list(islice(sequences, len(item.answers)))) for item in items]
+    def render(self, item: Preference, counts: SourceReport) -> list[Rendered]:
+        """A text for each answer."""
+        system = self._system(item)
+        return [
+            self.template.render_row(item.conversation(answer, system)) for answer in range(len(item.answers))
+        ]
+
+    def tokenize(self, rendered: list[tuple[Preference, list[Rendered]]]) -> list[list[TokenizedComparison]]:
+        sequences = iter(self._sequences.make([text for _, texts in rendered for text in texts]))
+        return [[_comparison(item, list(islice(sequences, len(texts))))] for item, texts in rendered]
 
     def fit(
         self, item: Preference, piece: TokenizedComparison, weight: float, counts: SourceReport

@@ -13,10 +13,11 @@ from tuner.data.conversation import Prompt
 from tuner.data.data_report import DataReport, SourceReport
 from tuner.data.dataset import Builder, Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer, encode
+from tuner.data.lost_content import LostContentError
 from tuner.data.prompt_rows import prompt_reader
 from tuner.data.prompts import PromptCollector, PromptSet
 from tuner.data.sources import Row
-from tuner.data.template import Template
+from tuner.data.template import Rendered, Template
 from tuner.errors import UserError
 
 TokenizedPrompt = tuple[np.ndarray, Prompt]
@@ -45,10 +46,13 @@ class RewardReader:
         try:
             self.template.prompt_text(conversation if name is None else conversation.prepend_system("-"))
         except UserError as error:
-            raise UserError(
+            sentence = (
                 f"{error}; the reward model is to score answers to this prompt in its own template: leave the row "
                 "out, or train the reward model with a template that takes it"
-            ) from error
+            )
+            if isinstance(error, LostContentError):
+                raise LostContentError(sentence, error.content) from error
+            raise UserError(sentence) from error
 
 
 def load_prompts(
@@ -72,6 +76,7 @@ class PromptBuilder(Builder[Prompt, TokenizedPrompt, PromptSet]):
 
     data: Prompts
     template: Template
+    section = "prompts"
 
     def __init__(
         self,
@@ -114,10 +119,14 @@ class PromptBuilder(Builder[Prompt, TokenizedPrompt, PromptSet]):
         """The key of a reward model's rows: at equal shares, a prompt is in the same part of both data."""
         return drawing_key(item.turns)
 
-    def tokenize(self, items: list[Prompt]) -> list[TokenizedPrompt]:
-        texts = [self.template.prompt_text(item.policy_input()) for item in items]
-        encoded = encode(self.tokenizer, texts)
-        return [(np.array(ids, dtype=np.int32), item) for ids, item in zip(encoded, items, strict=True)]
+    def render(self, item: Prompt, counts: SourceReport) -> list[Rendered]:
+        return [self.template.render_prompt_row(item.policy_input())]
+
+    def tokenize(self, rendered: list[tuple[Prompt, list[Rendered]]]) -> list[list[TokenizedPrompt]]:
+        encoded = encode(self.tokenizer, [text.text for _, texts in rendered for text in texts])
+        return [
+            [(np.array(ids, dtype=np.int32), item)] for ids, (item, _) in zip(encoded, rendered, strict=True)
+        ]
 
     def fit(
         self, item: Prompt, piece: TokenizedPrompt, weight: float, counts: SourceReport

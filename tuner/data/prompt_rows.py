@@ -20,6 +20,7 @@ from tuner.data.turns import (
     read_turn,
     read_weight,
     refuse,
+    refuse_media,
 )
 
 _ANSWERS = ("completion", "response", "output")
@@ -104,6 +105,7 @@ def _prompt(row: Values, turns: Sequence[Turn], origin: str) -> Prompt:
     while end and turns[end - 1].role == "assistant":
         end -= 1
     prompt, answer = turns[:end], turns[end:]
+    refuse_media(row, prompt, origin)
     if not any(turn.role == "user" and turn.content.strip() for turn in prompt):
         roles = ", ".join(turn.role for turn in turns) or "none"
         refuse(origin, f"no user turn with a text to answer (turns: {roles}); write it or take the row out")

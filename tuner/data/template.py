@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.encoding import Tokenizer, adds_bos, encode, is_one_token
+from tuner.data.lost_content import THOUGHT_END, LostContentError, check_nothing_is_lost
 from tuner.errors import UserError
 from tuner.resources import chat_templates_folder
 
@@ -30,7 +31,11 @@ TODAY = datetime(2024, 7, 26)
 """The date that templates get: Llama 3.1's default, a constant so that the data do not change from day to day."""
 
 _SETS_TEXT_BOS = "{%- set text_bos = bos_token -%}"
-
+_OPENED_THOUGHT = re.compile(r"(<think>)(\s*)$")
+"""How a header ends that opens a thought: its tag, and the white space behind it."""
+_THOUGHTFUL = "<think>\nt\n</think>\n\nb"
+_STAND_IN = "".join(secrets.choice("0123456789") for _ in range(40))
+"""Takes the place of a turn's content, to find what a template writes behind it; random, as the marks below."""
 _MARK = f"\ue000{secrets.token_hex(16)}\ue000"
 """Marks both ends of an assistant turn; random in every process, so that no row can contain it."""
 
@@ -44,6 +49,12 @@ class Rendered:
     """(first character, one past the last, loss weight); where two overlap, the later one counts."""
     origin: str = ""
     """`file:line`, for messages."""
+    learned: Mapping[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    """Turn that the loss is taken on -> (first character, one past the last) of what is learned of it."""
+
+
+class ChangedTurnError(UserError):
+    """A template renders a learned turn differently once others follow."""
 
 
 class Template:
@@ -66,6 +77,7 @@ class Template:
         self._values = self._special_values()
         self._check_special_tokens("special tokens")
         self._extras_checked = not re.search(r"with tools or names:", self.source)
+        self.opens_thought, self._changes_turns = self._probe()
 
     @property
     def published(self) -> str:
@@ -78,35 +90,142 @@ class Template:
         """The conversation as text with the spans that the loss is taken on.
 
         learn: on every assistant turn, the last one, or everything; a turn's own `learn` and `weight` override it.
-        Raises UserError with the row's origin when the template refuses the row or is not prefix-stable.
+        Raises UserError with the row's origin when the template refuses the row, and ChangedTurnError where `views`
+        would split it.
         """
         turns = conversation.turns
+        weights = _weights(conversation, learn)
+        if self.opens_thought and turns and turns[-1].role == "assistant":
+            text, last_span = self._render_behind_header(conversation, bool(weights[-1]))
+            spans_known = {len(turns) - 1: last_span}
+        else:
+            text, spans_known = self._render_marked(conversation)
+        spans = [(0, len(text), conversation.weight)] if learn == "all" else []
+        learned: dict[int, tuple[int, int]] = {}
+        for index, (turn, weight) in enumerate(zip(turns, weights, strict=True)):
+            if weight == (conversation.weight if learn == "all" else 0):
+                if weight:  # its tokens already have this weight
+                    learned[index] = spans_known.get(index, (0, len(text)))
+                continue
+            # under learn="all", a user turn of weight 0 is masked with its header
+            whole_turn = not weight and turn.role != "assistant"
+            span = spans_known.get(index) or self._span_by_prefix(conversation, index, text, whole_turn)
+            spans.append((*span, weight))
+            if weight:
+                learned[index] = span
+        return Rendered(text, spans, conversation.origin, learned)
+
+    def render_row(self, conversation: Conversation, learn: Learn = "assistant") -> Rendered:
+        """As `render`; raises LostContentError where the text lacks something of the row."""
+        rendered = self.render(conversation, learn)
+        self._check_nothing_is_lost(conversation, rendered)
+        return rendered
+
+    def render_prompt_row(self, conversation: Conversation) -> Rendered:
+        """As `render_header`; raises LostContentError where the text lacks something of the row."""
+        rendered = self.render_header(conversation)
+        self._check_nothing_is_lost(conversation, rendered)
+        return rendered
+
+    def views(self, conversation: Conversation, learn: Learn = "assistant") -> list[Conversation]:
+        """The conversations to render in place of one, so that the loss is on every learned turn as generated.
+
+        Where the template renders a learned turn differently once others follow, there is one for each: the turns up to
+        it, of which only it is learned. Otherwise it is the conversation itself.
+        """
+        learned = [index for index, weight in enumerate(_weights(conversation, learn)) if weight]
+        if not self._changes_turns or learn == "all" or learned in ([], [len(conversation.turns) - 1]):
+            return [conversation]
+        try:
+            self.render_row(conversation, learn)
+        except (ChangedTurnError, LostContentError):
+            return [_view(conversation, index) for index in learned]
+        return [conversation]
+
+    def render_header(self, conversation: Conversation) -> Rendered:
+        """The conversation as text that ends with the header of the assistant's next turn."""
+        return Rendered(self._render(conversation, header=True)[0], [], conversation.origin)
+
+    def prompt_text(self, conversation: Conversation) -> str:
+        """The text of `render_header`."""
+        return self.render_header(conversation).text
+
+    def render_prompt(self, conversation: Conversation) -> list[int]:
+        """Token ids of the conversation and the header of the assistant's next turn."""
+        return encode(self._tokenizer, [self.render_header(conversation).text])[0]
+
+    @property
+    def example(self) -> Conversation:
+        """A question and an answer in the form this template learns from."""
+        answer = _THOUGHTFUL if self.opens_thought else "b"
+        return Conversation((Turn("user", "a"), Turn("assistant", answer)), origin="end of an answer")
+
+    def _check_nothing_is_lost(self, conversation: Conversation, rendered: Rendered) -> None:
+        check_nothing_is_lost(
+            conversation,
+            rendered.text,
+            rendered.learned,
+            self.name,
+            lambda: self._ignores_tools(conversation),
+        )
+
+    def _ignores_tools(self, conversation: Conversation) -> bool:
+        """Whether a conversation's text is the same without its tools."""
+        try:
+            return self._render(conversation) == self._render(replace(conversation, tools=()))
+        except UserError:  # it needs them
+            return False
+
+    def _render_marked(self, conversation: Conversation) -> tuple[str, dict[int, tuple[int, int]]]:
+        """(text, turn -> its marked span)."""
         text, marks = self._render(conversation)
-        answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-        marked_spans = dict(zip(answers, marks, strict=False))
+        answers = [index for index, turn in enumerate(conversation.turns) if turn.role == "assistant"]
         if self._marked and len(marks) != len(answers):
             raise UserError(
                 f"{conversation.origin}: template {self.name!r} marked {len(marks)} parts with {{% generation %}} for "
                 f"{len(answers)} assistant turns; put one around every assistant turn"
             )
-        spans = [(0, len(text), conversation.weight)] if learn == "all" else []
-        for index, turn in enumerate(turns):
-            weight = _weight(turn, index, answers[-1:], learn) * conversation.weight
-            if weight == (conversation.weight if learn == "all" else 0):
-                continue  # its tokens already have this weight
-            # under learn="all", a user turn of weight 0 is masked with its header
-            whole_turn = not weight and turn.role != "assistant"
-            span = marked_spans.get(index) or self._span_by_prefix(conversation, index, text, whole_turn)
-            spans.append((*span, weight))
-        return Rendered(text, spans, conversation.origin)
+        return text, dict(zip(answers, marks, strict=False))
 
-    def prompt_text(self, conversation: Conversation) -> str:
-        """The conversation as text that ends with the header of the assistant's next turn."""
-        return self._render(conversation, header=True)[0]
+    def _render_behind_header(self, conversation: Conversation, learned: bool) -> tuple[str, tuple[int, int]]:
+        """(text, span of the last turn), that turn written as it is generated: behind a header that opens a thought.
 
-    def render_prompt(self, conversation: Conversation) -> list[int]:
-        """Token ids of the conversation and the header of the assistant's next turn."""
-        return encode(self._tokenizer, [self.prompt_text(conversation)])[0]
+        Such templates cut the thought from the turns they render. Raises UserError where a learned turn has none.
+        """
+        *before, turn = conversation.turns
+        header, _ = self._render(conversation, tuple(before), header=True)
+        ended, _ = self._render(conversation, (*before, replace(turn, content=_STAND_IN)))
+        opening = _OPENED_THOUGHT.search(header)
+        assert opening
+        content = turn.content.lstrip()
+        if content.startswith(opening[1]):
+            content = content.removeprefix(opening[1]).removeprefix(opening[2])
+        elif learned and THOUGHT_END not in content:
+            raise UserError(
+                f"{conversation.origin}: turn {len(before) + 1} (assistant): template {self.name!r} begins answers "
+                f"with {opening[1]}, and this one has no reasoning; write it as {opening[1]}...{THOUGHT_END}, or use "
+                "another template"
+            )
+        _, written, behind = ended.partition(_STAND_IN)
+        if not written:
+            raise LostContentError(
+                f"{conversation.origin}: template {self.name!r} does not write what the assistant says; use another",
+                "text",
+            )
+        text = header + content + behind
+        return text, (len(header), len(text.rstrip()))
+
+    def _probe(self) -> tuple[bool, bool]:
+        """(whether the header of an answer opens a thought, whether earlier turns change once others follow)."""
+        question, thought = Turn("user", "a"), Turn("assistant", _THOUGHTFUL)
+        try:
+            header, _ = self._render(Conversation((question,)), header=True)
+            first, _ = self._render(Conversation((question, thought)))
+            both, _ = self._render(Conversation((question, thought, question, thought)))
+        except UserError:  # it takes no such conversation
+            return False, False
+        opens = bool(_OPENED_THOUGHT.search(header)) and not first.startswith(header)
+        return opens, opens or not both.startswith(first)
 
     def _render(
         self, conversation: Conversation, turns: tuple[Turn, ...] | None = None, header: bool = False
@@ -144,10 +263,10 @@ class Template:
         before = self._render(conversation, turns[:index], turn.role == "assistant")[0] if index else ""
         through, _ = self._render(conversation, turns[: index + 1])
         if not (text.startswith(before) and text.startswith(through) and len(before) < len(through)):
-            raise UserError(
+            raise ChangedTurnError(
                 f"{conversation.origin}: template {self.name!r} is not prefix-stable: it renders turn "
                 f"{index + 1} ({turn.role}) differently when others follow, so its span is unknown; "
-                f"use one of {', '.join(names())}"
+                f'learn the last turn alone (learn="last"), or use one of {", ".join(names())}'
             )
         # the loss is not taken on the line break behind the end token: generation stops before it
         begin, end = len(before), len(through.rstrip())
@@ -213,12 +332,24 @@ def find_source(name: str, tokenizer: Tokenizer) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _weight(turn: Turn, index: int, last_answer: list[int], learn: Learn) -> float:
-    """Loss weight of a turn, without the row's factor: by its own `learn`, or else by the config's."""
-    if turn.learn is not None:
-        return turn.weight if turn.learn else 0.0
-    in_loss = learn == "all" or (turn.role == "assistant" if learn == "assistant" else [index] == last_answer)
-    return turn.weight if in_loss else 0.0
+def _weights(conversation: Conversation, learn: Learn) -> list[float]:
+    """Loss weight of every turn: by its own `learn`, or else by the config's, and the row's factor."""
+    turns = conversation.turns
+    last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=None)
+
+    def weight(index: int, turn: Turn) -> float:
+        if turn.learn is not None:
+            return turn.weight if turn.learn else 0.0
+        in_loss = learn == "all" or (turn.role == "assistant" if learn == "assistant" else index == last)
+        return turn.weight if in_loss else 0.0
+
+    return [weight(index, turn) * conversation.weight for index, turn in enumerate(turns)]
+
+
+def _view(conversation: Conversation, index: int) -> Conversation:
+    """The turns up to one of them, of which only that one is learned."""
+    before = (replace(turn, learn=False) for turn in conversation.turns[:index])
+    return replace(conversation, turns=(*before, replace(conversation.turns[index], learn=True)))
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -37,6 +37,7 @@ CODE = (
     "load_pairs",
     "load_preferences",
     "load_prompts",
+    "lost_content",
     "preference_rows",
     "prompt_rows",
     "prompts",

@@ -1,10 +1,12 @@
 """What rows of every kind are made of: turns, tools, weights and texts, and errors for what they should not hold."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeGuard, cast
 
 from tuner.data.conversation import ROLES, ToolCall, Turn
+from tuner.data.lost_content import LostContentError
 from tuner.errors import UserError
 
 Values = Mapping[str, Any]
@@ -26,6 +28,10 @@ _ROLES = {role: role for role in ROLES} | {
     "ipython": "tool",
 }
 """Roles as published sets name them -> our roles. ShareGPT's `function_call` is a tool call, read elsewhere."""
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Keys of what is no text, in rows and in messages."""
+_MEDIA_TAG = re.compile(r"\A\s*<(?:image|video|audio)>|<(?:image|video|audio)>\s*\Z")
+"""Where a turn's text holds the place of one, as LLaVA's rows have it; elsewhere it is markup."""
 
 
 class Cell(str):
@@ -57,14 +63,40 @@ def read_turn(message: Any, origin: str) -> Turn:
     for key, value in (("name", name), ("tool_call_id", call_id)):
         if value is not None and not isinstance(value, str):
             refuse(origin, f'"{key}" is a text, not {value!r}')
-    calls = tuple(
-        _read_call(call, origin)
-        for call in expect_list(message.get("tool_calls") or [], '"tool_calls"', origin)
-    )
+    _refuse_media(message, "a message", origin)
+    written_calls = expect_list(message.get("tool_calls") or [], '"tool_calls"', origin)
+    # as OpenAI's sets had it before tool_calls
+    if has(message, "function_call"):
+        written_calls = [*written_calls, message["function_call"]]
+    calls = tuple(_read_call(call, origin) for call in written_calls)
     if calls and role != "assistant":
         refuse(origin, f'"tool_calls" in a {role} turn; only the assistant calls tools')
     content = _content(message.get("content"), bool(calls), origin)
     return Turn(role, content, name, calls, call_id=call_id, **read_switches(message, origin))
+
+
+def refuse_media(row: Values, turns: Sequence[Turn], origin: str) -> None:
+    """Raise LostContentError for a row that belongs to a picture, a video or a sound."""
+    _refuse_media(row, "the row", origin)
+    for index, turn in enumerate(turns):
+        if turn.role == "user" and (tag := _MEDIA_TAG.search(turn.content)):
+            raise LostContentError(
+                f"{origin}: turn {index + 1} (user) holds the place of an image, video or audio ({tag[0].strip()}), "
+                "and only texts are trained on; take the row out",
+                "images",
+            )
+
+
+def _refuse_media(values: Values, where: str, origin: str) -> None:
+    if key := next((key for key in _MEDIA if not _is_empty(values.get(key))), None):
+        raise LostContentError(
+            f'{origin}: {where} has "{key}", and only texts are trained on; take the row out', "images"
+        )
+
+
+def _is_empty(value: Any) -> bool:
+    # the truth of a decoded picture or array is undefined
+    return value is None or (isinstance(value, str | bytes | list | dict) and not value)
 
 
 def _content(content: Any, may_be_empty: bool, origin: str) -> str:
@@ -77,7 +109,10 @@ def _content(content: Any, may_be_empty: bool, origin: str) -> str:
         for part in cast("list[Any]", content):
             part_type = part.get("type") if is_object(part) else type(part).__name__
             if not is_object(part) or part_type != "text":
-                refuse(origin, f"a content part of type {part_type!r}; only text parts can be trained on")
+                raise LostContentError(
+                    f"{origin}: a content part of type {part_type!r}; only text parts can be trained on",
+                    "images",
+                )
             texts.append(expect_text(part.get("text"), "a content part", origin))
         return "".join(texts)
     return expect_text(content, '"content"', origin)

@@ -90,8 +90,7 @@ def end_ids(template: Template, tokenizer: object) -> frozenset[int]:
     text."""
     # read off a rendered example: many templates end a turn with another token than the tokenizer's end of
     # text (InternLM2: <|im_end|> and </s>), and a model that stops at the latter alone talks past its turn
-    example = Conversation((Turn("user", "a"), Turn("assistant", "b")), origin="end of an answer")
-    tokens, weights = tokenize([template.render(example)], tokenizer)[0]  # type: ignore[arg-type]
+    tokens, weights = tokenize([template.render(template.example)], tokenizer)[0]  # type: ignore[arg-type]
     end = int(tokens[weights.nonzero()[0][-1]])
     eos = getattr(tokenizer, "eos_token_id", None)
     return frozenset({end} | ({eos} if eos is not None else set()))

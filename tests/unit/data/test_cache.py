@@ -27,6 +27,8 @@ def path(write):
 CHANGES = {
     "template": {"template": "qwen"},
     "system": {"system": "x"},
+    "drop": {"drop": ("tools",)},
+    "changed_turns": {"changed_turns": "error"},
     "learn": {"learn": "last"},
     "too_long": {"too_long": "cut"},
     "max_length": {"max_length": 99},

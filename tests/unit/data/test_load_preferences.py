@@ -554,6 +554,7 @@ CHANGES = {
     "template": {"template": "qwen"},
     "max_length": {"max_length": 99},
     "too_long": {"too_long": "cut"},
+    "drop": {"drop": ("tools",)},
     "ties": {"ties": "half"},
     "incomparable": {"incomparable": "drop"},
     "split": {"split": Split(test=0.5)},

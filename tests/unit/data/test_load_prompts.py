@@ -287,6 +287,7 @@ CHANGES = {
     "template": (ROWS, {"template": "llama3"}),
     "system": (ROWS, {"system": "Be kind."}),
     "max_length": (ROWS, {"max_length": 24}),
+    "drop": ([{**ROWS[0], "image": "a.png"}, ROWS[1]], {"drop": ("images",)}),
     "split": ([{"prompt": str(n)} for n in range(9)], {"split": Split(test=0.5)}),
     "duplicates": ([*ROWS, ROWS[0]], {"duplicates": "drop"}),
     "limit": (ROWS, {"limit": 1}),
