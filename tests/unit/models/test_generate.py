@@ -340,7 +340,7 @@ def test_no_padding_is_seen_by_varlen_and_no_pack_by_sdpa(loaded, tokens_per_pas
 
     monkeypatch.setattr(varlen, "_by_segment", spied)
     hook = loaded.transformer.get_decoder().register_forward_pre_hook(watched, with_kwargs=True)
-    ask(loaded, tokens_per_pass=tokens_per_pass)
+    ask(loaded, tokens_per_pass=tokens_per_pass, cache_bytes=2**30)
     hook.remove()
     assert all(queries == keys == sum(lengths) for queries, keys, lengths in packed)
     layers = loaded.transformer.config.num_hidden_layers
