@@ -231,7 +231,7 @@ def test_a_score_that_is_none(tuner: Tuner, folder: Path) -> None:
             ROWS.encode() + b'{"messages": [\n',
             ("bad.jsonl:41", "broken JSON at column 15", "one whole JSON object"),
         ),
-        (ROWS.encode() + b"[1, 2]\n", ("bad.jsonl:41", "not list", "write {...}")),
+        (ROWS.encode() + b"[1, 2]\n", ("bad.jsonl:41", "a row is a JSON object, not int", "write {...}")),
         (
             rb'{"\u001b]0;title\u0007": 1, "\u202e": 2}',
             ("bad.jsonl:1", r"keys: \x1b]0;title\x07, \u202e)", "it needs messages"),
@@ -279,7 +279,8 @@ def test_bad_rows(tuner: Tuner, folder: Path, content: bytes, parts: tuple[str, 
         ('["missing.jsonl"]', ("missing.jsonl", "no such file", "correct the path")),
         ('["missing/*.jsonl"]', ("missing/*.jsonl", "no file matches", "correct the path")),
         ('["."]', ("this is a folder", "name the files in it")),
-        ('["rows.csv"]', ("rows.csv", "files end in .jsonl", "rename or convert")),
+        ('["rows.tsv"]', ("rows.tsv", "files end in .jsonl", "rename or convert")),
+        ('["rows.csv"]', ("rows.csv:2", "this row's shape is unknown (keys: a, b)")),
         (
             '[{"path": "rows.jsonl", "shape": "chatml"}]',
             ("shape 'chatml'", "not a row shape", "there are: messages"),
@@ -292,7 +293,8 @@ def test_bad_rows(tuner: Tuner, folder: Path, content: bytes, parts: tuple[str, 
     ],
 )
 def test_bad_files(tuner: Tuner, folder: Path, files: str, parts: tuple[str, ...]) -> None:
-    (folder / "rows.csv").write_text("a,b\n1,2\n")
+    for name in ("rows.csv", "rows.tsv"):
+        (folder / name).write_text("a,b\n1,2\n")
     assert_one_sentence(tuner("train", "mine.py", f"data.files={files}"), *parts)
     assert_nothing_is_left(folder)
 
@@ -311,8 +313,7 @@ def test_a_template_whose_special_tokens_the_tokenizer_lacks(tuner: Tuner) -> No
     assert_one_sentence(done, "template 'llama3'", "<|eot_id|>", "splits into pieces", "use the template of")
 
 
-def test_a_template_that_is_not_prefix_stable(tuner: Tuner, folder: Path) -> None:
-    """It forgets earlier answers, as some models' own templates forget earlier thoughts."""
+def test_a_template_that_leaves_earlier_answers_out(tuner: Tuner, folder: Path) -> None:
     (folder / "forgets.jinja").write_text(
         "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.role }}: {{ m.content }}</s>"
         "{% endif %}{% endfor %}"
@@ -320,7 +321,9 @@ def test_a_template_that_is_not_prefix_stable(tuner: Tuner, folder: Path) -> Non
     turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     (folder / "rows.jsonl").write_text(messages(*turns))
     done = tuner("train", "mine.py", "data.template=forgets.jinja")
-    assert_one_sentence(done, "rows.jsonl:1", "not prefix-stable", "turn 2 (assistant)", "use one of")
+    assert_one_sentence(
+        done, "rows.jsonl:1", "turn 2 (assistant)", "does not write all of its text", "use another template"
+    )
 
 
 def test_a_template_that_is_no_template(tuner: Tuner, folder: Path) -> None:

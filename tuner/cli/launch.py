@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 
 from tuner.errors import LOST
+from tuner.printable import echo
 from tuner.training.stop_signals import STOPPING, heeded
 
 FAILURE_GRACE_SECONDS = 3.0
@@ -67,7 +68,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         if code > 0:
             return code
         # A child killed by signal N has the code -N; a shell reports it as 128 + N.
-        print(f"tuner: {_death(failed, -code)}", file=sys.stderr)
+        echo(f"tuner: {_death(failed, -code)}", sys.stderr)
         return 128 - code
 
 
