@@ -13,7 +13,8 @@ config = GRPO(
     prompts_per_step=8,
     answers_per_prompt=8,
     sampling=ppo.sampling,
-    kl=0.05,
+    # at 0.05, quickstart_ppo's, all of three seeds ended up exploiting the reward model (KL above 0.6, gold below 0.3)
+    kl=0.3,
     optimizer=AdamW(lr=3e-4),
     mini_batches=2,
     replay=ppo.replay,
