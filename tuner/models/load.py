@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -164,6 +165,8 @@ def load_base(
     values = _read_config(folder, trust_remote_code)
     apply_rope(reference.rope, values)
     scores = head == "score"
+    # before the weights, and before training: the model's last save would refuse it
+    generation_config = None if scores else _read_generation_config(folder)
     if scores:
         # regression: vLLM then applies no sigmoid to the score
         values.num_labels, values.problem_type = 1, "regression"
@@ -185,6 +188,8 @@ def load_base(
         raise
     except Exception as error:  # the files are the user's: whatever a library raises here is about them
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
+    if generation_config is not None:
+        transformer.generation_config = generation_config
     if scores:
         _prepare_score(transformer, report, folder, saved=location.base_has_score)
     _check_report(report, folder)
@@ -243,6 +248,27 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         raise UserError(
             f"{folder}/config.json: cannot be read ({first_line(error)}); restore it{hint}"
         ) from error
+
+
+def _read_generation_config(folder: Path) -> GenerationConfig | None:
+    """The folder's generation settings, such that they can be saved again; None where it has none.
+
+    Older files set temperature or top_p without do_sample, which transformers reads, but refuses to write: they mean
+    sampling.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        settings = GenerationConfig.from_pretrained(str(folder))
+        try:
+            settings.validate(strict=True)
+        except ValueError:
+            settings.do_sample = True
+            settings.validate(strict=True)
+    except Exception as error:  # the file is the user's: whatever a library raises here is about it
+        raise UserError(f"{file}: cannot be used ({first_line(error)}); correct or remove it") from error
+    return settings
 
 
 def _with_adapter(

@@ -270,6 +270,24 @@ def test_a_config_that_is_no_json(copy):
         load(copy)
 
 
+@pytest.mark.parametrize("device", [CPU, torch.device("meta")])
+def test_generation_settings_that_could_not_be_saved(copy, tmp_path, device):
+    """Older files set temperature without do_sample, which transformers reads with a warning and refuses to write."""
+    file = copy / "generation_config.json"
+    file.write_text('{"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}')
+    settings = load_model(
+        Model(path=str(copy)), precision="fp32", device=device
+    ).transformer.generation_config
+    assert (settings.do_sample, settings.temperature, settings.eos_token_id) == (True, 0.9, 2)
+    settings.save_pretrained(tmp_path / "saved")
+    for text in ("no JSON", '{"max_new_tokens": -5}'):
+        file.write_text(text)
+        with pytest.raises(
+            UserError, match=r"generation_config\.json: cannot be used .*; correct or remove it"
+        ):
+            load_model(Model(path=str(copy)), precision="fp32", device=device)
+
+
 def test_weights_that_are_not_safetensors(copy):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"no \*\.safetensors"):
