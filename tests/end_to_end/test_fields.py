@@ -196,7 +196,11 @@ PPO_CHANGES = {
     "LengthPenalty.per_token": ppo(
         {"length_penalty.per_token": 0.5}, "reward", {"length_penalty": {"per_token": 0.1}}
     ),
-    "LengthPenalty.above": ppo({"length_penalty.above": 4}, "reward", {"length_penalty": {"per_token": 0.1}}),
+    "LengthPenalty.above": ppo(
+        {"length_penalty.above": 4},
+        "reward",
+        {"length_penalty": {"per_token": 0.1}, "normalize_rewards": False},
+    ),
     "PolicyConfig.mask_truncated": ppo(
         {"mask_truncated": True}, "policy_loss", {"sampling.max_new_tokens": 6}
     ),

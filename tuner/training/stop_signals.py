@@ -26,8 +26,12 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def heeded() -> list[signal.Signals]:
-    """Those of `STOPPING` that this process was not told to ignore, as `nohup` does with SIGHUP."""
-    return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    """`STOPPING`, without SIGHUP where this process was told to ignore it, as `nohup` does.
+
+    A shell has its background jobs ignore SIGINT too, but whoever sends that to one of them means it.
+    """
+    ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOPPING if number != signal.SIGHUP or not ignores_hangup]
 
 
 class StopSignals:

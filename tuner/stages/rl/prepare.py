@@ -149,8 +149,9 @@ class Setup:
         loop = self.loop
         # an evaluation of the last step is not repeated, where that is the model and was evaluated
         known = None if loop.restores_best or loop.counters.stopped_early else self.held_out.last
-        loop.load_best()
-        self.engine.weights_changed()
+        if loop.restores_best:
+            loop.load_best()
+            self.engine.weights_changed()
         after = self._measure("after", known)
         model_step = loop.counters.best_step if loop.restores_best else loop.counters.step
         metrics = self.context.run.metrics if self.context.devices.is_main else []
