@@ -10,17 +10,6 @@ import pytest
 from tuner.training.stop_signals import Interrupted, StopSignals
 
 
-@pytest.fixture(autouse=True)
-def _default_handlers():
-    """Whoever runs the tests in the background, or behind nohup, has them ignore some signals."""
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    defaults[signal.SIGHUP] = signal.SIG_DFL
-    previous = {number: signal.signal(number, handler) for number, handler in defaults.items()}
-    yield
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-
-
 class Ranks:
     """Devices of which the other ranks have received these signals."""
 
