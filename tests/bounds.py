@@ -47,23 +47,26 @@ def model_rounding(config: Any, dtype: torch.dtype, backward: bool = False) -> f
 
 
 YARDSTICK = """
-import time
+import cProfile
 from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+def calls(work):
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    return sum(entry.callcount for entry in profile.getstats())
+
 def yardstick():
-    start = time.process_time()
     for number in range(20):
         field = (Annotated[float | None, Field(gt=0, description="a number")], 1.0)
         settings = ConfigDict(frozen=True, strict=True, extra="forbid")
         create_model(f"Plain{number}", __config__=settings, **{f"field_{n}": field for n in range(20)})
-    return time.process_time() - start
 """
-"""Source of `yardstick()`: CPU seconds of building 20 plain pydantic classes of 20 fields, for processes without torch.
+"""Source of `calls(work)`, the number of Python calls that work makes, and of `yardstick()`, which builds 20 plain
+pydantic classes of 20 fields; for processes without torch.
 
 What a config costs to load is nearly all pydantic's: schemas of classes and fields. So the limit is a multiple of
-pydantic's own work, measured in the same process, and a slow or busy processor slows both.
+pydantic's own work. Calls are counted, not seconds: a fifth of a second depends on what else the processor does.
 """
 LOADING = 4.0
-"""Most yardsticks that loading a first config may take. 1.7 to 2.6 were measured on a busy core: what fails is a fault
-that costs half as much again to twice as much."""
+"""Most yardsticks that loading a first config may take; today 2.7. A fault that costs half as much again fails."""

@@ -212,13 +212,13 @@ def test_functions_are_stored_by_name_and_lambdas_rejected():
 
 
 def test_loading_is_fast_and_imports_no_torch():
-    """CPU time relative to a yardstick measured in the same process; the best of three."""
+    """In Python calls, relative to a yardstick of the same process."""
     code = YARDSTICK + (
-        "import sys\nstart = time.process_time()\n"
-        "from tuner.config import load_config\n"
-        "load_config('configs/quickstart_sft.py')\n"
-        "print((time.process_time() - start) / yardstick())\n"
+        "import sys\n"
+        "def load():\n"
+        "    from tuner.config import load_config\n"
+        "    load_config('configs/quickstart_sft.py')\n"
+        "print(calls(load) / calls(yardstick))\n"
         "assert not {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)\n"
     )
-    ratios = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
-    assert min(ratios) < LOADING
+    assert float(subprocess.check_output([sys.executable, "-c", code])) < LOADING
