@@ -206,7 +206,19 @@ def _hub_answers(name: str) -> bool:
 
 def _read_dataset(rows: Any, name: str) -> Iterator[Row]:
     for number, values in enumerate(rows, 1):
-        yield Row(name, number, values)
+        yield Row(name, number, _without_nulls(values))
+
+
+def _without_nulls(value: Any) -> Any:
+    """A table's value without the null fields of its objects.
+
+    Columns of objects have the keys of all rows, and fill what a row lacks with null: the arguments of a call would be
+    trained with parameters of other calls, and no such table says which nulls were written on purpose.
+    """
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value).items()
+        return {key: _without_nulls(item) for key, item in items if item is not None}
+    return [_without_nulls(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -140,6 +140,21 @@ def test_arrow_files_and_saved_datasets_are_read(tmp_path):
     assert Rows(Source(path=str(tmp_path / "saved"))).identity() != before
 
 
+def test_a_table_teaches_no_nulls(tmp_path):
+    """A column of objects has the keys of all rows; what a row lacks is null there, and absent in JSON."""
+    datasets = pytest.importorskip("datasets")
+    calls = [
+        {"name": "weather", "arguments": {"city": "Rome"}},
+        {"name": "add", "arguments": {"x": 1, "y": [2]}},
+    ]
+    rows = [{"messages": [{"role": "assistant", "tool_calls": [call]}]} for call in calls]
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(tmp_path / "rows.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "rows.parquet", tmp_path / "saved"):
+        assert [row.values for row in Rows(Source(path=str(path)))] == rows
+
+
 def test_patterns_are_sorted_and_parquet_and_shipped_files_are_read(write, tmp_path):
     second, first = write("b.jsonl", {"text": "b"}), write("a.jsonl", {"text": "a"})
     assert origins(tmp_path / "*.jsonl") == [f"{first}:1", f"{second}:1"]
