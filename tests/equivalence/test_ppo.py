@@ -11,6 +11,8 @@ import math
 import os
 import shutil
 import signal
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,10 @@ def train_and_be_killed(config: PPO, runs: Path, *where: Any) -> Run:
         try:
             kill_in(*where)
             tuner.train(config, runs=runs)
+        except BaseException:
+            # a traceback that pytest's capture shows: nothing else tells what ended the child before its time
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

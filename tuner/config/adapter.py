@@ -1,6 +1,6 @@
 """Adapters: small sets of weights trained while the model's own stay frozen."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ class LoRA(ConfigBase):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability on the adapter's input during training, from 0 to below 1."""
 
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     """Modules that get an adapter: every linear layer except the output head, or suffixes of module names, such as
     ("q_proj", "v_proj")."""
 

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from tuner.config.validation_errors import unknown_field
 
+LARGEST = 2**63 - 1
+"""Largest integer of a field: seeds, numbers of rows and of tokens are 64-bit numbers where they are used."""
+
 
 class ConfigBase(BaseModel):
     """A frozen value. The string below a field documents it, here and in `tuner show`."""
@@ -26,6 +29,8 @@ class ConfigBase(BaseModel):
         for name in fields:
             if name not in cls.model_fields:
                 raise ValueError(unknown_field(cls, name))
+            if isinstance(fields[name], int) and abs(fields[name]) > LARGEST:
+                raise ValueError(f"{name}: {fields[name]} is out of range; numbers go up to {LARGEST}")
         # strict mode takes a list for a tuple from JSON text only
         return {name: _lists_to_tuples(value) for name, value in fields.items()}
 

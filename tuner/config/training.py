@@ -13,8 +13,8 @@ class AdamW(ConfigBase):
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the running averages of the gradient and of its square."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of the running averages of the gradient and of its square, each from 0 to below 1."""
 
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator for numerical stability."""

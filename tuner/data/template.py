@@ -17,11 +17,11 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.encoding import Tokenizer, adds_bos, encode, is_one_token
 from tuner.data.lost_content import THOUGHT_END, LostContentError, check_nothing_is_lost
+from tuner.data.sandbox import BoundedSandbox
 from tuner.errors import UserError
 from tuner.resources import chat_templates_folder
 
@@ -74,6 +74,8 @@ class Template:
             raise UserError(
                 f"template {name!r}, line {error.lineno}: {error.message}; correct the template"
             ) from error
+        except Exception as error:  # constants are computed here; see _render
+            raise UserError(f"template {name!r}: {_reason(error)}; correct the template") from error
         self._values = self._special_values()
         self._check_special_tokens("special tokens")
         self._extras_checked = not re.search(r"with tools or names:", self.source)
@@ -237,6 +239,7 @@ class Template:
         ):
             self._check_special_tokens("with tools or names")
             self._extras_checked = True
+        _ENVIRONMENT.start()
         try:
             text = self._jinja.render(
                 messages=[_message(turn) for turn in turns],
@@ -245,9 +248,11 @@ class Template:
                 add_generation_prompt=header,
                 **self._values,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (
+            Exception
+        ) as error:  # a template is a program of its author's: it may raise whatever Python can
             raise UserError(
-                f"{conversation.origin}: template {self.name!r} cannot render this conversation: {error}"
+                f"{conversation.origin}: template {self.name!r} cannot render this conversation: {_reason(error)}"
             ) from error
         return _extract_marks(text)
 
@@ -409,11 +414,16 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **settings)
 
 
-def _environment() -> jinja2.Environment:
+def _reason(error: Exception) -> str:
+    """What a template failed of. A bare KeyError or MemoryError says nothing without its name."""
+    return str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+
+
+def _environment() -> BoundedSandbox:
     """The functions and filters that chat templates on the hub rely on (transformers' chat_template_utils)."""
     # sandboxed: templates come with downloaded checkpoints. Other white-space settings than transformers'
     # would give other tokens
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     # jinja2 declares both as bare dict

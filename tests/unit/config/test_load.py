@@ -1,5 +1,6 @@
 """Loading, overriding and serializing configs, and the messages for invalid ones."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,12 @@ def test_loading_is_fast_and_imports_no_torch():
         "assert not {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)\n"
     )
     assert float(subprocess.check_output([sys.executable, "-c", code])) < LOADING
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["optimizer.betas=[1.5,0.999]", "optimizer.betas=[0.9,1.0]", "adapter.targets=[]", f"seed={2**64}"],
+)
+def test_values_that_no_training_can_have_are_refused(change):
+    with pytest.raises(UserError, match=re.escape(change.split("=")[0].split(".")[-1])):
+        override(CONFIG, [change])

@@ -543,3 +543,50 @@ def test_rows_cannot_reach_python_through_a_template(tmp_path, tokenizer):
     file.write_text("{% generation %}{{ messages[1].content }}{% endgeneration %}")
     row = Conversation((HI, Turn("assistant", json.dumps("{{ 7*7 }} {% generation %}"))))
     assert "{{ 7*7 }} {% generation %}" in Template(str(file), tokenizer).render(row).text
+
+
+LOOP = "{% for i in range(99999) %}"
+MISCHIEF = {
+    "zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "a zero known when it is compiled": ("{{ 1 // 0 }}{{ 2 ** -1 % 0 }}", "ZeroDivisionError"),
+    "calls without end": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "loops in loops": (LOOP * 3 + "{% endfor %}" * 3, "more than 10,000,000 items"),
+    "loops in a block and a macro": (
+        "{% macro f() %}{% for i in range(99999) %}{% endfor %}{% endmacro %}"
+        + LOOP
+        + "{{ f() }}{% endfor %}",
+        "more than 10,000,000 items",
+    ),
+    "one long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "[Rr]ange"),
+    "a wide text": ("{{ messages[0].content * (10 ** 11) }}", "more than 1,000,000"),
+    "a wide constant": ("{{ 'a' * (10 ** 11) }}", "more than 1,000,000|MemoryError"),
+    "a power of powers": ("{{ (7 + messages | length) ** (10 ** 9) }}", "more than 1,000,000"),
+    "a name that is not there": ("{{ messages[0].nothing.more }}", "nothing"),
+    "a type": ("{{ messages[0].content + 1 }}", "TypeError"),
+}
+
+
+@pytest.mark.parametrize("kind", MISCHIEF)
+def test_a_template_can_neither_hang_nor_crash_a_run(kind, tmp_path, tokenizer):
+    source, message = MISCHIEF[kind]
+    file = tmp_path / "bad.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}" + source)
+    with pytest.raises(UserError, match=message) as refused:
+        Template(str(file), tokenizer).render(CONVERSATION)
+    assert "bad.jinja" in str(refused.value)
+
+
+def test_loops_are_counted_anew_for_each_conversation(tmp_path, tokenizer):
+    file = tmp_path / "slow.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}" + LOOP + "{% endfor %}")
+    template = Template(str(file), tokenizer)
+    for _ in range(101):  # in all more items than one rendering may have
+        template.render(Conversation((HI, HELLO)))
+
+
+def test_products_of_ordinary_size_are_products(tmp_path, tokenizer):
+    file = tmp_path / "rule.jinja"
+    file.write_text("{% for m in messages %}{{ '-' * 3 }}{{ 2 ** 3 * 2 }}{{ m.content }}</s>{% endfor %}")
+    assert (
+        Template(str(file), tokenizer).render(Conversation((HI, HELLO))).text == "---16Hi</s>---16Hello</s>"
+    )
