@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: quickstart pipeline test check format bench demo clean
+.PHONY: quickstart pipeline test check format bench demo soak clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
@@ -31,6 +31,10 @@ pipeline: $(VENV)/installed
 
 test: check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# What takes an hour: 100 random kills over all stages, and memory over 200 steps.
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m soak -rP tests/soak
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

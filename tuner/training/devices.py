@@ -28,6 +28,9 @@ PATIENCE = timedelta(hours=4)
 """How long ranks wait for one that tokenizes or writes a large model before they give up."""
 BUCKET_ELEMENTS = 2**24
 """Gradients summed over ranks in one call: 64 MiB of fp32."""
+CPU_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""Compiled kernels that oneDNN and torch keep. bf16 products on a CPU compile one for each shape, which packed passes
+hardly ever repeat: with the libraries' 1,024, memory grows for hundreds of steps. A layer needs fewer than 64."""
 
 
 class Devices:
@@ -55,6 +58,9 @@ class Devices:
         if deterministic:
             # cuBLAS is deterministic only with a fixed workspace, read at its first call
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if not on_gpu:
+            for name, capacity in CPU_KERNEL_CACHES.items():  # read at the first product
+                os.environ.setdefault(name, capacity)
         torch.use_deterministic_algorithms(deterministic)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched == 1:  # a notebook may have trained in another precision before
