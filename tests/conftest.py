@@ -35,11 +35,11 @@ def _own_row_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not any(item.get_closest_marker("gpu") for item in items):
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing or os.environ.get("TUNER_TEST_DEVICE") == "cpu":
         return
     import torch
 
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="torch sees no CUDA GPU on this machine"))
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="torch sees no CUDA GPU on this machine"))
