@@ -8,7 +8,7 @@ import torch
 
 from tuner.config import Model
 from tuner.data.conversation import Conversation, Turn
-from tuner.data.encoding import encode
+from tuner.data.rendered import Rendered, encode
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.load import load_model
@@ -62,7 +62,7 @@ def test_a_template_whose_spans_cannot_be_found_can_be_scored(tokenizer, templat
         for system in ("system 5: Be brief.\n", "")
     ]
     (end,) = tokenizer.convert_tokens_to_ids([END])
-    expected = [[*tokens, end] for tokens in encode(tokenizer, texts)]
+    expected = [[*tokens, end] for tokens in encode(tokenizer, [Rendered(text) for text in texts])]
     assert [
         tokens.tolist() for tokens in RewardInputs(tokenizer, record, template).make(requests)
     ] == expected
