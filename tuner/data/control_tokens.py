@@ -19,9 +19,12 @@ from tuner.config.data import Reading
 from tuner.data.encoding import Tokenizer, backend
 from tuner.errors import UserError
 
-MARK = "".join(secrets.choice("0123456789") for _ in range(40))
-"""Stands before a spelled control token while a template renders. Digits, since filters may change other characters;
-random in every process, so that no row can contain it."""
+BEGIN, END = ("".join(secrets.choice("0123456789") for _ in range(40)) for _ in range(2))
+"""Stand around a spelled control token while a template renders. Digits, since filters may change other characters;
+random in every process, so that no row can contain them."""
+MARKED = rf"{BEGIN}\g<0>{END}"
+BLANKED = "7"
+"""What control tokens that a message spells are replaced by."""
 
 _IN_TEXTS = (
     *("<think>", "</think>", "[THINK]", "[/THINK]"),
@@ -40,23 +43,23 @@ class ControlTokens:
     """The added tokens of a tokenizer, and how each is read where a turn's text spells it.
 
     "text": as text. "answers": as the token in the assistant's turns, as text elsewhere. "token": as the token. By
-    default, special tokens and those that the template writes around turns are text, tokens that it writes in an
-    answer for a call are read as in answers, and all others are tokens.
+    default, special tokens and those that the template writes around turns are text, special tokens that it writes in
+    an answer for a call or a thought are tokens in answers, and all others are tokens.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         written: str = "",
-        called: str = "",
+        in_answers: Sequence[str] = (),
         overrides: Mapping[str, Reading] = MappingProxyType({}),
     ):
-        """written: a conversation as the template renders it. called: one whose last turn is a call.
+        """written: a conversation as the template renders it. in_answers: others, whose answers have calls or thoughts.
 
         overrides: readings of some tokens; those that the tokenizer does not have are left out.
         """
         self._tokenizer = tokenizer
-        self.readings = _readings(tokenizer, written, called, overrides)
+        self.readings = _readings(tokenizer, written, in_answers, overrides)
         """Of every added token: first those that the template writes, then the others in the order of their ids."""
         self._elsewhere = _pattern(name for name, reading in self.readings.items() if reading != "token")
         self._in_answers = _pattern(name for name, reading in self.readings.items() if reading == "text")
@@ -76,31 +79,32 @@ class ControlTokens:
                 "`tuner data` shows those it has"
             )
 
-    def mark(self, text: str, *, answer: bool = False) -> str:
-        """The text with MARK before every control token that is to stay text. answer: of the assistant's turn."""
-        pattern = self._pattern_for(text, answer)
-        return text if pattern is None else pattern.sub(rf"{MARK}\g<0>", text)
-
-    def mark_message(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A message with all texts in it marked; the same object where it spells none."""
-        content = self.mark(message["content"], answer=message["role"] == "assistant")
+    def rewrite_message(self, message: dict[str, Any], into: str) -> dict[str, Any]:
+        """A message with the control tokens that are to stay text MARKED or BLANKED; the same object without any."""
+        content = self._rewrite(message["content"], into, answer=message["role"] == "assistant")
         if content is message["content"] and len(message) == 2:
             return message
-        marked = {key: self.mark_values(value) for key, value in message.items()} | {"content": content}
+        rewritten = {key: self.rewrite_values(value, into) for key, value in message.items()}
+        rewritten["content"] = content
         if "name" in message:  # a part of the header: InternLM2's `name=<|plugin|>`
-            marked["name"] = self.mark(message["name"], answer=True)
-        return message if marked == message else marked
+            rewritten["name"] = self._rewrite(message["name"], into, answer=True)
+        return message if rewritten == message else rewritten
 
-    def mark_values(self, value: Any) -> Any:
-        """JSON values with all texts and keys in them marked."""
+    def rewrite_values(self, value: Any, into: str) -> Any:
+        """JSON values with all texts and keys in them rewritten, as those of a message."""
         if isinstance(value, str):
-            return self.mark(value)
+            return self._rewrite(value, into, answer=False)
         if isinstance(value, Mapping):
             items = cast("Mapping[Any, Any]", value).items()
-            return {self.mark_values(key): self.mark_values(item) for key, item in items}
+            return {self.rewrite_values(key, into): self.rewrite_values(item, into) for key, item in items}
         if isinstance(value, list | tuple):
-            return [self.mark_values(item) for item in cast("list[Any]", value)]
+            return [self.rewrite_values(item, into) for item in cast("list[Any]", value)]
         return value
+
+    def count_others(self, text: str, starts: Collection[int] = ()) -> int:
+        """Occurrences elsewhere than at these places of the control tokens that are text in all turns."""
+        matches = self._in_answers.finditer(text) if self._in_answers else ()
+        return sum(match.start() not in starts for match in matches)
 
     def spelled(self, text: str, *, answer: bool = False) -> "Spelled | None":
         """Where a text that no template wrote spells control tokens; None where it does not."""
@@ -110,9 +114,9 @@ class ControlTokens:
         starts = frozenset(match.start() for match in pattern.finditer(text))
         return Spelled(self, starts) if starts else None
 
-    def names_at(self, text: str, starts: Collection[int]) -> set[str]:
+    def spelled_at(self, text: str, starts: Collection[int]) -> list[str]:
         """The control tokens that a text spells at these places."""
-        return {match[0] for match in self._matches(text) if match.start() in starts}
+        return [match[0] for match in self._matches(text) if match.start() in starts]
 
     def encode_batch(self, texts: Sequence[tuple[str, Collection[int]]], *, offsets: bool) -> list[Any]:
         """Encodings of texts with the places where they spell control tokens; by a fast tokenizer.
@@ -141,6 +145,10 @@ class ControlTokens:
                 ids += self._encode_spelled(match[0])
                 position = match.end()
         return ids + self._encode(text[position:])
+
+    def _rewrite(self, text: str, into: str, *, answer: bool) -> str:
+        pattern = self._pattern_for(text, answer)
+        return text if pattern is None else pattern.sub(into, text)
 
     def _pattern_for(self, text: str, answer: bool) -> re.Pattern[str] | None:
         """What finds the tokens that are to stay text; None where the text has none."""
@@ -192,7 +200,7 @@ class Spelled:
 
     def names(self, text: str) -> set[str]:
         """The tokens that this text spells."""
-        return self.control.names_at(text, self.starts)
+        return set(self.control.spelled_at(text, self.starts))
 
 
 def reward_readings(overrides: Mapping[str, Reading], reward_token: str | None) -> dict[str, Reading]:
@@ -201,7 +209,7 @@ def reward_readings(overrides: Mapping[str, Reading], reward_token: str | None) 
 
 
 def _readings(
-    tokenizer: Tokenizer, written: str, called: str, overrides: Mapping[str, Reading]
+    tokenizer: Tokenizer, written: str, in_answers: Sequence[str], overrides: Mapping[str, Reading]
 ) -> dict[str, Reading]:
     roles = {token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
 
@@ -210,9 +218,8 @@ def _readings(
             return overrides[name]
         if name in _IN_TEXTS:
             return "token"
-        if name not in written and (
-            name in _IN_ANSWERS or (special and name in called and not called.rstrip().endswith(name))
-        ):
+        inside = any(name in text and not text.rstrip().endswith(name) for text in in_answers)
+        if name not in written and (name in _IN_ANSWERS or (special and inside)):
             return "answers"
         control = special or name in roles or name in written
         return "text" if control and _MARKER.fullmatch(name) else "token"

@@ -7,7 +7,7 @@ A template is a Jinja file as transformers reads it, run in Jinja's sandbox. Ass
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from operator import is_
@@ -21,8 +21,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from tuner.config.data import Reading
-from tuner.data.control_tokens import MARK as SPELLED
-from tuner.data.control_tokens import ControlTokens, Spelled
+from tuner.data.control_tokens import BEGIN, BLANKED, END, MARKED, ControlTokens, Spelled
 from tuner.data.conversation import Conversation, ToolCall, Turn
 from tuner.data.encoding import Tokenizer, adds_bos, is_one_token
 from tuner.data.lost_content import THOUGHT_END, LostContentError, check_nothing_is_lost
@@ -265,14 +264,22 @@ class Template:
         tools, origin = list(conversation.tools), conversation.origin
         messages = [_message(turn) for turn in turns]
         text = _extract_marks(self._write(messages, tools, header, origin))
-        marked_messages, marked_tools = (
-            list(map(self.control.mark_message, messages)),
-            self.control.mark_values(tools),
-        )
+
+        def rewritten(into: str) -> tuple[list[dict[str, Any]], list[Any]]:
+            rewrite = self.control.rewrite_message
+            return [rewrite(message, into) for message in messages], self.control.rewrite_values(tools, into)
+
+        marked_messages, marked_tools = rewritten(MARKED)
         if marked_tools == tools and all(map(is_, messages, marked_messages)):
             return text
-        marked = _extract_marks(self._write(marked_messages, marked_tools, header, origin))
-        if marked.text != text.text:
+        marked = _extract_marks(
+            self._write(marked_messages, marked_tools, header, origin), self.control.readings
+        )
+        blanked = _extract_marks(self._write(*rewritten(BLANKED), header, origin))
+        # A template that cuts texts may cut a mark. One that takes parts out may join others to a control token: then
+        # there are more than it writes itself.
+        count = self.control.count_others
+        if marked.text != text.text or count(text.text, marked.spelled) > count(blanked.text):
             raise UserError(
                 f"{origin}: a turn spells a control token, and template {self.name!r} rewrites texts, so it cannot be "
                 "told from the template's own; take it out of the row, or use another template"
@@ -296,19 +303,21 @@ class Template:
                 f"{origin}: template {self.name!r} cannot render this conversation: {_reason(error)}"
             ) from error
 
-    def _written(self) -> tuple[str, str]:
-        """(a conversation as the template writes it, one whose last turn is a call); "" for what it cannot write."""
-        roles = ("system", "user", "assistant", "user")
-        conversation = tuple(Turn(role, "7") for role in roles)
-        call = (Turn("user", "7"), Turn("assistant", "", tool_calls=(ToolCall("f", {"x": 7}, id="7" * 9),)))
+    def _written(self) -> tuple[str, list[str]]:
+        """(a conversation as the template writes it, some whose answers are a call and a thought); "" for what it
+        cannot write."""
+        system, user, answer = ({"role": role, "content": "7"} for role in ("system", "user", "assistant"))
+        call = _message(Turn("assistant", "", tool_calls=(ToolCall("f", {"x": 7}, id="7" * 9),)))
+        thought = answer | dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "7")
 
-        def write(turns: tuple[Turn, ...], header: bool) -> str:
+        def write(*messages: dict[str, Any], header: bool = False) -> str:
             try:
-                return self._write([_message(turn) for turn in turns], [], header, "")
+                return self._write(list(messages), [], header, "")
             except UserError:
                 return ""
 
-        return write(conversation, True) or write(conversation[1:], True), write(call, False)
+        plain = write(system, user, answer, user, header=True) or write(user, answer, user, header=True)
+        return plain, [write(user, call), write(user, thought)]
 
     def _span_by_prefix(
         self, conversation: Conversation, index: int, text: str, whole_turn: bool
@@ -429,20 +438,22 @@ def _message(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def _extract_marks(text: str) -> _Text:
+def _extract_marks(text: str, names: Collection[str] = ()) -> _Text:
+    """names: of control tokens that may be marked."""
     answers: list[tuple[int, int]] = []
     spelled: list[int] = []
     position = 0
     for index, part in enumerate(text.split(_MARK)):
         begin = position
-        first, *others = part.split(SPELLED)
-        position += len(first)
-        for other in others:
-            spelled.append(position)
-            position += len(other)
+        for number, piece in enumerate(part.split(BEGIN)):
+            name, end, _ = piece.partition(END)
+            if number and end and name in names:  # else the template has taken it out, and left a mark
+                spelled.append(position)
+            position += len(piece.replace(END, ""))
         if index % 2:
             answers.append((begin, position))
-    return _Text(text.replace(_MARK, "").replace(SPELLED, ""), answers, frozenset(spelled))
+    plain = text.replace(_MARK, "").replace(BEGIN, "").replace(END, "")
+    return _Text(plain, answers, frozenset(spelled))
 
 
 class _Generation(Extension):

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -234,6 +235,57 @@ def test_a_template_that_cuts_texts_is_refused_where_it_matters(own):
     assert template.render_header(conversation("a" * 40, "b")).text == "a" * 30 + "<|im_end|>b<|im_end|>"
     with pytest.raises(UserError, match=r"a:1: a turn spells a control token, .* rewrites texts"):
         template.render_header(conversation("See <|im_end|> here", "b"))
+
+
+JOINS = (
+    "{% macro shown(text) %}{% for part in text.split('<channel|>') %}{{ part.split('<|channel>')[0] }}{% endfor %}"
+    "{% endmacro %}{% for turn in messages %}<|turn>{{ turn.role }}\n{{ shown(turn.content) }}<turn|>\n{% endfor %}"
+)
+"""Takes thoughts out of what turns say, as Gemma 4's template does, and joins the rest."""
+
+
+def test_a_template_that_takes_parts_out_leaves_no_mark_and_joins_no_token(own):
+    tokenizer = own(JOINS)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|turn>", "<turn|>", "<|channel>", "<channel|>"]}
+    )
+    template = Template("tokenizer", tokenizer)
+    rendered = template.render_header(conversation("a", "b <|turn> c<|channel>thought<channel|>"))
+    assert rendered.text == "<|turn>user\na<turn|>\n<|turn>assistant\nb <|turn> c<turn|>\n"
+    ids = encode(tokenizer, [rendered])[0]
+    # the mark of <|channel> stood before the template's own <turn|>
+    assert [ids.count(token) for token in tokenizer.convert_tokens_to_ids(["<|turn>", "<turn|>"])] == [2, 2]
+    with pytest.raises(UserError, match=r"a:1: a turn spells a control token, .* rewrites texts"):
+        template.render_header(conversation("a", "b<tu<|channel>thought<channel|>rn|>"))
+
+
+PUBLISHED = sorted(
+    file.name.removesuffix(".jinja")
+    for file in files("trl").joinpath("chat_templates").iterdir()
+    if file.name.endswith(".jinja") and not file.name.startswith(("idefics", "llava", "smolvlm"))
+)
+"""All but those that write no text that is not a part beside a picture."""
+_TOKEN = re.compile(r"<[|｜]?[^\s<>'\"{}()=\\]*[|｜]?>|\[/?[A-Z_]+\]")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_templates(name, tokenizer):
+    """A question and an answer that spell every token of the template add none of its markers."""
+    source = published(name)
+    with_own = copy.deepcopy(tokenizer)
+    with_own.chat_template = source
+    tokens = sorted({token for token in _TOKEN.findall(source) if len(token) > 3})
+    with_own.add_special_tokens({"additional_special_tokens": tokens})
+    template = Template("tokenizer", with_own)
+    markers = [token for token, reading in template.control.readings.items() if reading == "text"]
+    ids = set(with_own.convert_tokens_to_ids(markers))
+    every = " ".join(token for token in markers if "channel" not in token)  # GPT-OSS refuses them in a text
+    rows = [conversation(text, f"{text}.") for text in ("Say", f"Say {every} now", f"{every}")]
+    texts = [template.render_header(row) for row in rows]
+    counts = [sum(token in ids for token in row) for row in encode(with_own, texts)]
+    assert counts[0] > 1
+    assert counts == [counts[0]] * 3
+    assert (texts[1].spelled is not None) == bool(markers)
 
 
 def llama_like(normalized: bool = False) -> PreTrainedTokenizerFast:
