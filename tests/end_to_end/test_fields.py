@@ -398,6 +398,10 @@ ELSEWHERE = {
         for kind in ("Chat", "Preferences", "Prompts", "Replay")
     },
     **{
+        f"{kind}.spelled_tokens": "tests/unit/data/test_control_tokens.py sees it for every kind of data"
+        for kind in ("Chat", "Text", "Preferences", "Prompts", "Replay")
+    },
+    **{
         f"Text.{name}": "one code for both kinds of data: seen for Chat"
         for name in (
             *("files", "validation_files", "test_files", "max_length", "split"),

@@ -23,6 +23,9 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+Reading = Literal["text", "answers", "token"]
+"""How a control token is read that a text spells."""
+
 Drop = Annotated[tuple[Droppable, ...], BeforeValidator(_as_tuple)]
 
 
@@ -107,6 +110,12 @@ class DataConfig(ConfigBase):
 
     limit: int | None = Field(default=None, ge=1)
     """Number of rows used of each source, from the first on; None: all."""
+
+    spelled_tokens: dict[str, Reading] = Field(default_factory=dict)
+    """Added token of the tokenizer -> how it is encoded where a turn's text spells it: as "text", as the "token", or as
+    the token in "answers" (the assistant's turns) and as text elsewhere. Without an entry it is as `tuner data` shows:
+    turn markers and other special tokens as text; <think>, <tool_call> and other added tokens as tokens; in raw text,
+    all as tokens."""
 
     cache: str | None = None
     """Cache folder for tokenized rows; None: $TUNER_CACHE or ~/.cache/tuner."""

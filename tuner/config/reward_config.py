@@ -67,6 +67,16 @@ class RewardModel(PackedConfig):
         return self
 
     @model_validator(mode="after")
+    def _reward_token_is_text_where_it_is_spelled(self) -> Self:
+        token = self.reward_token
+        if token is not None and self.data.spelled_tokens.get(token, "text") != "text":
+            raise ValueError(
+                f"data.spelled_tokens: {token} is the reward token, and an answer that could spell it would choose "
+                'where its score is read; write "text", or leave it out'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _conditions_have_text(self) -> Self:
         for name, prompts in self.conditions.items():
             texts = (prompts,) if isinstance(prompts, str) else prompts

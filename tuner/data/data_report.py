@@ -1,10 +1,12 @@
 """The data report: what became of every source's rows and what the parts hold, as counts and as a paragraph."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from tuner.config.data import Reading
 from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
 from tuner.data.prompts import PromptSet
@@ -52,6 +54,13 @@ class SourceReport:
     """Rows with an assistant turn without text, which teaches the model to end its answer at once."""
     longest: int = 0
     """Length of the longest sample before any cut, in tokens."""
+    spelled: dict[str, int] = field(default_factory=dict[str, int])
+    """Control token -> rows with a turn that spells it, which is encoded as text."""
+
+    def count_spelled(self, names_of_texts: Iterable[Collection[str]]) -> None:
+        """Count a row by the names of the control tokens that each of its texts spells."""
+        for name in sorted({name for names in names_of_texts for name in names}):
+            self.spelled[name] = self.spelled.get(name, 0) + 1
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,8 @@ class DataReport:
     parts: dict[str, PartReport] = field(default_factory=dict[str, PartReport])
     notes: list[str] = field(default_factory=list[str])
     """What the user should know, a sentence each."""
+    control_tokens: dict[str, Reading] = field(default_factory=dict[str, Reading])
+    """Added token of the tokenizer -> how it is read where a text spells it: see ControlTokens."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `from_dict` reads them."""
@@ -118,7 +129,12 @@ class DataReport:
         for name, part in values["parts"].items():
             fields: dict[str, Any] = {**part, "histogram": tuple(part["histogram"])}
             parts[name] = PartReport(**fields)
-        return cls([SourceReport(**source) for source in values["sources"]], parts, list(values["notes"]))
+        return cls(
+            [SourceReport(**source) for source in values["sources"]],
+            parts,
+            list(values["notes"]),
+            dict(values["control_tokens"]),
+        )
 
     def __str__(self) -> str:
         """The report as one paragraph."""

@@ -11,19 +11,21 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from tuner.config.data import Chat, Data, Preferences, Prompts, Source, Text
+from tuner.config.data import Chat, Data, Preferences, Prompts, Reading, Source, Text
 from tuner.data import token_cache as cache
 from tuner.data.comparisons import Comparisons
+from tuner.data.control_tokens import ControlTokens
 from tuner.data.conversation import Conversation, Document, Preference, Prompt
 from tuner.data.conversation_rows import conversation_reader
 from tuner.data.data_report import DataReport, PartReport, SourceReport
-from tuner.data.encoding import Tokenizer, encode
+from tuner.data.encoding import Tokenizer
 from tuner.data.examples import Collector, Examples, Sample, split_sample, tokenize, tokenize_text
 from tuner.data.lost_content import LostContentError
 from tuner.data.prompts import PromptSet
+from tuner.data.rendered import Rendered, encode
 from tuner.data.sources import Row, Rows
 from tuner.data.split import PARTS, PartName, assign_part, content_hash, trainable_turns
-from tuner.data.template import Rendered, Template
+from tuner.data.template import Template
 from tuner.errors import UserError
 
 BATCH = 256
@@ -82,7 +84,15 @@ class Builder(ABC, Generic[Item, Piece, Part]):
         self.data = data
         self.tokenizer = tokenizer
         self.report = DataReport()
-        self.template = Template(data.template, tokenizer) if not isinstance(data, Text) else None
+        spelled_tokens = data.spelled_tokens
+        self.template = (
+            None if isinstance(data, Text) else Template(data.template, tokenizer, self.spelled_tokens)
+        )
+        self.control = (
+            self.template.control if self.template else ControlTokens.of_texts(tokenizer, spelled_tokens)
+        )
+        self.control.check(spelled_tokens, self.section)
+        self.report.control_tokens = dict(self.control.readings)
         self._progress = progress or _ignore_progress
         self._collectors = {part: self.collector() for part in PARTS}
         self._first_part: dict[
@@ -102,6 +112,11 @@ class Builder(ABC, Generic[Item, Piece, Part]):
     wanted: tuple[PartName, ...] = PARTS
     """The parts to build."""
 
+    @property
+    def spelled_tokens(self) -> Mapping[str, Reading]:
+        """How tokens are read that a turn's text spells, where that is not the default."""
+        return self.data.spelled_tokens
+
     @abstractmethod
     def collector(self) -> PieceCollector[Piece, Part]:
         """A new collector for the pieces of a part."""
@@ -112,7 +127,7 @@ class Builder(ABC, Generic[Item, Piece, Part]):
 
     @abstractmethod
     def render(self, item: Item, counts: SourceReport) -> list[Rendered]:
-        """The item's texts; none of a document. Raises UserError where the template cannot write it."""
+        """The item's texts. Raises UserError where the template cannot write it."""
 
     @abstractmethod
     def tokenize(self, rendered: list[tuple[Item, list[Rendered]]]) -> list[list[Piece]]:
@@ -121,6 +136,10 @@ class Builder(ABC, Generic[Item, Piece, Part]):
     @abstractmethod
     def fit(self, item: Item, piece: Piece, weight: float, counts: SourceReport) -> Iterable[Piece]:
         """A row's pieces of at most max_length tokens, counted in `counts`; weight: its source's."""
+
+    def spelled_names(self, rendered: Rendered) -> set[str]:
+        """The control tokens that a text spells; the report counts them."""
+        return set() if rendered.spelled is None else rendered.spelled.names(rendered.text)
 
     def gather(self, rows: Rows, counts: SourceReport) -> Iterable[Row]:
         """The rows to read: those of the source; where several are read as one, the others are counted in `counts`."""
@@ -181,6 +200,7 @@ class Builder(ABC, Generic[Item, Piece, Part]):
         if lost := sum((Counter(source.lost) for source in self.report.sources), Counter[str]()):
             causes = ", ".join(f"{count:,} for their {content}" for content, count in lost.items())
             notes.append(f"{lost.total():,} rows were dropped by {self.section}.drop: {causes}")
+        notes += self._notes_on_control_tokens()
         if changed := sum(source.changed for source in self.report.sources):
             views = sum(source.views for source in self.report.sources)
             notes.append(
@@ -191,6 +211,19 @@ class Builder(ABC, Generic[Item, Piece, Part]):
             effect = "" if isinstance(self.data, Preferences) else ", which teaches to end at once"
             notes.append(f"{empty:,} rows have an empty answer{effect}")
         return parts, self.report
+
+    def _notes_on_control_tokens(self) -> Iterator[str]:
+        spelled = sum((Counter(source.spelled) for source in self.report.sources), Counter[str]())
+        for plural, other in (("text", "token"), ("tokens", "text")):
+            names = [
+                name for name in spelled if (self.control.readings[name] == "token") == (other == "text")
+            ]
+            if names:
+                counts = ", ".join(f"{name} in {spelled[name]:,}" for name in names)
+                yield (
+                    f"Rows spell control tokens, which are encoded as {plural} ({counts}); "
+                    f'{self.section}.spelled_tokens={{"{names[0]}": "{other}"}} changes it'
+                )
 
     def _read_rows(
         self, rows: Rows, purpose: str, counts: SourceReport
@@ -210,6 +243,7 @@ class Builder(ABC, Generic[Item, Piece, Part]):
                 if part is not None and part in self.wanted:
                     rendered = self.render(item, counts)
                     counts.empty_answers += any(_is_empty_answer(turn) for turn in trainable_turns(item))
+                    counts.count_spelled(map(self.spelled_names, rendered))
                     yield row, item, rendered, part
             except LostContentError as error:
                 self._drop(error, counts)
@@ -278,6 +312,17 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
 
     data: Chat | Text
 
+    def __init__(self, data: Chat | Text, tokenizer: Tokenizer, progress: Progress | None = None):
+        super().__init__(data, tokenizer, progress)
+        self._special = ControlTokens(tokenizer)
+
+    def spelled_names(self, rendered: Rendered) -> set[str]:
+        """Of a document also those that are encoded as tokens: they were perhaps not meant."""
+        if self.template is not None:
+            return super().spelled_names(rendered)
+        spelled = self._special.spelled(rendered.text)
+        return set() if spelled is None else spelled.names(rendered.text)
+
     def collector(self) -> Collector:
         return Collector()
 
@@ -298,8 +343,10 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
         return item
 
     def render(self, item: Conversation | Document, counts: SourceReport) -> list[Rendered]:
-        if self.template is None or not isinstance(self.data, Chat) or isinstance(item, Document):
-            return []
+        if isinstance(item, Document):
+            return [Rendered(item.text, origin=item.origin, spelled=self.control.spelled(item.text))]
+        assert self.template is not None
+        assert isinstance(self.data, Chat)
         if self.data.system is not None:
             item = item.with_system(self.data.system)
         split = self.data.changed_turns == "split"
@@ -310,12 +357,11 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
         return [self.template.render_row(view, self.data.learn) for view in views]
 
     def tokenize(self, rendered: list[tuple[Conversation | Document, list[Rendered]]]) -> list[list[Sample]]:
+        whole = [text for _, texts in rendered for text in texts]
         if self.template is None:
-            documents = [item for item, _ in rendered if isinstance(item, Document)]
-            ids = encode(self.tokenizer, [document.text for document in documents])
-            weights = [document.weight for document in documents]
+            ids, weights = encode(self.tokenizer, whole), [document.weight for document, _ in rendered]
             return [[sample] for sample in tokenize_text(ids, self.tokenizer, weights)]
-        samples = iter(tokenize([text for _, texts in rendered for text in texts], self.tokenizer))
+        samples = iter(tokenize(whole, self.tokenizer))
         return [list(itertools.islice(samples, len(texts))) for _, texts in rendered]
 
     def fit(

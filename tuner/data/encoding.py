@@ -24,7 +24,9 @@ class Tokenizer(Protocol):
     @property
     def special_tokens_map(self) -> dict[str, Any]: ...
 
-    def encode(self, text: str, /, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def encode(
+        self, text: str, /, *, add_special_tokens: bool = ..., split_special_tokens: bool = ...
+    ) -> list[int]: ...
     def decode(self, ids: Any, /) -> Any: ...
     def convert_tokens_to_ids(self, tokens: Any, /) -> Any: ...
     def get_vocab(self) -> dict[str, int]: ...
@@ -41,15 +43,6 @@ def backend(tokenizer: Tokenizer) -> Any | None:
     if rust.padding is not None:
         rust.no_padding()
     return rust
-
-
-def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of every text, without special tokens added."""
-    rust = backend(tokenizer)
-    if rust is None:
-        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    # the fast variant computes no offsets, which only the spans of conversations need
-    return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def adds_bos(tokenizer: Tokenizer) -> bool:

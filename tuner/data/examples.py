@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tuner.data.encoding import Tokenizer, backend
-from tuner.data.template import Rendered
+from tuner.data.rendered import Rendered, encode_slowly, encodings
 from tuner.errors import UserError
 
 Sample = tuple[np.ndarray, np.ndarray]
@@ -164,11 +164,9 @@ def tokenize(rendered: Sequence[Rendered], tokenizer: Tokenizer) -> list[Sample]
     rust = backend(tokenizer)
     if rust is None:
         return [_tokenize_slowly(conversation, tokenizer) for conversation in rendered]
-    # not encode_batch_fast, which leaves all offsets zero
-    encodings = rust.encode_batch([conversation.text for conversation in rendered], add_special_tokens=False)
     return [
         _assign_weights(conversation, encoding.ids, partial(_first_token_from, encoding))
-        for conversation, encoding in zip(rendered, encodings, strict=True)
+        for conversation, encoding in zip(rendered, encodings(rust, rendered, offsets=True), strict=True)
     ]
 
 
@@ -236,10 +234,10 @@ def _first_token_from(encoding: Any, char: int) -> int:
 
 def _tokenize_slowly(rendered: Rendered, tokenizer: Tokenizer) -> Sample:
     """For tokenizers without offsets: the text before a span's border must encode to a prefix of all ids."""
-    ids = tokenizer.encode(rendered.text, add_special_tokens=False)
+    ids = encode_slowly(tokenizer, rendered)
 
     def first_token_from(char: int) -> int:
-        prefix = tokenizer.encode(rendered.text[:char], add_special_tokens=False)
+        prefix = encode_slowly(tokenizer, rendered, char)
         if ids[: len(prefix)] != prefix:
             raise UserError(
                 f"{rendered.origin}: this tokenizer has no offsets and merges tokens across the border of a turn, so "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuner.config.data import Reading
 from tuner.data.data_report import DataReport, PartReport
 from tuner.data.encoding import Tokenizer
 from tuner.data.examples import Examples
@@ -17,6 +18,15 @@ Label = Callable[[int], str]
 
 Passes = Sequence[Sequence[int]]
 """Packed rows: the indices of the samples of each, in order."""
+
+READINGS: dict[Reading, str] = {
+    "text": "spelled in a text, they stay text",
+    "answers": "in an assistant's text they are tokens, elsewhere text",
+    "token": "spelled in a text, they are tokens",
+}
+"""What becomes of control tokens that a text spells, in words."""
+NAMES_SHOWN = 16
+"""Control tokens listed of each reading; the rest are counted."""
 
 TOTALS = {
     "rows read": ("rows",),
@@ -120,6 +130,18 @@ def statistics(
             ("fullest pass", f"{max(sizes):,}"),
             ("mean fill", f"{sum(sizes) / (max(sizes) * len(sizes)):.1%}"),
         ]
+    return values
+
+
+def readings(report: DataReport | None) -> list[tuple[str, str]]:
+    """(how they are encoded where a text spells them, names) of the tokenizer's added tokens."""
+    tokens = report.control_tokens if report is not None else {}
+    values: list[tuple[str, str]] = []
+    for reading, description in READINGS.items():
+        names = [name for name in tokens if tokens[name] == reading]
+        more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+        if names:
+            values.append((description, " ".join(names[:NAMES_SHOWN]) + more))
     return values
 
 

@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from tuner.config.data import Preferences, Source
+from tuner.config.data import Preferences, Reading, Source
 from tuner.data.answers import IncomparableError
 from tuner.data.comparisons import ComparisonCollector, Comparisons, TokenizedComparison
 from tuner.data.conditions import Conditions, drawing_key
+from tuner.data.control_tokens import reward_readings
 from tuner.data.conversation import Preference
 from tuner.data.data_report import DataReport, SourceReport
 from tuner.data.dataset import Builder, Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer, is_one_token
 from tuner.data.examples import Sample, tokenize
 from tuner.data.preference_rows import join_answers, preference_reader
+from tuner.data.rendered import Rendered
 from tuner.data.row_shapes import Reader
 from tuner.data.sources import Row, Rows
 from tuner.data.split import PartName, hash_values, plain_turns
-from tuner.data.template import Rendered, Template
+from tuner.data.template import Template
 from tuner.errors import UserError
 
 
@@ -99,7 +101,7 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
         progress: Progress | None = None,
     ):
         # before super(), which calls collector()
-        self._conditions = conditions
+        self._conditions, self._reward_token = conditions, reward_token
         self._remarks: Counter[str] = Counter()
         super().__init__(data, tokenizer, progress)
         self._sequences = SequenceMaker(tokenizer, reward_token)
@@ -109,6 +111,10 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
             "reward_token": reward_token,
             "wanted": self.wanted,
         }
+
+    @property
+    def spelled_tokens(self) -> Mapping[str, Reading]:
+        return reward_readings(self.data.spelled_tokens, self._reward_token)
 
     def collector(self) -> ComparisonCollector:
         return ComparisonCollector(tuple(self._conditions.wordings), self.data.ties == "half")
@@ -192,14 +198,14 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
         It is searched for in the whole text, since some families write the system text inside the first user turn.
         """
         conversation = item.conversation(0, self._system(item))
-        text, head = self.template.render(conversation).text, 0
+        rendered, head = self.template.render(conversation), 0
         for turn in conversation.turns:
-            begin = text.find(turn.content.strip(), head)
+            begin = rendered.text.find(turn.content.strip(), head)
             if turn.role != "system":
                 head = max(begin, head)
                 break
             head = max(begin + len(turn.content.strip()), head)
-        after_head = Rendered(text, [(head, len(text), 1.0)], item.origin)
+        after_head = replace(rendered, spans=[(head, len(rendered.text), 1.0)])
         (_, weights), *_ = tokenize([after_head], self.tokenizer)
         return int(weights.argmax())
 

@@ -12,12 +12,13 @@ from tuner.data.conditions import drawing_key
 from tuner.data.conversation import Prompt
 from tuner.data.data_report import DataReport, SourceReport
 from tuner.data.dataset import Builder, Dataset, Progress, SkipReason, build
-from tuner.data.encoding import Tokenizer, encode
+from tuner.data.encoding import Tokenizer
 from tuner.data.lost_content import LostContentError
 from tuner.data.prompt_rows import prompt_reader
 from tuner.data.prompts import PromptCollector, PromptSet
+from tuner.data.rendered import Rendered, encode
 from tuner.data.sources import Row
-from tuner.data.template import Rendered, Template
+from tuner.data.template import Template
 from tuner.errors import UserError
 
 TokenizedPrompt = tuple[np.ndarray, Prompt]
@@ -123,7 +124,7 @@ class PromptBuilder(Builder[Prompt, TokenizedPrompt, PromptSet]):
         return [self.template.render_prompt_row(item.policy_input())]
 
     def tokenize(self, rendered: list[tuple[Prompt, list[Rendered]]]) -> list[list[TokenizedPrompt]]:
-        encoded = encode(self.tokenizer, [text.text for _, texts in rendered for text in texts])
+        encoded = encode(self.tokenizer, [text for _, texts in rendered for text in texts])
         return [
             [(np.array(ids, dtype=np.int32), item)] for ids, (item, _) in zip(encoded, rendered, strict=True)
         ]

@@ -7,20 +7,25 @@ A template is a Jinja file as transformers reads it, run in Jinja's sandbox. Ass
 import json
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
+from operator import is_
 from pathlib import Path
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, cast
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from tuner.data.conversation import Conversation, Turn
-from tuner.data.encoding import Tokenizer, adds_bos, encode, is_one_token
+from tuner.config.data import Reading
+from tuner.data.control_tokens import BEGIN, BLANKED, END, MARKED, ControlTokens, Spelled
+from tuner.data.conversation import Conversation, ToolCall, Turn
+from tuner.data.encoding import Tokenizer, adds_bos, is_one_token
 from tuner.data.lost_content import THOUGHT_END, LostContentError, check_nothing_is_lost
+from tuner.data.rendered import Rendered, encode
 from tuner.data.sandbox import BoundedSandbox
 from tuner.errors import UserError
 from tuner.resources import chat_templates_folder
@@ -40,17 +45,14 @@ _MARK = f"\ue000{secrets.token_hex(16)}\ue000"
 """Marks both ends of an assistant turn; random in every process, so that no row can contain it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text, with the spans that the loss is taken on."""
+class _Text(NamedTuple):
+    """A text as a template renders it, without marks."""
 
     text: str
-    spans: list[tuple[int, int, float]] = field(default_factory=list[tuple[int, int, float]])
-    """(first character, one past the last, loss weight); where two overlap, the later one counts."""
-    origin: str = ""
-    """`file:line`, for messages."""
-    learned: Mapping[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
-    """Turn that the loss is taken on -> (first character, one past the last) of what is learned of it."""
+    answers: list[tuple[int, int]]
+    """(first character, one past the last) of the parts marked by `{% generation %}`."""
+    spelled: frozenset[int] = frozenset()
+    """First characters of the control tokens that turns spell."""
 
 
 class ChangedTurnError(UserError):
@@ -63,7 +65,10 @@ class Template:
     Raises UserError when it is unknown, is no Jinja, or needs special tokens that the tokenizer splits.
     """
 
-    def __init__(self, name: str, tokenizer: Tokenizer):
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, spelled_tokens: Mapping[str, Reading] = MappingProxyType({})
+    ):
+        """spelled_tokens: how some added tokens are read where a turn's text spells them; see ControlTokens."""
         self.name = name
         self.source = find_source(name, tokenizer)
         self._tokenizer = tokenizer
@@ -79,6 +84,7 @@ class Template:
         self._values = self._special_values()
         self._check_special_tokens("special tokens")
         self._extras_checked = not re.search(r"with tools or names:", self.source)
+        self.control = ControlTokens(tokenizer, *self._written(), spelled_tokens)
         self.opens_thought, self._changes_turns = self._probe()
 
     @property
@@ -98,10 +104,10 @@ class Template:
         turns = conversation.turns
         weights = _weights(conversation, learn)
         if self.opens_thought and turns and turns[-1].role == "assistant":
-            text, last_span = self._render_behind_header(conversation, bool(weights[-1]))
+            text, last_span, spelled = self._render_behind_header(conversation, bool(weights[-1]))
             spans_known = {len(turns) - 1: last_span}
         else:
-            text, spans_known = self._render_marked(conversation)
+            text, spans_known, spelled = self._render_marked(conversation)
         spans = [(0, len(text), conversation.weight)] if learn == "all" else []
         learned: dict[int, tuple[int, int]] = {}
         for index, (turn, weight) in enumerate(zip(turns, weights, strict=True)):
@@ -115,7 +121,7 @@ class Template:
             spans.append((*span, weight))
             if weight:
                 learned[index] = span
-        return Rendered(text, spans, conversation.origin, learned)
+        return Rendered(text, spans, conversation.origin, learned, self._spelled(spelled))
 
     def render_row(self, conversation: Conversation, learn: Learn = "assistant") -> Rendered:
         """As `render`; raises LostContentError where the text lacks something of the row."""
@@ -146,7 +152,8 @@ class Template:
 
     def render_header(self, conversation: Conversation) -> Rendered:
         """The conversation as text that ends with the header of the assistant's next turn."""
-        return Rendered(self._render(conversation, header=True)[0], [], conversation.origin)
+        text, _, spelled = self._render(conversation, header=True)
+        return Rendered(text, [], conversation.origin, spelled=self._spelled(spelled))
 
     def prompt_text(self, conversation: Conversation) -> str:
         """The text of `render_header`."""
@@ -154,7 +161,7 @@ class Template:
 
     def render_prompt(self, conversation: Conversation) -> list[int]:
         """Token ids of the conversation and the header of the assistant's next turn."""
-        return encode(self._tokenizer, [self.render_header(conversation).text])[0]
+        return encode(self._tokenizer, [self.render_header(conversation)])[0]
 
     @property
     def example(self) -> Conversation:
@@ -174,29 +181,36 @@ class Template:
     def _ignores_tools(self, conversation: Conversation) -> bool:
         """Whether a conversation's text is the same without its tools."""
         try:
-            return self._render(conversation) == self._render(replace(conversation, tools=()))
+            return self._render(conversation).text == self._render(replace(conversation, tools=())).text
         except UserError:  # it needs them
             return False
 
-    def _render_marked(self, conversation: Conversation) -> tuple[str, dict[int, tuple[int, int]]]:
-        """(text, turn -> its marked span)."""
-        text, marks = self._render(conversation)
+    def _spelled(self, starts: frozenset[int]) -> Spelled | None:
+        return Spelled(self.control, starts) if starts else None
+
+    def _render_marked(
+        self, conversation: Conversation
+    ) -> tuple[str, dict[int, tuple[int, int]], frozenset[int]]:
+        """(text, turn -> its marked span, first characters of spelled control tokens)."""
+        text, marks, spelled = self._render(conversation)
         answers = [index for index, turn in enumerate(conversation.turns) if turn.role == "assistant"]
         if self._marked and len(marks) != len(answers):
             raise UserError(
                 f"{conversation.origin}: template {self.name!r} marked {len(marks)} parts with {{% generation %}} for "
                 f"{len(answers)} assistant turns; put one around every assistant turn"
             )
-        return text, dict(zip(answers, marks, strict=False))
+        return text, dict(zip(answers, marks, strict=False)), spelled
 
-    def _render_behind_header(self, conversation: Conversation, learned: bool) -> tuple[str, tuple[int, int]]:
-        """(text, span of the last turn), that turn written as it is generated: behind a header that opens a thought.
+    def _render_behind_header(
+        self, conversation: Conversation, learned: bool
+    ) -> tuple[str, tuple[int, int], frozenset[int]]:
+        """As `_render_marked`, with the span of the last turn alone, written behind a header that opens a thought.
 
         Such templates cut the thought from the turns they render. Raises UserError where a learned turn has none.
         """
         *before, turn = conversation.turns
-        header, _ = self._render(conversation, tuple(before), header=True)
-        ended, _ = self._render(conversation, (*before, replace(turn, content=_STAND_IN)))
+        header, _, spelled = self._render(conversation, tuple(before), header=True)
+        ended, _, spelled_in_ended = self._render(conversation, (*before, replace(turn, content=_STAND_IN)))
         opening = _OPENED_THOUGHT.search(header)
         assert opening
         content = turn.content.lstrip()
@@ -208,22 +222,30 @@ class Template:
                 f"with {opening[1]}, and this one has no reasoning; write it as {opening[1]}...{THOUGHT_END}, or use "
                 "another template"
             )
-        _, written, behind = ended.partition(_STAND_IN)
+        before_content, written, behind = ended.partition(_STAND_IN)
         if not written:
             raise LostContentError(
                 f"{conversation.origin}: template {self.name!r} does not write what the assistant says; use another",
                 "text",
             )
         text = header + content + behind
-        return text, (len(header), len(text.rstrip()))
+        in_content = self.control.spelled(content, answer=True)
+        content_end = len(before_content) + len(_STAND_IN)
+        spelled |= {len(header) + start for start in (in_content.starts if in_content else ())}
+        spelled |= {
+            len(header) + len(content) + start - content_end
+            for start in spelled_in_ended
+            if start >= content_end
+        }
+        return text, (len(header), len(text.rstrip())), spelled
 
     def _probe(self) -> tuple[bool, bool]:
         """(whether the header of an answer opens a thought, whether earlier turns change once others follow)."""
         question, thought = Turn("user", "a"), Turn("assistant", _THOUGHTFUL)
         try:
-            header, _ = self._render(Conversation((question,)), header=True)
-            first, _ = self._render(Conversation((question, thought)))
-            both, _ = self._render(Conversation((question, thought, question, thought)))
+            header = self._render(Conversation((question,)), header=True).text
+            first = self._render(Conversation((question, thought))).text
+            both = self._render(Conversation((question, thought, question, thought))).text
         except UserError:  # it takes no such conversation
             return False, False
         opens = bool(_OPENED_THOUGHT.search(header)) and not first.startswith(header)
@@ -231,20 +253,46 @@ class Template:
 
     def _render(
         self, conversation: Conversation, turns: tuple[Turn, ...] | None = None, header: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """(text, marked spans). turns: in place of the conversation's. header: append that of an assistant turn."""
+    ) -> _Text:
+        """turns: in place of the conversation's. header: append that of an assistant turn."""
         turns = conversation.turns if turns is None else turns
         if not self._extras_checked and (
             conversation.tools or any(turn.name or turn.tool_calls for turn in turns)
         ):
             self._check_special_tokens("with tools or names")
             self._extras_checked = True
+        tools, origin = list(conversation.tools), conversation.origin
+        messages = [_message(turn) for turn in turns]
+        text = _extract_marks(self._write(messages, tools, header, origin))
+
+        def rewritten(into: str) -> tuple[list[dict[str, Any]], list[Any]]:
+            rewrite = self.control.rewrite_message
+            return [rewrite(message, into) for message in messages], self.control.rewrite_values(tools, into)
+
+        marked_messages, marked_tools = rewritten(MARKED)
+        if marked_tools == tools and all(map(is_, messages, marked_messages)):
+            return text
+        marked = _extract_marks(
+            self._write(marked_messages, marked_tools, header, origin), self.control.readings
+        )
+        blanked = _extract_marks(self._write(*rewritten(BLANKED), header, origin))
+        # A template that cuts texts may cut a mark. One that takes parts out may join others to a control token: then
+        # there are more than it writes itself.
+        count = self.control.count_others
+        if marked.text != text.text or count(text.text, marked.spelled) > count(blanked.text):
+            raise UserError(
+                f"{origin}: a turn spells a control token, and template {self.name!r} rewrites texts, so it cannot be "
+                "told from the template's own; take it out of the row, or use another template"
+            )
+        return marked
+
+    def _write(self, messages: list[dict[str, Any]], tools: list[Any], header: bool, origin: str) -> str:
         _ENVIRONMENT.start()
         try:
-            text = self._jinja.render(
-                messages=[_message(turn) for turn in turns],
+            return self._jinja.render(
+                messages=messages,
                 # None, not []: templates test `tools is not none`, and would announce an empty list
-                tools=list(conversation.tools) or None,
+                tools=tools or None,
                 add_generation_prompt=header,
                 **self._values,
             )
@@ -252,9 +300,24 @@ class Template:
             Exception
         ) as error:  # a template is a program of its author's: it may raise whatever Python can
             raise UserError(
-                f"{conversation.origin}: template {self.name!r} cannot render this conversation: {_reason(error)}"
+                f"{origin}: template {self.name!r} cannot render this conversation: {_reason(error)}"
             ) from error
-        return _extract_marks(text)
+
+    def _written(self) -> tuple[str, list[str]]:
+        """(a conversation as the template writes it, some whose answers are a call and a thought); "" for what it
+        cannot write."""
+        system, user, answer = ({"role": role, "content": "7"} for role in ("system", "user", "assistant"))
+        call = _message(Turn("assistant", "", tool_calls=(ToolCall("f", {"x": 7}, id="7" * 9),)))
+        thought = answer | dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "7")
+
+        def write(*messages: dict[str, Any], header: bool = False) -> str:
+            try:
+                return self._write(list(messages), [], header, "")
+            except UserError:
+                return ""
+
+        plain = write(system, user, answer, user, header=True) or write(user, answer, user, header=True)
+        return plain, [write(user, call), write(user, thought)]
 
     def _span_by_prefix(
         self, conversation: Conversation, index: int, text: str, whole_turn: bool
@@ -265,8 +328,8 @@ class Template:
         with whole_turn. The span ends before trailing white space, except with whole_turn.
         """
         turns, turn = conversation.turns, conversation.turns[index]
-        before = self._render(conversation, turns[:index], turn.role == "assistant")[0] if index else ""
-        through, _ = self._render(conversation, turns[: index + 1])
+        before = self._render(conversation, turns[:index], turn.role == "assistant").text if index else ""
+        through = self._render(conversation, turns[: index + 1]).text
         if not (text.startswith(before) and text.startswith(through) and len(before) < len(through)):
             raise ChangedTurnError(
                 f"{conversation.origin}: template {self.name!r} is not prefix-stable: it renders turn "
@@ -375,16 +438,22 @@ def _message(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def _extract_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without marks, and (first character, one past the last) of the parts between pairs of them."""
-    parts = text.split(_MARK)
-    spans: list[tuple[int, int]] = []
+def _extract_marks(text: str, names: Collection[str] = ()) -> _Text:
+    """names: of control tokens that may be marked."""
+    answers: list[tuple[int, int]] = []
+    spelled: list[int] = []
     position = 0
-    for index, part in enumerate(parts):
+    for index, part in enumerate(text.split(_MARK)):
+        begin = position
+        for number, piece in enumerate(part.split(BEGIN)):
+            name, end, _ = piece.partition(END)
+            if number and end and name in names:  # else the template has taken it out, and left a mark
+                spelled.append(position)
+            position += len(piece.replace(END, ""))
         if index % 2:
-            spans.append((position, position + len(part)))
-        position += len(part)
-    return "".join(parts), spans
+            answers.append((begin, position))
+    plain = text.replace(_MARK, "").replace(BEGIN, "").replace(END, "")
+    return _Text(plain, answers, frozenset(spelled))
 
 
 class _Generation(Extension):

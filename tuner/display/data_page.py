@@ -15,6 +15,7 @@ from tuner.data.inspection import (
     groups,
     notices,
     pieces,
+    readings,
     statistics,
 )
 from tuner.display.page_frame import figure_boxes, page
@@ -38,7 +39,7 @@ def data_html(
         heading = f"<h2>{safe(group.heading)}</h2>{_strip(examples, group.segments)}"
         rows += f"<section>{heading}{samples}</section>" if group.heading else samples
     figures = ((value, name) for name, value in statistics(examples, report, passes))
-    tables = _length_histogram(PartReport.of(examples)) + _sources(report)
+    tables = _length_histogram(PartReport.of(examples)) + _sources(report) + _readings(report)
     return page(
         title,
         _STYLE,
@@ -112,6 +113,14 @@ def _sources(report: DataReport | None) -> str:
     return f"<table class='sources'><caption>Sources</caption><tr><th></th>{head}</tr>{rows}</table>"
 
 
+def _readings(report: DataReport | None) -> str:
+    rows = "".join(
+        f"<tr><th>{safe(description)}</th><td>{safe(names)}</td></tr>"
+        for description, names in readings(report)
+    )
+    return f"<table class='readings'><caption>Control tokens</caption>{rows}</table>" if rows else ""
+
+
 _LEGEND = """<p class="legend"><span class="l">in the loss</span><span>not in the loss</span>
 <span class="c">special token</span></p>"""
 
@@ -139,6 +148,7 @@ caption{text-align:left;color:var(--soft);padding-bottom:4px}
 td,th{padding:3px 12px 3px 0;text-align:right;font-weight:400}
 .tables{overflow-x:auto}.sources th:first-child{text-align:left;overflow-wrap:anywhere;min-width:140px}
 .sources tr:first-child th{color:var(--soft)}
+.readings th,.readings td{text-align:left;vertical-align:top;overflow-wrap:anywhere}.readings th{min-width:200px}
 .bar{width:220px;padding-right:10px}.bar div{background:var(--bar);height:12px;border-radius:3px}
 article{background:var(--card);border:1px solid var(--line);border-radius:10px;margin:12px 0;overflow:hidden}
 pre{margin:0;padding:14px 16px;

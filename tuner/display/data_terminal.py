@@ -6,7 +6,17 @@ from rich.table import Table
 from tuner.data.data_report import DataReport
 from tuner.data.encoding import Tokenizer
 from tuner.data.examples import Examples
-from tuner.data.inspection import Label, Passes, describe, errors, groups, notices, pieces, statistics
+from tuner.data.inspection import (
+    Label,
+    Passes,
+    describe,
+    errors,
+    groups,
+    notices,
+    pieces,
+    readings,
+    statistics,
+)
 from tuner.display.rich_text import rich_text
 
 
@@ -32,6 +42,7 @@ def data_terminal(
             title = rich_text(describe(examples, segment, label), style="bold")
             shown += [title, _tokens(examples, segment.index, tokenizer, color), rich_text()]
     shown.append(_statistics(examples, report, passes))
+    shown += [rich_text(f"\n{description}: {names}") for description, names in readings(report)]
     shown += [rich_text(f"\nerror: {text}", style="red") for text in errors(examples, tokenizer, report)]
     shown += [rich_text(f"\nnote: {text}", style="yellow") for text in notices(examples, tokenizer, report)]
     return Group(*shown)

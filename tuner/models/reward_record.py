@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from tuner.config.data import Reading
+from tuner.data.control_tokens import reward_readings
 from tuner.errors import UserError
 from tuner.models.base_record import FILE as BASE_RECORD
 from tuner.models.internlm2 import MODEL_TYPE
@@ -43,11 +45,18 @@ class RewardRecord:
     """Seed by which each prompt draws one of the wordings."""
     max_length: int | None = None
     """Longest conversation trained on, in tokens; None: unknown."""
+    spelled_tokens: Mapping[str, Reading] = field(default_factory=dict)
+    """How control tokens were read that a turn's text spells, where that is not the default: see ControlTokens."""
     bound: float | None = None
     """Scores were trained to stay within ± this; None: unknown."""
     reference: Reference | None = None
     verdict: tuple[str, ...] | None = None
     """Problems in the report card, a sentence each; None: there is no report card."""
+
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """How its template reads control tokens that a turn's text spells: `spelled_tokens` and the reward token."""
+        return reward_readings(self.spelled_tokens, self.reward_token)
 
 
 def write_reward_record(folder: Path, record: RewardRecord) -> None:
@@ -84,6 +93,17 @@ def known_conditions(folder: Path) -> list[str]:
     """Names of the conditions that a saved reward model was trained on; none without a record."""
     file = Path(folder, FILE)
     return list(_read(file).conditions) if file.is_file() else []
+
+
+def known_readings(folder: Path, tokenizer: Any) -> dict[str, Reading]:
+    """The record's `readings` without its model; where tuner did not write the folder, by its config.json."""
+    if (file := Path(folder, FILE)).is_file():
+        return _read(file).readings
+    config = Path(folder, "config.json")
+    token = (
+        json.loads(config.read_text(encoding="utf-8")).get("reward_token_id") if config.is_file() else None
+    )
+    return reward_readings({}, None if token is None else tokenizer.convert_ids_to_tokens(token))
 
 
 def set_score_token(loaded: Loaded, reward_token: str | None) -> None:

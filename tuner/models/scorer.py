@@ -26,7 +26,7 @@ from tuner.errors import UserError
 from tuner.models.forward import scores
 from tuner.models.load import Loaded, Precision, load_model
 from tuner.models.locate import Location, locate
-from tuner.models.reward_record import RewardRecord, read_reward_record
+from tuner.models.reward_record import RewardRecord, known_readings, read_reward_record
 from tuner.models.tokenizer import read_tokenizer
 
 WINDOW = 4096
@@ -178,7 +178,8 @@ def reward_template(model: Model, location: Location) -> tuple[PreTrainedTokeniz
             f"{model.path}: no chat template stands beside this reward model, so how it reads conversations is not "
             "known; put the chat_template.jinja it was trained with into its folder"
         )
-    return tokenizer, Template("tokenizer", tokenizer)  # pyright: ignore[reportArgumentType]
+    readings = known_readings(location.folder, tokenizer)
+    return tokenizer, Template("tokenizer", tokenizer, readings)  # pyright: ignore[reportArgumentType]
 
 
 def open_scorer(
@@ -209,7 +210,7 @@ def open_scorer(
         if precision == "fp32":
             compute_in_fp32(loaded.model)
     record = read_reward_record(loaded, location.folder)
-    chat_template = Template(template, loaded.tokenizer)  # pyright: ignore[reportArgumentType]
+    chat_template = Template(template, loaded.tokenizer, record.readings)  # pyright: ignore[reportArgumentType]
     return Scorer(loaded, record, chat_template, device, tokens_per_pass)
 
 

@@ -35,6 +35,7 @@ CHANGES = {
     "split": {"split": Split(test=0.5)},
     "duplicates": {"duplicates": "drop"},
     "limit": {"limit": 1},
+    "spelled_tokens": {"spelled_tokens": {"</s>": "token"}},
 }
 
 

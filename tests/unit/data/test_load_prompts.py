@@ -291,6 +291,7 @@ CHANGES = {
     "split": ([{"prompt": str(n)} for n in range(9)], {"split": Split(test=0.5)}),
     "duplicates": ([*ROWS, ROWS[0]], {"duplicates": "drop"}),
     "limit": (ROWS, {"limit": 1}),
+    "spelled_tokens": ([{"prompt": "one </s>"}], {"spelled_tokens": {"</s>": "token"}}),
 }
 
 
@@ -299,7 +300,7 @@ def test_the_fingerprint_is_of_what_is_asked(load, change):
     rows, fields = CHANGES[change]
     plain = load(ROWS).fingerprint
     assert load(ROWS).fingerprint == plain
-    if change in ("split", "duplicates"):
+    if change in ("split", "duplicates", "spelled_tokens"):
         plain = load(rows).fingerprint
     assert load(rows, **fields).fingerprint != plain
 

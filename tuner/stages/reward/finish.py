@@ -42,6 +42,7 @@ def make_record(config: RewardModel, report: Report | None) -> RewardRecord:
         conditions={name: wordings.seen for name, wordings in read_conditions(config.conditions).items()},
         seed=config.seed,
         max_length=config.data.max_length,
+        spelled_tokens=config.data.spelled_tokens,
         bound=config.loss.bound if config.loss.barrier else None,
         reference=None if report is None else report.reference,
         verdict=None if report is None else report.card.verdict,

@@ -14,8 +14,8 @@ import torch
 
 from tuner.config import Model, PolicyConfig
 from tuner.data.dataset import load_data
-from tuner.data.encoding import encode
 from tuner.data.prompts import PromptSet
+from tuner.data.rendered import encode
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.display.progress import progress_bar, reading_bar
@@ -145,12 +145,14 @@ def _entrant(
     tokenizer: Any = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
     try:
         tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template
-        template = Template("tokenizer", tokenizer)
-        texts = [template.prompt_text(prompts.prompt(index).policy_input()) for index in range(len(prompts))]
+        template = Template("tokenizer", tokenizer, config.prompts.spelled_tokens)
+        rendered = [
+            template.render_header(prompts.prompt(index).policy_input()) for index in range(len(prompts))
+        ]
         ends = end_ids(template, tokenizer)
     except UserError as error:
         raise UserError(f"{path}: cannot answer these prompts: {error}") from error
-    ids = encode(tokenizer, texts)
+    ids = encode(tokenizer, rendered)
     encoded = replace(
         prompts,
         tokens_T=np.array([token for prompt_ids in ids for token in prompt_ids], dtype=np.int32),
