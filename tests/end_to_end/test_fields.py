@@ -170,6 +170,7 @@ PPO_CHANGES = {
     "PolicyConfig.policy": ppo(FRESH, "losses", {"roles": "separate", "critic_from": "policy"}),
     "PolicyConfig.adapter": ppo({"adapter.r": 8}, "weights", FRESH),
     "PolicyConfig.reward": ppo({"reward.path": "other_reward"}, "score"),
+    "PolicyConfig.reference": ppo({"reference": {"path": "tuner:tiny"}}, "kl"),
     "PolicyConfig.roles": ppo({"roles": "separate"}, "roles", STEADY, alike=True),
     "PPO.critic_from": ppo({"critic_from": "policy"}, "value"),
     "PPO.critic_adapter": ppo({"critic_adapter": {"r": 8}}, "trained", FRESH),

@@ -82,10 +82,14 @@ class PolicyConfig(StageConfig):
     """`module:class` of the algorithm that turns a rollout into losses."""
 
     policy: Annotated[Model, BeforeValidator(_as_model)]
-    """The model to train; its initial weights also serve as the reference policy."""
+    """The model to train; its initial weights also serve as the reference policy, unless `reference` names another."""
 
     adapter: Adapter | None = None
     """Train an adapter of the policy instead of its weights. A policy that is a run with an adapter continues it."""
+
+    reference: Annotated[Model, BeforeValidator(_as_model)] | None = None
+    """The policy that KL is measured from (a run, a folder or a hub name), such as the SFT policy of a policy that an
+    earlier round has trained; None: the policy as it starts. It must have the policy's tokenizer."""
 
     reward: Reward
     """The reward model (a run, a folder or a hub name), or a rule: `file.py:name` of a function (answer, row) ->
@@ -97,7 +101,8 @@ class PolicyConfig(StageConfig):
 
     roles: Literal["shared", "separate"] = "shared"
     """"shared": each distinct base is loaded once, frozen, and the roles (policy, reference, critic, reward model) are
-    adapters and heads on it; "separate": one model per role."""
+    adapters and heads on it (a `reference` or reward model of another base than the policy's is its own model);
+    "separate": one model per role."""
 
     prompts: Prompts
     """Prompts the policy answers."""
