@@ -166,6 +166,8 @@ def ppo(to: dict[str, Any], seen: str, base: dict[str, Any] | None = None, alike
 
 
 FRESH = {"policy": {"path": "tuner:tiny"}, "adapter": {"r": 4}, "roles": "separate", "critic_from": "policy"}
+ADAPTIVE = {"kl": {"target": 1e-3, "horizon": 8}, "reference": {"path": "tuner:tiny"}}
+"""From a reference that is far from the policy, so that its KL is above one target and below another."""
 PPO_CHANGES = {
     "PolicyConfig.policy": ppo(FRESH, "losses", {"roles": "separate", "critic_from": "policy"}),
     "PolicyConfig.adapter": ppo({"adapter.r": 8}, "weights", FRESH),
@@ -176,6 +178,13 @@ PPO_CHANGES = {
     "PPO.critic_adapter": ppo({"critic_adapter": {"r": 8}}, "trained", FRESH),
     "PolicyConfig.prompts_per_step": ppo({"prompts_per_step": 4}, "prompts"),
     "PolicyConfig.kl": ppo({"kl": 1.0}, "reward"),
+    **{
+        f"AdaptiveKL.{name}": ppo({f"kl.{name}": value}, "kl_coefficient", ADAPTIVE)
+        for name, value in {"target": 1e3, "horizon": 16, "initial": 0.5}.items()
+    },
+    "PolicyConfig.entropy_bonus": ppo({"entropy_bonus": 0.1}, "entropy_loss"),
+    "PPO.value_gae_lambda": ppo({"value_gae_lambda": 0.5}, "value_loss"),
+    "PPO.critic_updates": ppo({"critic_updates": 2}, "value_loss"),
     "PolicyConfig.kl_estimator": ppo({"kl_estimator": "k3"}, "reward"),
     "PPO.gamma": ppo({"gamma": 0.5}, "value_loss"),
     "PPO.gae_lambda": ppo({"gae_lambda": 0.5}, "value_loss"),

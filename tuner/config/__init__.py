@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tuner.config.grpo_config import GRPO
     from tuner.config.model import Freeze, Model, Rope
     from tuner.config.overrides import override
-    from tuner.config.policy_config import LengthPenalty, PolicyConfig, Rule
+    from tuner.config.policy_config import AdaptiveKL, LengthPenalty, PolicyConfig, Rule
     from tuner.config.ppo_config import PPO
     from tuner.config.ranking import FocalRanking
     from tuner.config.registry import config_class, register_stage, stage_names
@@ -58,6 +58,7 @@ _NAMES_BY_MODULE = {
     ),
     "overrides": ("override",),
     "policy_config": (
+        "AdaptiveKL",
         "LengthPenalty",
         "PolicyConfig",
         "Rule",
@@ -104,6 +105,7 @@ __all__ = [
     "SFT",
     "AdamW",
     "Adapter",
+    "AdaptiveKL",
     "Chat",
     "Checkpoint",
     "Constant",
