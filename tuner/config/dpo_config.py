@@ -29,11 +29,25 @@ class DPO(SingleModelConfig):
     beta: float = Field(default=0.1, gt=0)
     """KL penalty coefficient: how strongly the policy is tied to its initial weights; for "ipo", its tau."""
 
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"] = "sigmoid"
-    """Loss per preference pair, by TRL's name: DPO, SLiC hinge, IPO, robust DPO (for noisy labels), APO."""
+    loss: Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "apo_zero", "apo_down"] = "sigmoid"
+    """Loss per preference pair, by TRL's name: DPO, length-normalized DPO, SLiC hinge, IPO, robust DPO (for noisy
+    labels), APO. "sigmoid_norm" and "ipo" take an answer's log-probability per token, so that beta is larger there."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Assumed fraction of wrong labels, from 0 to below 0.5 ("robust" only, and required there)."""
+    """Assumed fraction of wrong labels, from 0 to below 0.5: conservative DPO with "sigmoid" (cDPO, Mitchell, 2023), or
+    that of "robust" (arXiv 2403.00409), where it is required."""
+
+    nll_weight: float = Field(default=0.0, ge=0)
+    """Coefficient of the better answers' negative log-likelihood per token, added to the loss (RPO, arXiv 2404.19733);
+    0: none. TRL averages it within each pass."""
+
+    ld_alpha: float | None = Field(default=None, ge=0, le=1)
+    """Factor of the log-probabilities of tokens beyond the shorter answer's length (LD-DPO, arXiv 2409.06411): less
+    preference for length; None: 1."""
+
+    precompute_reference: bool = False
+    """Compute the reference's log-probabilities of all rows once, before training: no second forward pass in each step,
+    and no second model beside full weights."""
 
     optimizer: AdamW = AdamW(lr=1e-6)
     """Optimizer settings."""
@@ -67,11 +81,12 @@ class DPO(SingleModelConfig):
         return self
 
     @model_validator(mode="after")
-    def _smoothing_belongs_to_robust(self) -> Self:
-        if (self.label_smoothing > 0) != (self.loss == "robust"):
+    def _smoothing_belongs_to_the_loss(self) -> Self:
+        needs, takes = self.loss == "robust", self.loss in ("robust", "sigmoid")
+        if (needs and not self.label_smoothing) or (self.label_smoothing and not takes):
             raise ValueError(
                 f'label_smoothing={self.label_smoothing} with loss={self.loss!r}: the "robust" loss needs label '
-                "smoothing, and no other loss uses it; change one of them"
+                'smoothing, "sigmoid" may have it, and no other loss uses it; change one of them'
             )
         return self
 

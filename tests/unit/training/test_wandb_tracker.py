@@ -284,8 +284,9 @@ PANELS = {
         "system": "seconds tokens_per_second memory_gib",
     },
     "ppo": {
-        "ppo": "loss policy_loss ratio clipped update_kl grad_norm_policy lr_policy score reward kl kl_k3 entropy"
-        " generator_gap length ended repetition bad_steps",
+        "ppo": "loss policy_loss ratio clipped update_kl grad_norm_policy lr_policy score score_std score_min"
+        " score_max score_length_correlation reward kl kl_per_answer kl_k3 entropy generator_gap length ended"
+        " repetition bad_steps",
         "critic": "value_loss value explained_variance grad_norm_critic lr_critic",
         "conditions": "score/brief reward/brief",
         "replay": "loss tokens",

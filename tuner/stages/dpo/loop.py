@@ -29,6 +29,8 @@ def dpo(config: DPO, context: Context) -> None:
     train, validation, test = _load_pairs(config, context, policy)
     checkpoint, sentences = _last_checkpoint(config, context)
     trainer = make_trainer(config, policy.loaded, train, context.run, context.devices)
+    # before a checkpoint is loaded: the reference is the model as it starts
+    validation, test = (trainer.with_reference(part) for part in (validation, test))
     context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
     for sentence in sentences:
         context.say(sentence)
