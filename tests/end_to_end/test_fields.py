@@ -422,8 +422,9 @@ ELSEWHERE = {
     },
     "Preferences.kind": "has one legal value; tells kinds apart in JSON",
     **{
-        f"DPO.{name}": "tests/end_to_end/test_dpo.py"
-        for name in tuner.config.DPO.model_fields.keys() - tuner.config.SingleModelConfig.model_fields.keys()
+        f"{kind.__name__}.{name}": f"tests/end_to_end/test_{kind.__name__.lower()}.py"
+        for kind in (tuner.config.DPO, tuner.config.KTO)
+        for name in kind.model_fields.keys() - tuner.config.SingleModelConfig.model_fields.keys()
     },
     "PPO.stage": "has one legal value, as SFT's",
     "GRPO.stage": "has one legal value, as SFT's",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Validation,
     )
     from tuner.config.grpo_config import GRPO
+    from tuner.config.kto_config import KTO
     from tuner.config.model import Freeze, Model, Rope
     from tuner.config.overrides import override
     from tuner.config.policy_config import AdaptiveKL, LengthPenalty, PolicyConfig, Rule
@@ -51,6 +52,7 @@ _NAMES_BY_MODULE = {
         "Validation",
     ),
     "grpo_config": ("GRPO",),
+    "kto_config": ("KTO",),
     "model": (
         "Freeze",
         "Model",
@@ -100,6 +102,7 @@ _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for nam
 __all__ = [
     "DPO",
     "GRPO",
+    "KTO",
     "PPO",
     "RLOO",
     "SFT",

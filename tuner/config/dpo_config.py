@@ -8,6 +8,7 @@ from tuner.config.data import Preferences
 from tuner.config.evaluation import Validation
 from tuner.config.stage_config import SingleModelConfig
 from tuner.config.training import AdamW, Cosine, Schedule
+from tuner.config.trl_fields import refuse_unsupported
 
 
 class DPO(SingleModelConfig):
@@ -92,14 +93,5 @@ class DPO(SingleModelConfig):
 
     @model_validator(mode="after")
     def _trl_supports_every_field(self) -> Self:
-        sources = (*self.data.sources, *self.data.validation_sources, *self.data.test_sources)
-        for is_set, field, remedy in (
-            (any(source.weight != 1 for source in sources), "weight of a source", "leave it out"),
-            (any(source.share is not None for source in sources), "share of a source", "leave it out, or use limit"),
-            (self.data.ties == "half", 'data.ties="half"', 'write "drop"'),
-            (self.adapter and self.adapter.dropout, "adapter.dropout", "write 0"),
-            (self.evaluation.patience or self.evaluation.keep_best, "evaluation.patience or keep_best", "leave it out"),
-        ):  # fmt: skip
-            if is_set:
-                raise ValueError(f"{field}: TRL's DPO does not support it; {remedy}")
+        refuse_unsupported("TRL's DPO", self.data, self.adapter, self.evaluation)
         return self

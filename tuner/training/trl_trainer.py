@@ -67,6 +67,8 @@ class RunTrainer(transformers.Trainer):
     """Name -> TRL's name of a number measured on held-out rows."""
     recorded: ClassVar[Mapping[str, str]]
     """Name -> TRL's name of a number recorded at every step."""
+    recorded_at_times: ClassVar[Mapping[str, str]] = {}
+    """The same of a number that some steps do not have."""
     reference_columns: ClassVar[tuple[str, ...]]
     """TRL's columns of the reference's log-probabilities, where they are computed before training."""
 
@@ -91,26 +93,28 @@ class RunTrainer(transformers.Trainer):
             weight.data = original_weights[name]
         self.remove_callback(transformers.PrinterCallback)
 
-    @without_deprecations()
     def measure(self, rows: Dataset | None) -> dict[str, float]:
-        """Means of `measures`, in which every row counts once; empty without rows. All processes call together.
+        """Means of `measures`, in which every row counts once; empty without rows. All processes call together."""
+        return {} if rows is None else self.means(rows, self.measures)
+
+    @without_deprecations()
+    def means(self, rows: Dataset, measures: Mapping[str, str]) -> dict[str, float]:
+        """Means over the rows of numbers by name -> TRL's name.
 
         TRL weighs a smaller last batch like a whole one, and counts the rows twice that fill it up over processes.
         So the rows that fill no whole batch are measured one by one, by all processes.
         """
-        if rows is None:
-            return {}
         world = self.args.world_size
         rest = len(rows) % (self.args.per_device_eval_batch_size * world)
         parts: list[Any] = [range(len(rows) - rest)] if len(rows) > rest else []
         parts += [[len(rows) - rest + index] * world for index in range(rest)]
-        sums = dict.fromkeys(self.measures, 0.0)
+        sums = dict.fromkeys(measures, 0.0)
         for part in parts:
             with self.accelerator.autocast():  # which transformers leaves out where nothing was trained
                 # not TRL's evaluate: it would prepare the rows again, and refuses a reference that is not in memory
-                means = transformers.Trainer.evaluate(self, rows.select(part))  # pyright: ignore[reportArgumentType]
-            for name, key in self.measures.items():
-                sums[name] += means[f"eval_{key}"] * len(set(part))
+                found = transformers.Trainer.evaluate(self, rows.select(part))  # pyright: ignore[reportArgumentType]
+            for name, key in measures.items():
+                sums[name] += found[f"eval_{key}"] * len(set(part))
         return {name: total / len(rows) for name, total in sums.items()}
 
     @without_deprecations()
