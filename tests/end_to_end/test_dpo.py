@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -148,10 +149,49 @@ def test_a_run_with_an_adapter_is_the_reference_of_its_continuation(tmp_path: Pa
     assert hashed(second.model_folder) != hashed(first.model_folder)
 
 
+PRECOMPUTED = {"precompute_reference": True}
+
+
+@pytest.mark.parametrize("kind", [{}, {"adapter": None, "optimizer.lr": 1e-4}], ids=["lora", "full"])
+def test_a_reference_computed_beforehand_is_the_same(kind: dict[str, Any], tmp_path: Path) -> None:
+    plain = tuner.train(override(BASE, kind), runs=tmp_path / "plain")
+    before = tuner.train(override(BASE, kind | PRECOMPUTED), runs=tmp_path / "before")
+    for own, other in zip(curve(plain), curve(before), strict=True):
+        assert [value for value in own if value is not None] == pytest.approx(
+            [value for value in other if value is not None], rel=1e-4, abs=1e-6
+        )
+    assert plain.results is not None
+    assert before.results is not None
+    for when, measured in plain.results.items():
+        assert measured == pytest.approx(before.results[when], rel=1e-4, abs=1e-6)
+
+
+def test_conservative_dpo_and_the_likelihood_by_hand(tmp_path: Path) -> None:
+    """One pair a step, whose margin is logged: −(1 − e) log σ(margin) − e log σ(−margin)."""
+    alone = {"pairs_per_step": 1, "max_steps": 4, "evaluation.every": None, "schedule.warmup": 0.0}
+    smooth = tuner.train(override(BASE, alone | {"label_smoothing": 0.2}), runs=tmp_path / "smooth")
+    for record in smooth.metrics:
+        odds = math.exp(-record["margin"])
+        likelihoods = 1 / (1 + odds), odds / (1 + odds)
+        expected = -0.8 * math.log(likelihoods[0]) - 0.2 * math.log(likelihoods[1])
+        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+    assert max(abs(record["margin"]) for record in smooth.metrics) > 0.1
+    plain, with_nll = (
+        tuner.train(
+            override(BASE, alone | {"nll_weight": weight, "max_steps": 1}), runs=tmp_path / str(weight)
+        )
+        for weight in (0.0, 0.5)
+    )
+    (first,), (second,) = plain.metrics, with_nll.metrics
+    assert first["loss"] == pytest.approx(math.log(2))
+    nll = (second["loss"] - first["loss"]) / 0.5
+    assert 0.5 < nll < math.log(1_000), "of a token, in nats"
+
+
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     """And measure what one does, though three pairs fill no batch: the fourth steps of both are alike."""
     changes = {"pairs_per_step": 4, "max_steps": 4, "optimizer.eps": 1e-4}
-    kinds = {"lora": {}, "full": {"adapter": None, "optimizer.lr": 1e-4}}
+    kinds = {"lora": {}, "full": {"adapter": None, "optimizer.lr": 1e-4}, "precomputed": PRECOMPUTED}
     configs = {name: override(BASE, {"name": name, **changes, **one}) for name, one in kinds.items()}
     script = tmp_path / "two.py"
     script.write_text(
@@ -181,6 +221,23 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
             assert measured == pytest.approx(two.results[when], rel=1e-3, abs=1e-5)
 
 
+def test_the_rows_are_shown_as_they_are_trained(tmp_path: Path) -> None:
+    from tuner.data.inspection import errors
+    from tuner.stages.data_view import load_data_view
+
+    view = load_data_view(override(BASE, {"pairs_per_step": 4, "pairs_per_pass": 2}), passes=3)
+    preview = view.preview
+    assert [list(group) for group in preview.groups] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [preview.label(index) for index in range(3)] == ["chosen", "rejected", "chosen"]
+    assert preview.examples.origin(3).endswith("one.jsonl:2")
+    assert sum(preview.examples.lengths) == sum(pair_tokens())
+    row = json.loads(Path("one.jsonl").read_text().splitlines()[1])
+    tokens, weights = preview.examples.example(3)
+    assert view.tokenizer.decode(tokens[weights > 0]) == row["rejected"] + "<|im_end|>"
+    assert view.tokenizer.decode(tokens[weights == 0]).endswith("<|im_start|>assistant\n")
+    assert errors(preview.examples, view.tokenizer, view.rows.report) == []
+
+
 # Going on
 
 
@@ -207,6 +264,14 @@ def die() -> None:
 LONG = {"max_steps": 7, "checkpoint.every": 2, "schedule.warmup": 0.0}
 KINDS = {
     "lora": {},
+    "all knobs": {
+        "label_smoothing": 0.1,
+        "nll_weight": 0.5,
+        "ld_alpha": 0.5,
+        "precompute_reference": True,
+        "pairs_per_pass": 2,
+    },
+    "full, precomputed": {"adapter": None, "optimizer.lr": 1e-4, "precompute_reference": True},
     "full": {"adapter": None, "optimizer.lr": 1e-4},
     "qlora": {"model.quantization": "nf4", "optimizer.bits": 8, "precision": "bf16"},
 }
@@ -345,6 +410,11 @@ SEEN = {
     "label_smoothing": Change(
         {"label_smoothing": 0.3}, "losses", {"loss": "robust", "label_smoothing": 0.1}
     ),
+    "label_smoothing of sigmoid": Change({"label_smoothing": 0.1}, "losses"),
+    "loss by token": Change({"loss": "sigmoid_norm"}, "losses"),
+    "nll_weight": Change({"nll_weight": 0.5}, "losses"),
+    "ld_alpha": Change({"ld_alpha": 0.5}, "losses"),
+    "precompute_reference": Change({"precompute_reference": True}, "forward passes"),
     "pairs_per_step": Change({"pairs_per_step": 4}, "tokens"),
     "pairs_per_pass": Change({"pairs_per_pass": 2}, "forward passes"),
     "evaluation.every": Change({"evaluation.every": 3}, "validation"),
@@ -359,7 +429,7 @@ REFUSED = {
     "evaluation.patience": {"evaluation.patience": 3},
     "keep_best": {"evaluation.keep_best": True},
     "pairs_per_step": {"pairs_per_step": 3, "pairs_per_pass": 2},
-    "label_smoothing": {"label_smoothing": 0.1},
+    "label_smoothing": {"label_smoothing": 0.1, "loss": "ipo"},
     '"robust"': {"loss": "robust"},
 }
 

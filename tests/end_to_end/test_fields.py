@@ -166,15 +166,25 @@ def ppo(to: dict[str, Any], seen: str, base: dict[str, Any] | None = None, alike
 
 
 FRESH = {"policy": {"path": "tuner:tiny"}, "adapter": {"r": 4}, "roles": "separate", "critic_from": "policy"}
+ADAPTIVE = {"kl": {"target": 1e-3, "horizon": 8}, "reference": {"path": "tuner:tiny"}}
+"""From a reference that is far from the policy, so that its KL is above one target and below another."""
 PPO_CHANGES = {
     "PolicyConfig.policy": ppo(FRESH, "losses", {"roles": "separate", "critic_from": "policy"}),
     "PolicyConfig.adapter": ppo({"adapter.r": 8}, "weights", FRESH),
     "PolicyConfig.reward": ppo({"reward.path": "other_reward"}, "score"),
+    "PolicyConfig.reference": ppo({"reference": {"path": "tuner:tiny"}}, "kl"),
     "PolicyConfig.roles": ppo({"roles": "separate"}, "roles", STEADY, alike=True),
     "PPO.critic_from": ppo({"critic_from": "policy"}, "value"),
     "PPO.critic_adapter": ppo({"critic_adapter": {"r": 8}}, "trained", FRESH),
     "PolicyConfig.prompts_per_step": ppo({"prompts_per_step": 4}, "prompts"),
     "PolicyConfig.kl": ppo({"kl": 1.0}, "reward"),
+    **{
+        f"AdaptiveKL.{name}": ppo({f"kl.{name}": value}, "kl_coefficient", ADAPTIVE)
+        for name, value in {"target": 1e3, "horizon": 16, "initial": 0.5}.items()
+    },
+    "PolicyConfig.entropy_bonus": ppo({"entropy_bonus": 0.1}, "entropy_loss"),
+    "PPO.value_gae_lambda": ppo({"value_gae_lambda": 0.5}, "value_loss"),
+    "PPO.critic_updates": ppo({"critic_updates": 2}, "value_loss"),
     "PolicyConfig.kl_estimator": ppo({"kl_estimator": "k3"}, "reward"),
     "PPO.gamma": ppo({"gamma": 0.5}, "value_loss"),
     "PPO.gae_lambda": ppo({"gae_lambda": 0.5}, "value_loss"),
@@ -416,8 +426,9 @@ ELSEWHERE = {
     },
     "Preferences.kind": "has one legal value; tells kinds apart in JSON",
     **{
-        f"DPO.{name}": "tests/end_to_end/test_dpo.py"
-        for name in tuner.config.DPO.model_fields.keys() - tuner.config.SingleModelConfig.model_fields.keys()
+        f"{kind.__name__}.{name}": f"tests/end_to_end/test_{kind.__name__.lower()}.py"
+        for kind in (tuner.config.DPO, tuner.config.KTO)
+        for name in kind.model_fields.keys() - tuner.config.SingleModelConfig.model_fields.keys()
     },
     "PPO.stage": "has one legal value, as SFT's",
     "GRPO.stage": "has one legal value, as SFT's",

@@ -103,6 +103,8 @@ def assert_close(one: Run, other: Run) -> None:
             "loss",
             "policy_loss",
             "kl_loss",
+            "kl_coefficient",
+            "entropy_loss",
             "ratio",
             "grad_norm",
             "score",
@@ -119,6 +121,7 @@ def assert_close(one: Run, other: Run) -> None:
         assert (tensor - their_trained[name]).norm() <= 2e-3 * tensor.norm() + 1e-4, name
 
 
+FOLLOWED = {"kl": {"target": 0.1, "horizon": 9, "initial": 0.1}, "entropy_bonus": 0.01}
 TRAIN = """
 import sys, tuner
 from pathlib import Path
@@ -133,7 +136,7 @@ def test_two_processes_equal_one(group, tmp_path):
     """Both algorithms, normalization by answers, and a rule as the reward, in one launch."""
     cases = {
         "grpo": group("grpo", UNSCALED["grpo"]),
-        "answers": group("grpo", UNSCALED["grpo"] | {"normalization": "answer", "clip_high": 0.3}),
+        "answers": group("grpo", UNSCALED["grpo"] | {"normalization": "answer", "clip_high": 0.3} | FOLLOWED),
         "rloo": group("rloo"),
         "rule": group("rloo", {"reward": {"function": f"{__file__}:short"}}),
     }
@@ -194,9 +197,13 @@ def test_rules_are_added_to_the_rewards_score(group, tmp_path):
 
 
 def test_without_kl_no_reference_is_held(group, tmp_path):
-    run = tuner.train(group("grpo", {"kl": 0.0, "max_steps": 2}), runs=tmp_path)
+    run = tuner.train(group("grpo", {"kl": 0.0, "max_steps": 2}), runs=tmp_path / "none")
     assert all("kl" not in record and "kl_loss" not in record for record in run.metrics)
     assert math.isfinite(run.metrics[-1]["loss"])
+    named = {"kl": 0.0, "max_steps": 1, "reference": {"path": "tuner:tiny"}}
+    (record,) = tuner.train(group("grpo", named), runs=tmp_path / "named").metrics
+    assert record["kl"] > 0.1, "the policy has left the base that it was trained from"
+    assert "kl_loss" not in record
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

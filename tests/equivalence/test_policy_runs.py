@@ -114,6 +114,11 @@ def test_one_base_is_counted_once(plain, other_base):
     head = settings["vocab_size"] * settings["hidden_size"]  # a reward model has a scalar one instead
     assert (two.peak_gib - one.peak_gib) * 2**30 == pytest.approx(4 * (one.parameters - head), rel=0.01)
     assert check(plain({"roles": "separate"}, {"model.path": other_base})).warnings == ()
+    assert check(plain({"reference": {"path": "tuner:tiny"}})).peak_gib <= one.peak_gib
+    far = check(plain({"reference": {"path": other_base}}))
+    (said,) = far.warnings
+    assert said.startswith("policy and reference stand on two bases, which are both held")
+    assert (far.peak_gib - one.peak_gib) * 2**30 == pytest.approx(4 * one.parameters, rel=0.1)
 
 
 @pytest.mark.parametrize("warmup", [3, 4, 9])

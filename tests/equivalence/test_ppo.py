@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import tuner
 from tests.equivalence.conftest import in_two_processes, weights
 from tuner.algorithms.ppo import PPO as Algorithm
-from tuner.config import PPO
+from tuner.config import PPO, override
 from tuner.data.dataset import load_data
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy
@@ -171,6 +171,8 @@ CLOSE = (
     *("loss", "policy_loss", "value_loss", "replay_loss", "ratio", "clipped", "grad_norm_policy"),
     *("grad_norm_critic", "score", "reward", "kl", "kl_k3", "entropy", "value", "explained_variance"),
     *("score/brief", "reward/brief", "eval_score", "eval_gold", "eval_replay_loss"),
+    *("score_std", "score_min", "score_max", "score_length_correlation", "kl_per_answer", "kl_coefficient"),
+    "entropy_loss",
 )
 EXACT = ("step", "tokens", "length", "ended", "repetition", "prompts", "epoch", "lr_policy", "lr_critic")
 
@@ -274,6 +276,68 @@ def test_killed_in_every_part(ppo, tmp_path, whole, watched, part):
     resumed = tuner.train(ppo(RICH), runs=tmp_path)
     assert_same(run, resumed)
     assert watched.answers.items() <= answers.items()
+
+
+KNOBS = {
+    "prompts_per_step": 4,
+    "mini_batches": 2,
+    "critic_warmup": 1,
+    "max_steps": 4,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 9,
+    "reference": {"path": "tuner:tiny"},
+    "kl": {"target": 1.0, "horizon": 8, "initial": 0.1},
+    "entropy_bonus": 0.01,
+    "value_gae_lambda": 1.0,
+    "value_clip": 0.2,
+    "critic_updates": 2,
+    "whiten_advantages": True,
+    "mask_truncated": True,
+    "length_penalty": {"per_token": 0.01},
+    "sampling.top_k": 50,
+    "sampling.min_new_tokens": 2,
+    "added_rewards": [f"{__file__}:length"],
+    "prompts.test_files": [],
+}
+"""The knobs that `whole` leaves alone, all at once."""
+
+
+def length(answer: str, row: dict[str, Any]) -> float:
+    """A rule to add to the reward."""
+    return len(answer) / 100
+
+
+def test_killed_with_all_knobs_on(ppo, tmp_path):
+    """The coefficient is part of the state: it waits for the warm-up to end, follows its target, and is restored."""
+    config = ppo(KNOBS)
+    whole = tuner.train(config, runs=tmp_path / "whole")
+    in_the_last_step = 3 * KNOBS["mini_batches"] + 1
+    train_and_be_killed(config, tmp_path / "killed", Algorithm, "learn", in_the_last_step)
+    assert_same(whole, tuner.train(config, runs=tmp_path / "killed"))
+    coefficients = [record["kl_coefficient"] for record in whole.metrics]
+    assert coefficients[:2] == [0.1, 0.1]
+    for before, after, record in zip(coefficients[1:], coefficients[2:], whole.metrics[1:], strict=False):
+        error = max(-0.2, min(0.2, record["kl_per_answer"] - 1.0))
+        assert after == pytest.approx(before * (1 + error * 4 / 8), rel=1e-12)
+        assert after != before
+    last = whole.metrics[-1]
+    assert last["kl_per_answer"] == pytest.approx(last["kl"] * last["length"], rel=1e-9)
+    assert last["score_min"] <= last["score"] <= last["score_max"]
+
+
+def test_a_reference_that_is_the_start_changes_nothing(ppo, tmp_path):
+    """Named or not, loaded from its folder or copied in memory, it is the same policy to the last bit."""
+    config = ppo({"max_steps": 2})
+    plain = tuner.train(config, runs=tmp_path / "plain")
+    named = tuner.train(
+        override(config, {"reference": {"path": config.policy.path}}), runs=tmp_path / "named"
+    )
+    assert records(plain) == records(named)
+    assert all(torch.equal(tensor, weights(named)[name]) for name, tensor in weights(plain).items())
+    pinned, policy = (named.read_json(name) for name in ("reference", "policy"))
+    assert pinned is not None
+    assert pinned == policy
+    assert plain.read_json("reference") is None
 
 
 def test_killed_again_and_again(ppo, tmp_path, whole):
@@ -423,10 +487,11 @@ def test_two_processes_equal_one(ppo, tmp_path, watched):
     tested = {"prompts.test_files": [TEN], "evaluation.rows": 3, "evaluation.every": 2}
     tested |= {"evaluation.rule": f"{__file__}:gold", "max_steps": 3}
     several = {"mini_batches": 2, "update_epochs": 2, "whiten_advantages": True, "tokens_per_pass": 64}
+    followed = {"kl": {"target": 1e-3, "horizon": 8}, "entropy_bonus": 0.01, "critic_updates": 2}
     cases = {
         "plain": ppo({"max_steps": 3}),
         "rich": ppo(RICH | several),
-        "one-row": ppo({"tokens_per_pass": 2048, "max_steps": 3, **several, "mini_batches": 1}),
+        "one-row": ppo({"tokens_per_pass": 2048, "max_steps": 3, **several, "mini_batches": 1, **followed}),
         "one-prompt": ppo({"prompts_per_step": 1, "critic_warmup": 0, **tested, "evaluation.rows": 1}),
         "all-weights": of_kind(ppo, "all-weights", {"max_steps": 3}),
     }

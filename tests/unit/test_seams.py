@@ -12,11 +12,12 @@ from tuner.config.registry import config_class, stage_names
 from tuner.stages.registry import stage_of
 
 TUNER = Path(__file__).parents[2] / "tuner"
-STAGE_FOLDERS = ("sft", "reward", "dpo", "rl")
+STAGE_FOLDERS = ("sft", "reward", "dpo", "kto", "rl")
 CONFIGS = (
     "SFT",
     "RewardModel",
     "DPO",
+    "KTO",
     "PPO",
     "GRPO",
     "RLOO",
@@ -81,7 +82,8 @@ from tuner.config import load_config, override
 config = override(load_config("quickstart_sft"), {"max_steps": 1, "data.limit": 40, "evaluation.rows": 4})
 tuner.train(config, runs=sys.argv[1])
 foreign = ("config.ppo", "config.grpo", "config.rloo", "config.policy_config", "config.reward_config", "stages.reward",
-           "stages.rl", "stages.dpo", "rollout", "algorithms", "models.scorer", "models.reward", "losses.policy",
+           "stages.rl", "stages.dpo", "stages.kto", "rollout", "algorithms",
+           "models.scorer", "models.reward", "losses.policy",
            "losses.reward", "evaluation.judge", "evaluation.report_card", "evaluation.win")
 loaded = [name for name in sys.modules if name.removeprefix("tuner.").startswith(foreign) and name.startswith("tuner.")]
 sys.exit(", ".join(loaded) or 0)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from tuner.config import PolicyConfig
+from tuner.config import AdaptiveKL, PolicyConfig
 from tuner.losses.policy import PolicySums
 from tuner.models.forward import token_logprobs, token_loss
 from tuner.models.roles import Roles
@@ -41,6 +41,8 @@ class Algorithm(ABC, Generic[Config]):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.kl = config.kl.initial if isinstance(config.kl, AdaptiveKL) else config.kl
+        """KL penalty coefficient of the running step; the loop adapts it where the config says so."""
 
     def trained(self, roles: Roles) -> dict[str, Trained]:
         """The sets of weights it trains, by role."""
@@ -63,9 +65,9 @@ class Algorithm(ABC, Generic[Config]):
 
         shaped_A: of the whole rollout, float64.
         """
-        config = self.config
+        estimator = self.config.kl_estimator
         return [
-            Rewarded(**vars(row), rewards_N=row_rewards(row, shaped_A, config.kl, config.kl_estimator))
+            Rewarded(**vars(row), rewards_N=row_rewards(row, shaped_A, self.kl, estimator))
             for row in observed
         ]
 
@@ -81,7 +83,10 @@ class Algorithm(ABC, Generic[Config]):
 
     @abstractmethod
     def learn(self, step: Step, roles: Roles, update: Update) -> None:
-        """Accumulate the gradients of one update's losses; the caller takes the optimizer step."""
+        """Accumulate the gradients of one update's losses; the caller takes the optimizer step.
+
+        It may take steps of its own before, of sets that need more of them (`step.update`).
+        """
 
     def token_figures(self, experience: Experience) -> Mapping[str, torch.Tensor]:
         """Further figures of a row, [N] each; a step logs their means over all answer tokens."""
@@ -93,13 +98,19 @@ class Algorithm(ABC, Generic[Config]):
 
     # What algorithms share
 
-    def new_logprobs(self, model: torch.nn.Module, experience: Experience) -> torch.Tensor:
+    def new_logprobs(self, step: Step, model: torch.nn.Module, experience: Experience) -> torch.Tensor:
         """Log-probabilities of a row's answer tokens under the current weights, differentiable, fp32 [N].
 
-        Roles of a policy stage have no dropout: with it, the ratio to the old log-probabilities would be noise even at
-        equal weights.
+        The pass that computes them also adds the entropy bonus, if any, to the step's loss. Roles of a policy stage
+        have no dropout: with it, the ratio to the old log-probabilities would be noise even at equal weights.
         """
-        return token_logprobs(model, experience.row.batch, self.config.sampling.temperature)[0]
+        bonus = self.config.entropy_bonus
+        logprobs_N, entropies_N = token_logprobs(
+            model, experience.row.batch, self.config.sampling.temperature, entropy=bonus > 0
+        )
+        if entropies_N is not None:
+            step.add(-entropies_N.sum(), per="answer_tokens", name="entropy_loss", factor=bonus)
+        return logprobs_N
 
     def note_ratios(self, step: Step, sums: PolicySums) -> None:
         """Log how far the update's policy is from the one that answered, per `ratio_unit`."""

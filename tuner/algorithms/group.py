@@ -25,8 +25,9 @@ class GroupAlgorithm(Algorithm[Config]):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.answers_per_prompt = config.answers_per_prompt
-        # Without a KL penalty or limit no reference is loaded, and its forward pass is saved.
-        self.roles = ("reference",) if config.kl or config.max_kl else ()
+        # Without a KL penalty or limit no reference is loaded, and its forward pass is saved; one that the config names
+        # is, for KL is measured from it.
+        self.roles = ("reference",) if config.kl or config.max_kl or config.reference else ()
 
     def estimate(
         self, rewarded: Sequence[Rewarded], rewards_A: np.ndarray, devices: Devices

@@ -57,7 +57,7 @@ class GRPO(GroupAlgorithm[GRPOConfig]):
         for experience in update.experiences:
             assert isinstance(experience, WeightedExperience)
             with roles.role("policy", train=True) as model:
-                logprobs_N, weights_N = self.new_logprobs(model, experience), experience.weights_N
+                logprobs_N, weights_N = self.new_logprobs(step, model, experience), experience.weights_N
                 sums = policy_loss(
                     logprobs_N,
                     experience.old_N,
@@ -67,10 +67,10 @@ class GRPO(GroupAlgorithm[GRPOConfig]):
                     weights_N=weights_N,
                 )
                 step.add(sums.loss, per=per, name="policy_loss")
-                if experience.reference_N is not None and config.kl:  # at 0 it is there for max_kl alone
+                if experience.reference_N is not None and self.kl:  # at 0 it is there to measure alone
                     kl_N = kl_estimate(logprobs_N, experience.reference_N, config.kl_estimator)
                     kl = (kl_N if weights_N is None else kl_N * weights_N).sum()
-                    step.add(kl, per=per, name="kl_loss", factor=config.kl)
+                    step.add(kl, per=per, name="kl_loss", factor=self.kl)
                 self.note_ratios(step, sums)
                 step.backward()
         self.learn_replay(step, roles, update)

@@ -74,25 +74,32 @@ class PPO(Algorithm[PPOConfig]):
             return [Valued(**vars(row), values_N=values(model, row.row.batch)) for row in observed]
 
     def reward(self, observed: Sequence[Observed], shaped_A: np.ndarray) -> Sequence[ValuedReward]:
-        kl, estimator = self.config.kl, self.config.kl_estimator
+        estimator = self.config.kl_estimator
         return [
-            ValuedReward(**vars(row), rewards_N=row_rewards(row, shaped_A, kl, estimator)) for row in observed
+            ValuedReward(**vars(row), rewards_N=row_rewards(row, shaped_A, self.kl, estimator))
+            for row in observed
         ]
 
     def estimate(
         self, rewarded: Sequence[Rewarded], rewards_A: np.ndarray, devices: Devices
     ) -> Sequence[ValuedExperience]:
         """Generalized advantage estimates within each answer, whitened over all ranks where the config says so."""
+        config = self.config
         experiences: list[ValuedExperience] = []
         for row in rewarded:
             assert isinstance(row, ValuedReward)
-            advantages_N, returns_N = advantages(
-                row.rewards_N, row.values_N, row.row.borders, self.config.gamma, self.config.gae_lambda
-            )
+            values = row.rewards_N, row.values_N, row.row.borders, config.gamma
+            advantages_N, returns_N = advantages(*values, config.gae_lambda)
+            if config.value_gae_lambda is not None:
+                _, returns_N = advantages(*values, config.value_gae_lambda)
             experiences.append(ValuedExperience(**vars(row), advantages_N=advantages_N, returns_N=returns_N))
         return _whitened(experiences, devices) if self.config.whiten_advantages else experiences
 
     def learn(self, step: Step, roles: Roles, update: Update) -> None:
+        """The gradients of policy and critic, after the steps that the critic takes alone (`critic_updates`)."""
+        for _ in range(self.config.critic_updates - 1):
+            self._learn_values(step, roles, update)
+            step.update("critic")
         if "policy" in self.trains(step.index):
             self._learn_policy(step, roles, update)
             self.learn_replay(step, roles, update)
@@ -101,7 +108,7 @@ class PPO(Algorithm[PPOConfig]):
     def _learn_policy(self, step: Step, roles: Roles, update: Update) -> None:
         for experience in update.experiences:
             with roles.role("policy", train=True) as model:
-                logprobs_N = self.new_logprobs(model, experience)
+                logprobs_N = self.new_logprobs(step, model, experience)
                 sums = policy_loss(logprobs_N, experience.old_N, experience.advantages_N, self.config.clip)
                 step.add(sums.loss, per="answer_tokens", name="policy_loss")
                 self.note_ratios(step, sums)

@@ -50,7 +50,7 @@ class RLOO(GroupAlgorithm[RLOOConfig]):
             assert isinstance(experience, AnswerExperience)
             with roles.role("policy", train=True) as model:
                 sums = answer_policy_loss(
-                    self.new_logprobs(model, experience),
+                    self.new_logprobs(step, model, experience),
                     experience.old_N,
                     experience.advantages_S,
                     experience.row.borders,

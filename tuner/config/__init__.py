@@ -16,9 +16,10 @@ if TYPE_CHECKING:
         Validation,
     )
     from tuner.config.grpo_config import GRPO
+    from tuner.config.kto_config import KTO
     from tuner.config.model import Freeze, Model, Rope
     from tuner.config.overrides import override
-    from tuner.config.policy_config import LengthPenalty, PolicyConfig, Rule
+    from tuner.config.policy_config import AdaptiveKL, LengthPenalty, PolicyConfig, Rule
     from tuner.config.ppo_config import PPO
     from tuner.config.ranking import FocalRanking
     from tuner.config.registry import config_class, register_stage, stage_names
@@ -51,6 +52,7 @@ _NAMES_BY_MODULE = {
         "Validation",
     ),
     "grpo_config": ("GRPO",),
+    "kto_config": ("KTO",),
     "model": (
         "Freeze",
         "Model",
@@ -58,6 +60,7 @@ _NAMES_BY_MODULE = {
     ),
     "overrides": ("override",),
     "policy_config": (
+        "AdaptiveKL",
         "LengthPenalty",
         "PolicyConfig",
         "Rule",
@@ -99,11 +102,13 @@ _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for nam
 __all__ = [
     "DPO",
     "GRPO",
+    "KTO",
     "PPO",
     "RLOO",
     "SFT",
     "AdamW",
     "Adapter",
+    "AdaptiveKL",
     "Chat",
     "Checkpoint",
     "Constant",

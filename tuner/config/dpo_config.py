@@ -8,6 +8,7 @@ from tuner.config.data import Preferences
 from tuner.config.evaluation import Validation
 from tuner.config.stage_config import SingleModelConfig
 from tuner.config.training import AdamW, Cosine, Schedule
+from tuner.config.trl_fields import refuse_unsupported
 
 
 class DPO(SingleModelConfig):
@@ -29,11 +30,25 @@ class DPO(SingleModelConfig):
     beta: float = Field(default=0.1, gt=0)
     """KL penalty coefficient: how strongly the policy is tied to its initial weights; for "ipo", its tau."""
 
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"] = "sigmoid"
-    """Loss per preference pair, by TRL's name: DPO, SLiC hinge, IPO, robust DPO (for noisy labels), APO."""
+    loss: Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "apo_zero", "apo_down"] = "sigmoid"
+    """Loss per preference pair, by TRL's name: DPO, length-normalized DPO, SLiC hinge, IPO, robust DPO (for noisy
+    labels), APO. "sigmoid_norm" and "ipo" take an answer's log-probability per token, so that beta is larger there."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Assumed fraction of wrong labels, from 0 to below 0.5 ("robust" only, and required there)."""
+    """Assumed fraction of wrong labels, from 0 to below 0.5: conservative DPO with "sigmoid" (cDPO, Mitchell, 2023), or
+    that of "robust" (arXiv 2403.00409), where it is required."""
+
+    nll_weight: float = Field(default=0.0, ge=0)
+    """Coefficient of the better answers' negative log-likelihood per token, added to the loss (RPO, arXiv 2404.19733);
+    0: none. TRL averages it within each pass."""
+
+    ld_alpha: float | None = Field(default=None, ge=0, le=1)
+    """Factor of the log-probabilities of tokens beyond the shorter answer's length (LD-DPO, arXiv 2409.06411): less
+    preference for length; None: 1."""
+
+    precompute_reference: bool = False
+    """Compute the reference's log-probabilities of all rows once, before training: no second forward pass in each step,
+    and no second model beside full weights."""
 
     optimizer: AdamW = AdamW(lr=1e-6)
     """Optimizer settings."""
@@ -67,24 +82,16 @@ class DPO(SingleModelConfig):
         return self
 
     @model_validator(mode="after")
-    def _smoothing_belongs_to_robust(self) -> Self:
-        if (self.label_smoothing > 0) != (self.loss == "robust"):
+    def _smoothing_belongs_to_the_loss(self) -> Self:
+        needs, takes = self.loss == "robust", self.loss in ("robust", "sigmoid")
+        if (needs and not self.label_smoothing) or (self.label_smoothing and not takes):
             raise ValueError(
                 f'label_smoothing={self.label_smoothing} with loss={self.loss!r}: the "robust" loss needs label '
-                "smoothing, and no other loss uses it; change one of them"
+                'smoothing, "sigmoid" may have it, and no other loss uses it; change one of them'
             )
         return self
 
     @model_validator(mode="after")
     def _trl_supports_every_field(self) -> Self:
-        sources = (*self.data.sources, *self.data.validation_sources, *self.data.test_sources)
-        for is_set, field, remedy in (
-            (any(source.weight != 1 for source in sources), "weight of a source", "leave it out"),
-            (any(source.share is not None for source in sources), "share of a source", "leave it out, or use limit"),
-            (self.data.ties == "half", 'data.ties="half"', 'write "drop"'),
-            (self.adapter and self.adapter.dropout, "adapter.dropout", "write 0"),
-            (self.evaluation.patience or self.evaluation.keep_best, "evaluation.patience or keep_best", "leave it out"),
-        ):  # fmt: skip
-            if is_set:
-                raise ValueError(f"{field}: TRL's DPO does not support it; {remedy}")
+        refuse_unsupported("TRL's DPO", self.data, self.adapter, self.evaluation)
         return self

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tuner.config.policy_config import PolicyConfig
+from tuner.config.policy_config import KL, PolicyConfig
 
 
 class GRPO(PolicyConfig):
@@ -31,8 +31,9 @@ class GRPO(PolicyConfig):
     scale_advantages: bool = True
     """Divide advantages by the standard deviation of the group's scores."""
 
-    kl: float = Field(default=0.0, ge=0)
-    """KL penalty coefficient, added to the loss; 0: no reference policy is loaded."""
+    kl: KL = 0.0
+    """Coefficient of the KL penalty in the loss; AdaptiveKL(target=...): adapted to hold a KL divergence. 0: no
+    reference policy is loaded, unless `reference` or `max_kl` is set."""
 
     kl_estimator: Literal["k2", "k3"] = "k3"
     """Per-token estimator of the KL divergence from the reference (Schulman, 2020): half the square of the log-ratio

@@ -39,6 +39,26 @@ class LengthPenalty(ConfigBase):
     """Length in tokens up to which an answer costs nothing."""
 
 
+class AdaptiveKL(ConfigBase):
+    """A KL coefficient that follows a target (Ziegler et al., arXiv 1909.08593, 2.2).
+
+    After each step that trains the policy: coefficient · (1 + clip(KL / target − 1, ±0.2) · answers / horizon).
+    """
+
+    target: float = Field(gt=0)
+    """KL divergence from the reference to hold, in nats per answer: summed over its tokens (`kl_per_answer`), by k1."""
+
+    horizon: int = Field(default=10_000, ge=1)
+    """Answers over which the coefficient changes by at most a factor of about 1.22: fewer adapt it faster."""
+
+    initial: float = Field(default=0.2, gt=0)
+    """Coefficient of the first step."""
+
+
+KL = Annotated[float, Field(ge=0)] | AdaptiveKL
+"""KL penalty coefficient: a number, or what adapts it."""
+
+
 def _as_model(value: Any) -> Any:
     """Accept a path in place of a model."""
     return {"path": value} if isinstance(value, str) else value
@@ -82,10 +102,14 @@ class PolicyConfig(StageConfig):
     """`module:class` of the algorithm that turns a rollout into losses."""
 
     policy: Annotated[Model, BeforeValidator(_as_model)]
-    """The model to train; its initial weights also serve as the reference policy."""
+    """The model to train; its initial weights also serve as the reference policy, unless `reference` names another."""
 
     adapter: Adapter | None = None
     """Train an adapter of the policy instead of its weights. A policy that is a run with an adapter continues it."""
+
+    reference: Annotated[Model, BeforeValidator(_as_model)] | None = None
+    """The policy that KL is measured from (a run, a folder or a hub name), such as the SFT policy of a policy that an
+    earlier round has trained; None: the policy as it starts. It must have the policy's tokenizer."""
 
     reward: Reward
     """The reward model (a run, a folder or a hub name), or a rule: `file.py:name` of a function (answer, row) ->
@@ -97,7 +121,8 @@ class PolicyConfig(StageConfig):
 
     roles: Literal["shared", "separate"] = "shared"
     """"shared": each distinct base is loaded once, frozen, and the roles (policy, reference, critic, reward model) are
-    adapters and heads on it; "separate": one model per role."""
+    adapters and heads on it (a `reference` or reward model of another base than the policy's is its own model);
+    "separate": one model per role."""
 
     prompts: Prompts
     """Prompts the policy answers."""
@@ -108,8 +133,8 @@ class PolicyConfig(StageConfig):
     sampling: Sampling = Sampling()
     """How answers are sampled."""
 
-    kl: float = Field(default=0.01, ge=0)
-    """KL penalty coefficient."""
+    kl: KL = 0.01
+    """KL penalty coefficient; AdaptiveKL(target=...): adapted to hold a KL divergence."""
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimator of the KL divergence from the reference (Schulman, 2020): the log-ratio (k1, unbiased), half
@@ -120,14 +145,20 @@ class PolicyConfig(StageConfig):
     """Training ends after a step whose answers have a mean KL divergence from the reference above this, in nats per
     token (GRPO and RLOO hold a reference for it); None: it never ends for that."""
 
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    """Coefficient of the entropy bonus: this times the policy's mean entropy per answer token, in nats over the full
+    vocabulary, is subtracted from the loss; 0: none."""
+
     clip: float = Field(default=0.2, gt=0)
     """Clip range of the probability ratio: 1 ± this (PPO, arXiv 1707.06347)."""
 
     reward_clip: float | None = Field(default=5.0, gt=0)
-    """Scores are clipped to ± this, before they are normalized; None: not clipped."""
+    """Scores are clipped to ± this, before they are normalized; None: not clipped. OpenRLHF and trlX clip at 10, TRL
+    and verl do not."""
 
     normalize_rewards: bool = True
-    """Standardize scores by their running mean and standard deviation over the run."""
+    """Standardize scores by their running mean and standard deviation over the run. OpenRLHF's `normalize_reward` and
+    trlX's `scale_reward="running"` do so by choice, TRL's `whiten_rewards` by the step's alone, verl does not."""
 
     missing_end_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer truncated at max_new_tokens, before scores are clipped."""
@@ -215,6 +246,16 @@ class PolicyConfig(StageConfig):
             raise ValueError(
                 f"mini_batches ({self.mini_batches}) is more than prompts_per_step ({self.prompts_per_step}), so some "
                 "would be empty: change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_coefficient_moves_slowly(self) -> Self:
+        answers = self.prompts_per_step * getattr(self, "answers_per_prompt", 1)
+        if isinstance(self.kl, AdaptiveKL) and self.kl.horizon < answers:
+            raise ValueError(
+                f"kl.horizon ({self.kl.horizon}) is less than the answers of a step ({answers}), so that a step could "
+                "change the coefficient by more than a fifth: raise it"
             )
         return self
 

@@ -8,6 +8,7 @@ _SHIPPED = {
     "sft": "tuner.config.sft_config:SFT",
     "reward": "tuner.config.reward_config:RewardModel",
     "dpo": "tuner.config.dpo_config:DPO",
+    "kto": "tuner.config.kto_config:KTO",
     "ppo": "tuner.config.ppo_config:PPO",
     "grpo": "tuner.config.grpo_config:GRPO",
     "rloo": "tuner.config.rloo_config:RLOO",

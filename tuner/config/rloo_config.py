@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tuner.config.policy_config import PolicyConfig
+from tuner.config.policy_config import KL, PolicyConfig
 
 
 class RLOO(PolicyConfig):
@@ -24,8 +24,9 @@ class RLOO(PolicyConfig):
     answers_per_prompt: int = Field(default=8, ge=2)
     """Answers sampled per prompt: the size of a group."""
 
-    kl: float = Field(default=0.05, ge=0)
-    """Coefficient of the KL penalty in each answer's reward; 0: no reference policy is loaded."""
+    kl: KL = 0.05
+    """Coefficient of the KL penalty in each answer's reward; AdaptiveKL(target=...): adapted to hold a KL divergence.
+    0: no reference policy is loaded, unless `reference` or `max_kl` is set."""
 
     reward_clip: float | None = Field(default=None, gt=0)
     """Scores are clipped to ± this, before they are normalized; None: not clipped."""

@@ -112,13 +112,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two or more answers to one prompt, best first."""
+    """Answers to one prompt, best first: two or more, or for KTO one alone."""
 
     prompt: tuple[Turn, ...]
     answers: tuple[tuple[Turn, ...], ...]
     """All different; each one turn, or several that end with one of the assistant's."""
     ranks: tuple[int, ...]
-    """Rank of each answer, counted from 0 and never decreasing; equal ranks are a tie."""
+    """Rank of each answer, counted from 0 and never decreasing; equal ranks are a tie. An answer alone, which KTO is
+    trained on, has rank 0 where it is desirable, else 1."""
     row_order: tuple[int, ...] = ()
     """Index into `answers` of every answer of the row, in the row's order; equal answers share one."""
     condition: str | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from tuner.config.data import Reading
 from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
+from tuner.data.labels import Labels
 from tuner.data.prompts import PromptSet
 
 HISTOGRAM = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -84,10 +85,12 @@ class PartReport:
     """Prompts, of a part of prompts for a policy; each of its samples is one."""
 
     @classmethod
-    def of(cls, part: Examples | Comparisons | PromptSet) -> "PartReport":
+    def of(cls, part: Examples | Comparisons | Labels | PromptSet) -> "PartReport":
         """The counts of a part."""
         if isinstance(part, Comparisons):
             return replace(cls.of(part.sequences), pairs=len(part.better), conditions=_conditions(part))
+        if isinstance(part, Labels):
+            return cls.of(part.sequences)
         if isinstance(part, PromptSet):
             return replace(cls.of(part.examples()), prompts=len(part), conditions=_conditions(part))
         examples, lengths = part, part.lengths

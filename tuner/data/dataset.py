@@ -20,6 +20,7 @@ from tuner.data.conversation_rows import conversation_reader
 from tuner.data.data_report import DataReport, PartReport, SourceReport
 from tuner.data.encoding import Tokenizer
 from tuner.data.examples import Collector, Examples, Sample, split_sample, tokenize, tokenize_text
+from tuner.data.labels import Labels
 from tuner.data.lost_content import LostContentError
 from tuner.data.prompts import PromptSet
 from tuner.data.rendered import Rendered, encode
@@ -38,7 +39,7 @@ Item = TypeVar("Item", Conversation | Document, Preference, Prompt)
 """A row as its reader returns it."""
 Piece = TypeVar("Piece")
 """A tokenized row, or a part of one, that fits max_length."""
-Part = TypeVar("Part", Examples, Comparisons, PromptSet, covariant=True)
+Part = TypeVar("Part", Examples, Comparisons, Labels, PromptSet, covariant=True)
 """The pieces of train, validation or test."""
 Piece_contra = TypeVar("Piece_contra", contravariant=True)
 SkipReason = Literal["ties", "incomparable", "switched_off"]

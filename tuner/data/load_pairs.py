@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tuner.config.data import Preferences, Source
-from tuner.data.comparisons import Comparisons
+from tuner.data.comparisons import ComparisonCollector, Comparisons
 from tuner.data.conditions import Conditions
 from tuner.data.conversation import Preference
 from tuner.data.data_report import DataReport
 from tuner.data.dataset import Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer
 from tuner.data.examples import tokenize
-from tuner.data.load_preferences import ComparisonBuilder
+from tuner.data.load_preferences import RankedBuilder, RankedPart
 from tuner.data.sources import Row
 from tuner.data.template import Template
 from tuner.errors import UserError
@@ -46,7 +46,7 @@ def pairs(comparisons: Comparisons, suffix: np.ndarray) -> Iterator[Pair]:
     sequences = comparisons.sequences
     for better, worse in zip(*pair_sequences(comparisons), strict=True):
         chosen, rejected = (
-            _remove_suffix(sequences.example(int(sequence))[0], suffix) for sequence in (better, worse)
+            remove_suffix(sequences.example(int(sequence))[0], suffix) for sequence in (better, worse)
         )
         start = int(min(comparisons.starts[better], comparisons.starts[worse]))
         differences = np.flatnonzero(chosen[:start] != rejected[:start])
@@ -66,19 +66,23 @@ def answer_suffix(template: Template, tokenizer: Tokenizer) -> np.ndarray:
     return tokens[np.flatnonzero(weights)[-1] + 1 :]
 
 
-def _remove_suffix(tokens: np.ndarray, suffix: np.ndarray) -> np.ndarray:
+def remove_suffix(tokens: np.ndarray, suffix: np.ndarray) -> np.ndarray:
+    """The tokens without this end, if they have it."""
     end = len(tokens) - len(suffix)
     return tokens[:end] if np.array_equal(tokens[end:], suffix) else tokens
 
 
-class PairBuilder(ComparisonBuilder):
-    """Builds comparisons without conditions and reward tokens, and counts the conditions and margins of the rows."""
+class PolicyBuilder(RankedBuilder[RankedPart]):
+    """Reads preferences without conditions and reward tokens, and counts the conditions and margins of the rows."""
+
+    purpose: str
+    """What the rows are for: their entry in the cache is no other's."""
 
     def __init__(self, data: Preferences, tokenizer: Tokenizer, progress: Progress | None = None):
         super().__init__(data, tokenizer, Conditions({}), None, progress=progress)
         # a reward model without conditions and reward token has the same tokens, but neither these notes nor
         # the check of weights: its entry must not be taken
-        self.cache_inputs = {**self.cache_inputs, "for": "a policy"}
+        self.cache_inputs = {**self.cache_inputs, "for": self.purpose}
         self._ignored = {"a condition": 0, "a margin": 0}
 
     def read(self, source: Source) -> Callable[[Row], Preference | SkipReason]:
@@ -89,7 +93,7 @@ class PairBuilder(ComparisonBuilder):
             if isinstance(preference, Preference) and preference.weight:
                 if preference.weight != 1:
                     raise UserError(
-                        f'{row.origin}: "weight" is {preference.weight:g}, and TRL\'s DPO weighs every pair alike; '
+                        f'{row.origin}: "weight" is {preference.weight:g}, and TRL weighs every row alike; '
                         "leave it out, or write 0 to switch the row off"
                     )
                 self._ignored["a condition"] += preference.condition is not None
@@ -98,22 +102,35 @@ class PairBuilder(ComparisonBuilder):
 
         return read_pair
 
-    def finish(self) -> tuple[dict[str, Comparisons], DataReport]:
+    def finish(self) -> tuple[dict[str, RankedPart], DataReport]:
         parts, report = super().finish()
         report.notes += [
             f"{count:,} rows have {field}, which a policy is not given"
             for field, count in self._ignored.items()
             if count
         ]
+        return parts, report
+
+    def _system(self, item: Preference) -> str | None:
+        return None
+
+
+class PairBuilder(PolicyBuilder[Comparisons]):
+    """Builds comparisons for a policy."""
+
+    purpose = "a policy"
+
+    def collector(self) -> ComparisonCollector:
+        return ComparisonCollector((), self.data.ties == "half")
+
+    def finish(self) -> tuple[dict[str, Comparisons], DataReport]:
+        parts, report = super().finish()
         if contradictions := _count_contradictions(parts["train"]):
             report.notes.append(
                 f"{contradictions:,} rows to train on prefer what another one rejects: without conditions they "
                 "contradict each other; keep those of one side"
             )
         return parts, report
-
-    def _system(self, item: Preference) -> str | None:
-        return None
 
 
 def _count_contradictions(rows: Comparisons) -> int:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tuner.data.data_report import DataReport, SourceReport
 from tuner.data.dataset import Builder, Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer, is_one_token
 from tuner.data.examples import Sample, tokenize
+from tuner.data.labels import Labels
 from tuner.data.preference_rows import join_answers, preference_reader
 from tuner.data.rendered import Rendered
 from tuner.data.row_shapes import Reader
@@ -84,8 +85,11 @@ class SequenceMaker:
         return sequences
 
 
-class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
-    """Builds comparisons from preferences."""
+RankedPart = TypeVar("RankedPart", Comparisons, Labels)
+
+
+class RankedBuilder(Builder[Preference, TokenizedComparison, RankedPart]):
+    """Reads, renders and fits preferences."""
 
     data: Preferences
     template: Template
@@ -116,17 +120,18 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
     def spelled_tokens(self) -> Mapping[str, Reading]:
         return reward_readings(self.data.spelled_tokens, self._reward_token)
 
-    def collector(self) -> ComparisonCollector:
-        return ComparisonCollector(tuple(self._conditions.wordings), self.data.ties == "half")
+    def reader(self, source: Source) -> Reader:
+        """Of a source's rows."""
+        return preference_reader(source.shape if isinstance(source.shape, str) else None)
 
     def gather(self, rows: Rows, counts: SourceReport) -> Iterator[Row]:
-        for row, number in join_answers(rows, _reader(rows.source)):
+        for row, number in join_answers(rows, self.reader(rows.source)):
             counts.rows += number - 1
             counts.joined += number - 1
             yield row
 
     def read(self, source: Source) -> Callable[[Row], Preference | SkipReason]:
-        reader = _reader(source)
+        reader = self.reader(source)
 
         def read(row: Row) -> Preference | SkipReason:
             try:
@@ -136,7 +141,8 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
                     raise UserError(f'{error}, or set incomparable="drop"') from error
                 return "incomparable"
             self._remarks.update(preference.remarks)
-            if preference.ranks[-1] == 0 and self.data.ties == "drop":
+            is_tied = len(preference.ranks) > 1 and preference.ranks[-1] == 0
+            if is_tied and self.data.ties == "drop":
                 return "ties"
             return preference if preference.condition else replace(preference, condition=source.condition)
 
@@ -184,7 +190,7 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
             weights[-1] = item.weight * weight  # the score is read at the last token
         yield replace(piece, weight=item.weight * weight)
 
-    def finish(self) -> tuple[dict[str, Comparisons], DataReport]:
+    def finish(self) -> tuple[dict[str, RankedPart], DataReport]:
         parts, report = super().finish()
         report.notes += [f"{count:,} rows {remark}" for remark, count in self._remarks.items()]
         return parts, report
@@ -210,8 +216,11 @@ class ComparisonBuilder(Builder[Preference, TokenizedComparison, Comparisons]):
         return int(weights.argmax())
 
 
-def _reader(source: Source) -> Reader:
-    return preference_reader(source.shape if isinstance(source.shape, str) else None)
+class ComparisonBuilder(RankedBuilder[Comparisons]):
+    """Builds comparisons from preferences."""
+
+    def collector(self) -> ComparisonCollector:
+        return ComparisonCollector(tuple(self._conditions.wordings), self.data.ties == "half")
 
 
 def _comparison(item: Preference, sequences: list[tuple[np.ndarray, int]]) -> TokenizedComparison:

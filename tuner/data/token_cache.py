@@ -21,6 +21,7 @@ from tuner.data.comparisons import Comparisons
 from tuner.data.data_report import DataReport
 from tuner.data.encoding import Tokenizer, serialize
 from tuner.data.examples import Examples
+from tuner.data.labels import Labels
 from tuner.data.prompts import PromptSet
 from tuner.data.row_shapes import registered_fingerprints
 from tuner.data.sources import Rows
@@ -35,6 +36,8 @@ CODE = (
     "conversation",
     "examples",
     "dataset",
+    "labels",
+    "load_labels",
     "load_pairs",
     "load_preferences",
     "load_prompts",
@@ -56,9 +59,9 @@ CODE = (
 )
 """The modules that decide the tokens and weights: a change in any of them makes every entry stale."""
 
-KINDS: dict[str, type] = {kind.__name__: kind for kind in (Examples, Comparisons, PromptSet)}
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (Examples, Comparisons, Labels, PromptSet)}
 """The classes of parts by name."""
-Parts = Mapping[str, Examples | Comparisons | PromptSet]
+Parts = Mapping[str, Examples | Comparisons | Labels | PromptSet]
 """Name of a part -> its samples."""
 
 

@@ -68,6 +68,27 @@ def logprobs_of_head(
     return torch.cat([logprobs_C for logprobs_C, _ in outputs]), torch.cat(entropies) if entropy else None
 
 
+def entropies_of_head(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden_ND: torch.Tensor,
+    vocabulary: int,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Entropy in nats of softmax(head(h_n) / temperature), fp32 [N], differentiable; chunks are recomputed.
+
+    Apart from `logprobs`, which few callers need with it: the entropy's gradient is a second product with the head, and
+    the log-probabilities stay those of the kernel that computed the old ones, to the last bit.
+    """
+
+    def chunk_entropies(hidden_CD: torch.Tensor) -> torch.Tensor:
+        return _entropies((head(hidden_CD).float() / temperature).log_softmax(-1))
+
+    chunks_CD = torch.split(hidden_ND, chunk_size(vocabulary))
+    if len(chunks_CD) == 1:  # nothing to save by recomputing it
+        return chunk_entropies(chunks_CD[0])
+    return torch.cat([recomputed(chunk_entropies, hidden_CD) for hidden_CD in chunks_CD])
+
+
 def _entropies(logprobs_CV: torch.Tensor) -> torch.Tensor:
     return -(logprobs_CV.exp() * logprobs_CV).sum(-1)
 

@@ -9,6 +9,7 @@ A + 1 numbers from 0 to N, are where the answers begin and end; an answer may ha
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,9 @@ GROUP_EPSILON = 1e-4
 arXiv 2402.03300 has none, but a group whose scores are all equal has a standard deviation of 0. The value is TRL's, so
 that advantages are the same as there; EPSILON would let rounding in nearly equal scores grow to advantages of size 1.
 """
+
+ADAPTIVE_LIMIT = 0.2
+"""Largest relative error from the KL target that the coefficient answers to (arXiv 1909.08593, 2.2)."""
 
 
 def kl_estimate(
@@ -44,6 +48,19 @@ def kl_estimate(
         # expm1: near 0, where the policy stays, exp(−d) − 1 would lose all its digits
         return torch.expm1(-log_ratio_N) + log_ratio_N
     raise ValueError(f"no estimator {kind!r} of the KL divergence; there are k1, k2 and k3")
+
+
+def adapted_coefficient(coefficient: float, kl: float, target: float, step: float) -> float:
+    """The KL coefficient after a step: coefficient · (1 + clip(KL / target − 1, ±0.2) · step).
+
+    Ziegler et al. (arXiv 1909.08593, 2.2), as in TRL up to 0.11. kl, target: mean divergence of the step's answers from
+    the reference, and the one to hold, in nats an answer. step: the step's answers over the horizon, at most 1. A KL
+    that is no number leaves the coefficient as it is.
+    """
+    if not math.isfinite(kl):
+        return coefficient
+    error = min(max(kl / target - 1, -ADAPTIVE_LIMIT), ADAPTIVE_LIMIT)
+    return coefficient * (1 + error * step)
 
 
 def token_rewards(

@@ -111,12 +111,18 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
                 weight.data = weights[_renamed(name, target, source)].detach().clone()
 
 
-def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
-    """Put the adapter of a reward model's PEFT folder beside those of a language model, as `name`.
+def load_beside(model: nn.Module, folder: Path, name: str) -> None:
+    """Put the adapter of a PEFT folder beside those of a language model on the same base, as `name`.
 
-    Returns the weight of its scalar head, [1, D]; on the meta device no weights are read. Raises UserError where
-    the adapter does not fit.
+    On the meta device no weights are read. Raises UserError where the adapter does not fit.
     """
+    settings, file = _read_settings(folder), Path(folder, "adapter_model.safetensors")
+    with _adapter_errors(folder):
+        _put_beside(model, name, settings, _read_weights(model, file), file)
+
+
+def load_reward_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
+    """The same for a reward model's adapter. Returns the weight of its scalar head, [1, D]."""
     settings = _read_settings(folder)
     # a language model has no module `score`: the head goes to the role's own ScalarHead instead
     settings.modules_to_save = [
@@ -126,10 +132,7 @@ def load_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
     with _adapter_errors(folder):
         weights = _read_weights(model, file)
         head = _meta_head(model) if weights is None else weights.pop(_SAVED_HEAD)
-        _add_beside(model, name, settings)
-        _hold_in_fp32(weight for key, weight in model.named_parameters() if _is_of(key, name))
-        with _without_deprecations():
-            _set_weights(model, weights, file, name)
+        _put_beside(model, name, settings, weights, file)
     return head
 
 
@@ -217,13 +220,28 @@ def _renamed(parameter: str, target: str, source: str) -> str:
     return _OWNER.sub(lambda match: f".{match[1]}.{source}", parameter)
 
 
-def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
-    for part in (settings, *_settings(model).values()):
+def refuse_changes_of_the_base(model: nn.Module, *further: Any) -> None:
+    """UserError where an adapter of the model, or one of these peft settings, changes the base that roles share."""
+    for part in (*further, *_settings(model).values()):
         if part.bias != "none" or part.trainable_token_indices:
             raise UserError(
                 'roles="shared": an adapter that trains biases or single tokens of the base changes it for the others; '
                 'write roles="separate"'
             )
+
+
+def _put_beside(
+    model: nn.Module, name: str, settings: Any, weights: dict[str, Tensor] | None, file: Path
+) -> None:
+    """Add an adapter and set its weights, held in fp32."""
+    _add_beside(model, name, settings)
+    _hold_in_fp32(weight for key, weight in model.named_parameters() if _is_of(key, name))
+    with _without_deprecations():
+        _set_weights(model, weights, file, name)
+
+
+def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
+    refuse_changes_of_the_base(model, settings)
     settings = copy.deepcopy(settings)
     settings.base_model_name_or_path = None
     # forked: these random weights are overwritten at once, and drawing them must not change later dropout

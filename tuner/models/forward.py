@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuner.data.batch import Batch
-from tuner.losses.logprob import logprobs, logprobs_of_head
+from tuner.losses.logprob import entropies_of_head, logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import segment_arguments
@@ -40,22 +40,29 @@ def token_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability (nats) of each token the loss is taken on, fp32 [N], at a temperature above 0; and its entropy.
 
-    entropy: also return the entropy of each next-token distribution in nats, fp32 [N], without gradients; else None.
-    The batch's weights are ignored.
+    entropy: also return the entropy of each next-token distribution in nats, fp32 [N], differentiable where gradients
+    are enabled; else None. The batch's weights are ignored.
     """
     causal = unwrapped(model)
     hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
-    targets_N = batch.tokens_T[batch.learned_N]
+    targets_N, vocabulary = batch.tokens_T[batch.learned_N], causal.config.vocab_size
+    learned = entropy and torch.is_grad_enabled()
+    measured = entropy and not learned
+
+    def logits(hidden_CD: torch.Tensor) -> torch.Tensor:
+        return _logits(causal, hidden_CD)
+
     if (head := _matrix(causal)) is not None:
-        return logprobs(hidden_ND, head.weight, targets_N, head.bias, temperature, entropy)
-    return logprobs_of_head(
-        lambda hidden_CD: _logits(causal, hidden_CD),
-        hidden_ND,
-        targets_N,
-        causal.config.vocab_size,
-        temperature,
-        entropy,
-    )
+        logprobs_N, entropies_N = logprobs(
+            hidden_ND, head.weight, targets_N, head.bias, temperature, measured
+        )
+    else:
+        logprobs_N, entropies_N = logprobs_of_head(
+            logits, hidden_ND, targets_N, vocabulary, temperature, measured
+        )
+    if learned:
+        entropies_N = entropies_of_head(logits, hidden_ND, vocabulary, temperature)
+    return logprobs_N, entropies_N
 
 
 def values(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -27,6 +27,8 @@ from tuner.models.adapters import (
     copy_adapter,
     is_adapted,
     load_beside,
+    load_reward_beside,
+    refuse_changes_of_the_base,
     train_only,
 )
 from tuner.models.checkpointing import recompute_activations
@@ -56,6 +58,8 @@ class PolicyModels:
     """What the roles of a policy stage are loaded from."""
 
     policy: Model
+    reference: Model | None
+    """The reference policy; None: the policy as it starts."""
     reward: Model | None
     """The reward model; None where a rule computes rewards."""
     adapter: Adapter | None
@@ -90,6 +94,11 @@ class PolicyModels:
         """The reward model, where there is one and its role is needed."""
         return self.reward if REWARD in self.roles else None
 
+    @property
+    def reference_role(self) -> Model | None:
+        """The reference's own model, where it has one and its role is needed."""
+        return self.reference if REFERENCE in self.roles else None
+
 
 @dataclass(frozen=True)
 class PolicyRoles:
@@ -100,7 +109,7 @@ class PolicyRoles:
     sequences: RewardInputs | None
     """From answers and conditions to what the reward model reads; None without a reward role."""
     fingerprints: dict[str, str]
-    """Of the policy and the reward model as they are loaded: bases and adapters."""
+    """Of the policy, a reference of its own and the reward model as they are loaded: bases and adapters."""
     description: str
     """Which roles stand on which base, in words."""
 
@@ -110,9 +119,10 @@ def load_policy_roles(
 ) -> PolicyRoles:
     """Load the roles of a policy stage, without dropout, proven to keep packed samples apart.
 
-    The reference is the policy as it starts; the critic starts from the reward model or the policy, with a fresh head
-    of zeros. On the meta device the same roles are built without reading weights. Raises UserError when a model is
-    missing, the reward model has no scalar head, or the critic cannot read what the policy writes.
+    The reference is the policy as it starts, or a model of its own; the critic starts from the reward model or the
+    policy, with a fresh head of zeros. On the meta device the same roles are built without reading weights. Raises
+    UserError when a model is missing, the reward model has no scalar head, or critic or reference cannot read what the
+    policy writes.
     """
     loader = _Loader(models, device)
     with built_on(device):
@@ -125,6 +135,8 @@ def load_policy_roles(
         if device.type != "meta":
             prove_isolation(loaded, device, autocast())
     sequences, fingerprints = None, {POLICY: _identity(loader.policy)}
+    if models.reference_role is not None:
+        fingerprints[REFERENCE] = _identity(loader.reference)
     if models.reward_role is not None:
         sequences = RewardInputs.of(models.reward_role, loader.reward, roles[REWARD].loaded)
         fingerprints[REWARD] = _identity(loader.reward)
@@ -138,6 +150,10 @@ class _Loader:
         self.models, self.device = models, device
         self.policy = self._locate(models.policy)
         refuse_reward_model(self.policy, models.policy.path)
+        if models.reference_role is not None:
+            refuse_reward_model(self.reference, models.reference_role.path)
+            check_precision(self.reference, models.precision)
+            _check_reference(models.reference_role, self.reference, models.policy, self.policy)
         if models.reward_role is not None:
             check_precision(self.reward, models.precision)
             _check_reward_model(models.reward_role, self.reward)
@@ -150,6 +166,12 @@ class _Loader:
         """Location of the reward model, which is needed."""
         assert self.models.reward_role is not None
         return self._locate(self.models.reward_role)
+
+    @cached_property
+    def reference(self) -> Location:
+        """Location of the reference's own model, which is needed."""
+        assert self.models.reference_role is not None
+        return self._locate(self.models.reference_role)
 
     def load(
         self, model: Model, *, head: Head = "language", train: bool = True, adapter: Adapter | None = None
@@ -178,6 +200,19 @@ def _check_reward_model(model: Model, location: Location) -> None:
     if not location.has_score:
         raise UserError(
             f"{model.path}: this is no reward model: it has no scalar head; train one from it first"
+        )
+
+
+def _check_reference(model: Model, location: Location, policy_model: Model, policy: Location) -> None:
+    """UserError where the reference would read other tokens than the policy writes."""
+    tokenizers = [
+        read_tokenizer(place.tokenizer_folder, trust_remote_code=named.trust_remote_code)
+        for named, place in ((policy_model, policy), (model, location))
+    ]
+    if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
+        raise UserError(
+            f"reference: the tokenizer of {model.path} is not that of the policy {policy_model.path}, whose tokens it "
+            "reads; name a model that the policy was trained from"
         )
 
 
@@ -243,14 +278,13 @@ def _shared(loader: _Loader) -> dict[str, Role]:
         return _whole_policy(loader, loaded)
     roles, trained = {POLICY: Role(loaded)}, [ADAPTER]
     if REFERENCE in models.roles:
-        copy_adapter(policy, ADAPTER, REFERENCE)
-        roles[REFERENCE] = Role(loaded, REFERENCE)
+        roles[REFERENCE] = _shared_reference(loader, loaded)
     zeros = torch.zeros(1, loaded.transformer.config.hidden_size, device=loader.device)
     if models.critic_starts_from == POLICY:
         copy_adapter(policy, ADAPTER, CRITIC)
         roles[CRITIC] = Role(loaded, CRITIC, ScalarHead(zeros, trained=True))
         trained.append(CRITIC)
-    if models.reward_role is not None and _is_on_one_base(loader.policy, loader.reward):
+    if models.reward_role is not None and _is_beside(loader.policy, loader.reward):
         roles |= _reward_beside(loader, loaded)
         if models.critic_starts_from == REWARD:
             copy_adapter(policy, REWARD, CRITIC)
@@ -262,6 +296,21 @@ def _shared(loader: _Loader) -> dict[str, Role]:
     train_only(policy, *trained)
     activate(policy, ADAPTER)
     return _in_order(roles)
+
+
+def _shared_reference(loader: _Loader, loaded: Loaded) -> Role:
+    """The reference beside an adapted policy: a copy of its adapter, one of its own, its base, or another model."""
+    model = loader.models.reference_role
+    if model is None:
+        copy_adapter(loaded.model, ADAPTER, REFERENCE)
+        return Role(loaded, REFERENCE)
+    if not _is_on_one_base(loader.policy, loader.reference):
+        return Role(loader.load(model, train=False))
+    if loader.reference.adapter_folder is None:
+        refuse_changes_of_the_base(loaded.model)
+        return Role(loaded, None)
+    load_beside(loaded.model, loader.reference.adapter_folder, REFERENCE)
+    return Role(loaded, REFERENCE)
 
 
 def _whole_policy(loader: _Loader, loaded: Loaded) -> dict[str, Role]:
@@ -278,7 +327,7 @@ def _whole_policy(loader: _Loader, loaded: Loaded) -> dict[str, Role]:
 def _reward_beside(loader: _Loader, loaded: Loaded) -> dict[str, Role]:
     """The reward model as an adapter and a head on the policy's base."""
     assert loader.reward.adapter_folder is not None
-    head = load_beside(loaded.model, loader.reward.adapter_folder, REWARD)
+    head = load_reward_beside(loaded.model, loader.reward.adapter_folder, REWARD)
     return {REWARD: Role(loaded, REWARD, ScalarHead(head.to(loader.device), trained=False))}
 
 
@@ -313,15 +362,23 @@ def _separate(loader: _Loader) -> dict[str, Role]:
     models = loader.models
     roles = {POLICY: Role(loader.load(models.policy, adapter=models.adapter))}
     if REFERENCE in models.roles:
-        reference = loader.load(models.policy, adapter=models.adapter)
-        # loaded as the policy is, in its dtypes: rounded weights would be another model
-        reference.model.requires_grad_(False)
-        roles[REFERENCE] = Role(reference)
+        roles[REFERENCE] = _separate_reference(loader)
     if models.reward_role is not None:
         roles[REWARD] = Role(loader.load(models.reward_role, head="score", train=False))
     if CRITIC in models.roles:
         roles[CRITIC] = _separate_critic(loader)
     return _in_order(roles)
+
+
+def _separate_reference(loader: _Loader) -> Role:
+    models = loader.models
+    # loaded to be trained, as the policy is, in its dtypes: rounded weights would be another model
+    if models.reference_role is None:
+        reference = loader.load(models.policy, adapter=models.adapter)
+    else:
+        reference = loader.load(models.reference_role)
+    reference.model.requires_grad_(False)
+    return Role(reference)
 
 
 def _separate_critic(loader: _Loader) -> Role:
@@ -379,11 +436,14 @@ def _description(roles: dict[str, Role], together: Roles) -> str:
     return "roles: " + "; ".join(parts)
 
 
-def _is_on_one_base(policy: Location, reward: Location) -> bool:
-    """Whether a reward model is an adapter on the policy's base; by its path where no weights are at hand."""
-    bases = policy.reference, reward.reference
+def _is_beside(policy: Location, reward: Location) -> bool:
+    """Whether a reward model is an adapter on the policy's base."""
+    return reward.adapter_folder is not None and _is_on_one_base(policy, reward)
+
+
+def _is_on_one_base(one: Location, other: Location) -> bool:
+    """Whether two models have the same base, held alike; by its path where no weights are at hand."""
+    bases = one.reference, other.reference
     fields = ["quantization", "rope", "precision"]
     fields.append("fingerprint" if all(base.fingerprint for base in bases) else "path")
-    return reward.adapter_folder is not None and all(
-        getattr(bases[0], name) == getattr(bases[1], name) for name in fields
-    )
+    return all(getattr(bases[0], name) == getattr(bases[1], name) for name in fields)

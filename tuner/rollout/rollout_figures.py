@@ -29,6 +29,10 @@ def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarra
     """Figures per answer: scores, rewards, lengths. scores_A: before shaping; rewards_A: summed over tokens."""
     return {
         "score": float(scores_A.mean()),
+        "score_std": float(scores_A.std()),
+        "score_min": float(scores_A.min()),
+        "score_max": float(scores_A.max()),
+        "score_length_correlation": correlation(scores_A, rollout.answer_lengths),
         "reward": float(rewards_A.mean()),
         **_by_condition("score", rollout, scores_A),
         **_by_condition("reward", rollout, rewards_A),
@@ -43,11 +47,22 @@ def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarra
 def token_means(
     rollout: Rollout, experiences: Sequence[Experience], further: TokenFigures, devices: Devices
 ) -> dict[str, float]:
-    """Means over all answer tokens of all ranks: KL, entropy, the generator's gap, and further figures."""
+    """Means over all answer tokens of all ranks: KL, entropy, the generator's gap, and further figures.
+
+    With a reference also `kl_per_answer`: k1 summed over an answer's tokens, its mean over the answers.
+    """
     # Sums first, one division after: a mean of the ranks' means would weight short answers more.
     sums = devices.sum(sum_by_name([_token_sums(rollout, experience, further) for experience in experiences]))
     tokens = sums.pop("tokens")
-    return {name: total / tokens for name, total in sums.items()}
+    per_answer = {"kl_per_answer": sums["kl"] / len(rollout)} if "kl" in sums else {}
+    return {name: total / tokens for name, total in sums.items()} | per_answer
+
+
+def correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:
+    """Pearson's correlation coefficient; None where either does not vary."""
+    if np.ptp(values_A) == 0 or np.ptp(others_A) == 0:
+        return None
+    return float(np.corrcoef(values_A, others_A)[0, 1])
 
 
 def repetition(tokens: np.ndarray) -> float:

@@ -20,6 +20,8 @@ class PairPlan:
     epochs: float
     max_steps: int | None = None
     processes: int = 1
+    unit: str = "pairs"
+    """What a row is, for messages: the config's fields are UNIT_per_step and UNIT_per_pass."""
 
     @property
     def passes_per_step(self) -> int:
@@ -27,7 +29,7 @@ class PairPlan:
         passes, rest = divmod(self.pairs_per_step, self.pairs_per_pass * self.processes)
         if rest:
             raise UserError(
-                f"pairs_per_step ({self.pairs_per_step}) is not a multiple of pairs_per_pass "
+                f"{self.unit}_per_step ({self.pairs_per_step}) is not a multiple of {self.unit}_per_pass "
                 f"({self.pairs_per_pass}) times {self.processes} processes: change one of them"
             )
         return passes

@@ -90,6 +90,7 @@ class RunCallback(TrainerCallback):
             "step": state.global_step,
             "tokens": self._tokens,
             **{name: logs[key] for name, key in self._trainer.recorded.items()},
+            **{name: logs[key] for name, key in self._trainer.recorded_at_times.items() if key in logs},
             "lr": learning_rate(schedule, peak, state.global_step - 1, state.max_steps),
             "grad_norm": logs["grad_norm"],
             "epoch": state.epoch,

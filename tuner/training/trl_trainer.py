@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 
 from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
@@ -66,6 +67,10 @@ class RunTrainer(transformers.Trainer):
     """Name -> TRL's name of a number measured on held-out rows."""
     recorded: ClassVar[Mapping[str, str]]
     """Name -> TRL's name of a number recorded at every step."""
+    recorded_at_times: ClassVar[Mapping[str, str]] = {}
+    """The same of a number that some steps do not have."""
+    reference_columns: ClassVar[tuple[str, ...]]
+    """TRL's columns of the reference's log-probabilities, where they are computed before training."""
 
     def __init__(
         self, settings: LoopSettings, trained: Mapping[str, torch.nn.Parameter], **arguments: Any
@@ -88,26 +93,51 @@ class RunTrainer(transformers.Trainer):
             weight.data = original_weights[name]
         self.remove_callback(transformers.PrinterCallback)
 
-    @without_deprecations()
     def measure(self, rows: Dataset | None) -> dict[str, float]:
-        """Means of `measures`, in which every row counts once; empty without rows. All processes call together.
+        """Means of `measures`, in which every row counts once; empty without rows. All processes call together."""
+        return {} if rows is None else self.means(rows, self.measures)
+
+    @without_deprecations()
+    def means(self, rows: Dataset, measures: Mapping[str, str]) -> dict[str, float]:
+        """Means over the rows of numbers by name -> TRL's name.
 
         TRL weighs a smaller last batch like a whole one, and counts the rows twice that fill it up over processes.
         So the rows that fill no whole batch are measured one by one, by all processes.
         """
-        if rows is None:
-            return {}
         world = self.args.world_size
         rest = len(rows) % (self.args.per_device_eval_batch_size * world)
         parts: list[Any] = [range(len(rows) - rest)] if len(rows) > rest else []
         parts += [[len(rows) - rest + index] * world for index in range(rest)]
-        sums = dict.fromkeys(self.measures, 0.0)
+        sums = dict.fromkeys(measures, 0.0)
         for part in parts:
             with self.accelerator.autocast():  # which transformers leaves out where nothing was trained
-                means = self.evaluate(rows.select(part))  # pyright: ignore[reportArgumentType]
-            for name, key in self.measures.items():
-                sums[name] += means[f"eval_{key}"] * len(set(part))
+                # not TRL's evaluate: it would prepare the rows again, and refuses a reference that is not in memory
+                found = transformers.Trainer.evaluate(self, rows.select(part))  # pyright: ignore[reportArgumentType]
+            for name, key in measures.items():
+                sums[name] += found[f"eval_{key}"] * len(set(part))
         return {name: total / len(rows) for name, total in sums.items()}
+
+    @without_deprecations()
+    def with_reference(self, rows: Dataset | None) -> Dataset | None:
+        """Held-out rows with the reference's log-probabilities, where the config has them computed before training."""
+        if rows is None or not cast(Any, self.args).precompute_ref_log_probs:
+            return rows
+        return self._precompute_ref_logps(rows, "held-out", self.args.per_device_eval_batch_size)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """In memory: TRL writes them to a cache of the machine's, which processes elsewhere do not see."""
+        trl = cast(Any, self)
+        loader = DataLoader(cast(Any, dataset), batch_size=batch_size, collate_fn=self.data_collator)
+        columns: dict[str, list[torch.Tensor]] = {}
+        for batch in self.accelerator.prepare(loader):
+            logps = trl.compute_ref_log_probs(trl.ref_model or self.model, batch)
+            for column, values in zip(self.reference_columns, logps, strict=True):
+                if values is not None:
+                    gathered = cast(torch.Tensor, self.accelerator.gather_for_metrics(values))
+                    columns.setdefault(column, []).append(gathered.cpu())
+        for column, parts in columns.items():
+            dataset = dataset.add_column(column, torch.cat(parts).tolist())  # pyright: ignore[reportCallIssue]
+        return dataset
 
     @without_deprecations()
     def train_from(self, checkpoint: Path | None, callback: transformers.TrainerCallback) -> None:

@@ -13,6 +13,7 @@ from tuner.config import (
     RLOO,
     SFT,
     AdamW,
+    AdaptiveKL,
     Chat,
     Constant,
     LoRA,
@@ -184,6 +185,26 @@ def test_grpo_takes_no_estimator_without_a_gradient():
         override(config, ["kl_estimator=k1"])
     assert override(config, ["kl_estimator=k2"]).kl_estimator == "k2"
     assert RLOO(**parts, kl_estimator="k1").kl_estimator == "k1"  # in the reward, which is not differentiated
+
+
+def test_an_adaptive_coefficient_beside_a_plain_one():
+    config = GRPO(
+        policy=Model(path="tuner:tiny"),
+        reward="rules.py:gold",
+        prompts=Prompts(files=("a.jsonl",)),
+        kl=AdaptiveKL(target=6.0),
+    )
+    assert from_json(to_json(config)) == config
+    assert override(config, ["kl.target=3", "kl.initial=0.1"]).kl == AdaptiveKL(target=3.0, initial=0.1)
+    assert override(config, ["kl=0.2"]).kl == 0.2
+    for change, message in {
+        "kl=-1": "override: kl: input should be greater than or equal to 0, not -1",
+        "kl.target=0": "override: kl.target: input should be greater than 0, not 0",
+        "kl.horizon=511": r"kl.horizon (511) is less than the answers of a step (512)",
+    }.items():
+        with pytest.raises(UserError) as error:
+            override(config, [change])
+        assert message in str(error.value)
 
 
 def test_differences_name_the_leaves():

@@ -20,6 +20,7 @@ SHAPE_OF = {
     "xtuner": "sharegpt",
     **PREFERENCE_FILES,
     "prompt_completion": "prompt",
+    "labeled": "prompt",
 }
 FILES = [file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem != "text"]
 

@@ -15,8 +15,12 @@ PREFERENCES = set(PREFERENCE_FILES)
 """Example files of preferences: test_preference_rows.py reads them."""
 PROMPTS = {"prompt", "prompt_messages"}
 """Example files of prompts: test_prompt_rows.py reads them."""
+LABELED = {"labeled"}
+"""Example files of labeled answers: tests/end_to_end/test_kto.py reads them."""
 FILES = [
-    file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem not in PREFERENCES | PROMPTS
+    file
+    for file in sorted(row_examples_folder().glob("*.jsonl"))
+    if file.stem not in PREFERENCES | PROMPTS | LABELED
 ]
 SHAPE_OF = {"messages_tools": "messages", "internlm2": "messages", "xtuner": "sharegpt"}
 

@@ -79,7 +79,7 @@ def test_accuracy_is_a_running_mean_between_held_out_loss_and_learning_rate() ->
     ]
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo"])
 def test_every_stage_declares_figures_that_have_their_series(stage: str) -> None:
     config = config_class(stage).model_construct(stage=stage, reward=None)
     declared = stage_of(config).figures(config)
@@ -95,7 +95,7 @@ def test_looking_at_a_finished_run_needs_no_torch() -> None:
     program = (
         "import sys, tuner.stages.run, tuner.display.curves, tuner.display.progress, tuner.display.notebook\n"
         "import tuner.stages.sft.figures, tuner.stages.reward.figures, tuner.stages.dpo.figures\n"
-        "import tuner.stages.rl.figures\n"
+        "import tuner.stages.rl.figures, tuner.stages.kto.figures\n"
         "sys.exit(', '.join({'torch', 'matplotlib', 'rich'} & sys.modules.keys()) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

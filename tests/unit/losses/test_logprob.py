@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tuner.losses import chunked_softmax as chunks
-from tuner.losses.logprob import logprobs, logprobs_of_head
+from tuner.losses.logprob import entropies_of_head, logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy
 
 N, D, V = 37, 16, 50
@@ -194,6 +194,26 @@ def test_without_gradients_none_are_prepared(case, monkeypatch):
     assert len(products) == 1
     assert not own.requires_grad
     assert_close((own, found), (expected, entropies))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 7, 36, 1000])
+def test_the_gradient_of_entropies(case, chunk, temperature, monkeypatch):
+    """By the logits z it is −p (log p + H) / T: by autograd in fp64, and by that formula."""
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk * V)
+    hidden, weight, bias, _, upstream = case
+    own = entropies_of_head(lambda rows: rows @ weight.T + bias, hidden, V, temperature)
+    logits = ((hidden.double() @ weight.double().T + bias.double()) / temperature).detach().requires_grad_()
+    every = logits.log_softmax(-1)
+    entropies = -(every.exp() * every).sum(-1)
+    (by_logits,) = torch.autograd.grad(entropies, logits, upstream.double())
+    formula = -every.exp() * (every + entropies[:, None]) * upstream[:, None]
+    assert_close([by_logits], [formula.detach()])
+    expected = (by_logits @ weight.double(), by_logits.T @ hidden.double(), by_logits.sum(0))
+    gradients = torch.autograd.grad(own, (hidden, weight, bias), upstream)
+    assert_close(
+        (own, *gradients), (entropies, *(part / temperature for part in expected)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_entropies_only_where_they_are_asked_for(case):

@@ -10,6 +10,7 @@ import torch
 
 from tuner.losses.moments import MomentSums
 from tuner.losses.policy import (
+    adapted_coefficient,
     advantages,
     answer_policy_loss,
     explained_variance,
@@ -91,6 +92,22 @@ def test_small_divergences_keep_their_digits():
     """k3 ≈ d² / 2 for small d, where 1 − 1 of fp32 would leave nothing of it."""
     lead = torch.tensor([1e-3, -1e-3])
     assert kl_estimate(lead, torch.zeros(2), "k3").tolist() == pytest.approx([5e-7, 5e-7], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (6.0, 0.2),  # on target
+        (6.6, 0.2 * (1 + 0.1 * 0.5)),  # a tenth above
+        (5.4, 0.2 * (1 - 0.1 * 0.5)),
+        (60.0, 0.2 * (1 + 0.2 * 0.5)),  # far above: as a fifth above
+        (-3.0, 0.2 * (1 - 0.2 * 0.5)),  # k1 of a few answers may be negative
+        (math.nan, 0.2),
+        (math.inf, 0.2),
+    ],
+)
+def test_the_coefficient_follows_its_target(kl, expected):
+    assert adapted_coefficient(0.2, kl, target=6.0, step=0.5) == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_unknown_estimator_is_refused():

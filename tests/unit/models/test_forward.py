@@ -85,8 +85,10 @@ def test_logprobs_by_the_logits(adapter, temperature):
     expected, expected_entropies = by_the_logits(model, row(), temperature)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropies, expected_entropies, rtol=1e-5, atol=1e-5)
-    assert not entropies.requires_grad
-    ours.sum().backward()
+    with torch.no_grad():  # and where nothing is learned, by the kernel of the log-probabilities
+        measured = token_logprobs(model, row(), temperature, entropy=True)[1]
+    torch.testing.assert_close(measured, expected_entropies, rtol=1e-5, atol=1e-5)
+    (ours + entropies).sum().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trained)
     with torch.no_grad():

@@ -1,8 +1,11 @@
 """The four roles of PPO: what they share, what they start from, and who is trained."""
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -552,6 +555,7 @@ def test_four_bits_of_another_precision(load, folder):
 def parts(folder, **changes) -> PolicyModels:
     values = {
         "policy": Model(path=folder("language")),
+        "reference": None,
         "reward": Model(path=folder("score")),
         "adapter": None,
         "critic_adapter": None,
@@ -592,6 +596,72 @@ def test_a_policy_without_an_adapter_shares_with_no_one(folder):
     assert len(load_policy_roles(alone, CPU, nullcontext).roles.models) == 2
     with pytest.raises(UserError, match='write roles="separate"'):
         load_policy_roles(parts(folder, policy=policy, roles=frozenset({"reference"})), CPU, nullcontext)
+
+
+# A reference of its own
+
+
+@pytest.fixture(scope="module")
+def earlier(folder, tmp_path_factory) -> str:
+    """A policy of another adapter on the same base."""
+    place = tmp_path_factory.mktemp("earlier")
+    loaded = load_model(Model(path=folder("language")), precision="fp32", device=CPU)
+    noise(loaded.model, seed=3, scale=0.05)
+    save_model(loaded, place)
+    return str(place)
+
+
+REFERENCES = {
+    "an adapter on the policy's base": (lambda folder, earlier: earlier, 1),
+    "the policy's base": (lambda folder, earlier: "tuner:tiny", 1),
+    "another base": (lambda folder, earlier: folder("language", lora=None), 2),
+    "an adapter that trains a module whole": (lambda folder, earlier: folder("language", EMBEDDING), 1),
+}
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_a_reference_of_its_own_is_that_model(folder, earlier, batch, kind, layout):
+    where, shared_models = REFERENCES[kind]
+    path = where(folder, earlier)
+    roles = frozenset({"reference", "critic", "reward"})
+    models = parts(folder, reference=Model(path=path), roles=roles, layout=layout)
+    loaded = load_policy_roles(models, CPU, nullcontext)
+    assert len(loaded.roles.models) == (shared_models if layout == "shared" else 4)
+    alone = load_model(Model(path=path), precision="fp32", device=CPU, train=False)
+    expected = token_logprobs(alone.model, batch)[0].detach()
+    assert torch.equal(logprobs(loaded, "reference", batch), expected)
+    plain = load_policy_roles(parts(folder, layout=layout), CPU, nullcontext)
+    for role in ("policy", "reference"):
+        assert torch.equal(logprobs(loaded, "policy", batch), logprobs(plain, role, batch))
+    assert not torch.equal(logprobs(loaded, "policy", batch), expected)
+    assert not loaded.roles.trained("reference")
+    assert loaded.roles.trained("policy").keys() == plain.roles.trained("policy").keys()
+    assert set(loaded.fingerprints) == {"policy", "reference", "reward"}
+    meta = load_policy_roles(models, torch.device("meta"), nullcontext).roles
+    assert [shapes(one) for one in meta.models] == [shapes(one) for one in loaded.roles.models]
+
+
+def test_a_reference_reads_the_policys_tokens(folder, internlm2_folder):
+    needed = frozenset({"reference"})
+    other = parts(folder, reference=Model(path=str(internlm2_folder)), reward=None, roles=needed)
+    with pytest.raises(UserError, match=r"reference: the tokenizer of .* is not that of the policy"):
+        load_policy_roles(other, CPU, nullcontext)
+    reward = parts(folder, reference=Model(path=folder("score")), reward=None, roles=needed)
+    with pytest.raises(UserError, match="this is a reward model, and a language model is needed"):
+        load_policy_roles(reward, CPU, nullcontext)
+
+
+def test_a_base_that_the_policys_adapter_changes_is_no_reference(folder, tmp_path):
+    biased = Path(shutil.copytree(folder("language"), tmp_path / "biased"))
+    settings = json.loads((biased / "adapter_config.json").read_text())
+    (biased / "adapter_config.json").write_text(json.dumps(settings | {"bias": "lora_only"}))
+    needed = frozenset({"reference"})
+    models = parts(
+        folder, policy=Model(path=str(biased)), reference=Model(path="tuner:tiny"), reward=None, roles=needed
+    )
+    with pytest.raises(UserError, match='changes it for the others; write roles="separate"'):
+        load_policy_roles(models, CPU, nullcontext)
 
 
 def test_a_critic_needs_a_model_to_start_from(folder):

@@ -1,5 +1,6 @@
 """Rewards, advantages and updates of hand-made answers, by loops of their own."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from tuner.algorithms.ppo import PPO, Valued
 from tuner.config import override
 from tuner.rollout import updates as module
 from tuner.rollout.experience import answer_rewards
-from tuner.rollout.rollout_figures import rollout_figures, token_means
+from tuner.rollout.rollout_figures import correlation, rollout_figures, token_means
 
 
 def with_rewards(observed, scores_A, config):
@@ -215,6 +216,20 @@ def test_a_ranks_updates_know_the_totals_of_all():
     assert all([update.totals for update in rank] == [update.totals for update in ranks[0]] for rank in ranks)
 
 
+def correlated(ones: np.ndarray, others: np.ndarray) -> float:
+    """Pearson's coefficient by its definition."""
+    one, other = ones - ones.mean(), others - others.mean()
+    return (one * other).sum() / math.sqrt((one**2).sum() * (other**2).sum())
+
+
+def test_scores_that_do_not_vary_correlate_with_nothing():
+    lengths = np.array([3, 1, 2])
+    assert correlation(np.array([0.1, 0.1, 0.1]), lengths) is None
+    assert correlation(np.array([0.1, 0.2, 0.3]), np.array([4, 4, 4])) is None
+    assert correlation(np.array([0.3, 0.1, 0.2]), lengths) == pytest.approx(1)
+    assert math.isnan(correlation(np.array([0.3, math.nan, 0.2]), lengths))
+
+
 def test_the_record_by_loops():
     """Means over tokens of all rows, and over answers; conditions apart."""
     made = rollout()
@@ -234,12 +249,17 @@ def test_the_record_by_loops():
     summed = np.array([rewards[index].sum() for index in range(8)])
     expected = {
         "score": SCORES.mean(),
+        "score_std": math.sqrt(((SCORES - SCORES.mean()) ** 2).mean()),
+        "score_min": min(SCORES),
+        "score_max": max(SCORES),
+        "score_length_correlation": correlated(SCORES, np.array([1, 5, 8, 2, 1, 8, 3, 4])),
         "score/a": SCORES[[0, 3, 4, 7]].mean(),
         "score/b": SCORES[[1, 5]].mean(),
         "reward": summed.mean(),
         "reward/a": summed[[0, 3, 4, 7]].mean(),
         "reward/b": summed[[1, 5]].mean(),
         "kl": lead.mean(),
+        "kl_per_answer": np.mean([(old[index] - reference[index]).sum() for index in range(8)]),
         "kl_k3": (np.exp(-lead) - 1 + lead).mean(),
         "entropy": over_tokens(entropies).mean(),
         "value": over_tokens(values).mean(),

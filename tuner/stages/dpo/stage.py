@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from tuner.config import DPO
 from tuner.data.comparisons import Comparisons
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
-from tuner.data.load_pairs import load_pairs, pair_sequences
-from tuner.errors import UserError
+from tuner.data.load_pairs import answer_suffix, load_pairs, pair_sequences, pairs
+from tuner.data.template import Template
 from tuner.models.adapters import is_adapted
+from tuner.models.load import load_tokenizer
 from tuner.stages.check import CheckReport, check_model, model_figures
 from tuner.stages.context import Context
 from tuner.stages.dpo.figures import FIGURES
 from tuner.stages.dpo.loop import dpo
 from tuner.stages.dpo.plan import plan_pairs
+from tuner.stages.padded_rows import PaddedRow, preview_rows
 from tuner.stages.stage import Preview, Stage
 from tuner.training.figures import StageFigures
 
@@ -35,7 +40,11 @@ class DPOStage(Stage[DPO]):
         return load_pairs(config.data, tokenizer, progress=progress)
 
     def preview(self, config: DPO, rows: Dataset[Comparisons], num_passes: int) -> Preview:
-        raise UserError(f"{config.name}: a DPO stage does not pack its rows, so there are none to show")
+        """The pairs of the first passes, as TRL gets them."""
+        tokenizer: Any = load_tokenizer(config.model)
+        tail = answer_suffix(Template(config.data.template, tokenizer), tokenizer)
+        shown = _padded_rows(rows.train, tail)
+        return preview_rows(shown, rows.train.sequences, 2 * config.pairs_per_pass, num_passes)
 
     def examples(self, rows: Dataset[Comparisons]) -> Examples:
         return rows.train.sequences
@@ -44,7 +53,7 @@ class DPOStage(Stage[DPO]):
         model = check_model(config)
         rows = self.load_rows(config, model.loaded.tokenizer)
         reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
-        if not is_adapted(model.loaded.model):
+        if not is_adapted(model.loaded.model) and not config.precompute_reference:
             reference = 4.0 * model_figures(model.loaded)["parameters"]
         return model.report(
             rows,
@@ -58,6 +67,14 @@ class DPOStage(Stage[DPO]):
 
 
 STAGE = DPOStage()
+
+
+def _padded_rows(comparisons: Comparisons, tail: np.ndarray) -> Iterator[PaddedRow]:
+    """Both answers of every pair. tail: tokens removed from the end of answers."""
+    sequences = zip(*pair_sequences(comparisons), strict=True)
+    for pair, (better, worse) in zip(pairs(comparisons, tail), sequences, strict=True):
+        yield PaddedRow(pair["prompt_ids"], pair["chosen_ids"], "chosen", int(better))
+        yield PaddedRow(pair["prompt_ids"], pair["rejected_ids"], "rejected", int(worse))
 
 
 def _plan_figures(config: DPO, rows: Dataset[Comparisons]) -> dict[str, Any]:

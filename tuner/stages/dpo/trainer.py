@@ -32,6 +32,7 @@ class Trainer(RunTrainer, DPOTrainer):
     """DPO in a run folder."""
 
     measures = MEASURES
+    reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
     recorded = MEASURES | {"chosen_reward": "rewards/chosen", "rejected_reward": "rewards/rejected"}
 
 
@@ -44,13 +45,28 @@ def make_dataset(pairs: Iterable[Pair]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
+def weighted_losses(config: DPO) -> tuple[dict[str, float], float]:
+    """TRL's losses by name with their weights, and the label smoothing of its "robust".
+
+    TRL has no conservative DPO, −(1 − e) log σ(d) − e log σ(−d) = −log σ(d) + e d, with d = beta times the margin; but
+    its "robust" at a smoothing of 1/4 is −log σ(d) − d / 2, and 1 + 2 e of "sigmoid" minus 2 e of that is the same.
+    """
+    losses, smoothing = {config.loss: 1.0}, config.label_smoothing
+    if config.loss == "sigmoid" and smoothing:
+        losses, smoothing = {"sigmoid": 1 + 2 * smoothing, "robust": -2 * smoothing}, 0.25
+    if config.nll_weight:
+        losses["sft"] = config.nll_weight
+    return losses, smoothing
+
+
 @without_deprecations()
 def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices: Devices) -> Trainer:
     """TRL's trainer over the model's trained weights. Raises UserError where TRL refuses.
 
     The reference is the starting point: of an adapter TRL keeps a frozen copy, of full weights we copy the model, which
-    is in fp32.
+    is in fp32, unless its log-probabilities are computed beforehand.
     """
+    losses, smoothing = weighted_losses(config)
     arguments = common_arguments(config, plan_pairs(config, len(pairs), devices.world), run, devices)
     loaded.transformer.set_attn_implementation("sdpa")  # batches are padded here
     try:
@@ -58,12 +74,17 @@ def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices:
             LoopSettings.of(config),
             {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad},
             model=loaded.model,
-            ref_model=None if is_adapted(loaded.model) else deepcopy(loaded.model).requires_grad_(False),
+            ref_model=None
+            if is_adapted(loaded.model) or config.precompute_reference
+            else deepcopy(loaded.model).requires_grad_(False),
             args=DPOConfig(
                 **arguments,
                 beta=config.beta,
-                loss_type=[config.loss],
-                label_smoothing=config.label_smoothing,
+                loss_type=list(losses),
+                loss_weights=list(losses.values()),
+                label_smoothing=smoothing,
+                ld_alpha=config.ld_alpha,
+                precompute_ref_log_probs=config.precompute_reference,
             ),
             train_dataset=pairs,
             processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token

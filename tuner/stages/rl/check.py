@@ -30,7 +30,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     for index, rule in enumerate(config.added_rewards):
         load_rule(rule.function, f"added_rewards.{index}")
     algorithm, untrained_reward = algorithm_of(config), "reward" in stand_ins
-    roles = _load_roles(config, algorithm, untrained_reward)
+    roles = _load_roles(config, algorithm, stand_ins)
     check_cached_length(
         roles.loaded.transformer.config, config.prompts.max_length + config.sampling.max_new_tokens
     )
@@ -51,7 +51,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         passes=None,
         fill=min(config.prompts_per_step, stream.drawn) / config.prompts_per_step,
         peak_gib=policy_peak(config, algorithm, roles) / 2**30,
-        warnings=(*_two_bases(config, roles, untrained_reward), *algorithm.warnings(steps)),
+        warnings=(*_further_bases(config, roles, untrained_reward), *algorithm.warnings(steps)),
         notes=tuple(_biased_kl(config, roles)),
     )
 
@@ -68,14 +68,17 @@ def policy_peak(config: PolicyConfig, algorithm: Algorithm[Any], roles: Roles) -
     return roles_bytes(budget, roles, cache)
 
 
-def _load_roles(config: PolicyConfig, algorithm: Algorithm[Any], untrained_reward: bool) -> Roles:
+def _load_roles(config: PolicyConfig, algorithm: Algorithm[Any], stand_ins: frozenset[str]) -> Roles:
     """The roles of a config, without weights.
 
-    untrained_reward: the reward model is a small random one. It has no template and no conditions, and a critic cannot
-    start from it, so it is loaded apart from the others.
+    A reward model that is a small random one has no template and no conditions, and a critic cannot start from it, so
+    it is loaded apart from the others. Beside a stand-in, policy or reference, the reference is the policy: the
+    tokenizer of the other would be refused.
     """
     models = policy_models(config, algorithm.roles)
-    if not untrained_reward:
+    if stand_ins & {"policy", "reference"}:
+        models = replace(models, reference=None)
+    if "reward" not in stand_ins:
         return load_policy_roles(models, META, nullcontext).roles
     adapter = None if config.roles == "shared" else models.critic_adapter
     models = replace(models, reward=None, critic_from="policy", critic_adapter=adapter)
@@ -101,10 +104,16 @@ def _biased_kl(config: PolicyConfig, roles: Roles) -> list[str]:
     ]
 
 
-def _two_bases(config: PolicyConfig, roles: Roles, untrained_reward: bool) -> list[str]:
-    if untrained_reward or config.roles == "separate" or len(roles.models) == 1:
+def _further_bases(config: PolicyConfig, roles: Roles, untrained_reward: bool) -> list[str]:
+    """Sentences on roles that share no base with the policy, though roles are to be shared."""
+    if config.roles == "separate":
         return []
+    differ = "stand on two bases, which are both held: they differ, or in quantization, rope or precision"
+    sentences = {"reference": f"policy and reference {differ}"}
+    if not untrained_reward:
+        sentences["reward"] = f"policy and reward model {differ}, or the reward model is no adapter"
     return [
-        "policy and reward model stand on two bases, which are both held: they differ, or in quantization, rope or "
-        "precision, or the reward model is no adapter"
+        sentence
+        for role, sentence in sentences.items()
+        if role in roles and roles[role].loaded.model is not roles.loaded.model
     ]

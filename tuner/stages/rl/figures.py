@@ -39,6 +39,10 @@ SCORES = (
     Figure(
         "score", "{:.3f}".format, "score {}", "value and mean", summary=True, notebook="score", missing=""
     ),
+    Figure("score_std", "{:.3f}".format, line=False, notebook="score's standard deviation"),
+    Figure("score_min", "{:.3f}".format, line=False, notebook="lowest score"),
+    Figure("score_max", "{:.3f}".format, line=False, notebook="highest score"),
+    Figure("score_length_correlation", "{:.2f}".format, line=False, notebook="score against length"),
     Figure("eval_gold", "{:.3f}".format, "gold {}", "latest", summary=True, notebook="gold score"),
     Figure(
         "eval_score",
@@ -52,6 +56,8 @@ SCORES = (
 )
 ANSWERS = (
     Figure("kl", "{:.4f}".format, "kl {}", summary=True, notebook="KL"),
+    Figure("kl_per_answer", "{:.3f}".format, line=False, notebook="KL per answer"),
+    Figure("kl_coefficient", "{:.4f}".format, line=False, notebook="KL coefficient"),
     Figure("length", "{:,.0f}".format, "length {}", notebook="answer length"),
     Figure("ended", "{:.0%}".format, "ended {}", "mean", notebook="ended"),
     Figure("entropy", "{:.3f}".format, line=False, notebook="entropy"),
@@ -82,8 +88,10 @@ LARGE = (
 )
 ANSWER_PANELS = (
     Panel("kl", "KL to the reference, per token", draw_series, PURPLE, shown=recorded),
+    Panel("kl_coefficient", "KL coefficient", draw_series, PURPLE, shown=recorded),
     Panel("entropy", "entropy, nats per token", draw_series, PURPLE),
     Panel("length", "answer length, tokens", draw_series, GREEN),
+    Panel("score_length_correlation", "correlation of score and length", draw_series, GREEN, shown=recorded),
     Panel("ended", "answers that ended", draw_share, GREEN),
 )
 

@@ -53,6 +53,7 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
         step.metrics |= algorithm.derived_figures(
             token_means(rollout, experiences, algorithm.token_figures, devices)
         )
+        setup.adapt_kl(step, rollout)
         setup.judge(step)
         step.finish()
     setup.finish(before)

@@ -13,6 +13,7 @@ def policy_models(config: PolicyConfig, roles: Collection[str]) -> PolicyModels:
     reward = config.reward_model
     return PolicyModels(
         policy=config.policy,
+        reference=config.reference,
         reward=reward,
         adapter=config.adapter,
         critic_adapter=getattr(config, "critic_adapter", None),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
-from tuner.config import PolicyConfig
+from tuner.config import AdaptiveKL, PolicyConfig
 from tuner.data.dataset import Dataset, load_data
 from tuner.data.examples import Examples
 from tuner.data.load_prompts import load_prompts
@@ -22,6 +22,7 @@ from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement, policy_results
 from tuner.evaluation.judge import Judge
 from tuner.evaluation.position_loss import HeldOutReplay
+from tuner.losses.policy import adapted_coefficient
 from tuner.models.chat import end_ids
 from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.roles import Roles
@@ -115,6 +116,20 @@ class Setup:
             devices=self.context.devices,
         )
 
+    def adapt_kl(self, step: Step, rollout: Rollout) -> None:
+        """Log the step's KL coefficient and adapt the next one's, where the config says so."""
+        adaptive, algorithm = self.config.kl, self.algorithm
+        if not isinstance(adaptive, AdaptiveKL):
+            return
+        step.metrics["kl_coefficient"], kl = algorithm.kl, step.metrics.get("kl_per_answer")
+        if kl is not None and "policy" in algorithm.trains(
+            step.index
+        ):  # in a warm-up nothing would answer to it
+            share = len(rollout) / adaptive.horizon
+            # In the saved state, from which `prepare` takes it in a resumed run.
+            algorithm.kl = adapted_coefficient(algorithm.kl, kl, adaptive.target, share)
+            self.loop.state["kl_coefficient"] = algorithm.kl
+
     def record_answers(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
         """Write a rollout's first answers to rollouts.jsonl, and keep them for the next evaluation's samples."""
         if not self.context.devices.is_main:
@@ -195,8 +210,9 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     reward = reward_source(config, roles, loaded.sequences, devices)
     held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
-    if loop.counters.step:
-        engine.weights_changed()  # a checkpoint was restored
+    if loop.counters.step:  # a checkpoint was restored
+        engine.weights_changed()
+        algorithm.kl = loop.state.get("kl_coefficient", algorithm.kl)
     for sentence in (loaded.description, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
         loop.say(sentence)
     return Setup(

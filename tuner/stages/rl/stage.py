@@ -91,8 +91,8 @@ class RLStage(Stage[PolicyConfig]):
         return {"next": f"tuner chat {run.folder}, tuner eval {run.folder} --against {policy}{trust}"}
 
     def model_fields(self, config: PolicyConfig) -> Mapping[str, Model]:
-        reward = config.reward_model
-        return {"policy": config.policy} | ({} if reward is None else {"reward": reward})
+        models = {"policy": config.policy, "reference": config.reference, "reward": config.reward_model}
+        return {name: model for name, model in models.items() if model is not None}
 
     def example_rows_for(self, config: PolicyConfig, field: str) -> str:
         raw_text = field == "replay" and config.replay is not None and config.replay.template is None

@@ -1,0 +1,112 @@
+"""TRL's KTOTrainer in a run folder: its dataset, settings and measures."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from tuner.config import KTO
+from tuner.data.labels import Labels
+from tuner.data.load_labels import labeled_answers
+from tuner.errors import UserError
+from tuner.models.adapters import is_adapted
+from tuner.models.load import Loaded
+from tuner.models.locate import first_line
+from tuner.stages.kto.plan import in_order, plan_answers
+from tuner.stages.run import Run
+from tuner.training.devices import Devices
+from tuner.training.loop_settings import LoopSettings
+from tuner.training.trl_trainer import RunTrainer, common_arguments, without_deprecations
+
+# isort: split
+# after our door to TRL, which imports bitsandbytes without its advice
+from trl import KTOConfig, KTOTrainer  # pyright: ignore[reportPrivateImportUsage]  (lazy, in TRL)
+
+REWARDS = {"desirable_reward": "rewards/chosen", "undesirable_reward": "rewards/rejected"}
+"""Rewards of both kinds of answers -> TRL's names for them."""
+
+
+class Trainer(RunTrainer, KTOTrainer):
+    """KTO in a run folder."""
+
+    measures = {"loss": "loss", "kl": "kl"}  # noqa: RUF012 (a constant)
+    recorded = measures
+    recorded_at_times = REWARDS | {"margin": "rewards/margins"}
+    reference_columns = ("ref_logps", "ref_KL_logps")
+
+    def measure(self, rows: Dataset | None) -> dict[str, float]:
+        """Means over the rows, in which every row counts once: loss, KL, the rewards of both kinds, and their margin.
+
+        Desirable answers are measured apart from the others: TRL's mean reward of one kind is over the passes that
+        hold any, each of equal weight.
+        """
+        if rows is None:
+            return {}
+        labels = np.array(rows["label"])
+        means, weighted = dict[str, float](), dict.fromkeys(self.measures, 0.0)
+        for is_desirable, (name, key) in zip((True, False), REWARDS.items(), strict=True):
+            indices = np.flatnonzero(labels == is_desirable)
+            if len(indices):
+                found = self.means(rows.select(indices), {**self.measures, name: key})
+                means[name] = found[name]
+                for shared in weighted:
+                    weighted[shared] += found[shared] * len(indices) / len(labels)
+        if len(means) == len(REWARDS):
+            means["margin"] = means["desirable_reward"] - means["undesirable_reward"]
+        return {**weighted, **means}
+
+
+def make_dataset(config: KTO, labels: Labels, suffix: np.ndarray) -> Dataset:
+    """Labeled answers in TRL's columns, in the order of training.
+
+    KL_completion_ids: the answer to another prompt of the same pass, from which KL is estimated; cut where it would be
+    longer than max_length behind this prompt.
+    """
+    rows = list(labeled_answers(in_order(config, labels), suffix))
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in LABELED_COLUMNS}
+    if config.loss == "kto":
+        answers, size = columns["completion_ids"], config.answers_per_pass
+        passes = (answers[start : start + size] for start in range(0, len(answers), size))
+        others = [answer for part in passes for answer in (part[-1], *part[:-1])]
+        columns["KL_completion_ids"] = [
+            other[: config.data.max_length - len(prompt)]
+            for prompt, other in zip(columns["prompt_ids"], others, strict=True)
+        ]
+    return Dataset.from_dict(columns)
+
+
+LABELED_COLUMNS = ("prompt_ids", "completion_ids", "label")
+
+
+@without_deprecations()
+def make_trainer(config: KTO, loaded: Loaded, answers: Dataset, run: Run, devices: Devices) -> Trainer:
+    """TRL's trainer over the model's trained weights. Raises UserError where TRL refuses.
+
+    The reference is the starting point: of an adapter TRL keeps a frozen copy, of full weights we copy the model, which
+    is in fp32, unless its log-probabilities are computed beforehand.
+    """
+    plan = plan_answers(config, len(answers), devices.world)
+    loaded.transformer.set_attn_implementation("sdpa")  # batches are padded here
+    needs_copy = not is_adapted(loaded.model) and not config.precompute_reference
+    try:
+        return Trainer(
+            LoopSettings.of(config),
+            {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad},
+            model=loaded.model,
+            ref_model=deepcopy(loaded.model).requires_grad_(False) if needs_copy else None,
+            args=KTOConfig(
+                **common_arguments(config, plan, run, devices),
+                beta=config.beta,
+                loss_type=config.loss,
+                desirable_weight=config.desirable_weight,
+                undesirable_weight=config.undesirable_weight,
+                precompute_ref_log_probs=config.precompute_reference,
+            ),
+            train_dataset=answers,
+            processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token
+        )
+    except ValueError as error:  # for example an adapter on the head
+        raise UserError(f"{config.name}: TRL's KTO cannot train this ({first_line(error)})") from error

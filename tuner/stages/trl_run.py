@@ -1,0 +1,104 @@
+"""A run by one of TRL's trainers: what DPO and KTO have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset as TRLDataset
+
+from tuner.config import SingleModelConfig
+from tuner.data.dataset import Dataset
+from tuner.data.load_pairs import answer_suffix
+from tuner.data.subset import stratified_subset
+from tuner.data.template import Template
+from tuner.models.load import Loaded, load_model
+from tuner.models.roles import Roles
+from tuner.stages.context import Context
+from tuner.training.divergence import refuse_weights
+from tuner.training.trl_callback import RunCallback
+from tuner.training.trl_trainer import RunTrainer, last_checkpoint, step_of
+
+MakeDataset = Callable[[Any, np.ndarray], TRLDataset]
+"""From a part's rows, and the tokens to remove from the end of answers, to TRL's columns."""
+MakeTrainer = Callable[[Loaded, TRLDataset], RunTrainer]
+
+
+def train_with_trl(
+    config: SingleModelConfig, context: Context, make_dataset: MakeDataset, make_trainer: MakeTrainer
+) -> None:
+    """Train the config's model to the end with a trainer of TRL's, from the last checkpoint where there is one."""
+    policy = _load_policy(config, context)
+    train, validation, test = _load_rows(config, context, policy, make_dataset)
+    assert train is not None  # data without a row to train on is refused
+    checkpoint, sentences = _last_checkpoint(config, context)
+    trainer = make_trainer(policy.loaded, train)
+    # before a checkpoint is loaded: the reference is the model as it starts
+    validation, test = (trainer.with_reference(part) for part in (validation, test))
+    context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
+    for sentence in sentences:
+        context.say(sentence)
+    callback = RunCallback(
+        *(trainer, context.run, context.devices, context.watchers),
+        validation=validation,
+        on_start=lambda: _measure("before", context, trainer, test),
+    )
+    trainer.train_from(checkpoint, callback)
+    refuse_weights(context.run.folder, policy.trained())
+    after = _measure("after", context, trainer, test)
+    # Before saving: TRL leaves its reference adapter and its own settings in the model.
+    trainer.restore_model()
+    results = {"before": context.run.read_json("before"), "after": after}
+    context.finish(config.data.template, policy, results)  # type: ignore[attr-defined]
+
+
+def _load_policy(config: SingleModelConfig, context: Context) -> Roles:
+    loaded = load_model(
+        config.model,
+        precision=config.precision,
+        device=context.devices.device,
+        adapter=config.adapter,
+        seed=config.seed,
+    )
+    if context.devices.is_main:
+        context.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
+    return Roles.of("policy", loaded, context.devices.autocast)
+
+
+def _load_rows(
+    config: Any, context: Context, policy: Roles, make_dataset: MakeDataset
+) -> list[TRLDataset | None]:
+    """Rows for training, validation and test, as TRL's datasets; None where there are none."""
+    data: Dataset[Any] = context.load_rows(config, policy)
+    suffix = answer_suffix(Template(config.data.template, policy.tokenizer), policy.tokenizer)
+    parts = (
+        data.train,
+        *(stratified_subset(part, config.evaluation.rows) for part in (data.validation, data.test)),
+    )
+    return [None if part is None else make_dataset(part, suffix) for part in parts]
+
+
+def _last_checkpoint(config: SingleModelConfig, context: Context) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from (None at the start), and what the user must know of it.
+
+    The run's records are cut back to it.
+    """
+    run, found = context.run, (None, list[str]())
+    if context.devices.is_main:
+        found = last_checkpoint(run.checkpoints_folder, config.checkpoint.skip_damaged)
+        found[1].extend(run.rewind(step_of(found[0])))
+        if found[0]:
+            run.log(f"going on after step {step_of(found[0])}")
+    return context.devices.gather([found])[0]
+
+
+def _measure(when: str, context: Context, trainer: RunTrainer, test: Any) -> dict[str, float]:
+    """The test rows' measures now, which are also logged. when: "before" or "after" training."""
+    measures = trainer.measure(test)
+    text = ", ".join(f"{name} {value:.4f}" for name, value in measures.items()) or "no test rows to measure"
+    context.say(f"{when} training: {text}")
+    if context.devices.is_main and when == "before":
+        context.run.save_json(when, measures)
+    return measures
