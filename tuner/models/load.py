@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
@@ -27,14 +26,19 @@ from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, add_adapter, continue_adapter
 from tuner.models.base_record import BaseReference
+from tuner.models.coverage import expert_notes
+from tuner.models.dropout import switch_off_attention_dropout
+from tuner.models.folder_files import first_line, read_file
 from tuner.models.freeze import freeze as freeze_weights
-from tuner.models.locate import Location, first_line, locate
-from tuner.models.quantization import keep_unpacked, quantization_config
+from tuner.models.locate import Location, locate, stored_quantization
+from tuner.models.model_file import GenerationFile, read_transformers_config
+from tuner.models.quantization import compute_in, keep_unpacked, quantization_config
 from tuner.models.rope import apply_rope, install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
 from tuner.models.varlen import register as register_attention
+from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
 
 __all__ = ["Loaded", "load_model", "load_tokenizer"]
 
@@ -62,6 +66,9 @@ class Loaded:
 
     precision: Precision
     """Precision of frozen weights and of matrix products."""
+
+    notes: tuple[str, ...] = ()
+    """What training it changes or leaves out that its reader may not expect, a sentence each."""
 
     @property
     def transformer(self) -> PreTrainedModel:
@@ -92,8 +99,17 @@ def load_model(
         refuse_reward_model(location, model.path)
     if train:
         check_precision(location, precision)
+    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
+    if model.resize_embeddings and location.reference.embedding_rows is None:
+        location = location.with_reference(embedding_rows=vocabulary_size(tokenizer))
+    whole = train and adapter is None and location.adapter_folder is None
+    full = whole and location.reference.quantization is None
+    if whole and (stored := stored_quantization(location.base_folder)):
+        raise UserError(
+            f"{model.path}: its weights are in {stored}, which only an adapter can train; add adapter=LoRA(), or name "
+            "the model that is not quantized"
+        )
     reference = replace(location.reference, precision=precision)
-    full = train and adapter is None and location.adapter_folder is None and reference.quantization is None
     held_in = torch.float32 if full or precision == "fp32" else torch.bfloat16
     with built_on(device):
         transformer = load_base(
@@ -104,15 +120,18 @@ def load_model(
             trust_remote_code=model.trust_remote_code,
             head=head,
         )
+        new_tokens = grow_embeddings(transformer, reference.embedding_rows, tokenizer)
         transformer.requires_grad_(full)
-        wrapped, settings = _with_adapter(transformer, location, adapter, seed, train)
+        check_vocabulary(transformer, vocabulary_size(tokenizer), model.path)
+        notes = _prepare_training(transformer) if train else []
+        wrapped, settings = _with_adapter(transformer, location, adapter, seed, train, new_tokens)
     if train:
         freeze_weights(wrapped, freeze)
+        notes += expert_notes(wrapped, reference.quantization)
     # read in fp32 first, as only now it is known which weights are frozen
     if full and precision == "bf16":
         _hold_frozen_in_bf16(wrapped)
-    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
-    return Loaded(wrapped.eval(), tokenizer, reference, settings, precision)
+    return Loaded(wrapped.eval(), tokenizer, reference, settings, precision, tuple(notes))
 
 
 def built_on(device: torch.device) -> AbstractContextManager[Any]:
@@ -154,16 +173,15 @@ def load_base(
     trust_remote_code: bool = False,
     head: Head = "language",
 ) -> PreTrainedModel:
-    """The base of a location, without its adapter.
+    """The base of a location, without its adapter, with the rows that its embedding has in its file.
 
     held_in: dtype of weights that are not quantized; compute_dtype: of the products of 4-bit layers. A scalar head
     that the base does not have is zero. On the meta device the model is built from its config.json alone, without
     quantization.
     """
     register_attention()
-    folder, reference = location.base_folder, location.reference
-    values = _read_config(folder, trust_remote_code)
-    apply_rope(reference.rope, values)
+    folder = location.base_folder
+    values = _config_of(location, trust_remote_code)
     scores = head == "score"
     # before the weights, and before training: the model's last save would refuse it
     generation_config = None if scores else _read_generation_config(folder)
@@ -193,9 +211,30 @@ def load_base(
     if scores:
         _prepare_score(transformer, report, folder, saved=location.base_has_score)
     _check_report(report, folder)
+    _check_attention(transformer, folder)
     keep_unpacked(transformer)
+    compute_in(transformer, compute_dtype)
     install_segmented_rope(transformer)
     return transformer
+
+
+def _check_attention(transformer: PreTrainedModel, folder: Path) -> None:
+    """UserError for attention that packed rows cannot compute. transformers' models share the names."""
+    for module in transformer.modules():
+        for name, what in (("attn_logit_softcapping", "caps its scores"), ("sinks", "has sinks")):
+            if getattr(module, name, None) is not None:
+                raise UserError(
+                    f"{folder}: the attention of {type(transformer).__name__} {what} ({name}), which attention over "
+                    "packed rows does not; choose another model"
+                )
+
+
+def _prepare_training(transformer: PreTrainedModel) -> list[str]:
+    """Change what a model brings that its training cannot have, in place; returns a sentence on each change."""
+    dropout = switch_off_attention_dropout(transformer)
+    if not dropout:
+        return []
+    return [f"attention dropout ({dropout:g} in config.json) is off: attention over packed rows has none"]
 
 
 def _device_options(
@@ -204,7 +243,7 @@ def _device_options(
     """Options of `from_pretrained` by which weights are quantized and placed."""
     options: dict[str, Any] = {}
     quantization = location.reference.quantization
-    if quantization is not None:
+    if quantization is not None and stored_quantization(location.base_folder) is None:
         # transformers spares the language head by itself, but would quantize a scalar one
         whole = [SCORE] if head == "score" else None
         options["quantization_config"] = quantization_config(quantization, compute_dtype, whole)
@@ -238,16 +277,15 @@ def _from_config(
     return transformer, {**report, "error_msgs": []}
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except Exception as error:  # the file is the user's: whatever a library raises here is about it
-        hint = (
-            "" if trust_remote_code else ", or set model.trust_remote_code=true if it needs code of its own"
-        )
-        raise UserError(
-            f"{folder}/config.json: cannot be read ({first_line(error)}); restore it{hint}"
-        ) from error
+def read_model_config(model: config.Model) -> PreTrainedConfig:
+    """The configuration of a model as it is trained, its rope settings applied; reads no weights."""
+    return _config_of(locate(model, weights=False), model.trust_remote_code)
+
+
+def _config_of(location: Location, trust_remote_code: bool) -> PreTrainedConfig:
+    values = read_transformers_config(location.base_folder, trust_remote_code)
+    apply_rope(location.reference.rope, values)
+    return values
 
 
 def _read_generation_config(folder: Path) -> GenerationConfig | None:
@@ -259,6 +297,7 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
     file = folder / "generation_config.json"
     if not file.is_file():
         return None
+    read_file(file, GenerationFile, "correct or remove it")
     try:
         settings = GenerationConfig.from_pretrained(str(folder))
         try:
@@ -272,7 +311,12 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
 
 
 def _with_adapter(
-    transformer: PreTrainedModel, location: Location, adapter: config.Adapter | None, seed: int, train: bool
+    transformer: PreTrainedModel,
+    location: Location,
+    adapter: config.Adapter | None,
+    seed: int,
+    train: bool,
+    new_tokens: range,
 ) -> tuple[nn.Module, config.Adapter | None]:
     """The model with its saved adapter, or a fresh one, or none; and the adapter's settings."""
     if location.adapter_folder is not None:
@@ -282,7 +326,7 @@ def _with_adapter(
         )
         return wrapped, adapter or saved
     if adapter is not None:
-        return add_adapter(transformer, adapter, seed), adapter
+        return add_adapter(transformer, adapter, seed, new_tokens), adapter
     return transformer, None
 
 

@@ -7,12 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+from pydantic import Field
 
 from tuner.errors import UserError
 from tuner.models.base_record import FILE as BASE_RECORD
+from tuner.models.folder_files import STRICT, read_file
 from tuner.models.internlm2 import MODEL_TYPE
 from tuner.models.load import Loaded
+from tuner.models.model_file import FILE as MODEL_FILE
+from tuner.models.model_file import read_model_file
 
 FILE = "reward.json"
 
@@ -21,9 +26,11 @@ FILE = "reward.json"
 class Reference:
     """Statistics of the scores on held-out prompts, by which scores are standardized."""
 
+    __pydantic_config__ = STRICT
+
     mean: float
-    standard_deviation: float
-    answers: int
+    standard_deviation: Annotated[float, Field(ge=0)]
+    answers: Annotated[int, Field(ge=0)]
     """Number of answers scored."""
 
     def standardized(self, score: float) -> float:
@@ -35,15 +42,17 @@ class Reference:
 class RewardRecord:
     """The content of reward.json."""
 
+    __pydantic_config__ = STRICT
+
     reward_token: str | None
     """Token appended to every conversation, at which the score is read; None: the conversation's last token."""
-    conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1)]] = field(default_factory=dict)
     """Condition → the wordings of its system prompt in training."""
     seed: int = 0
     """Seed by which each prompt draws one of the wordings."""
-    max_length: int | None = None
+    max_length: Annotated[int, Field(ge=1)] | None = None
     """Longest conversation trained on, in tokens; None: unknown."""
-    bound: float | None = None
+    bound: Annotated[float, Field(gt=0)] | None = None
     """Scores were trained to stay within ± this; None: unknown."""
     reference: Reference | None = None
     verdict: tuple[str, ...] | None = None
@@ -77,13 +86,13 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
         token_id = getattr(loaded.transformer.config, "reward_token_id", None)  # of InternLM2's reward models
         token = None if token_id is None else loaded.tokenizer.convert_ids_to_tokens(token_id)
         return RewardRecord(reward_token=token)  # type: ignore[arg-type]
-    return _read(file)
+    return read_file(file, RewardRecord)
 
 
 def known_conditions(folder: Path) -> list[str]:
     """Names of the conditions that a saved reward model was trained on; none without a record."""
     file = Path(folder, FILE)
-    return list(_read(file).conditions) if file.is_file() else []
+    return list(read_file(file, RewardRecord).conditions) if file.is_file() else []
 
 
 def set_score_token(loaded: Loaded, reward_token: str | None) -> None:
@@ -122,26 +131,4 @@ def _writes_token(token: str) -> str:
 
 def _reader_appends_token(folder: Path) -> bool:
     """Whether it is a model in InternLM2's own layout: the code published with those appends `reward_token_id`."""
-    file = Path(folder, "config.json")
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
-
-
-def _read(file: Path) -> RewardRecord:
-    try:
-        return _record(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: not the record of a reward model ({error}); restore it or train again"
-        ) from error
-
-
-def _record(values: dict[str, Any]) -> RewardRecord:
-    reference = values.pop("reference", None)
-    verdict = values.pop("verdict", None)
-    conditions = {name: tuple(texts) for name, texts in values.pop("conditions", {}).items()}
-    return RewardRecord(
-        **values,
-        conditions=conditions,
-        reference=None if reference is None else Reference(**reference),
-        verdict=None if verdict is None else tuple(verdict),
-    )
+    return Path(folder, MODEL_FILE).is_file() and read_model_file(folder).model_type == MODEL_TYPE

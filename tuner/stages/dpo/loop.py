@@ -55,6 +55,7 @@ def _load_policy(config: DPO, context: Context) -> Roles:
     )
     if context.devices.is_main:
         context.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
+    context.say_all(loaded.notes)
     return Roles.of("policy", loaded, context.devices.autocast)
 
 
