@@ -25,6 +25,7 @@ from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import check_settings, read_adapter_file
 from tuner.models.folder_files import first_line
 from tuner.models.quantization import bitsandbytes
+from tuner.models.unwrap import unwrapped
 
 ADAPTER = "default"
 """Name of a model's first adapter, peft's default."""
@@ -174,7 +175,7 @@ def activate(model: nn.Module, adapter: str | None) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for layer in _adapted_layers(model):
-        if adapter is not None and (isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save):
+        if adapter is not None and (isinstance(layer, BaseTunerLayer) or adapter in layer._adapters):
             layer._active_adapter = [adapter]
         else:
             # empty, and no name that a module trained whole lacks: only then does its wrapper look
@@ -213,6 +214,12 @@ def belongs_to(parameter: str, adapter: str | None) -> bool:
     """Whether an adapter's computation uses the weight of this name: its own weights, and those of no adapter."""
     owner = _OWNER.search(parameter)
     return owner is None or owner[2] == adapter
+
+
+def trains_rows_of_head(model: nn.Module) -> bool:
+    """Whether an adapter trains single rows of the language head: its outputs are not those of its plain matrix."""
+    head = unwrapped(model).get_output_embeddings()
+    return head is not None and hasattr(head, "token_adapter")
 
 
 def has_score(model: nn.Module) -> bool:

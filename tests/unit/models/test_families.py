@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuner.config import LoRA, Model
 from tuner.errors import UserError
+from tuner.models.adapters import ADAPTER, activate, copy_adapter
 from tuner.models.coverage import coverage
 from tuner.models.dropout import switch_off_attention_dropout, switch_off_dropout
 from tuner.models.generate import generate
@@ -21,6 +22,7 @@ from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
 from tuner.models.save import save_model
 from tuner.models.tiny import tiny_model_folder
+from tuner.stages.dpo.plan import check_head
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 TEXTS = ["The import statement binds a name in the local scope. 请给我介绍五个上海的景点。\n" * 4] * 4
@@ -298,6 +300,22 @@ def test_new_rows_are_the_mean_and_are_trained_saved_and_merged(longer, tmp_path
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
     assert whole.config.vocab_size == 1026
     torch.testing.assert_close(logits(whole, tokens), trained, atol=1e-5, rtol=0)
+
+
+def test_new_rows_beside_other_roles_and_under_trl(longer):
+    """The adapter can be switched on and off; a second role and TRL's DPO would leave its rows out: both refuse."""
+    loaded = load(longer(False), adapter=LoRA(r=4), resize_embeddings=True)
+    tokens = torch.tensor([[5, 1024, 1025, 7]])
+    off = logits(plain(loaded), tokens)
+    on = logits(plain(changed(loaded)), tokens)
+    activate(loaded.model, None)
+    assert torch.equal(logits(loaded.model, tokens), off)
+    activate(loaded.model, ADAPTER)
+    assert torch.equal(logits(loaded.model, tokens), on)
+    with pytest.raises(UserError, match='write roles="separate"'):
+        copy_adapter(loaded.model, ADAPTER, "reference")
+    with pytest.raises(UserError, match="write adapter=null, or train the new tokens by SFT first"):
+        check_head(loaded)
 
 
 def test_an_adapter_without_new_rows_gets_none(folder, tmp_path):

@@ -12,6 +12,7 @@ from tuner.data.template import Template
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
+from tuner.stages.dpo.plan import check_head
 from tuner.stages.dpo.trainer import Trainer, make_dataset, make_trainer
 from tuner.training.divergence import refuse_weights
 from tuner.training.trl_callback import RunCallback
@@ -56,6 +57,7 @@ def _load_policy(config: DPO, context: Context) -> Roles:
     if context.devices.is_main:
         context.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
     context.say_all(loaded.notes)
+    check_head(loaded)
     return Roles.of("policy", loaded, context.devices.autocast)
 
 

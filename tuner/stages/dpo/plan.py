@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from tuner.config import DPO
+from tuner.errors import UserError
+from tuner.models.adapters import trains_rows_of_head
+from tuner.models.load import Loaded
 from tuner.training.pair_plan import PairPlan
 
 
@@ -16,3 +19,13 @@ def plan_pairs(config: DPO, pairs: int, processes: int = 1) -> PairPlan:
         max_steps=config.max_steps,
         processes=processes,
     )
+
+
+def check_head(loaded: Loaded) -> None:
+    """UserError where an adapter trains single rows of the head: TRL computes the loss from its plain matrix."""
+    if trains_rows_of_head(loaded.model):
+        raise UserError(
+            "TRL's DPO cannot train an adapter that trains single rows of the head (model.resize_embeddings, "
+            "trainable_token_indices): write adapter=null, or train the new tokens by SFT first, and name its merged "
+            "folder"
+        )

@@ -15,7 +15,7 @@ from tuner.stages.check import CheckReport, check_model, model_figures
 from tuner.stages.context import Context
 from tuner.stages.dpo.figures import FIGURES
 from tuner.stages.dpo.loop import dpo
-from tuner.stages.dpo.plan import plan_pairs
+from tuner.stages.dpo.plan import check_head, plan_pairs
 from tuner.stages.stage import Preview, Stage
 from tuner.training.figures import StageFigures
 
@@ -42,6 +42,7 @@ class DPOStage(Stage[DPO]):
 
     def check(self, config: DPO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         model = check_model(config)
+        check_head(model.loaded)
         rows = self.load_rows(config, model.loaded.tokenizer)
         reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
         if not is_adapted(model.loaded.model):
