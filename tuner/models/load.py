@@ -37,6 +37,7 @@ from tuner.models.rope import apply_rope, install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
+from tuner.models.varlen import fallback_note
 from tuner.models.varlen import register as register_attention
 from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
 
@@ -95,41 +96,35 @@ def load_model(
     broken, differs from what the config or a saved adapter says, or is a reward model where head="language".
     """
     location = locate(model, precision, weights=device.type != "meta")
+    whole = train and adapter is None and location.adapter_folder is None
     if head == "language":
         refuse_reward_model(location, model.path)
     if train:
-        check_precision(location, precision)
+        _check_trainable(location, precision, whole, model.path)
     tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
     if model.resize_embeddings and location.reference.embedding_rows is None:
         location = location.with_reference(embedding_rows=vocabulary_size(tokenizer))
-    whole = train and adapter is None and location.adapter_folder is None
     full = whole and location.reference.quantization is None
-    if whole and (stored := stored_quantization(location.base_folder)):
-        raise UserError(
-            f"{model.path}: its weights are in {stored}, which only an adapter can train; add adapter=LoRA(), or name "
-            "the model that is not quantized"
-        )
     reference = replace(location.reference, precision=precision)
-    held_in = torch.float32 if full or precision == "fp32" else torch.bfloat16
+    compute_dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     with built_on(device):
         transformer = load_base(
             location,
-            held_in,
-            compute_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+            torch.float32 if full else compute_dtype,
+            compute_dtype=compute_dtype,
             device=device,
             trust_remote_code=model.trust_remote_code,
             head=head,
         )
         new_tokens = grow_embeddings(transformer, reference.embedding_rows, tokenizer)
-        transformer.requires_grad_(full)
         check_vocabulary(transformer, vocabulary_size(tokenizer), model.path)
-        notes = _prepare_training(transformer) if train else []
+        transformer.requires_grad_(full)
+        notes = _prepare_training(transformer, device, precision) if train else []
         wrapped, settings = _with_adapter(transformer, location, adapter, seed, train, new_tokens)
     if train:
         freeze_weights(wrapped, freeze)
         notes += expert_notes(wrapped, reference.quantization)
-    # read in fp32 first, as only now it is known which weights are frozen
-    if full and precision == "bf16":
+    if full and precision == "bf16":  # only now it is known which weights are frozen
         _hold_frozen_in_bf16(wrapped)
     return Loaded(wrapped.eval(), tokenizer, reference, settings, precision, tuple(notes))
 
@@ -212,10 +207,15 @@ def load_base(
         _prepare_score(transformer, report, folder, saved=location.base_has_score)
     _check_report(report, folder)
     _check_attention(transformer, folder)
+    _prepare_layers(transformer, compute_dtype)
+    return transformer
+
+
+def _prepare_layers(transformer: PreTrainedModel, compute_dtype: torch.dtype) -> None:
+    """Make 4-bit layers and rotary positions compute as training and packed rows need them, in place."""
     keep_unpacked(transformer)
     compute_in(transformer, compute_dtype)
     install_segmented_rope(transformer)
-    return transformer
 
 
 def _check_attention(transformer: PreTrainedModel, folder: Path) -> None:
@@ -229,12 +229,29 @@ def _check_attention(transformer: PreTrainedModel, folder: Path) -> None:
                 )
 
 
-def _prepare_training(transformer: PreTrainedModel) -> list[str]:
-    """Change what a model brings that its training cannot have, in place; returns a sentence on each change."""
-    dropout = switch_off_attention_dropout(transformer)
-    if not dropout:
-        return []
-    return [f"attention dropout ({dropout:g} in config.json) is off: attention over packed rows has none"]
+def _check_trainable(location: Location, precision: Precision, whole: bool, where: str) -> None:
+    """UserError for an adapter of another precision, and for weights that are to be trained whole, but are quantized in
+    their file: they have no gradients."""
+    check_precision(location, precision)
+    if whole and (stored := stored_quantization(location.base_folder)):
+        raise UserError(
+            f"{where}: its weights are in {stored}, which only an adapter can train; add adapter=LoRA(), or name the "
+            "model that is not quantized"
+        )
+
+
+def _prepare_training(transformer: PreTrainedModel, device: torch.device, precision: Precision) -> list[str]:
+    """Change what a model brings that its training cannot have, in place.
+
+    Returns a sentence on each change, and on a device whose training is slower than it should be.
+    """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    notes = fallback_note(capability, precision)
+    if dropout := switch_off_attention_dropout(transformer):
+        notes += [
+            f"attention dropout ({dropout:g} in config.json) is off: attention over packed rows has none"
+        ]
+    return notes
 
 
 def _device_options(
