@@ -101,7 +101,7 @@ def load_model(
         refuse_reward_model(location, model.path)
     if train:
         _check_trainable(location, precision, whole, model.path)
-    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
+    tokenizer = _read_tokenizer(location, model.trust_remote_code)
     if model.resize_embeddings and location.reference.embedding_rows is None:
         location = location.with_reference(embedding_rows=vocabulary_size(tokenizer))
     full = whole and location.reference.quantization is None
@@ -127,6 +127,12 @@ def load_model(
     if full and precision == "bf16":  # only now it is known which weights are frozen
         _hold_frozen_in_bf16(wrapped)
     return Loaded(wrapped.eval(), tokenizer, reference, settings, precision, tuple(notes))
+
+
+def _read_tokenizer(location: Location, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    # before it the configuration, which a tokenizer reads as well, with a warning of what is wrong there
+    _config_of(location, trust_remote_code)
+    return read_tokenizer(location.tokenizer_folder, trust_remote_code=trust_remote_code)
 
 
 def built_on(device: torch.device) -> AbstractContextManager[Any]:
