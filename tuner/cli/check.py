@@ -36,6 +36,7 @@ def check(
     passes = "" if report.passes is None else f" in {report.passes:,} passes"
     lines = {
         "model": f"{report.family}, {report.parameters:,} parameters; trained: {report.trained:,}",
+        **report.coverage,
         "rope": report.rope,
         "data": report.data,
         "plan": f"{report.steps:,} steps{passes}, {report.tokens:,} tokens, steps {report.fill:.1%} full",

@@ -1,8 +1,8 @@
 """Adapters: small sets of weights trained while the model's own stay frozen."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuner.config.base import ConfigBase
 
@@ -23,8 +23,20 @@ class LoRA(ConfigBase):
     """Modules that get an adapter: every linear layer except the output head, or suffixes of module names, such as
     ("q_proj", "v_proj")."""
 
+    target_parameters: tuple[str, ...] = ()
+    """Suffixes of further parameters that get an adapter, which are in no linear layer: the fused experts of a mixture,
+    such as ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"). Needs dropout=0."""
+
     train_whole: tuple[str, ...] = ()
     """Modules trained in full alongside the adapters, such as ("embed_tokens", "lm_head")."""
+
+    @model_validator(mode="after")
+    def _parameters_have_no_dropout(self) -> Self:
+        if self.target_parameters and self.dropout:
+            raise ValueError(
+                "an adapter of target_parameters is added to the weights and has no input to drop: write dropout=0"
+            )
+        return self
 
 
 Adapter = LoRA

@@ -45,6 +45,10 @@ class Model(ConfigBase):
     rope: Rope | None = None
     """Long-context settings; None: the checkpoint's."""
 
+    resize_embeddings: bool = False
+    """Where the tokenizer has more tokens than the embedding has rows, add rows at the mean of the others. They are
+    trained, beside an adapter too."""
+
     trust_remote_code: bool = False
     """Allow the checkpoint to run its own Python code. InternLM2 does not need this here."""
 

@@ -9,17 +9,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 
-def explain(error: ValidationError, config: Any, prefix: str = "") -> str:
+def explain(error: ValidationError, config: Any, prefix: str = "", *, in_json: bool = False) -> str:
     """One sentence per error: the field (`prefix` before its path), what is wrong, and what to write.
 
-    config: the class that was validated; Any where it is unknown.
+    config: the class that was validated; Any where it is unknown. in_json: of a JSON file, where tuples are lists.
     """
     by_path: dict[str, list[ErrorDetails]] = {}
     for details in error.errors():
         by_path.setdefault(".".join(_path(details["loc"], config)), []).append(details)
     # pydantic reports every member of a union; the longest path is in the one that the value came closest to
     deepest = [path for path in by_path if not any(other.startswith(f"{path}.") for other in by_path if path)]
-    return "; ".join(_sentence(f"{prefix}{path}" if path else "", _merge(by_path[path])) for path in deepest)
+    return "; ".join(
+        _sentence(f"{prefix}{path}" if path else "", _merge(by_path[path]), in_json) for path in deepest
+    )
 
 
 def unknown_field(config: type[BaseModel], name: object) -> str:
@@ -89,9 +91,11 @@ def _merge(errors: list[ErrorDetails]) -> ErrorDetails:
     return {**value_error, "msg": ", or ".join([value_error["msg"], *literals])}
 
 
-def _sentence(path: str, details: ErrorDetails) -> str:
+def _sentence(path: str, details: ErrorDetails, in_json: bool) -> str:
     message = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "tuple_type":
+    if details["type"] == "tuple_type" and in_json:
+        message = f"write a list, as in [{details['input']!r}]"
+    elif details["type"] == "tuple_type":
         message = f"write a tuple, as in ({details['input']!r},)"
     elif details["type"] == "missing":
         message = "is required"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.config.validation_errors import explain
 from tuner.errors import UserError
+from tuner.models.folder_files import read_file
 
 FILE = "adapter_config.json"
 
@@ -62,13 +61,7 @@ _RANDOM = (True, False, None, "gaussian", "orthogonal", "eva")
 
 def read_adapter_file(folder: Path) -> AdapterFile:
     """The file of a PEFT folder. Raises UserError where it cannot be read or a field has no sensible value."""
-    file = Path(folder, FILE)
-    try:
-        return AdapterFile.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise UserError(f"{file}: {explain(error, AdapterFile)}; restore it or train again") from error
-    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise UserError(f"{file}: cannot be read ({error}); restore it or train again") from error
+    return read_file(Path(folder, FILE), AdapterFile)
 
 
 def check_settings(values: AdapterFile, defaults: dict[str, Any], file: Path) -> None:

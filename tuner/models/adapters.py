@@ -17,16 +17,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import check_settings, read_adapter_file
-from tuner.models.locate import first_line
+from tuner.models.folder_files import first_line
 from tuner.models.quantization import bitsandbytes
+from tuner.models.unwrap import unwrapped
 
 ADAPTER = "default"
 """Name of a model's first adapter, peft's default."""
+LINEAR = (nn.Linear, Conv1D)
+"""Linear layers; GPT-2's hold the transposed weight."""
 SCORE = "score"
 """Name of the scalar head in transformers' sequence classification models."""
 SEQUENCE_CLASSIFICATION = "SEQ_CLS"
@@ -36,19 +40,41 @@ _MERGE_FIRST = (
 )
 
 
-def add_adapter(model: PreTrainedModel, adapter: config.Adapter, seed: int) -> nn.Module:
+def add_adapter(
+    model: PreTrainedModel, adapter: config.Adapter, seed: int, new_tokens: range = range(0)
+) -> nn.Module:
     """Wrap a model in a fresh adapter, initialized from `seed`; everything else is frozen, except a scalar head.
 
-    The model's outputs do not change. Returns peft's wrapper. Raises UserError when a target or a module of
-    `train_whole` is not in the model.
+    new_tokens: tokens whose rows of the embedding and the language head are trained and saved with the adapter. The
+    model's outputs do not change. Returns peft's wrapper. Raises UserError when a target or a module of `train_whole`
+    is not in the model.
     """
     settings = peft_config(adapter, model)
+    if new_tokens:
+        settings.trainable_token_indices = _token_rows(model, new_tokens, settings.modules_to_save or ())
     # forked: seeding here must not reset the global generators, from which dropout draws in training
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         torch.manual_seed(seed)
-        wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
+        try:
+            wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
+        except (
+            ValueError,
+            TypeError,
+            NotImplementedError,
+        ) as error:  # about a target that is no kind of layer it knows
+            raise UserError(f"adapter: peft cannot put it on this model ({first_line(error)})") from error
     _train_in_fp32(wrapped)
     return wrapped
+
+
+def _token_rows(model: PreTrainedModel, tokens: range, whole: Iterable[str]) -> dict[str, list[int]] | None:
+    """peft's setting by which single rows of the embedding and the head are trained; those of a tied head are the
+    embedding's. whole: modules that are trained whole."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight  # type: ignore[union-attr]
+    layers = [embedding] if head is None or tied else [embedding, head]
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if module in layers)
+    return {name: list(tokens) for name in names if name not in whole} or None
 
 
 def peft_config(adapter: config.Adapter, model: PreTrainedModel) -> Any:
@@ -152,7 +178,7 @@ def activate(model: nn.Module, adapter: str | None) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for layer in _adapted_layers(model):
-        if adapter is not None and (isinstance(layer, BaseTunerLayer) or adapter in layer.modules_to_save):
+        if adapter is not None and (isinstance(layer, BaseTunerLayer) or adapter in layer._adapters):
             layer._active_adapter = [adapter]
         else:
             # empty, and no name that a module trained whole lacks: only then does its wrapper look
@@ -174,10 +200,29 @@ def _adapted_layers(model: nn.Module) -> list[Any]:
     return layers
 
 
+def adapted_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The base's weights that an adapter is added to, or stands in the place of."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for layer in _adapted_layers(model):
+        if isinstance(layer, ParamWrapper):
+            yield layer.get_param()
+        elif hasattr(layer, "lora_A"):
+            yield layer.get_base_layer().weight
+        elif getattr(layer, "modules_to_save", None):
+            yield from layer.original_module.parameters()
+
+
 def belongs_to(parameter: str, adapter: str | None) -> bool:
     """Whether an adapter's computation uses the weight of this name: its own weights, and those of no adapter."""
     owner = _OWNER.search(parameter)
     return owner is None or owner[2] == adapter
+
+
+def trains_rows_of_head(model: nn.Module) -> bool:
+    """Whether an adapter trains single rows of the language head: its outputs are not those of its plain matrix."""
+    head = unwrapped(model).get_output_embeddings()
+    return head is not None and hasattr(head, "token_adapter")
 
 
 def has_score(model: nn.Module) -> bool:
@@ -203,7 +248,7 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
     file = folder / ADAPTER_FILE
     values = json.loads(file.read_text(encoding="utf-8"))
-    for name in ("target_modules", "exclude_modules"):
+    for name in ("target_modules", "exclude_modules", "target_parameters"):
         if isinstance(values[name], list):  # a set in peft: sorted, files are reproducible; or a pattern
             values[name] = sorted(values[name])
     if values["modules_to_save"]:  # peft adds its names for heads at every load
@@ -259,9 +304,10 @@ def _peft() -> Any:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """peft 0.21 reads a name that transformers 5.23 deprecates."""
+    """peft 0.21 reads a name that transformers 5.23 deprecates, and says what it corrects by a layer's kind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         yield
 
 
@@ -341,12 +387,15 @@ def _lora_settings(lora: config.LoRA, model: PreTrainedModel) -> Any:
     """Low-rank adapters (Hu et al., 2021): A is Kaiming-uniform, B is zero."""
     targets = _targets(model, lora)
     _check_names(model, lora.train_whole, "adapter.train_whole")
+    _check_parameters(model, lora.target_parameters)
     return _peft().LoraConfig(
         task_type=SEQUENCE_CLASSIFICATION if has_score(model) else "CAUSAL_LM",
         r=lora.r,
         lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        target_parameters=list(lora.target_parameters) or None,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for _, layer in _named(model, tuple(targets))),
         modules_to_save=[*lora.train_whole, *_score_of(model)] or None,
         bias="none",
     )
@@ -366,7 +415,7 @@ _KINDS: dict[type, _Kind] = {
         weight_prefix="lora_",
         settings=_lora_settings,
         saved_values=_lora_saved_values,
-        tuner_values=("targets", "train_whole"),
+        tuner_values=("targets", "target_parameters", "train_whole"),
         take_dropout=_lora_take_dropout,
     )
 }
@@ -389,13 +438,58 @@ def _targets(model: PreTrainedModel, adapter: config.LoRA) -> list[str]:
     # the head gets no adapter, as under peft's own "all-linear"
     head = model.get_output_embeddings()
     whole = {name for name, _ in _named(model, (*adapter.train_whole, *_score_of(model)))}
-    return sorted(
+    names = sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head and name not in whole
+            if isinstance(module, LINEAR) and module is not head and name not in whole
         }
     )
+    targets = [name for name in names if not _means_experts(model, name)]
+    if not targets and not adapter.target_parameters:
+        raise UserError(
+            f'adapter.targets="all-linear": {type(model).__name__} has no linear layer that an adapter fits; train '
+            "without an adapter, or name modules"
+        )
+    return targets
+
+
+def _means_experts(model: PreTrainedModel, name: str) -> bool:
+    """Whether peft takes a target for experts that transformers 5 has fused, whichever layers are called so.
+
+    In a mixture with dense layers beside its experts, "gate_proj" would silently adapt every expert and no dense layer.
+    """
+    settings = _peft().LoraConfig(target_modules=[name])
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    try:
+        convert_peft_config_for_transformers(settings, model, None)
+    except ValueError:  # of gate and up projection, which are one parameter now, one alone
+        return True
+    return name not in settings.target_modules
+
+
+def _check_parameters(model: nn.Module, suffixes: tuple[str, ...]) -> None:
+    weights = dict(model.named_parameters())
+    for suffix in suffixes:
+        names = [name for name in weights if name.endswith(f".{suffix}")]
+        if not names:
+            fused = {short_name(name) for name, weight in weights.items() if weight.ndim == 3}
+            there = f"it has {', '.join(sorted(fused))}" if fused else "it has no fused experts"
+            raise UserError(
+                f"adapter.target_parameters: no parameter of the model is named {suffix!r}; {there}"
+            )
+        owner = names[0].rpartition(".")[0]
+        if isinstance(model.get_submodule(owner), (*LINEAR, nn.Embedding)):
+            raise UserError(
+                f"adapter.target_parameters: {suffix!r} belongs to a layer; write "
+                f"{owner.rpartition('.')[2]!r} into adapter.targets or adapter.train_whole"
+            )
+
+
+def short_name(parameter: str) -> str:
+    """A parameter's name without the model, its layer's number, and `weight`: "mlp.experts.down_proj"."""
+    return re.sub(r"^.*\.\d+\.|^model\.", "", parameter).removesuffix(".weight")
 
 
 def _check_names(model: nn.Module, names: tuple[str, ...], where: str) -> None:

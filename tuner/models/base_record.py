@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 import tuner
 from tuner import config
-from tuner.errors import UserError
+from tuner.models.folder_files import STRICT, read_file
 
 FILE = "tuner.json"
 
@@ -17,6 +15,8 @@ FILE = "tuner.json"
 @dataclass(frozen=True)
 class BaseReference:
     """Identifies a base model: where it is found, and the fingerprint it must have."""
+
+    __pydantic_config__ = STRICT
 
     path: str
     """As in the config: hub name, folder, run folder, or `tuner:tiny`."""
@@ -36,6 +36,9 @@ class BaseReference:
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of its unquantized weights; weights are rounded to it before they are quantized."""
 
+    embedding_rows: int | None = None
+    """Rows of its embedding in training, where rows were added for new tokens; None: those in its file."""
+
     found_at: str | None = None
     """Absolute folder it was read from, used where `path` is no longer found; None for hub models."""
 
@@ -44,10 +47,11 @@ class BaseReference:
 class Record:
     """The content of tuner.json."""
 
+    __pydantic_config__ = STRICT
     base: BaseReference
-    adapter: config.Adapter | None
+    adapter: config.Adapter | None = None
     """Settings of the adapter; None for full weights."""
-    version: str
+    tuner_version: str = ""
 
 
 def write_record(folder: Path, base: BaseReference, adapter: config.Adapter | None) -> None:
@@ -66,24 +70,8 @@ def read_record(folder: Path) -> Record | None:
     file = Path(folder, FILE)
     if not file.is_file():
         return None
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        base = values["base"] | {"rope": _parse(config.Rope, values["base"].get("rope"))}
-        return Record(
-            base=BaseReference(**base),
-            adapter=_parse(config.Adapter, values.get("adapter")),
-            version=values.get("tuner_version", ""),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: not the record of a base model ({error}); restore it or train again"
-        ) from error
+    return read_file(file, Record)
 
 
 def _dump(part: config.Rope | config.Adapter | None) -> dict[str, Any] | None:
     return part.model_dump(mode="json") if part is not None else None
-
-
-def _parse(kind: Any, values: dict[str, Any] | None) -> Any:
-    # configs are strict: read as Python values, a list would be refused where the field is a tuple
-    return TypeAdapter(kind).validate_json(json.dumps(values)) if values is not None else None

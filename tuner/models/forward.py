@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from tuner.data.batch import Batch
 from tuner.losses.logprob import entropies_of_head, logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
+from tuner.models.positions import check_length
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import segment_arguments
 
@@ -76,7 +77,11 @@ def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Outputs of the last layer after the final norm, [T, D]; each segment attends to itself only."""
+    """Outputs of the last layer after the final norm, [T, D]; each segment attends to itself only.
+
+    Raises UserError for a segment that is longer than learned positions go.
+    """
+    check_length(model, batch.longest, "; shorten the longest")
     backbone = unwrapped(model).get_decoder()
     output = backbone(
         input_ids=batch.tokens_T[None],

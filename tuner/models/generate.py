@@ -18,7 +18,7 @@ from tuner.data.batch import make_batch
 from tuner.models import varlen
 from tuner.models.answer_end import AnswerEnds, StopTexts
 from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
-from tuner.models.rope import check_cached_length
+from tuner.models.positions import check_generated_length
 from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 
@@ -81,13 +81,13 @@ def generate(
     they affect memory and speed, never the result.
     The model's attention and training mode are restored, and the global random state is not used. Raises ValueError on
     an empty prompt, and UserError for models with layers other than attention and for lengths at which cached keys
-    would be wrong (see `check_cached_length`).
+    would be wrong (see `check_generated_length`).
     """
     _check(prompts, max_new_tokens, temperature, noise)
     answers: dict[int, Answer] = {}
     lengths = [len(prompt) for prompt in prompts]
     with unpacked(model) as transformer:
-        check_cached_length(transformer.config, max(lengths, default=0) + max_new_tokens)
+        check_generated_length(transformer, max(lengths, default=0) + max_new_tokens)
         cached_tokens = tokens_per_pass
         if cache_bytes is not None:
             cached_tokens = cache_bytes // bytes_per_token(transformer)
@@ -124,7 +124,7 @@ def stream(
     answer: list[int] = []
     shown = ""
     with unpacked(model) as transformer:
-        check_cached_length(transformer.config, len(prompt) + max_new_tokens)
+        check_generated_length(transformer, len(prompt) + max_new_tokens)
         for step in _decode(
             transformer,
             [prompt],

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
@@ -27,14 +26,20 @@ from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, add_adapter, continue_adapter
 from tuner.models.base_record import BaseReference
+from tuner.models.coverage import expert_notes
+from tuner.models.dropout import switch_off_attention_dropout
+from tuner.models.folder_files import first_line, read_file
 from tuner.models.freeze import freeze as freeze_weights
-from tuner.models.locate import Location, first_line, locate
-from tuner.models.quantization import keep_unpacked, quantization_config
+from tuner.models.locate import Location, locate, stored_quantization
+from tuner.models.model_file import GenerationFile, read_transformers_config
+from tuner.models.quantization import compute_in, keep_unpacked, quantization_config
 from tuner.models.rope import apply_rope, install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
+from tuner.models.varlen import fallback_note
 from tuner.models.varlen import register as register_attention
+from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
 
 __all__ = ["Loaded", "load_model", "load_tokenizer"]
 
@@ -63,6 +68,9 @@ class Loaded:
     precision: Precision
     """Precision of frozen weights and of matrix products."""
 
+    notes: tuple[str, ...] = ()
+    """What training it changes or leaves out that its reader may not expect, a sentence each."""
+
     @property
     def transformer(self) -> PreTrainedModel:
         """The model without peft's wrapper; adapters inside it stay active."""
@@ -88,31 +96,43 @@ def load_model(
     broken, differs from what the config or a saved adapter says, or is a reward model where head="language".
     """
     location = locate(model, precision, weights=device.type != "meta")
+    whole = train and adapter is None and location.adapter_folder is None
     if head == "language":
         refuse_reward_model(location, model.path)
     if train:
-        check_precision(location, precision)
+        _check_trainable(location, precision, whole, model.path)
+    tokenizer = _read_tokenizer(location, model.trust_remote_code)
+    if model.resize_embeddings and location.reference.embedding_rows is None:
+        location = location.with_reference(embedding_rows=vocabulary_size(tokenizer))
+    full = whole and location.reference.quantization is None
     reference = replace(location.reference, precision=precision)
-    full = train and adapter is None and location.adapter_folder is None and reference.quantization is None
-    held_in = torch.float32 if full or precision == "fp32" else torch.bfloat16
+    compute_dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     with built_on(device):
         transformer = load_base(
             location,
-            held_in,
-            compute_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+            torch.float32 if full else compute_dtype,
+            compute_dtype=compute_dtype,
             device=device,
             trust_remote_code=model.trust_remote_code,
             head=head,
         )
+        new_tokens = grow_embeddings(transformer, reference.embedding_rows, tokenizer)
+        check_vocabulary(transformer, vocabulary_size(tokenizer), model.path)
         transformer.requires_grad_(full)
-        wrapped, settings = _with_adapter(transformer, location, adapter, seed, train)
+        notes = _prepare_training(transformer, device, precision) if train else []
+        wrapped, settings = _with_adapter(transformer, location, adapter, seed, train, new_tokens)
     if train:
         freeze_weights(wrapped, freeze)
-    # read in fp32 first, as only now it is known which weights are frozen
-    if full and precision == "bf16":
+        notes += expert_notes(wrapped, reference.quantization)
+    if full and precision == "bf16":  # only now it is known which weights are frozen
         _hold_frozen_in_bf16(wrapped)
-    tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
-    return Loaded(wrapped.eval(), tokenizer, reference, settings, precision)
+    return Loaded(wrapped.eval(), tokenizer, reference, settings, precision, tuple(notes))
+
+
+def _read_tokenizer(location: Location, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    # before it the configuration, which a tokenizer reads as well, with a warning of what is wrong there
+    _config_of(location, trust_remote_code)
+    return read_tokenizer(location.tokenizer_folder, trust_remote_code=trust_remote_code)
 
 
 def built_on(device: torch.device) -> AbstractContextManager[Any]:
@@ -154,16 +174,15 @@ def load_base(
     trust_remote_code: bool = False,
     head: Head = "language",
 ) -> PreTrainedModel:
-    """The base of a location, without its adapter.
+    """The base of a location, without its adapter, with the rows that its embedding has in its file.
 
     held_in: dtype of weights that are not quantized; compute_dtype: of the products of 4-bit layers. A scalar head
     that the base does not have is zero. On the meta device the model is built from its config.json alone, without
     quantization.
     """
     register_attention()
-    folder, reference = location.base_folder, location.reference
-    values = _read_config(folder, trust_remote_code)
-    apply_rope(reference.rope, values)
+    folder = location.base_folder
+    values = _config_of(location, trust_remote_code)
     scores = head == "score"
     # before the weights, and before training: the model's last save would refuse it
     generation_config = None if scores else _read_generation_config(folder)
@@ -193,9 +212,52 @@ def load_base(
     if scores:
         _prepare_score(transformer, report, folder, saved=location.base_has_score)
     _check_report(report, folder)
-    keep_unpacked(transformer)
-    install_segmented_rope(transformer)
+    _check_attention(transformer, folder)
+    _prepare_layers(transformer, compute_dtype)
     return transformer
+
+
+def _prepare_layers(transformer: PreTrainedModel, compute_dtype: torch.dtype) -> None:
+    """Make 4-bit layers and rotary positions compute as training and packed rows need them, in place."""
+    keep_unpacked(transformer)
+    compute_in(transformer, compute_dtype)
+    install_segmented_rope(transformer)
+
+
+def _check_attention(transformer: PreTrainedModel, folder: Path) -> None:
+    """UserError for attention that packed rows cannot compute. transformers' models share the names."""
+    for module in transformer.modules():
+        for name, what in (("attn_logit_softcapping", "caps its scores"), ("sinks", "has sinks")):
+            if getattr(module, name, None) is not None:
+                raise UserError(
+                    f"{folder}: the attention of {type(transformer).__name__} {what} ({name}), which attention over "
+                    "packed rows does not; choose another model"
+                )
+
+
+def _check_trainable(location: Location, precision: Precision, whole: bool, where: str) -> None:
+    """UserError for an adapter of another precision, and for weights that are to be trained whole, but are quantized in
+    their file: they have no gradients."""
+    check_precision(location, precision)
+    if whole and (stored := stored_quantization(location.base_folder)):
+        raise UserError(
+            f"{where}: its weights are in {stored}, which only an adapter can train; add adapter=LoRA(), or name the "
+            "model that is not quantized"
+        )
+
+
+def _prepare_training(transformer: PreTrainedModel, device: torch.device, precision: Precision) -> list[str]:
+    """Change what a model brings that its training cannot have, in place.
+
+    Returns a sentence on each change, and on a device whose training is slower than it should be.
+    """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    notes = fallback_note(capability, precision)
+    if dropout := switch_off_attention_dropout(transformer):
+        notes += [
+            f"attention dropout ({dropout:g} in config.json) is off: attention over packed rows has none"
+        ]
+    return notes
 
 
 def _device_options(
@@ -204,7 +266,7 @@ def _device_options(
     """Options of `from_pretrained` by which weights are quantized and placed."""
     options: dict[str, Any] = {}
     quantization = location.reference.quantization
-    if quantization is not None:
+    if quantization is not None and stored_quantization(location.base_folder) is None:
         # transformers spares the language head by itself, but would quantize a scalar one
         whole = [SCORE] if head == "score" else None
         options["quantization_config"] = quantization_config(quantization, compute_dtype, whole)
@@ -238,16 +300,15 @@ def _from_config(
     return transformer, {**report, "error_msgs": []}
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except Exception as error:  # the file is the user's: whatever a library raises here is about it
-        hint = (
-            "" if trust_remote_code else ", or set model.trust_remote_code=true if it needs code of its own"
-        )
-        raise UserError(
-            f"{folder}/config.json: cannot be read ({first_line(error)}); restore it{hint}"
-        ) from error
+def read_model_config(model: config.Model) -> PreTrainedConfig:
+    """The configuration of a model as it is trained, its rope settings applied; reads no weights."""
+    return _config_of(locate(model, weights=False), model.trust_remote_code)
+
+
+def _config_of(location: Location, trust_remote_code: bool) -> PreTrainedConfig:
+    values = read_transformers_config(location.base_folder, trust_remote_code)
+    apply_rope(location.reference.rope, values)
+    return values
 
 
 def _read_generation_config(folder: Path) -> GenerationConfig | None:
@@ -259,6 +320,7 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
     file = folder / "generation_config.json"
     if not file.is_file():
         return None
+    read_file(file, GenerationFile, "correct or remove it")
     try:
         settings = GenerationConfig.from_pretrained(str(folder))
         try:
@@ -272,7 +334,12 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
 
 
 def _with_adapter(
-    transformer: PreTrainedModel, location: Location, adapter: config.Adapter | None, seed: int, train: bool
+    transformer: PreTrainedModel,
+    location: Location,
+    adapter: config.Adapter | None,
+    seed: int,
+    train: bool,
+    new_tokens: range,
 ) -> tuple[nn.Module, config.Adapter | None]:
     """The model with its saved adapter, or a fresh one, or none; and the adapter's settings."""
     if location.adapter_folder is not None:
@@ -282,7 +349,7 @@ def _with_adapter(
         )
         return wrapped, adapter or saved
     if adapter is not None:
-        return add_adapter(transformer, adapter, seed), adapter
+        return add_adapter(transformer, adapter, seed, new_tokens), adapter
     return transformer, None
 
 

@@ -32,6 +32,7 @@ from tuner.models.adapters import (
     train_only,
 )
 from tuner.models.checkpointing import recompute_activations
+from tuner.models.dropout import switch_off_dropout
 from tuner.models.fingerprint import fingerprint
 from tuner.models.load import (
     Head,
@@ -407,15 +408,6 @@ def _clear_head(critic: Role) -> None:
                 weight.zero_()
 
 
-def switch_off_dropout(model: torch.nn.Module) -> None:
-    """No dropout in training mode either: the ratio of two passes must depend on the weights alone."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType]
-
-
 def _identity(location: Location) -> str:
     """Hash of a model's base and adapter, its chat template and tokenizer, and its reward record."""
     files = hashlib.sha256()
@@ -444,6 +436,6 @@ def _is_beside(policy: Location, reward: Location) -> bool:
 def _is_on_one_base(one: Location, other: Location) -> bool:
     """Whether two models have the same base, held alike; by its path where no weights are at hand."""
     bases = one.reference, other.reference
-    fields = ["quantization", "rope", "precision"]
+    fields = ["quantization", "rope", "precision", "embedding_rows"]
     fields.append("fingerprint" if all(base.fingerprint for base in bases) else "path")
     return all(getattr(bases[0], name) == getattr(bases[1], name) for name in fields)

@@ -1,8 +1,7 @@
 """From a config's model to the folders it is read from."""
 
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,9 @@ from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import read_adapter_file
 from tuner.models.base_record import BaseReference, Record, read_record
 from tuner.models.fingerprint import fingerprint
+from tuner.models.folder_files import first_line
+from tuner.models.model_file import FILE as MODEL_FILE
+from tuner.models.model_file import read_model_file
 from tuner.resources import locate as locate_shipped
 
 MODEL_FOLDER = "model"
@@ -40,6 +42,10 @@ class Location:
     adapter: config.Adapter | None
     """Settings of the saved adapter; None where tuner did not write it."""
 
+    def with_reference(self, **changes: Any) -> "Location":
+        """The same location, its base loaded with these values of BaseReference."""
+        return replace(self, reference=replace(self.reference, **changes))
+
     @property
     def folder(self) -> Path:
         """The adapter's folder, or else the base's: chat template and reward record are read from it."""
@@ -55,16 +61,14 @@ class Location:
     @property
     def base_has_score(self) -> bool:
         """Whether the base itself has a scalar head."""
-        architectures = _read(self.base_folder / "config.json").get("architectures") or [""]
-        return architectures[0].endswith(("ForSequenceClassification", "ForRewardModel"))
+        return read_model_file(self.base_folder).has_score
 
     @property
     def precision(self) -> Literal["bf16", "fp32"]:
         """Precision in which an adapter's base was held in training; of a complete model, that of its file."""
         if self.adapter_folder is not None:
             return self.reference.precision
-        values = _read(self.base_folder / "config.json")
-        return "fp32" if values.get("dtype", values.get("torch_dtype")) == "float32" else "bf16"
+        return read_model_file(self.base_folder).precision
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -95,29 +99,13 @@ def locate(
             path=model.path,
             revision=revision,
             fingerprint=fingerprint(folder) if weights else "",
-            quantization=model.quantization,
+            quantization=_quantization(model, folder),
             rope=model.rope,
             precision=precision,
             found_at=None if revision else str(folder.resolve()),
         )
         return Location(folder, None, reference, None)
     return _locate_adapter(model, folder, precision, weights)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder. Raises UserError where there is none."""
-    try:
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise UserError(f"{file}: cannot be read ({error}); restore it") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: holds no JSON object; restore it")
-    return values
-
-
-def first_line(error: BaseException) -> str:
-    """First line of a library's error; the rest is advice for programmers."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _locate_adapter(
@@ -202,10 +190,40 @@ def _base_of_foreign(folder: Path) -> str:
     return base
 
 
+def stored_quantization(folder: Path) -> Literal["nf4", "int8"] | None:
+    """How the weights in a model folder are quantized already; None where they are not.
+
+    Raises UserError for a quantization that is not bitsandbytes' NF4 or LLM.int8().
+    """
+    values = read_model_file(folder).quantization_config
+    if values is None:
+        return None
+    if values.get("quant_method", "bitsandbytes") == "bitsandbytes":
+        if values.get("load_in_8bit"):
+            return "int8"
+        if values.get("load_in_4bit") and values.get("bnb_4bit_quant_type") == "nf4":
+            return "nf4"
+    raise UserError(
+        f"{folder / MODEL_FILE}: its weights are quantized in another way ({values.get('quant_method')!r}) than NF4 or "
+        'LLM.int8() by bitsandbytes; name the model that is not quantized, and write quantization="nf4"'
+    )
+
+
+def _quantization(model: config.Model, folder: Path) -> Literal["nf4", "int8"] | None:
+    """Quantization of a base: the config's, or that of its file."""
+    stored = stored_quantization(folder)
+    if stored is None or model.quantization in (None, stored):
+        return stored or model.quantization
+    raise UserError(
+        f"model.quantization={model.quantization!r}: the weights in {folder} are quantized already, to {stored}; "
+        "leave it out"
+    )
+
+
 def _check_is_model(folder: Path, path: str, weights: bool) -> None:
-    if not Path(folder, "config.json").is_file():
+    if not Path(folder, MODEL_FILE).is_file():
         raise UserError(f"{path}: no config.json in {folder}, so it is not a model folder; check the path")
-    _read(folder / "config.json")
+    read_model_file(folder)
     if weights and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{path}: no *.safetensors in {folder}; convert the weights to safetensors, others are not read"
@@ -213,6 +231,11 @@ def _check_is_model(folder: Path, path: str, weights: bool) -> None:
 
 
 def _check_inherits(model: config.Model, record: Record, folder: Path) -> None:
+    if model.resize_embeddings and record.base.embedding_rows is None:
+        raise UserError(
+            f"model.resize_embeddings=True: the adapter in {folder} was trained without new rows; leave it out, or "
+            "`tuner merge` the run first and name the merged folder"
+        )
     for name in ("quantization", "rope"):
         requested, trained_with = getattr(model, name), getattr(record.base, name)
         if requested is not None and requested != trained_with:

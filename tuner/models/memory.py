@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from tuner.losses.chunked_softmax import CHUNK_ELEMENTS
-from tuner.models.adapters import SCORE, belongs_to
+from tuner.models.coverage import quantizable
 from tuner.models.load import Loaded, Precision
 from tuner.models.roles import Roles, ScalarHead
 from tuner.models.unwrap import unwrapped
@@ -53,7 +51,7 @@ class Weights:
         transformer = unwrapped(loaded.model)
         embedding = transformer.get_input_embeddings().weight
         quantized_bytes = _QUANTIZED_BYTES.get(loaded.base.quantization or "")
-        quantized = set() if quantized_bytes is None else _quantized(loaded.model)
+        quantized = set() if quantized_bytes is None else quantizable(loaded.model)
         frozen, trained = 0.0, 0
         for weight in loaded.model.parameters():
             if weight.requires_grad:
@@ -108,16 +106,3 @@ def _activation_bytes(budget: MemoryBudget, shape: Any, embedding_bytes: int) ->
     if budget.language_head:  # a chunk of logits and their gradient in fp32, and the product before the cast
         logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
     return activations + logits
-
-
-def _quantized(model: torch.nn.Module) -> set[int]:
-    """Ids of the weights of linear layers, which quantization holds in 4 or 8 bit, but for heads and adapters."""
-    head = unwrapped(model).get_output_embeddings()
-    return {
-        id(module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and module is not head
-        and belongs_to(f"{name}.weight", None)
-        and SCORE not in name.split(".")
-    }

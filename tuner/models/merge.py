@@ -13,14 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, continue_adapter, has_score
+from tuner.models.folder_files import first_line
 from tuner.models.generate import unpacked
 from tuner.models.layout import Layout, in_layout
 from tuner.models.load import Head, Loaded, Precision, load_base
-from tuner.models.locate import Location, first_line, locate
+from tuner.models.locate import Location, locate
+from tuner.models.positions import Positions
 from tuner.models.quantization import dequantize
 from tuner.models.reward_record import read_reward_record, set_score_token, write_reward_record
 from tuner.models.save import disk_errors, save_full, write_companions
 from tuner.models.tokenizer import read_tokenizer
+from tuner.models.vocabulary import grow_embeddings
 
 MIN_TOKENS = 256
 MAX_TOKENS = 1024
@@ -107,8 +110,9 @@ def merge(
     location = locate_adapter(run_or_model_folder, trust)
     check_output(output)
     tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=trust)
-    rows = _token_rows(tokenizer, texts)
-    adapted = _adapt(_load_in_fp32(location, device or torch.device("cpu"), trust), location)
+    base = _load_in_fp32(location, tokenizer, device or torch.device("cpu"), trust)
+    rows = _token_rows(tokenizer, texts, Positions.of(base).limit or MAX_TOKENS)
+    adapted = _adapt(base, location)
     before, activations = outputs(adapted, rows), None
     if location.reference.quantization == "int8":
         adapted = _adapt(_dequantized_base(adapted), location)
@@ -143,8 +147,8 @@ def export(
     if location.adapter_folder is not None:
         raise UserError(f"{run_or_model_folder}: has an adapter, which must be merged")
     check_output(output)
-    model = _load_in_fp32(location, device or torch.device("cpu"), trust)
     tokenizer = read_tokenizer(location.tokenizer_folder, trust_remote_code=trust)
+    model = _load_in_fp32(location, tokenizer, device or torch.device("cpu"), trust)
     write_complete(Loaded(model, tokenizer, location.reference, None, dtype), location, output, layout)
 
 
@@ -215,7 +219,9 @@ def outputs(model: nn.Module, rows: list[list[int]]) -> Tensor:
     return torch.cat(outputs_of_rows).float()
 
 
-def _load_in_fp32(location: Location, device: torch.device, trust: bool = False) -> PreTrainedModel:
+def _load_in_fp32(
+    location: Location, tokenizer: PreTrainedTokenizerBase, device: torch.device, trust: bool
+) -> PreTrainedModel:
     """The base as it was in training, perhaps rounded to bf16, or a complete model as in its file; it computes in
     fp32."""
     held_in = torch.float32 if location.precision == "fp32" else torch.bfloat16
@@ -223,6 +229,7 @@ def _load_in_fp32(location: Location, device: torch.device, trust: bool = False)
     model = load_base(
         location, held_in, compute_dtype=torch.float32, device=device, trust_remote_code=trust, head=head
     )
+    grow_embeddings(model, location.reference.embedding_rows, tokenizer)
     for weight in model.parameters():
         # after loading: read in fp32, the weights would not be those the adapter was trained on
         if weight.dtype == torch.bfloat16:
@@ -275,14 +282,14 @@ def _round_to_bf16(model: nn.Module) -> None:
         weight.data = weight.data.bfloat16().float()
 
 
-def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def _token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int) -> list[list[int]]:
+    """The texts' first tokens, in rows of at most `longest`."""
     rows, room = [], MAX_TOKENS
     for text in texts:
         if room == 0:
             break
         row = tokenizer(text)["input_ids"][:room]
-        if row:
-            rows.append(row)
+        rows += [row[start : start + longest] for start in range(0, len(row), longest)]
         room -= len(row)
     if MAX_TOKENS - room < MIN_TOKENS:
         raise UserError(f"merge: {MAX_TOKENS - room} tokens of text to compare on; give {MIN_TOKENS} or more")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 Quantization = Literal["nf4", "int8"]
 
@@ -55,6 +56,13 @@ def keep_unpacked(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make 4-bit layers compute in a dtype, whatever the file says that they were quantized with."""
+    for _, layer in quantized_layers(model):
+        if hasattr(layer, "compute_dtype"):
+            layer.compute_dtype = dtype
+
+
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Name and module of every quantized linear layer; does not import bitsandbytes."""
     for name, module in model.named_modules():
@@ -79,12 +87,23 @@ def dequantized_weight(layer: Any) -> Tensor:
 def dequantize(model: nn.Module) -> None:
     """Replace the quantized layers by fp32 linear ones; the model is then as if it had never been quantized."""
     for name, layer in list(quantized_layers(model)):
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(dequantized_weight(layer), requires_grad=False)
-        if layer.bias is not None:
-            plain.bias = nn.Parameter(layer.bias.data.float(), requires_grad=False)
-        model.set_submodule(name, plain)
+        model.set_submodule(name, _plain(layer))
     _forget_quantization(model)
+
+
+def _plain(layer: Any) -> nn.Module:
+    """The layer that a quantized one was made from, in fp32."""
+    bias = None if layer.bias is None else nn.Parameter(layer.bias.data.float(), requires_grad=False)
+    weight = dequantized_weight(layer)
+    if (
+        getattr(layer, "source_cls", nn.Linear) is Conv1D
+    ):  # saved as a linear layer, GPT-2's would be transposed
+        plain: Any = Conv1D(layer.out_features, layer.in_features)
+        plain.weight, plain.bias = nn.Parameter(weight.T.contiguous(), requires_grad=False), bias
+        return plain
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), bias
+    return plain
 
 
 def optimizer_class(bits: Literal[32, 8], paged: bool) -> type[torch.optim.Optimizer]:

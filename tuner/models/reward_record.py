@@ -7,14 +7,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+from pydantic import Field
 
 from tuner.config.data import Reading
 from tuner.data.control_tokens import reward_readings
 from tuner.errors import UserError
 from tuner.models.base_record import FILE as BASE_RECORD
+from tuner.models.folder_files import STRICT, read_file
 from tuner.models.internlm2 import MODEL_TYPE
 from tuner.models.load import Loaded
+from tuner.models.model_file import FILE as MODEL_FILE
+from tuner.models.model_file import read_model_file
 
 FILE = "reward.json"
 
@@ -23,9 +28,11 @@ FILE = "reward.json"
 class Reference:
     """Statistics of the scores on held-out prompts, by which scores are standardized."""
 
+    __pydantic_config__ = STRICT
+
     mean: float
-    standard_deviation: float
-    answers: int
+    standard_deviation: Annotated[float, Field(ge=0)]
+    answers: Annotated[int, Field(ge=0)]
     """Number of answers scored."""
 
     def standardized(self, score: float) -> float:
@@ -37,17 +44,19 @@ class Reference:
 class RewardRecord:
     """The content of reward.json."""
 
+    __pydantic_config__ = STRICT
+
     reward_token: str | None
     """Token appended to every conversation, at which the score is read; None: the conversation's last token."""
-    conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1)]] = field(default_factory=dict)
     """Condition → the wordings of its system prompt in training."""
     seed: int = 0
     """Seed by which each prompt draws one of the wordings."""
-    max_length: int | None = None
+    max_length: Annotated[int, Field(ge=1)] | None = None
     """Longest conversation trained on, in tokens; None: unknown."""
     spelled_tokens: Mapping[str, Reading] = field(default_factory=dict)
     """How control tokens were read that a turn's text spells, where that is not the default: see ControlTokens."""
-    bound: float | None = None
+    bound: Annotated[float, Field(gt=0)] | None = None
     """Scores were trained to stay within ± this; None: unknown."""
     reference: Reference | None = None
     verdict: tuple[str, ...] | None = None
@@ -86,23 +95,20 @@ def read_reward_record(loaded: Loaded, folder: Path) -> RewardRecord:
         token_id = getattr(loaded.transformer.config, "reward_token_id", None)  # of InternLM2's reward models
         token = None if token_id is None else loaded.tokenizer.convert_ids_to_tokens(token_id)
         return RewardRecord(reward_token=token)  # type: ignore[arg-type]
-    return _read(file)
+    return read_file(file, RewardRecord)
 
 
 def known_conditions(folder: Path) -> list[str]:
     """Names of the conditions that a saved reward model was trained on; none without a record."""
     file = Path(folder, FILE)
-    return list(_read(file).conditions) if file.is_file() else []
+    return list(read_file(file, RewardRecord).conditions) if file.is_file() else []
 
 
 def known_readings(folder: Path, tokenizer: Any) -> dict[str, Reading]:
     """The record's `readings` without its model; where tuner did not write the folder, by its config.json."""
     if (file := Path(folder, FILE)).is_file():
-        return _read(file).readings
-    config = Path(folder, "config.json")
-    token = (
-        json.loads(config.read_text(encoding="utf-8")).get("reward_token_id") if config.is_file() else None
-    )
+        return read_file(file, RewardRecord).readings
+    token = read_model_file(folder).reward_token_id if Path(folder, MODEL_FILE).is_file() else None
     return reward_readings({}, None if token is None else tokenizer.convert_ids_to_tokens(token))
 
 
@@ -142,26 +148,4 @@ def _writes_token(token: str) -> str:
 
 def _reader_appends_token(folder: Path) -> bool:
     """Whether it is a model in InternLM2's own layout: the code published with those appends `reward_token_id`."""
-    file = Path(folder, "config.json")
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
-
-
-def _read(file: Path) -> RewardRecord:
-    try:
-        return _record(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: not the record of a reward model ({error}); restore it or train again"
-        ) from error
-
-
-def _record(values: dict[str, Any]) -> RewardRecord:
-    reference = values.pop("reference", None)
-    verdict = values.pop("verdict", None)
-    conditions = {name: tuple(texts) for name, texts in values.pop("conditions", {}).items()}
-    return RewardRecord(
-        **values,
-        conditions=conditions,
-        reference=None if reference is None else Reference(**reference),
-        verdict=None if verdict is None else tuple(verdict),
-    )
+    return Path(folder, MODEL_FILE).is_file() and read_model_file(folder).model_type == MODEL_TYPE

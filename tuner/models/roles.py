@@ -96,6 +96,11 @@ class Roles:
         return list({id(role.loaded.model): role.loaded for role in self._roles.values()}.values())
 
     @property
+    def notes(self) -> list[str]:
+        """What the models' training changes or leaves out; see Loaded.notes."""
+        return list(dict.fromkeys(note for loaded in self.models for note in loaded.notes))
+
+    @property
     def heads(self) -> list[ScalarHead]:
         """The roles' own heads."""
         return [role.head for role in self._roles.values() if role.head is not None]

@@ -45,6 +45,19 @@ def trained_length(model_config: PreTrainedConfig) -> int:
     return round(model_config.max_position_embeddings / factor)
 
 
+def reach(model_config: PreTrainedConfig) -> int | None:
+    """Number of tokens the checkpoint is meant for, scaling included; None where its configuration does not say."""
+    longest = getattr(model_config, "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        return None
+    parameters = getattr(model_config, "rope_parameters", None) or {}
+    factor = parameters.get("factor")
+    if "rope_theta" not in parameters or not factor or parameters.get("rope_type") == "linear":
+        return longest
+    # what a file says of both need not agree: max_position_embeddings of Qwen's are those without YaRN, Llama's with
+    return max(longest, round(trained_length(model_config) * factor))
+
+
 def describe_rope(model_config: PreTrainedConfig) -> str:
     """One line for `tuner check`: base, scaling, trained length and scaled length."""
     try:

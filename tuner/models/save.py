@@ -17,8 +17,8 @@ from tuner.models.base_record import FILE as RECORD
 from tuner.models.base_record import BaseReference, write_record
 from tuner.models.chat import answer_ends
 from tuner.models.fingerprint import fingerprint
+from tuner.models.folder_files import first_line
 from tuner.models.load import Loaded, Precision
-from tuner.models.locate import first_line
 from tuner.models.tokenizer import save_tokenizer
 
 __all__ = ["fingerprint", "save_full", "save_model"]

@@ -8,9 +8,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tuner import config
 from tuner.data.encoding import backend
 from tuner.errors import UserError
+from tuner.models.folder_files import first_line
 from tuner.models.internlm2 import MODEL_TYPE
 from tuner.models.internlm2_tokenizer import InternLM2Tokenizer
-from tuner.models.locate import first_line, locate
+from tuner.models.locate import locate
+from tuner.models.model_file import FILE as MODEL_FILE
+from tuner.models.model_file import read_model_file, read_transformers_config
 
 _ONLY_IN_TRANSFORMERS_5 = ("TokenizersBackend", InternLM2Tokenizer.__name__)
 """Values of `tokenizer_class` that transformers 4 does not know."""
@@ -40,6 +43,8 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=runs_code)
     except Exception as error:  # the files are the user's: whatever a library raises here is about them
+        if Path(folder, MODEL_FILE).is_file():  # transformers reads it, too: it may be that one
+            read_transformers_config(folder, trust_remote_code)
         raise UserError(
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); restore it"
         ) from error
@@ -68,5 +73,4 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _is_internlm2(folder: Path) -> bool:
-    file = folder / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+    return Path(folder, MODEL_FILE).is_file() and read_model_file(folder).model_type == MODEL_TYPE

@@ -19,6 +19,8 @@ from transformers import AttentionInterface
 from tuner.data.batch import Batch
 
 NAME = "varlen"
+CAPABILITY = (8, 0)
+"""Compute capability from which GPUs have the kernels."""
 QUERY_BLOCK = 1024
 """Queries of a block where the window is narrower than the segment; bounds the size of the mask."""
 
@@ -145,7 +147,17 @@ def _attend_segment(
 @functools.cache
 def has_kernels(device: torch.device) -> bool:
     """Whether attention kernels for packed rows run here: on CUDA from compute capability 8.0 (Ampere) on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
+def fallback_note(capability: tuple[int, int] | None, precision: str) -> list[str]:
+    """A sentence where a GPU of this compute capability (None: no GPU) lacks the kernels that bf16 would use."""
+    if capability is None or capability >= CAPABILITY or precision != "bf16":
+        return []
+    return [
+        f"this GPU (compute capability {capability[0]}.{capability[1]}) is older than the attention kernels for packed "
+        f"rows (from {CAPABILITY[0]}.{CAPABILITY[1]}): each sample takes a call of its own, which is exact and slower"
+    ]
 
 
 @functools.cache

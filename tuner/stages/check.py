@@ -16,9 +16,12 @@ import torch
 from tuner.config import Freeze, SingleModelConfig, StageConfig
 from tuner.data.dataset import Dataset
 from tuner.models.adapters import belongs_to, has_score
+from tuner.models.coverage import coverage
 from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, Weights, peak_bytes
+from tuner.models.positions import Positions
 from tuner.models.rope import describe_rope
+from tuner.stages.row_lengths import long_rows
 
 if TYPE_CHECKING:  # a run of another stage does not load it
     from tuner.config import PolicyConfig
@@ -36,6 +39,8 @@ class CheckReport:
     """Number of trained weights."""
     rope: str
     """Description of the rotary position embedding."""
+    coverage: dict[str, str]
+    """"adapter" and "nf4" or "int8" -> the weights they cover and those they leave out, counted."""
     data: str
     """Report on the rows that were read."""
     steps: int
@@ -81,18 +86,20 @@ class CheckedModel:
             **model_figures(self.loaded),
             trained=Weights.of(self.loaded).trained,
             data=str(rows.report),
+            notes=(*self.loaded.notes, *long_rows(rows, Positions.of(self.loaded.transformer))),
             **plan,
             peak_gib=(peak_bytes(budget, [self.loaded]) + further_bytes) / 2**30,
         )
 
 
 def model_figures(loaded: Loaded) -> dict[str, Any]:
-    """The fields of a CheckReport that describe a model: `family`, `parameters` and `rope`."""
+    """The fields of a CheckReport that describe a model: `family`, `parameters`, `rope` and `coverage`."""
     weights = loaded.model.named_parameters()
     return {
         "family": type(loaded.transformer).__name__,
         "parameters": sum(weight.numel() for name, weight in weights if belongs_to(name, None)),
         "rope": describe_rope(loaded.transformer.config),
+        "coverage": coverage(loaded.model, loaded.base.quantization),
     }
 
 

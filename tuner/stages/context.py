@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ from tuner.data.template import Template
 from tuner.display.progress import reading_bar
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.load import Head, load_model
+from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
 from tuner.models.save import save_model
 from tuner.stages.registry import stage_of
+from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
 from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
@@ -44,6 +46,11 @@ class Context:
             self.run.log(text)
             self.watchers.message(text)
 
+    def say_all(self, sentences: Iterable[str]) -> None:
+        """Say each of some sentences."""
+        for sentence in sentences:
+            self.say(sentence)
+
     def load_role(self, config: PackedConfig, role: str, head: Head = "language") -> Roles:
         """Load the config's model in its one role, on this rank's device.
 
@@ -60,6 +67,7 @@ class Context:
         )
         if self.devices.is_main:
             self.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
+        self.say_all(loaded.notes)
         # transformers lets packed samples see each other without a warning, and losses look plausible.
         prove_isolation(loaded, self.devices.device, self.devices.autocast())
         if config.gradient_checkpointing:
@@ -77,10 +85,13 @@ class Context:
         torch.manual_seed(seed + self.devices.rank)  # pyright: ignore[reportUnknownMemberType]
 
     def load_rows(self, config: StageConfig, roles: Roles) -> Dataset[Any]:
-        """The tokenized rows of the config. Raises UserError where a resumed run finds other rows than before."""
+        """The tokenized rows of the config. Raises UserError where a resumed run finds other rows than before, and for
+        rows that the model cannot read."""
         with self.reading() as progress:
             data = stage_of(config).load_rows(config, roles.tokenizer, progress=progress)
+        too_long = long_rows(data, Positions.of(roles.loaded.transformer))
         self.pin_rows(data)
+        self.say_all(too_long)
         return data
 
     def pin_rows(self, *datasets: Dataset[Any]) -> None:

@@ -10,9 +10,12 @@ from tuner.config import StageConfig
 from tuner.data.dataset import Dataset
 from tuner.display.data_page import data_html
 from tuner.errors import UserError
-from tuner.models.load import load_tokenizer
+from tuner.models.load import load_tokenizer, read_model_config
+from tuner.models.positions import Positions
+from tuner.models.rope import reach
 from tuner.printable import safe
 from tuner.stages.registry import stage_of
+from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
 from tuner.stages.stage import Preview
 from tuner.stages.trust import code_named_by, refuse_code
@@ -45,6 +48,8 @@ def load_data_view(config: StageConfig, passes: int = 1) -> DataView:
     stage = stage_of(config)
     tokenizer = load_tokenizer(stage.tokenizer_model(config))
     rows = stage.load_rows(config, tokenizer)
+    trained = reach(read_model_config(stage.tokenizer_model(config)))
+    rows.report.notes += long_rows(rows, Positions(None, trained), stage.tokens_after(config))
     return DataView(config, tokenizer, rows, stage.preview(config, rows, passes))
 
 

@@ -87,6 +87,10 @@ class Stage(ABC, Generic[Config]):
         """The training rows as token sequences."""
         return rows.train
 
+    def tokens_after(self, config: Config) -> int:
+        """Tokens that are generated after each row at most."""
+        return 0
+
     def data_config(self, config: Config) -> Any:
         """The part of the config that says how rows are read."""
         return getattr(config, self.rows_field)

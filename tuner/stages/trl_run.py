@@ -14,6 +14,8 @@ from tuner.data.dataset import Dataset
 from tuner.data.load_pairs import answer_suffix
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
+from tuner.errors import UserError
+from tuner.models.adapters import trains_rows_of_head
 from tuner.models.load import Loaded, load_model
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
@@ -54,6 +56,16 @@ def train_with_trl(
     context.finish(config.data.template, policy, results)  # type: ignore[attr-defined]
 
 
+def check_head(loaded: Loaded) -> None:
+    """UserError where an adapter trains single rows of the head: TRL computes losses from its plain matrix."""
+    if trains_rows_of_head(loaded.model):
+        raise UserError(
+            "TRL cannot train an adapter that trains single rows of the head (model.resize_embeddings, "
+            "trainable_token_indices): write adapter=null, or train the new tokens by SFT first, and name its merged "
+            "folder"
+        )
+
+
 def _load_policy(config: SingleModelConfig, context: Context) -> Roles:
     loaded = load_model(
         config.model,
@@ -64,6 +76,8 @@ def _load_policy(config: SingleModelConfig, context: Context) -> Roles:
     )
     if context.devices.is_main:
         context.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
+    context.say_all(loaded.notes)
+    check_head(loaded)
     return Roles.of("policy", loaded, context.devices.autocast)
 
 

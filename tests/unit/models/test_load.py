@@ -280,11 +280,13 @@ def test_generation_settings_that_could_not_be_saved(copy, tmp_path, device):
     ).transformer.generation_config
     assert (settings.do_sample, settings.temperature, settings.eos_token_id) == (True, 0.9, 2)
     settings.save_pretrained(tmp_path / "saved")
-    for text in ("no JSON", '{"max_new_tokens": -5}'):
+    for text, words in (
+        ("no JSON", "cannot be read"),
+        ('{"max_new_tokens": -5}', "cannot be used"),
+        ('{"eos_token_id": [null]}', "eos_token_id.0: input should be a valid integer"),
+    ):
         file.write_text(text)
-        with pytest.raises(
-            UserError, match=r"generation_config\.json: cannot be used .*; correct or remove it"
-        ):
+        with pytest.raises(UserError, match=rf"generation_config\.json: {words}.*; correct or remove it"):
             load_model(Model(path=str(copy)), precision="fp32", device=device)
 
 
@@ -356,7 +358,7 @@ def test_the_record_says_where_the_base_is(internlm2_folder, tmp_path):
 def test_a_damaged_record(internlm2_folder, tmp_path):
     run, _ = run_of(internlm2_folder, tmp_path, adapter=LoRA(r=4))
     (run / "model" / "tuner.json").write_text("{}")
-    with pytest.raises(UserError, match=r"tuner\.json: not the record"):
+    with pytest.raises(UserError, match=r"tuner\.json: base: is required"):
         load(run)
 
 

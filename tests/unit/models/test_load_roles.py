@@ -16,10 +16,11 @@ from tuner.data.batch import make_batch
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.template import Template
 from tuner.errors import UserError
+from tuner.models.dropout import switch_off_dropout
 from tuner.models.forward import scores, token_logprobs, values
 from tuner.models.generate import generate
 from tuner.models.load import load_model
-from tuner.models.load_roles import PolicyModels, PolicyRoles, load_policy_roles, switch_off_dropout
+from tuner.models.load_roles import PolicyModels, PolicyRoles, load_policy_roles
 from tuner.models.reward_record import RewardRecord, write_reward_record
 from tuner.models.save import save_model
 from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of, score_sequences

@@ -113,10 +113,24 @@ def test_the_record_comes_back(internlm2_folder, tmp_path):
     assert read_reward_record(load(internlm2_folder), tmp_path) == bare
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"seed": 1}', '{"reward_token": "x", "colour": 1}', "\xff"])
-def test_a_damaged_record(internlm2_folder, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", r"cannot be read \(Invalid JSON"),
+        ("[]", "input should be an object"),
+        ('{"seed": 1}', "reward_token: is required"),
+        ('{"reward_token": "x", "colour": 1}', "colour: unexpected"),
+        ('{"reward_token": "x", "bound": NaN}', "bound: input should be a finite number"),
+        (
+            '{"reward_token": "x", "conditions": {"brief": "x"}}',
+            r"conditions.brief: write a list, as in \['x'\]",
+        ),
+        ("\xff", r"cannot be read \(Invalid JSON"),
+    ],
+)
+def test_a_damaged_record(internlm2_folder, tmp_path, text, words):
     (tmp_path / "reward.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"reward\.json: not the record of a reward model"):
+    with pytest.raises(UserError, match=rf"reward\.json: {words}"):
         read_reward_record(load(internlm2_folder), tmp_path)
 
 

@@ -55,3 +55,10 @@ def test_no_pass_looks_for_packed_samples_in_the_positions(monkeypatch):
     tokens = torch.arange(10, 22, dtype=torch.int32).numpy()
     weights = torch.ones(12).numpy()
     hidden_states(model, make_batch([(tokens[:5], weights[:5]), (tokens, weights)]))
+
+
+def test_a_gpu_without_the_kernels_is_said():
+    (note,) = varlen.fallback_note((7, 5), "bf16")
+    assert note.startswith("this GPU (compute capability 7.5) is older than the attention kernels")
+    assert varlen.fallback_note((8, 0), "bf16") == varlen.fallback_note(None, "bf16") == []
+    assert varlen.fallback_note((7, 5), "fp32") == []  # no GPU has kernels for fp32

@@ -22,6 +22,7 @@ from tuner.stages.dpo.loop import dpo
 from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.padded_rows import PaddedRow, preview_rows
 from tuner.stages.stage import Preview, Stage
+from tuner.stages.trl_run import check_head
 from tuner.training.figures import StageFigures
 
 
@@ -51,6 +52,7 @@ class DPOStage(Stage[DPO]):
 
     def check(self, config: DPO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         model = check_model(config)
+        check_head(model.loaded)
         rows = self.load_rows(config, model.loaded.tokenizer)
         reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
         if not is_adapted(model.loaded.model) and not config.precompute_reference:

@@ -12,8 +12,8 @@ from tuner.config import DPO
 from tuner.data.load_pairs import Pair
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
+from tuner.models.folder_files import first_line
 from tuner.models.load import Loaded
-from tuner.models.locate import first_line
 from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.run import Run
 from tuner.training.devices import Devices

@@ -14,12 +14,12 @@ from tuner.models.kv_cache import numbers_per_token
 from tuner.models.load import load_model
 from tuner.models.load_roles import load_policy_roles
 from tuner.models.memory import roles_bytes
+from tuner.models.positions import check_generated_length
 from tuner.models.roles import Role, Roles
-from tuner.models.rope import check_cached_length
 from tuner.rollout.rules import load_rule
 from tuner.stages.check import META, CheckReport, memory_budget, model_figures
 from tuner.stages.rl.models import policy_models
-from tuner.stages.rl.prompts import plan_run, reward_reader
+from tuner.stages.rl.prompts import long_prompts, plan_run, reward_reader
 
 
 def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport:
@@ -31,8 +31,8 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         load_rule(rule.function, f"added_rewards.{index}")
     algorithm, untrained_reward = algorithm_of(config), "reward" in stand_ins
     roles = _load_roles(config, algorithm, stand_ins)
-    check_cached_length(
-        roles.loaded.transformer.config, config.prompts.max_length + config.sampling.max_new_tokens
+    check_generated_length(
+        roles.loaded.transformer, config.prompts.max_length + config.sampling.max_new_tokens
     )
     reader = None if untrained_reward else reward_reader(config)
     prompts = load_prompts(config.prompts, roles.tokenizer, reader)
@@ -52,7 +52,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         fill=min(config.prompts_per_step, stream.drawn) / config.prompts_per_step,
         peak_gib=policy_peak(config, algorithm, roles) / 2**30,
         warnings=(*_further_bases(config, roles, untrained_reward), *algorithm.warnings(steps)),
-        notes=tuple(_biased_kl(config, roles)),
+        notes=(*roles.notes, *long_prompts(config, roles, prompts, replay), *_biased_kl(config, roles)),
     )
 
 

@@ -25,8 +25,8 @@ from tuner.evaluation.position_loss import HeldOutReplay
 from tuner.losses.policy import adapted_coefficient
 from tuner.models.chat import end_ids
 from tuner.models.load_roles import PolicyRoles, load_policy_roles
+from tuner.models.positions import check_generated_length
 from tuner.models.roles import Roles
-from tuner.models.rope import check_cached_length
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
 from tuner.rollout.health import Health
@@ -37,7 +37,7 @@ from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
 from tuner.stages.rl.models import policy_models
-from tuner.stages.rl.prompts import plan_run
+from tuner.stages.rl.prompts import long_prompts, plan_run
 from tuner.stages.rl.reward_source import reward_source
 from tuner.training.json_lines import read_json
 from tuner.training.loop import Loop
@@ -202,9 +202,10 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
             context.run.pin(name, fingerprint, path=getattr(config, name).path)
     context.seed_dropout(config.seed)
     prompts, stream, replay = _load_rows(config, context, loaded)
-    check_cached_length(
-        roles.loaded.transformer.config, config.prompts.max_length + config.sampling.max_new_tokens
+    check_generated_length(
+        roles.loaded.transformer, config.prompts.max_length + config.sampling.max_new_tokens
     )
+    too_long = long_prompts(config, roles, prompts, replay)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
     reward = reward_source(config, roles, loaded.sequences, devices)
@@ -213,8 +214,8 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     if loop.counters.step:  # a checkpoint was restored
         engine.weights_changed()
         algorithm.kl = loop.state.get("kl_coefficient", algorithm.kl)
-    for sentence in (loaded.description, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
-        loop.say(sentence)
+    context.say_all((loaded.description, *roles.notes, *prompts.report.notes, *too_long))
+    context.say_all(algorithm.warnings(loop.total_steps))
     return Setup(
         config=config,
         context=context,

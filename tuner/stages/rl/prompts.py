@@ -7,13 +7,17 @@ from typing import Any
 
 from tuner.config import PolicyConfig
 from tuner.data.dataset import Dataset, Progress
+from tuner.data.examples import Examples
 from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompt_stream import PromptStream, plan_prompts
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
 from tuner.models.locate import locate
+from tuner.models.positions import Positions
 from tuner.models.reward_record import known_conditions
+from tuner.models.roles import Roles
 from tuner.models.scorer import reward_template
+from tuner.stages.row_lengths import long_rows
 
 
 def load_policy_prompts(
@@ -31,6 +35,18 @@ def reward_reader(config: PolicyConfig) -> RewardReader | None:
     location = locate(model, weights=False)
     _, template = reward_template(model, location)
     return RewardReader(tuple(known_conditions(location.folder)), template)
+
+
+def long_prompts(
+    config: PolicyConfig, roles: Roles, prompts: Dataset[PromptSet], replay: Dataset[Examples] | None
+) -> list[str]:
+    """Sentences on prompts that, with their answers, are longer than the policy was trained for, and on such rows.
+
+    Raises UserError for a row that is longer than learned positions go.
+    """
+    positions = Positions.of(roles.loaded.transformer)
+    sentences = long_rows(prompts, positions, config.sampling.max_new_tokens)
+    return sentences + ([] if replay is None else long_rows(replay, positions))
 
 
 def plan_run(config: PolicyConfig, prompts: Dataset[PromptSet]) -> PromptStream:

@@ -50,6 +50,9 @@ class RLStage(Stage[PolicyConfig]):
     ) -> Dataset[PromptSet]:
         return load_policy_prompts(config, tokenizer, progress=progress)
 
+    def tokens_after(self, config: PolicyConfig) -> int:
+        return config.sampling.max_new_tokens
+
     def preview(self, config: PolicyConfig, rows: Dataset[PromptSet], num_passes: int) -> Preview:
         """The prompts of the first step, packed as they would be without their answers."""
         chosen = plan_run(config, rows).step(0)
