@@ -148,7 +148,8 @@ def _folder(path: str, model: config.Model, weights: bool) -> tuple[Path, str | 
     # written when a run starts, so a folder with it and without a model is a run under way or stopped
     if Path(folder, "versions.json").is_file():
         raise UserError(
-            f"{path}: this run has not finished, so it is no model yet; train it to its end first"
+            f"{path}: this run has not finished, so it has no model of its own; `tuner train --stop` makes one of it, "
+            "and each of its checkpoints is one for the commands that take a model"
         )
     if folder.is_dir():
         return folder, None

@@ -133,8 +133,10 @@ def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
     of data_templates. Memory is then estimated for the small model.
     """
     from tuner.stages.registry import stage_of  # stages import this module
+    from tuner.stages.run_models import with_usable_models
     from tuner.stages.tiny import with_stand_ins
 
+    config = with_usable_models(config)
     stage = stage_of(config)
     if not tiny:
         return stage.check(config)

@@ -12,16 +12,13 @@ import torch
 
 from tuner.config import PackedConfig, StageConfig
 from tuner.data.dataset import Dataset, Progress
-from tuner.data.template import Template
 from tuner.display.progress import reading_bar
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.load import Head, load_model
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
-from tuner.models.save import save_model
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
-from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.divergence import refuse_measures
 from tuner.training.loop import HeldOut, Loop, Steps
@@ -121,29 +118,15 @@ class Context:
             watchers=self.watchers,
         )
 
-    def finish(
-        self,
-        template: str | None,
-        roles: Roles,
-        results: dict[str, Any],
-        write_beside: Callable[[Path], None] = lambda folder: None,
-    ) -> None:
-        """Save the model of the first role, and the results: the run is finished.
+    def finish(self, results: dict[str, Any], write_model: Callable[[Path], None]) -> None:
+        """Save the model and the results: the run is finished.
 
-        template: the chat template it was trained with; None for raw text. write_beside: writes further files to the
-        model's folder. Raises DivergedError, and writes nothing, where a measure after training is not finite.
+        write_model: writes the model's folder. Raises DivergedError, and writes nothing, where a measure after training
+        is not finite.
         """
-
         refuse_measures(self.run.folder, results)
-
-        def write(folder: Path) -> None:
-            save_model(roles.loaded, folder)
-            write_beside(folder)
-
         if self.devices.is_main:
-            if template is not None:  # so that other tools prompt the model as it was trained
-                roles.tokenizer.chat_template = Template(template, roles.tokenizer).published
-            write_atomically(self.run.model_folder, write)
+            write_model(self.run.model_folder)
             self.run.draw_curves()
             # Last: results mark the run as finished, and `train` returns such a run at once.
             self.run.finish(results)

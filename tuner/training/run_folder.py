@@ -14,7 +14,7 @@ from typing import Any
 from tuner.config import StageConfig, from_json, to_json
 from tuner.errors import UserError
 from tuner.printable import printable
-from tuner.training.checkpoint_names import checkpoint_steps
+from tuner.training.checkpoint_names import checkpoints_in
 from tuner.training.code_fingerprint import code_fingerprints
 from tuner.training.json_lines import (
     append_line,
@@ -69,7 +69,7 @@ class RunFolder:
     @property
     def has_started(self) -> bool:
         """Whether a step was taken: from then on the folder is bound to its config and its data."""
-        return bool(self.metrics) or bool(checkpoint_steps(self.checkpoints_folder))
+        return bool(self.metrics) or bool(checkpoints_in(self.checkpoints_folder))
 
     @property
     def is_finished(self) -> bool:

@@ -30,6 +30,7 @@ from tuner.models.quantization import bitsandbytes
 from tuner.models.save import disk_errors
 from tuner.models.unwrap import unwrapped
 from tuner.training.checkpoint import damaged, newest_sound
+from tuner.training.checkpoint_names import CHECKSUMS
 from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import make_optimizer
@@ -44,7 +45,6 @@ bitsandbytes()  # transformers' Trainer imports it, with the advice this door le
 import transformers  # noqa: E402
 
 _TRAINED = "trained.safetensors"
-_CHECKSUMS = "checksums.json"
 
 
 @contextmanager
@@ -139,7 +139,7 @@ class RunTrainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()  # every rank writes the state of its generators
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
-            seal(folder / f"checkpoint-{self.state.global_step}", _CHECKSUMS, {})
+            seal(folder / f"checkpoint-{self.state.global_step}", CHECKSUMS, {})
             for old in _complete(folder)[: -self._keep]:
                 shutil.rmtree(old)
 
@@ -218,11 +218,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _complete(folder: Path) -> list[Path]:
     """The checkpoints whose last file was written, oldest first."""
-    return [checkpoint for checkpoint in _checkpoints(folder) if (checkpoint / _CHECKSUMS).is_file()]
+    return [checkpoint for checkpoint in _checkpoints(folder) if (checkpoint / CHECKSUMS).is_file()]
 
 
 def _check(checkpoint: Path) -> None:
     try:
-        sealed_values(checkpoint, _CHECKSUMS)
+        sealed_values(checkpoint, CHECKSUMS)
     except BrokenSealError as error:
         raise damaged(checkpoint, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
 from tuner.stages.dpo.trainer import Trainer, make_dataset, make_trainer
+from tuner.stages.model_folder import write_model_folder
 from tuner.training.divergence import refuse_weights
 from tuner.training.trl_callback import RunCallback
 from tuner.training.trl_trainer import last_checkpoint, step_of
@@ -42,7 +44,8 @@ def dpo(config: DPO, context: Context) -> None:
     after = _measure("after", context, trainer, test)
     # Before saving: TRL leaves its reference adapter and its own settings in the model.
     trainer.restore_model()
-    context.finish(config.data.template, policy, {"before": context.run.read_json("before"), "after": after})
+    results = {"before": context.run.read_json("before"), "after": after}
+    context.finish(results, partial(write_model_folder, policy.loaded, config.data.template))
 
 
 def _load_policy(config: DPO, context: Context) -> Roles:

@@ -18,6 +18,7 @@ from tuner.errors import UserError
 from tuner.models.load import Precision
 from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of
 from tuner.printable import printable_json
+from tuner.stages.run_models import usable_path
 
 WINDOW = 2048
 """Rows read and scored together; many, so that passes are full."""
@@ -59,7 +60,11 @@ def score_file(
     """
     rows = Rows(Source(path=file))
     scorer = open_scorer(
-        model, precision=precision, template=template, tokens_per_pass=tokens_per_pass, trust=trust
+        usable_path(model, trust=trust),
+        precision=precision,
+        template=template,
+        tokens_per_pass=tokens_per_pass,
+        trust=trust,
     )
     reference = scorer.record.reference
     if standardize and reference is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from tuner.rollout.rules import load_rule
 from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
+from tuner.stages.model_folder import write_model_folder
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import plan_run
 from tuner.stages.rl.reward_source import reward_source
@@ -157,7 +159,8 @@ class Setup:
         metrics = self.context.run.metrics if self.context.devices.is_main else []
         last = next((record for record in metrics if record["step"] == model_step), {})
         results = {**policy_results(before, after), "kl": last.get("kl")}
-        self.context.finish(self.config.prompts.template, self.roles, results)
+        template = self.config.prompts.template
+        self.context.finish(results, partial(write_model_folder, self.roles.loaded, template))
 
     def _measure(self, when: str, known: PolicyMeasurement | None) -> PolicyMeasurement:
         measurement = known or self.held_out.measure()
