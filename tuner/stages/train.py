@@ -39,9 +39,15 @@ def train(
     """
     if config.name is None:
         raise UserError("this config has no name: write name='...', which is also the run's folder")
+    return train_in(Run(Path(runs) / config.name), config, overrides=overrides, watchers=watchers)
+
+
+def train_in(
+    run: Run, config: StageConfig, *, overrides: Sequence[str] | None = None, watchers: Sequence[Watcher] = ()
+) -> Run:
+    """The same in a given folder, whatever the config's name. overrides: None: as the run has them."""
     devices = Devices.of(config)
-    run = Run(Path(runs) / config.name)
-    if run.is_finished and not run.changes(config):
+    if run.is_finished_by(config):
         return run  # repeating a command neither trains nor overwrites what is finished
     stage = stage_of(config)
     everyone = [*_watchers(config, stage.figures(config)), *watchers]

@@ -68,10 +68,14 @@ class RunTrainer(transformers.Trainer):
     """Name -> TRL's name of a number recorded at every step."""
 
     def __init__(
-        self, settings: LoopSettings, trained: Mapping[str, torch.nn.Parameter], **arguments: Any
+        self,
+        settings: LoopSettings,
+        trained: Mapping[str, torch.nn.Parameter],
+        signals: StopSignals,
+        **arguments: Any,
     ) -> None:
         """trained: the weights to be trained, by name. arguments: TRL's, without `optimizers`."""
-        self.settings, self.signals = settings, StopSignals()
+        self.settings, self.signals = settings, signals
         self._trained, self._keep = trained, settings.checkpoint.keep
         model, args = arguments["model"], arguments["args"]
         transformer = unwrapped(model)
@@ -112,8 +116,9 @@ class RunTrainer(transformers.Trainer):
     @without_deprecations()
     def train_from(self, checkpoint: Path | None, callback: transformers.TrainerCallback) -> None:
         """Train from a checkpoint (None: the start) to the end; the callback decides about the signals heard."""
-        if checkpoint is not None and step_of(checkpoint) >= self.args.max_steps:
-            self._load_from_checkpoint(str(checkpoint))  # killed between its last step and its end
+        if checkpoint is not None and (step_of(checkpoint) >= self.args.max_steps or self.signals.ends):
+            # killed between its last step and its end, or to end where it stands
+            self._load_from_checkpoint(str(checkpoint))
             return
         self.add_callback(callback)
         with self.signals.listening():

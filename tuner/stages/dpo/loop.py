@@ -16,6 +16,8 @@ from tuner.stages.context import Context
 from tuner.stages.dpo.trainer import Trainer, make_dataset, make_trainer
 from tuner.stages.model_folder import write_model_folder
 from tuner.training.divergence import refuse_weights
+from tuner.training.resume_rules import extension_sentences
+from tuner.training.schedules import learning_rate
 from tuner.training.trl_callback import RunCallback
 from tuner.training.trl_trainer import last_checkpoint, step_of
 
@@ -32,14 +34,16 @@ def dpo(config: DPO, context: Context) -> None:
     checkpoint, sentences = _last_checkpoint(config, context)
     trainer = make_trainer(config, policy.loaded, train, context.run, context.devices)
     context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
-    for sentence in sentences:
+    for sentence in [*sentences, *_extension_sentences(config, context, trainer, step_of(checkpoint))]:
         context.say(sentence)
+    trainer.signals.agree(context.devices)
     callback = RunCallback(
         *(trainer, context.run, context.devices, context.watchers),
         validation=validation,
         on_start=lambda: _measure("before", context, trainer, test),
     )
     trainer.train_from(checkpoint, callback)
+    _note_early_end(context, trainer)
     refuse_weights(context.run.folder, policy.trained())
     after = _measure("after", context, trainer, test)
     # Before saving: TRL leaves its reference adapter and its own settings in the model.
@@ -84,6 +88,25 @@ def _last_checkpoint(config: DPO, context: Context) -> tuple[Path | None, list[s
         if found[0]:
             run.log(f"going on after step {step_of(found[0])}")
     return context.devices.gather([found])[0]
+
+
+def _extension_sentences(config: DPO, context: Context, trainer: Trainer, step: int) -> list[str]:
+    """Sentences on a run that is longer than it was when it was begun."""
+    run, total = context.run, trainer.args.max_steps
+    record = next((record for record in reversed(run.metrics) if record["step"] == step), None)
+    if not run.extension or record is None:
+        return []
+    rate = learning_rate(config.schedule, config.optimizer.lr, step, total)
+    # the epoch as it is: transformers ends every epoch with a step of its own, so none is cut short
+    return extension_sentences(
+        run.extension, record, total_steps=total, rates={"lr": rate}, epoch=record["epoch"]
+    )
+
+
+def _note_early_end(context: Context, trainer: Trainer) -> None:
+    steps = (context.run.metrics or [{"step": 0}])[-1]["step"]
+    if trainer.signals.ends and steps < trainer.args.max_steps:
+        context.say(context.run.end_early(steps, trainer.args.max_steps))
 
 
 def _measure(when: str, context: Context, trainer: Trainer, test: Any) -> dict[str, float]:

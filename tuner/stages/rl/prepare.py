@@ -150,7 +150,7 @@ class Setup:
         """Measure the trained policy, and write model and results."""
         loop = self.loop
         # an evaluation of the last step is not repeated, where that is the model and was evaluated
-        known = None if loop.restores_best or loop.counters.stopped_early else self.held_out.last
+        known = None if loop.restores_best or loop.ended_early else self.held_out.last
         if loop.restores_best:
             loop.load_best()
             self.engine.weights_changed()
