@@ -39,8 +39,10 @@ def train(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train a config, or resume its interrupted run. A run is not resumed with a changed config, but a larger max_steps
-    or more epochs make it longer."""
+    """Train a config, or resume its interrupted run.
+
+    A run is not resumed with a changed config, but a larger max_steps or more epochs make it longer.
+    """
     from tuner.errors import UserError
 
     if stop is not None:
@@ -49,11 +51,13 @@ def train(
         _stop(stop, trust)
         return
     if config is None:
-        raise UserError("train: name a config; see `tuner configs` and `tuner train --help`")
+        raise UserError("train: missing argument 'config'; see `tuner train --help`")
     from tuner.config import load_config, override
+    from tuner.stages.preflight import preflight
 
     # Before ranks are launched: a mistake in the config is then reported once, not by every rank.
     run_config = override(load_config(config), overrides or [])
+    preflight(run_config, runs / str(run_config.name))
     # LOCAL_RANK: under torchrun or accelerate this process is a rank already, and would launch ranks itself.
     if processes > 1 and "LOCAL_RANK" not in os.environ:
         from tuner.cli.launch import launch

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -46,6 +47,23 @@ class Leaf:
 def leaves(config: ConfigBase) -> Iterator[Leaf]:
     """Every leaf of a config, in the order of its fields."""
     yield from _leaves(config, "")
+
+
+def field_paths(cls: type[ConfigBase], prefix: str = "") -> Iterator[str]:
+    """The dotted path of every field that a config of this class may have, parts of a union included."""
+    for name, field in cls.model_fields.items():
+        yield f"{prefix}{name}"
+        for part in _config_classes(field.annotation):
+            yield from field_paths(part, f"{prefix}{name}.")
+
+
+def _config_classes(annotation: Any) -> Iterator[type[ConfigBase]]:
+    """The config classes among the types that a value may have, by itself and not within a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, ConfigBase):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, Union, UnionType):
+        for argument in get_args(annotation):
+            yield from _config_classes(argument)
 
 
 def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:

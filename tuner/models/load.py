@@ -3,9 +3,7 @@
 On the meta device the same model is built by the same code without reading weights: `tuner check` loads so.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +19,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, add_adapter, continue_adapter
 from tuner.models.base_record import BaseReference
 from tuner.models.freeze import freeze as freeze_weights
+from tuner.models.library_output import without_library_output
 from tuner.models.locate import Location, first_line, locate
 from tuner.models.quantization import keep_unpacked, quantization_config
 from tuner.models.rope import apply_rope, install_segmented_rope
@@ -177,7 +175,7 @@ def load_base(
         "trust_remote_code": trust_remote_code,
     }
     try:
-        with _quiet_without_terminal():
+        with without_library_output():
             if device.type == "meta":
                 transformer, report = _from_config(auto_class, values, options)
             else:
@@ -324,18 +322,3 @@ def _check_report(report: dict[str, Any], folder: Path) -> None:
             )
     if report["error_msgs"]:
         raise UserError(f"{folder}: cannot be loaded ({report['error_msgs'][0]}); restore the folder")
-
-
-@contextmanager
-def _quiet_without_terminal() -> Iterator[None]:
-    """No progress bar in log files, and no table of mismatched weights, which `_check_report` names in a sentence."""
-    had_bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bar:
-            transformers_logging.enable_progress_bar()

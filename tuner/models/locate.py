@@ -1,12 +1,12 @@
 """From a config's model to the folders it is read from."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tuner import config
+from tuner.config.model import refuse_missing_model
 from tuner.errors import UserError
 from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import read_adapter_file
@@ -21,7 +21,6 @@ _WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer
 _CODE = ("*.py",)
 # second copies of the weights in many hub repositories
 _DUPLICATES = ("consolidated*", "original/*", "*/*.safetensors", "*.gguf")
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,7 @@ def _folder(path: str, model: config.Model, weights: bool) -> tuple[Path, str | 
         return folder, None
     if folder.exists():
         raise UserError(f"{path}: a model is a folder or a hub name, and this is a file; name its folder")
-    # `runs/NAME` looks like a hub name: a misspelled run must be an error here, and never a download
-    if locate_shipped(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
-        raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
+    refuse_missing_model(path)
     return _download(path, model, weights)
 
 

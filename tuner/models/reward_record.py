@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +84,19 @@ def known_conditions(folder: Path) -> list[str]:
     """Names of the conditions that a saved reward model was trained on; none without a record."""
     file = Path(folder, FILE)
     return list(_read(file).conditions) if file.is_file() else []
+
+
+def unasked(conditions: Sequence[str], count: int, remedy: str) -> list[str]:
+    """A sentence where a conditional reward model scored answers under no condition, as it was never trained to.
+
+    conditions: those it was trained with. count: rows without one. remedy: what the user can do.
+    """
+    if not conditions or not count:
+        return []
+    return [
+        f"{count:,} rows were scored without a condition, and this reward model was trained under some "
+        f"({', '.join(conditions)}): such scores mean little; {remedy}, or name one in the row"
+    ]
 
 
 def set_score_token(loaded: Loaded, reward_token: str | None) -> None:

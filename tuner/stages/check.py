@@ -19,6 +19,7 @@ from tuner.models.adapters import belongs_to, has_score
 from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, Weights, peak_bytes
 from tuner.models.rope import describe_rope
+from tuner.training.resume_rules import reach_sentences
 
 if TYPE_CHECKING:  # a run of another stage does not load it
     from tuner.config import PolicyConfig
@@ -139,7 +140,9 @@ def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
     config = with_usable_models(config)
     stage = stage_of(config)
     if not tiny:
-        return stage.check(config)
+        report = stage.check(config)
+        unreached = reach_sentences(config.max_steps, report.steps, config.epochs)
+        return replace(report, notes=(*report.notes, *unreached))
     with TemporaryDirectory() as folder:
         small, stand_ins, replaced = with_stand_ins(stage, config, Path(folder))
         report = stage.check(small, stand_ins)

@@ -12,6 +12,7 @@ import torch
 
 from tuner.config import PackedConfig, StageConfig
 from tuner.data.dataset import Dataset, Progress
+from tuner.data.inspection import errors
 from tuner.display.progress import reading_bar
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.load import Head, load_model
@@ -78,10 +79,14 @@ class Context:
         with self.reading() as progress:
             data = stage_of(config).load_rows(config, roles.tokenizer, progress=progress)
         self.pin_rows(data)
+        if self.devices.is_main:
+            examples = stage_of(config).examples(data)
+            for problem in errors(examples, roles.tokenizer, data.report):
+                self.say(f"warning: {problem}")
         return data
 
     def pin_rows(self, *datasets: Dataset[Any]) -> None:
-        """Record the rows' fingerprint in the run, and log their reports.
+        """Record the rows' fingerprint in the run, and say what became of them.
 
         Raises UserError where the run has begun with other rows.
         """
@@ -90,8 +95,8 @@ class Context:
         reports = [data.report.to_dict() for data in datasets]
         fingerprint = "-".join(data.fingerprint for data in datasets)
         self.run.pin("data", fingerprint, report=reports if len(reports) > 1 else reports[0])
-        for data in datasets:
-            self.run.log(str(data.report))
+        for data in datasets:  # on the console, too: whoever trains on fewer rows than he has must see it
+            self.say(str(data.report))
 
     @contextmanager
     def reading(self) -> Generator[Progress]:

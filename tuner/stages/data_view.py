@@ -27,6 +27,11 @@ class DataView:
     rows: Dataset[Any]
     preview: Preview
 
+    @property
+    def tokens_per_pass(self) -> int:
+        """The room of a packed row."""
+        return self.config.tokens_per_pass  # type: ignore[attr-defined]  # of every stage that packs rows
+
     def html(self) -> str:
         """One self-contained page."""
         title, preview = self.config.name or "data", self.preview
@@ -37,6 +42,7 @@ class DataView:
             self.rows.report,
             title=title,
             label=preview.label,
+            tokens_per_pass=self.tokens_per_pass,
         )
 
 

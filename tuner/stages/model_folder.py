@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -54,7 +55,8 @@ def write_model_folder(
         write_beside(unfinished)
 
     if template is not None:  # so that other tools prompt the model as it was trained
-        loaded.tokenizer.chat_template = Template(template, loaded.tokenizer).published
+        tokenizer: Any = loaded.tokenizer
+        tokenizer.chat_template = Template(template, tokenizer).published
     write_atomically(folder, write)
 
 

@@ -19,10 +19,11 @@ from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError, gener
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices
 from tuner.training.divergence import diverged, refuse_weights
+from tuner.training.evaluation_cost import EvaluationCost
 from tuner.training.json_lines import finite
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
-from tuner.training.resume_rules import extension_sentences
+from tuner.training.resume_rules import extension_sentences, reach_sentences
 from tuner.training.run_folder import RunFolder
 from tuner.training.step import Step
 from tuner.training.stop_signals import StopSignals
@@ -86,8 +87,10 @@ class Loop:
         self._run, self._devices, self._watchers = run, devices, watchers
         self._updater = Updater(trained, settings, self.total_steps, devices)
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
+        self._evaluation_cost, self._began = EvaluationCost(), time.perf_counter()
         self._signals = StopSignals(lambda: devices.is_main and run.end_requested)
         sentences = [*self._resume(), *self._extension_sentences()]
+        sentences += reach_sentences(settings.max_steps, len(steps), config.epochs)
         # after _resume: trackers continue from the restored step
         watchers.begin(run.folder, config, self.counters.step, self.total_steps)
         if self.counters.step and devices.is_main:
@@ -173,7 +176,11 @@ class Loop:
         self.counters.count(step.tokens, step.is_finite, means.get("loss"))
         record = self._record(step, means)
         if self._settings.evaluates_at(self.counters.step, self.total_steps):
+            started = time.perf_counter()
             self._evaluate(record)
+            seconds = time.perf_counter() - started
+            for sentence in self._evaluation_cost.add(seconds, time.perf_counter() - self._began):
+                self.say(sentence)
         self._signals.agree(self._devices)  # after the evaluation, which may take long
         if self._devices.is_main:
             record = finite(record)

@@ -27,6 +27,16 @@ LENGTH = ("max_steps", "epochs")
 """Config paths that say how long a run is: a run may be made longer, and never shorter."""
 
 
+def reach_sentences(max_steps: int | None, planned: int, epochs: float) -> list[str]:
+    """A sentence where a run never reaches its max_steps. planned: the steps that its epochs are."""
+    if max_steps is None or max_steps <= planned:
+        return []
+    return [
+        f"max_steps={max_steps:,} is not reached: the rows give {planned:,} steps in {epochs:g} epochs, where the run "
+        "and its schedule end; more epochs make it longer"
+    ]
+
+
 def changes_that_bind(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
     """(path, old, new) of the leaves in which two configs differ and a resumed run may not."""
     free = (*FREE_ON_RESUME, *(path for path, *_ in extension(old, new)))

@@ -106,9 +106,8 @@ class RunFolder:
         self._make_folder()
         # before anything is compared or written: two processes that start at once would both pass the checks
         self._lock.acquire()
-        if self.has_started:
-            self._refuse_changes(config)
-            self._extend(config)
+        self.refuse_changes(config)
+        self._extend(config)
         # rewritten on resume, too: fields that are free there may have changed
         replace_text(self.folder / "config.json", to_json(config))
         if overrides is not None:
@@ -134,6 +133,17 @@ class RunFolder:
     def changes(self, config: StageConfig) -> list[tuple[str, Any, Any]]:
         """(path, old, new) of the leaves in which a config differs from the run's and may not."""
         return changes_that_bind(self.config, config)
+
+    def refuse_changes(self, config: StageConfig) -> None:
+        """Raise UserError where the run has started with another config."""
+        if not self.has_started:
+            return
+        changes = [f"{path} was {old!r} and is now {new!r}" for path, old, new in self.changes(config)]
+        if changes:
+            raise UserError(
+                f"{self.folder} was begun with another config: {'; '.join(changes)}; "
+                "put it back to go on, give the run another name=..., or remove the folder"
+            )
 
     def abandon(self) -> None:
         """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind."""
@@ -233,17 +243,9 @@ class RunFolder:
                 f"{self.folder}: this folder cannot be made ({error.strerror}); choose another with --runs"
             ) from error
 
-    def _refuse_changes(self, config: StageConfig) -> None:
-        changes = [f"{path} was {old!r} and is now {new!r}" for path, old, new in self.changes(config)]
-        if changes:
-            raise UserError(
-                f"{self.folder} was begun with another config: {'; '.join(changes)}; "
-                "put it back to go on, give the run another name=..., or remove the folder"
-            )
-
     def _extend(self, config: StageConfig) -> None:
         """Set the results aside where the config makes the run longer: they are not those of the whole run."""
-        self.extension = extension(self.config, config)
+        self.extension = extension(self.config, config) if self.has_started else []
         if not self.extension:
             return
         self.withdraw_end()

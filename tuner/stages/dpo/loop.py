@@ -13,10 +13,11 @@ from tuner.data.template import Template
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
+from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.dpo.trainer import Trainer, make_dataset, make_trainer
 from tuner.stages.model_folder import write_model_folder
 from tuner.training.divergence import refuse_weights
-from tuner.training.resume_rules import extension_sentences
+from tuner.training.resume_rules import extension_sentences, reach_sentences
 from tuner.training.schedules import learning_rate
 from tuner.training.trl_callback import RunCallback
 from tuner.training.trl_trainer import last_checkpoint, step_of
@@ -34,6 +35,8 @@ def dpo(config: DPO, context: Context) -> None:
     checkpoint, sentences = _last_checkpoint(config, context)
     trainer = make_trainer(config, policy.loaded, train, context.run, context.devices)
     context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
+    planned = plan_pairs(config, len(train), context.devices.world).planned
+    sentences += reach_sentences(config.max_steps, planned, config.epochs)
     for sentence in [*sentences, *_extension_sentences(config, context, trainer, step_of(checkpoint))]:
         context.say(sentence)
     trainer.signals.agree(context.devices)

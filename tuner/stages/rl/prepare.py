@@ -32,7 +32,7 @@ from tuner.rollout.experience import Experience
 from tuner.rollout.health import Health
 from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
-from tuner.rollout.rules import load_rule
+from tuner.rollout.rules import Rule, load_rule
 from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
@@ -40,6 +40,7 @@ from tuner.stages.model_folder import write_model_folder
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import plan_run
 from tuner.stages.rl.reward_source import reward_source
+from tuner.stages.rl.sampling_notes import sampling_notes
 from tuner.training.json_lines import read_json
 from tuner.training.loop import Loop
 from tuner.training.step import Step
@@ -183,6 +184,7 @@ class Setup:
 def prepare(config: PolicyConfig, context: Context) -> Setup:
     """Load what a config names. Raises UserError where its parts do not fit together."""
     devices, algorithm = context.devices, algorithm_of(config)
+    rule = load_rule(config.evaluation.rule, "evaluation.rule")  # refused before models and rows are loaded
     loaded = load_policy_roles(policy_models(config, algorithm.roles), devices.device, devices.autocast)
     roles = loaded.roles
     if devices.is_main:
@@ -196,11 +198,12 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
     reward = reward_source(config, roles, loaded.sequences, devices)
-    held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
+    held_out = _held_out(config, context, roles, engine, reward, rule, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
     if loop.counters.step:
         engine.weights_changed()  # a checkpoint was restored
-    for sentence in (loaded.description, *prompts.report.notes, *algorithm.warnings(loop.total_steps)):
+    notes = sampling_notes(config.sampling, has_reference="reference" in roles)
+    for sentence in (loaded.description, *notes, *algorithm.warnings(loop.total_steps)):
         loop.say(sentence)
     return Setup(
         config=config,
@@ -244,13 +247,13 @@ def _held_out(
     roles: Roles,
     engine: Engine,
     reward: RewardSource,
+    rule: Rule | None,
     prompts: Dataset[PromptSet],
     replay: Dataset[Examples] | None,
 ) -> HeldOutPolicy:
     evaluation, devices = config.evaluation, context.devices
     test = stratified_subset(prompts.test, evaluation.rows)
     replayed = stratified_subset(None if replay is None else replay.test, evaluation.rows)
-    rule = load_rule(evaluation.rule, "evaluation.rule")
     judge = None if test is None else Judge(test, reward, rule, str(evaluation.rule), devices)
     rows = HeldOutReplay(replayed, roles, devices, config.tokens_per_pass)
     return HeldOutPolicy(judge, rows, engine, roles.tokenizer, evaluation)
