@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any, cast
@@ -59,6 +60,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal of another encoding cannot show Chinese, but must not fail
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:]
     try:
         # standalone_mode=False: typer would print its own messages and choose the exit codes.

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuner.config.base import ConfigBase
+from tuner.config.base import ConfigBase, PathText
 from tuner.errors import UserError
 from tuner.resources import locate
 
@@ -49,7 +49,7 @@ def refuse_missing_model(path: str) -> None:
 class Model(ConfigBase):
     """A causal language model: from the hub, a model folder, a run folder, or `tuner:tiny`, the embedded model."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     """Hub name, model folder, run folder, or `tuner:tiny`. A run brings its own adapter and quantization."""
 
     revision: str | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from tuner.config.base import ConfigBase
+from tuner.config.base import ConfigBase, refuse_unwritable
 from tuner.config.registry import config_class, stage_names
 from tuner.config.stage_config import StageConfig
 from tuner.config.validation_errors import explain
@@ -78,6 +78,11 @@ def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]
 
 def validated(cls: type[C], values: dict[str, Any], where: str) -> C:
     """Validate plain values as a config. Raises UserError, its message starting with `where`, if they are invalid."""
+    try:
+        for name, value in values.items():
+            refuse_unwritable(name, value)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
     try:
         # as JSON text: in strict mode pydantic accepts a list for a tuple there, but not in Python values
         return cls.model_validate_json(json.dumps(values))

@@ -59,6 +59,27 @@ def test_a_shell_completes_commands() -> None:
 
 
 @pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}]
+)
+def test_a_console_that_cannot_show_chinese_gets_something_else(
+    locale: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from tuner.config import load_config, override\n"
+        'config = override(load_config("quickstart_sft"), {"name": None, "data.system": "请用中文回答"})\n',
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "show", "mine.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | locale,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert "请用" in done.stdout.decode() or r"\u8bf7\u7528" in done.stdout.decode()
+
+
+@pytest.mark.parametrize(
     ("option", "field"),
     [
         ("--lr", "optimizer.lr=..."),
