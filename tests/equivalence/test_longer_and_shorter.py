@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 import tuner
 from tests.conftest import ROOT
 from tests.equivalence.conftest import SMALL, SMALL_REWARD
-from tests.equivalence.test_run_models import SMALL_DPO, contents
+from tests.equivalence.test_run_models import SMALL_DPO, contents, rule_ppo
 from tuner.config import Constant, StageConfig, override, to_json
 from tuner.errors import UserError
 from tuner.stages.end_run import end_run
@@ -48,10 +47,8 @@ def test_a_longer_run_is_the_one_that_was_so_long_from_the_start(
     assert (run.folder / "results_000002.json").is_file()
 
 
-def test_a_longer_policy_run_is_the_one_that_was_so_long_from_the_start(
-    ppo: Callable[..., StageConfig], tmp_path: Path
-) -> None:
-    config = ppo({"schedule": Constant(), "max_steps": 2, "critic_warmup": 1})
+def test_a_longer_policy_run_is_the_one_that_was_so_long_from_the_start(tmp_path: Path) -> None:
+    config = rule_ppo(tmp_path, {"schedule": Constant(), "max_steps": 2, "critic_warmup": 1})
     run = tuner.train(config, runs=tmp_path)
     tuner.train(override(config, {"max_steps": 3}), runs=tmp_path)
     whole = tuner.train(override(config, {"max_steps": 3}), runs=tmp_path / "whole")

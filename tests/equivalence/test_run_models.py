@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import tuner
-from tests.equivalence.conftest import SMALL, SMALL_REWARD
+from tests.equivalence.conftest import SMALL, SMALL_PPO, SMALL_REWARD
 from tuner.cli.main import app
 from tuner.config import (
     DPO,
@@ -38,6 +37,18 @@ SMALL_DPO = DPO(
     precision="fp32",
     gradient_checkpointing=False,
 )
+
+
+def rule_ppo(folder: Path, changes: dict[str, object]) -> StageConfig:
+    """A small PPO run on the embedded model, rewarded by a rule, so that no other run has to be trained first."""
+    (folder / "rules.py").write_text("def length(answer, row):\n    return float(len(answer))\n")
+    parts = {
+        "policy.path": "tuner:tiny",
+        "adapter": LoRA(r=8, alpha=16),
+        "critic_from": "policy",
+        "replay": None,
+    }
+    return override(SMALL_PPO, parts | {"reward": f"{folder}/rules.py:length"} | changes)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -140,13 +151,12 @@ def test_a_replaced_base_is_refused(tmp_path: Path) -> None:
         usable(copy)
 
 
-def test_a_policy_s_checkpoint_is_what_others_begin_with(
-    ppo: Callable[..., StageConfig], tmp_path: Path
-) -> None:
-    changes = {"checkpoint.every": 1, "max_steps": 2, "replay": None, "critic_warmup": 0}
-    policy = tuner.train(ppo(changes), runs=tmp_path)
+def test_a_policy_s_checkpoint_is_what_others_begin_with(tmp_path: Path) -> None:
+    config = rule_ppo(tmp_path, {"checkpoint.every": 1, "max_steps": 2, "critic_warmup": 0})
+    policy = tuner.train(config, runs=tmp_path)
     copy = unfinished(policy, tmp_path / "copy")
     assert contents(usable(copy)) == contents(policy.model_folder)
-    begun = tuner.train(ppo(changes | {"policy.path": str(copy), "max_steps": 1}), runs=tmp_path / "next")
+    onwards = override(config, {"policy.path": str(copy), "adapter": None, "max_steps": 1})
+    begun = tuner.train(onwards, runs=tmp_path / "next")
     assert f"{copy}: this run has not finished" in (begun.folder / "log.txt").read_text()
     assert begun.config.policy.path == str(copy)  # type: ignore[attr-defined]
