@@ -12,7 +12,7 @@ from tuner.printable import echo
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
+    model: Annotated[str, typer.Argument(help="Run, checkpoint or model folder, or hub name.")],
     message: Annotated[
         str | None, typer.Option("--message", "-m", help="Send this message, print the answer, and exit.")
     ] = None,
@@ -32,8 +32,9 @@ def chat(
     """Chat with a run or a model. /clear starts over, /exit or Ctrl-D quits."""
     from tuner.data.conversation import Turn
     from tuner.models.chat import open_chat
+    from tuner.stages.run_models import usable_path
 
-    chat_model = open_chat(model, template=template, trust=trust)
+    chat_model = open_chat(usable_path(model, trust=trust), template=template, trust=trust)
     opening = [Turn("system", system)] if system else []
 
     def reply(turns: list[Turn]) -> Turn:

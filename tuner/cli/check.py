@@ -27,9 +27,15 @@ def check(
     from dataclasses import asdict
 
     from tuner.config import load_config, override
+
+    run_config = override(load_config(config), overrides or [])
+    if not tiny:
+        from tuner.stages.preflight import preflight
+
+        preflight(run_config)
     from tuner.stages.check import check as check_config
 
-    report = check_config(override(load_config(config), overrides or []), tiny=tiny)
+    report = check_config(run_config, tiny=tiny)
     if json:
         echo(printable_json(asdict(report)))
         return

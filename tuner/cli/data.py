@@ -23,15 +23,19 @@ def data(
     json: Annotated[bool, typer.Option("--json", help="Print counts, errors and notices as JSON.")] = False,
 ) -> None:
     """Show the tokens the loss is taken on, packing, statistics, and errors. Exits with 1 if there are errors."""
+    from tuner.config import load_config, override
+    from tuner.stages.preflight import preflight
+
+    run_config = override(load_config(config), overrides or [])
+    preflight(run_config)
     from rich.console import Console
 
     from tuner.cli.output import write_file
-    from tuner.config import load_config, override
     from tuner.data import inspection
     from tuner.display.data_terminal import data_terminal
     from tuner.stages.data_view import load_data_view
 
-    view = load_data_view(override(load_config(config), overrides or []), passes)
+    view = load_data_view(run_config, passes)
     preview, report = view.preview, view.rows.report
     errors = inspection.errors(preview.examples, view.tokenizer, report)
     if json:
@@ -51,6 +55,7 @@ def data(
                 report,
                 color=console.is_terminal,
                 label=preview.label,
+                tokens_per_pass=view.tokens_per_pass,
             )
         )
     if errors:

@@ -12,7 +12,7 @@ from tuner.printable import echo, printable_json
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")],
     files: Annotated[
         list[str] | None,
         typer.Option(

@@ -12,7 +12,7 @@ from tuner.printable import echo
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
+    model: Annotated[str, typer.Argument(help="Run, checkpoint or model folder, or hub name.")],
     output: Annotated[Path, typer.Argument(help="Folder to create for the complete model.")],
     layout: Annotated[
         str,
@@ -35,10 +35,12 @@ def export(
     from tuner.errors import UserError
     from tuner.models import merge
     from tuner.models.locate import locate
+    from tuner.stages.run_models import usable_path
 
     if layout not in ("own", "llama"):
         raise UserError(f"--layout {layout}: no such layout; write own or llama")
     precision = parse_precision(dtype)
+    model = usable_path(model, trust=trust)
     if locate(Model(path=model), weights=False).adapter_folder is None:
         merge.export(model, output, dtype=precision, layout=layout, trust=trust)
     else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
+from tuner import __version__
 from tuner.cli.chat import chat
 from tuner.cli.check import check
 from tuner.cli.configs import configs
@@ -23,14 +25,28 @@ from tuner.errors import LOST, UserError
 from tuner.printable import echo
 
 app = typer.Typer(
-    help="Fine-tuning and alignment of language models: Python files as configs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for verb in (train, check, show, configs, copy, data, chat, score, merge, export):
     app.command()(verb)
 app.command("eval")(evaluate)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        echo(f"tuner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version, and exit."),
+    ] = False,
+) -> None:
+    """Fine-tuning and alignment of language models: Python files as configs."""
 
 
 # click's UsageError, or that of the copy of click that newer versions of typer carry in themselves
@@ -44,6 +60,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal of another encoding cannot show Chinese, but must not fail
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:]
     try:
         # standalone_mode=False: typer would print its own messages and choose the exit codes.
@@ -66,10 +87,24 @@ def main() -> None:
     sys.exit(code or (0 if arguments else 2))
 
 
+def _fields_named(option: str | None) -> list[str]:
+    """`path=...` of the config fields whose name is an option that does not exist, as in --lr."""
+    if option is None:
+        return []
+    from tuner.config.registry import config_class, stage_names
+    from tuner.config.serialization import field_paths
+
+    name = option.lstrip("-").partition("=")[0].replace("-", "_")
+    paths = [path for stage in stage_names() for path in field_paths(config_class(stage))]
+    return [f"{path}=..." for path in dict.fromkeys(paths) if f".{path}".endswith(f".{name}")]
+
+
 def _usage_message(error: Any) -> str:
     """One sentence on a wrong command line, with a pointer to its help."""
     command = error.ctx.command_path if error.ctx else "tuner"
     verb = command.removeprefix("tuner").strip()
     reason = " ".join(error.format_message().split()).rstrip(".")
     reason = f"{reason[0].lower()}{reason[1:]}"
+    if fields := _fields_named(getattr(error, "option_name", None)):
+        reason += f"; a field of the config is written without dashes: {' or '.join(fields)}"
     return f"{f'{verb}: {reason}' if verb else reason}; see `{command} --help`"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def merge(
-    run: Annotated[str, typer.Argument(help="Run folder or adapter folder.")],
+    run: Annotated[str, typer.Argument(help="Run, checkpoint or adapter folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to create for the merged model.")],
     dtype: Annotated[str, typer.Option(help="Precision of the saved weights: bf16 or fp32.")] = "bf16",
     text: Annotated[
@@ -29,8 +29,10 @@ def merge(
     """Merge a run's adapter into the dequantized base it was trained on, and compare outputs before and after."""
     from tuner.models.merge import locate_adapter
     from tuner.models.merge import merge as merge_adapter
+    from tuner.stages.run_models import usable_path
 
     precision = parse_precision(dtype)
+    run = usable_path(run, trust=trust)
     locate_adapter(run)  # first, since without an adapter to merge no comparison texts are needed
     texts = comparison_texts(run, text, trust)
     report = merge_adapter(run, output, dtype=precision, texts=texts, trust=trust)

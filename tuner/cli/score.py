@@ -14,7 +14,7 @@ from tuner.printable import echo
 
 
 def score(
-    model: Annotated[str, typer.Argument(help="Reward model: run folder, model folder or hub name.")],
+    model: Annotated[str, typer.Argument(help="Reward model: run, checkpoint or model folder, or hub name.")],
     file: Annotated[
         str, typer.Argument(help="Rows to score: conversations, or preferences (every answer is scored).")
     ],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.trust import Trust
 from tuner.printable import echo
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="Config file, or name of a shipped config (see `tuner configs`).")
-    ],
+        str | None, typer.Argument(help="Config file, or name of a shipped config (see `tuner configs`).")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Config overrides, such as optimizer.lr=1e-4.", metavar="[KEY=VALUE]..."),
@@ -28,12 +29,35 @@ def train(
     processes: Annotated[
         int, typer.Option(min=1, help="Number of processes on this machine, one per GPU.")
     ] = 1,
+    stop: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Instead of training: end this run early and make its model what it has learned so far, also where "
+            "it is training now in another process.",
+        ),
+    ] = None,
+    trust: Trust = False,
 ) -> None:
-    """Train a config, or resume its interrupted run. A run is not resumed with a changed config."""
+    """Train a config, or resume its interrupted run.
+
+    A run is not resumed with a changed config, but a larger max_steps or more epochs make it longer.
+    """
+    from tuner.errors import UserError
+
+    if stop is not None:
+        if config is not None:
+            raise UserError("--stop RUN takes no config: it ends the run as it was begun")
+        _stop(stop, trust)
+        return
+    if config is None:
+        raise UserError("train: missing argument 'config'; see `tuner train --help`")
     from tuner.config import load_config, override
+    from tuner.stages.preflight import preflight
 
     # Before ranks are launched: a mistake in the config is then reported once, not by every rank.
     run_config = override(load_config(config), overrides or [])
+    preflight(run_config, runs / str(run_config.name))
     # LOCAL_RANK: under torchrun or accelerate this process is a rank already, and would launch ranks itself.
     if processes > 1 and "LOCAL_RANK" not in os.environ:
         from tuner.cli.launch import launch
@@ -50,6 +74,17 @@ def train(
                 echo(f"tuner: {interrupted}; run the same command again to resume", sys.stderr)
         raise typer.Exit(interrupted.exit_code) from None
     if _is_main():
+        _print_summary(run)
+
+
+def _stop(folder: Path, trust: bool) -> None:
+    """End a run early: in this process, unless another one trains it."""
+    from tuner.stages.end_run import end_run
+
+    run = end_run(folder, trust=trust)
+    if run is None:
+        echo(f"{folder}: asked to end; the process that trains it finishes its step and writes the model")
+    else:
         _print_summary(run)
 
 

@@ -10,7 +10,7 @@ from tuner.config.base import ConfigBase
 class LoRA(ConfigBase):
     """Low-rank adaptation (LoRA, arXiv 2106.09685): B·A·alpha/r is added to frozen linear layers; A and B in fp32."""
 
-    r: int = Field(default=64, ge=1)
+    r: int = Field(default=64, ge=1, le=65_536)
     """Rank of the adapter matrices."""
 
     alpha: float = Field(default=16, gt=0)

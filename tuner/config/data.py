@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tuner.config.base import ConfigBase
+from tuner.config.base import ConfigBase, PathText
 from tuner.config.functions import function_reference
 
 
@@ -32,7 +32,7 @@ Drop = Annotated[tuple[Droppable, ...], BeforeValidator(_as_tuple)]
 class Source(ConfigBase):
     """A source of rows: a file or glob, a saved dataset, a dataset on the hub, or a file shipped with tuner."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     """File or glob (`data/*.jsonl`, `data/x.parquet`), folder of `save_to_disk`, hub dataset (`org/dataset`), or
     shipped file (`tuner:sums/train.jsonl`)."""
 
@@ -90,13 +90,13 @@ class DataConfig(ConfigBase):
     }
     """Fields of a source that have no meaning here -> the kinds of data that support them."""
 
-    files: tuple[str | Source, ...] = Field(min_length=1)
+    files: tuple[PathText | Source, ...] = Field(min_length=1)
     """Sources of the rows: paths, or Source(path=..., share=..., weight=...)."""
 
-    validation_files: tuple[str | Source, ...] = ()
+    validation_files: tuple[PathText | Source, ...] = ()
     """Sources of validation rows, in addition to those held out by `split`."""
 
-    test_files: tuple[str | Source, ...] = ()
+    test_files: tuple[PathText | Source, ...] = ()
     """Sources of test rows, in addition to those held out by `split`."""
 
     max_length: int = Field(default=2048, ge=2)
@@ -117,7 +117,7 @@ class DataConfig(ConfigBase):
     turn markers and other special tokens as text; <think>, <tool_call> and other added tokens as tokens; in raw text,
     all as tokens."""
 
-    cache: str | None = None
+    cache: PathText | None = None
     """Cache folder for tokenized rows; None: $TUNER_CACHE or ~/.cache/tuner."""
 
     @property
@@ -161,7 +161,7 @@ class Chat(DataConfig):
     kind: Literal["chat"] = "chat"
     """Kind of data, in JSON."""
 
-    template: str = "tokenizer"
+    template: PathText = "tokenizer"
     """Chat template: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
 
     system: str | None = None
@@ -204,7 +204,7 @@ class Preferences(DataConfig):
     kind: Literal["preferences"] = "preferences"
     """Kind of data, in JSON."""
 
-    template: str = "tokenizer"
+    template: PathText = "tokenizer"
     """Chat template: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
 
     drop: Drop = ()
@@ -235,7 +235,7 @@ class Prompts(DataConfig):
     kind: Literal["prompts"] = "prompts"
     """Kind of data, in JSON."""
 
-    template: str = "tokenizer"
+    template: PathText = "tokenizer"
     """Chat template: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending in .jinja."""
 
     system: str | None = None
@@ -277,7 +277,7 @@ class Replay(DataConfig):
     kind: Literal["replay"] = "replay"
     """Kind of data, in JSON."""
 
-    template: str | None = None
+    template: PathText | None = None
     """Chat template of conversations: a name from data_templates/chat, "tokenizer" (the model's own), or a path ending
     in .jinja; None: raw text."""
 
@@ -324,7 +324,7 @@ class Replay(DataConfig):
 Data = Chat | Text | Preferences
 
 
-def _as_sources(files: tuple[str | Source, ...], limit: int | None) -> tuple[Source, ...]:
+def _as_sources(files: tuple[PathText | Source, ...], limit: int | None) -> tuple[Source, ...]:
     """Paths as sources; each limited to the smaller of its own limit and `limit`."""
     sources = (Source(path=file) if isinstance(file, str) else file for file in files)
     return tuple(

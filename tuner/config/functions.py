@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from tuner.config.base import PathText
 from tuner.errors import UserError
 
 
@@ -38,7 +39,7 @@ def _relative(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-Function = Annotated[str | Callable[..., Any], BeforeValidator(function_reference)]
+Function = Annotated[PathText | Callable[..., Any], BeforeValidator(function_reference)]
 """A module-level function, stored as "file.py:name"."""
 
 

@@ -1,10 +1,14 @@
 """The model to train, and which of its weights."""
 
+import re
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuner.config.base import ConfigBase
+from tuner.config.base import ConfigBase, PathText
+from tuner.errors import UserError
+from tuner.resources import locate
 
 
 class Rope(ConfigBase):
@@ -30,10 +34,22 @@ class Rope(ConfigBase):
         return self
 
 
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+def refuse_missing_model(path: str) -> None:
+    """Raise UserError for the path of a model that is not here and cannot be a name on the hub."""
+    if Path(locate(path)).exists():
+        return
+    # `runs/NAME` looks like a hub name: a misspelled run must be an error here, and never a download
+    if locate(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
+        raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
+
+
 class Model(ConfigBase):
     """A causal language model: from the hub, a model folder, a run folder, or `tuner:tiny`, the embedded model."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     """Hub name, model folder, run folder, or `tuner:tiny`. A run brings its own adapter and quantization."""
 
     revision: str | None = None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
+from tuner.config.base import refuse_unwritable
 from tuner.config.serialization import json_value, leaves, validated
 from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
@@ -22,6 +23,7 @@ def override(config: C, changes: Mapping[str, Any] | list[str] | tuple[str, ...]
     pairs = changes if isinstance(changes, Mapping) else dict(_parse_assignment(text) for text in changes)
     values = config.model_dump(mode="json")
     for path, value in pairs.items():
+        _refuse_unwritable(path, value)
         _check_first_name(config, path)
         _assign(values, path, value)
     return validated(type(config), values, "override")
@@ -39,9 +41,24 @@ def _parse_value(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
-        except (ValueError, SyntaxError):
+        # TypeError: a list as a key; the last two: too deep, which as a text is refused by its field
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
     return text
+
+
+def _refuse_unwritable(path: str, value: Any) -> None:
+    try:
+        refuse_unwritable("override", path)
+        refuse_unwritable(f"override {path}", value)
+        json.dumps(json_value(value))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except TypeError as error:  # a set, bytes, ...
+        raise UserError(
+            f"override {path}: {value!r:.80} is no value of a config; write a text, a number, true, null, a list or a "
+            "mapping"
+        ) from error
 
 
 def _assign(values: dict[str, Any], path: str, value: Any) -> None:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from tuner.config.base import ConfigBase
+from tuner.config.base import ConfigBase, refuse_unwritable
 from tuner.config.registry import config_class, stage_names
 from tuner.config.stage_config import StageConfig
 from tuner.config.validation_errors import explain
@@ -48,6 +49,23 @@ def leaves(config: ConfigBase) -> Iterator[Leaf]:
     yield from _leaves(config, "")
 
 
+def field_paths(cls: type[ConfigBase], prefix: str = "") -> Iterator[str]:
+    """The dotted path of every field that a config of this class may have, parts of a union included."""
+    for name, field in cls.model_fields.items():
+        yield f"{prefix}{name}"
+        for part in _config_classes(field.annotation):
+            yield from field_paths(part, f"{prefix}{name}.")
+
+
+def _config_classes(annotation: Any) -> Iterator[type[ConfigBase]]:
+    """The config classes among the types that a value may have, by itself and not within a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, ConfigBase):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, Union, UnionType):
+        for argument in get_args(annotation):
+            yield from _config_classes(argument)
+
+
 def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
     """(path, old value, new value) of every leaf in which two configs differ; None where a leaf is absent."""
     before = dict(_flatten(old.model_dump(mode="json"), ""))
@@ -60,6 +78,11 @@ def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]
 
 def validated(cls: type[C], values: dict[str, Any], where: str) -> C:
     """Validate plain values as a config. Raises UserError, its message starting with `where`, if they are invalid."""
+    try:
+        for name, value in values.items():
+            refuse_unwritable(name, value)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
     try:
         # as JSON text: in strict mode pydantic accepts a list for a tuple there, but not in Python values
         return cls.model_validate_json(json.dumps(values))

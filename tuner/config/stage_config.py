@@ -21,10 +21,10 @@ class StageConfig(ConfigBase):
     implementation: ClassVar[str]
     """Module whose `STAGE` runs configs of this class; imported when a stage runs, never by loading a config."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder within --runs; None: the config file's name."""
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, le=10_000)
     """Passes over the training rows (reinforcement learning: over the prompts)."""
 
     max_steps: int | None = Field(default=None, ge=1)

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+LONGEST_VALUE = 200
+"""Characters of a value that are quoted."""
+
 
 def explain(error: ValidationError, config: Any, prefix: str = "", *, in_json: bool = False) -> str:
     """One sentence per error: the field (`prefix` before its path), what is wrong, and what to write.
@@ -94,11 +97,18 @@ def _merge(errors: list[ErrorDetails]) -> ErrorDetails:
 def _sentence(path: str, details: ErrorDetails, in_json: bool) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "tuple_type" and in_json:
-        message = f"write a list, as in [{details['input']!r}]"
+        message = f"write a list, as in [{_short(details['input'])}]"
     elif details["type"] == "tuple_type":
-        message = f"write a tuple, as in ({details['input']!r},)"
+        message = f"write a tuple, as in ({_short(details['input'])},)"
     elif details["type"] == "missing":
         message = "is required"
     elif details["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {details['input']!r}"
+        message = f"{message[0].lower()}{message[1:]}, not {_short(details['input'])}"
+    message = " ".join(message.split())  # pydantic quotes what it does not know as it is
     return f"{path}: {message}" if path else message
+
+
+def _short(value: object) -> str:
+    """A value as Python writes it, cut where it is long: the field is named, and one look must find what is wrong."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."

@@ -107,9 +107,15 @@ def notices(examples: Examples, tokenizer: Tokenizer, report: DataReport | None 
 
 
 def statistics(
-    examples: Examples, report: DataReport | None = None, passes: Passes | None = None
+    examples: Examples,
+    report: DataReport | None = None,
+    passes: Passes | None = None,
+    tokens_per_pass: int | None = None,
 ) -> list[tuple[str, str]]:
-    """(name, value) of every statistic: lengths, share of tokens in the loss, what became of the rows, packing."""
+    """(name, value) of every statistic: lengths, share of tokens in the loss, what became of the rows, packing.
+
+    tokens_per_pass: the room of a pass, by which its fill is measured; None: unknown.
+    """
     part, lengths = PartReport.of(examples), examples.lengths
     values = [
         ("samples", f"{part.samples:,}"),
@@ -128,8 +134,9 @@ def statistics(
         values += [
             ("passes", f"{len(passes):,}"),
             ("fullest pass", f"{max(sizes):,}"),
-            ("mean fill", f"{sum(sizes) / (max(sizes) * len(sizes)):.1%}"),
         ]
+        if tokens_per_pass is not None:
+            values.append(("mean fill", f"{sum(sizes) / (tokens_per_pass * len(sizes)):.1%}"))
     return values
 
 

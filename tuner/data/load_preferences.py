@@ -49,6 +49,11 @@ def load_preferences(
         for name in conditions.wordings
         if not any(name in part.conditions for part in report.parts.values())
     ]
+    without = sum(part.conditions.get("", 0) for part in report.parts.values())
+    if conditions.wordings and without:
+        report.notes.append(
+            f"{without:,} rows name no condition, and are trained and measured without one, unlike the others"
+        )
     return Dataset(parts["train"], parts.get("validation"), parts.get("test"), report, fingerprint)
 
 

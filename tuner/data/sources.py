@@ -65,6 +65,12 @@ class Rows:
                 )
 
 
+def refuse_missing_files(source: Source) -> None:
+    """Raise UserError where a source's files are not here and its path cannot be a name on the hub."""
+    if _find_saved(source) is None:
+        _find_files(source.path)
+
+
 def _find_saved(source: Source) -> Path | None:
     """The folder of a dataset that `save_to_disk` wrote, or of the source's split in it; None when it is no such one.
 

@@ -63,9 +63,10 @@ class CountingBar:
     """Items done, as a bar."""
 
     def __init__(self, stream: TextIO, description: str, total: int | None) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (_text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        times = (TimeElapsedColumn(), *(() if total is None else (TimeRemainingColumn(),)))
+        columns = (_text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
         self._progress = _live(stream, columns, transient=Bar.running)
         self._task = self._progress.add_task(description, total=total, facts=[])
         self._progress.start()

@@ -31,6 +31,7 @@ def data_html(
     title: str = "tuner data",
     limit: int = 24,
     label: Label = lambda index: "",
+    tokens_per_pass: int | None = None,
 ) -> str:
     """The first samples (or passes) with their tokens, statistics and findings."""
     rows = ""
@@ -38,7 +39,8 @@ def data_html(
         samples = "".join(_sample(examples, segment, tokenizer, label) for segment in group.segments)
         heading = f"<h2>{safe(group.heading)}</h2>{_strip(examples, group.segments)}"
         rows += f"<section>{heading}{samples}</section>" if group.heading else samples
-    figures = ((value, name) for name, value in statistics(examples, report, passes))
+    values = statistics(examples, report, passes, tokens_per_pass)
+    figures = ((value, name) for name, value in values)
     tables = _length_histogram(PartReport.of(examples)) + _sources(report) + _readings(report)
     return page(
         title,

@@ -29,6 +29,7 @@ def data_terminal(
     color: bool = True,
     limit: int = 4,
     label: Label = lambda index: "",
+    tokens_per_pass: int | None = None,
 ) -> RenderableType:
     """The first samples (or passes) with their tokens, statistics and findings, for a rich console.
 
@@ -41,18 +42,18 @@ def data_terminal(
         for segment in group.segments:
             title = rich_text(describe(examples, segment, label), style="bold")
             shown += [title, _tokens(examples, segment.index, tokenizer, color), rich_text()]
-    shown.append(_statistics(examples, report, passes))
+    shown.append(_statistics(statistics(examples, report, passes, tokens_per_pass)))
     shown += [rich_text(f"\n{description}: {names}") for description, names in readings(report)]
     shown += [rich_text(f"\nerror: {text}", style="red") for text in errors(examples, tokenizer, report)]
     shown += [rich_text(f"\nnote: {text}", style="yellow") for text in notices(examples, tokenizer, report)]
     return Group(*shown)
 
 
-def _statistics(examples: Examples, report: DataReport | None, passes: Passes | None) -> Table:
+def _statistics(values: list[tuple[str, str]]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(justify="right")
-    for name, value in statistics(examples, report, passes):
+    for name, value in values:
         table.add_row(rich_text(name), rich_text(value))
     return table
 

@@ -89,7 +89,7 @@ class CountingLines:
             and (large_part or seconds >= SECONDS_AT_MOST)
         ):
             self._last_line = (time.monotonic(), self._done)
-            self._write(f"{self._count()} so far")
+            self._write(f"{self._count()} so far{self._time_left()}")
 
     def stop(self) -> None:
         """Write nothing more: the work failed."""
@@ -97,6 +97,12 @@ class CountingLines:
     def close(self) -> None:
         if self._done:
             self._write(f"{self._count()} in {duration(time.monotonic() - self._started)}")
+
+    def _time_left(self) -> str:
+        if self._total is None:
+            return ""
+        seconds = (time.monotonic() - self._started) / self._done * (self._total - self._done)
+        return f", {duration(seconds)} left"
 
     def _count(self) -> str:
         total = "" if self._total is None or self._done == self._total else f" of {self._total:,}"

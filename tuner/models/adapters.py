@@ -131,7 +131,7 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
     with torch.no_grad():
         weights = dict(model.named_parameters())
         for name, weight in weights.items():
-            if _is_of(name, target):
+            if is_of(name, target):
                 # by .data and not copy_: peft copies a module trained whole from the base, in bf16, and a
                 # reference rounded to that would not be the policy it was copied from
                 weight.data = weights[_renamed(name, target, source)].detach().clone()
@@ -165,7 +165,7 @@ def load_reward_beside(model: nn.Module, folder: Path, name: str) -> Tensor:
 def train_only(model: nn.Module, *adapters: str) -> None:
     """Make the weights of these adapters the only trained ones, in fp32, whichever adapter is active."""
     for name, weight in model.named_parameters():
-        weight.requires_grad_(any(_is_of(name, adapter) for adapter in adapters))
+        weight.requires_grad_(any(is_of(name, adapter) for adapter in adapters))
     _train_in_fp32(model)
 
 
@@ -256,7 +256,8 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _is_of(parameter: str, adapter: str) -> bool:
+def is_of(parameter: str, adapter: str) -> bool:
+    """Whether the weight of this name is an adapter's own."""
     owner = _OWNER.search(parameter)
     return owner is not None and owner[2] == adapter
 
@@ -280,7 +281,7 @@ def _put_beside(
 ) -> None:
     """Add an adapter and set its weights, held in fp32."""
     _add_beside(model, name, settings)
-    _hold_in_fp32(weight for key, weight in model.named_parameters() if _is_of(key, name))
+    _hold_in_fp32(weight for key, weight in model.named_parameters() if is_of(key, name))
     with _without_deprecations():
         _set_weights(model, weights, file, name)
 

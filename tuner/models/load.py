@@ -3,9 +3,7 @@
 On the meta device the same model is built by the same code without reading weights: `tuner check` loads so.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from tuner import config
 from tuner.errors import UserError
@@ -30,6 +27,7 @@ from tuner.models.coverage import expert_notes
 from tuner.models.dropout import switch_off_attention_dropout
 from tuner.models.folder_files import first_line, read_file
 from tuner.models.freeze import freeze as freeze_weights
+from tuner.models.library_output import without_library_output
 from tuner.models.locate import Location, locate, stored_quantization
 from tuner.models.model_file import GenerationFile, read_transformers_config
 from tuner.models.quantization import compute_in, keep_unpacked, quantization_config
@@ -196,7 +194,7 @@ def load_base(
         "trust_remote_code": trust_remote_code,
     }
     try:
-        with _quiet_without_terminal():
+        with without_library_output():
             if device.type == "meta":
                 transformer, report = _from_config(auto_class, values, options)
             else:
@@ -391,18 +389,3 @@ def _check_report(report: dict[str, Any], folder: Path) -> None:
             )
     if report["error_msgs"]:
         raise UserError(f"{folder}: cannot be loaded ({report['error_msgs'][0]}); restore the folder")
-
-
-@contextmanager
-def _quiet_without_terminal() -> Iterator[None]:
-    """No progress bar in log files, and no table of mismatched weights, which `_check_report` names in a sentence."""
-    had_bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bar:
-            transformers_logging.enable_progress_bar()

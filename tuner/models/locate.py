@@ -1,11 +1,11 @@
 """From a config's model to the folders it is read from."""
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tuner import config
+from tuner.config.model import refuse_missing_model
 from tuner.errors import UserError
 from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import read_adapter_file
@@ -23,7 +23,6 @@ _WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer
 _CODE = ("*.py",)
 # second copies of the weights in many hub repositories
 _DUPLICATES = ("consolidated*", "original/*", "*/*.safetensors", "*.gguf")
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 @dataclass(frozen=True)
@@ -136,15 +135,14 @@ def _folder(path: str, model: config.Model, weights: bool) -> tuple[Path, str | 
     # written when a run starts, so a folder with it and without a model is a run under way or stopped
     if Path(folder, "versions.json").is_file():
         raise UserError(
-            f"{path}: this run has not finished, so it is no model yet; train it to its end first"
+            f"{path}: this run has not finished, so it has no model of its own; `tuner train --stop` makes one of it, "
+            "and each of its checkpoints is one for the commands that take a model"
         )
     if folder.is_dir():
         return folder, None
     if folder.exists():
         raise UserError(f"{path}: a model is a folder or a hub name, and this is a file; name its folder")
-    # `runs/NAME` looks like a hub name: a misspelled run must be an error here, and never a download
-    if locate_shipped(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
-        raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
+    refuse_missing_model(path)
     return _download(path, model, weights)
 
 

@@ -47,8 +47,14 @@ class Difference:
     """Share of tokens with the same most likely next token."""
 
     @property
-    def is_small(self) -> bool:
-        return self.mean_kl <= MAX_MEAN_KL and self.agreement >= MIN_AGREEMENT  # NaN is not small
+    def exceeded(self) -> str:
+        """The limits that it exceeds, in words; "" for none."""
+        limits = []
+        if not self.mean_kl <= MAX_MEAN_KL:  # NaN exceeds it
+            limits.append(f"the mean KL is above {MAX_MEAN_KL:g}")
+        if not self.agreement >= MIN_AGREEMENT:
+            limits.append(f"the most likely token is the same on less than {MIN_AGREEMENT:.0%}")
+        return " and ".join(limits)
 
     def __str__(self) -> str:
         return f"mean KL {self.mean_kl:.2e} nats, same most likely token on {self.agreement:.2%}"
@@ -65,8 +71,9 @@ class ScoreDifference:
     """Standard deviation of the scores before."""
 
     @property
-    def is_small(self) -> bool:
-        return self.largest <= MAX_SCORE_DIFFERENCE
+    def exceeded(self) -> str:
+        """The limit that it exceeds, in words; "" for none."""
+        return "" if self.largest <= MAX_SCORE_DIFFERENCE else f"that is above {MAX_SCORE_DIFFERENCE:g}"
 
     def __str__(self) -> str:
         return f"scores differ by at most {self.largest:.2e}, of a standard deviation of {self.standard_deviation:.3f}"
@@ -309,8 +316,8 @@ def _difference(before: Tensor, after: Tensor) -> Difference | ScoreDifference:
 
 
 def _check(folding: Difference | ScoreDifference, folder: str | Path) -> None:
-    if not folding.is_small:
+    if folding.exceeded:
         raise UserError(
-            f"{folder}: merging changes the model too much ({folding}), so nothing was written; "
+            f"{folder}: merging changes the model too much ({folding}: {folding.exceeded}), so nothing was written; "
             "use the adapter on its base instead"
         )

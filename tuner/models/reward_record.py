@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -110,6 +110,19 @@ def known_readings(folder: Path, tokenizer: Any) -> dict[str, Reading]:
         return read_file(file, RewardRecord).readings
     token = read_model_file(folder).reward_token_id if Path(folder, MODEL_FILE).is_file() else None
     return reward_readings({}, None if token is None else tokenizer.convert_ids_to_tokens(token))
+
+
+def unasked(conditions: Sequence[str], count: int, remedy: str) -> list[str]:
+    """A sentence where a conditional reward model scored answers under no condition, as it was never trained to.
+
+    conditions: those it was trained with. count: rows without one. remedy: what the user can do.
+    """
+    if not conditions or not count:
+        return []
+    return [
+        f"{count:,} rows were scored without a condition, and this reward model was trained under some "
+        f"({', '.join(conditions)}): such scores mean little; {remedy}, or name one in the row"
+    ]
 
 
 def set_score_token(loaded: Loaded, reward_token: str | None) -> None:

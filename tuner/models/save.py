@@ -18,6 +18,7 @@ from tuner.models.base_record import BaseReference, write_record
 from tuner.models.chat import answer_ends
 from tuner.models.fingerprint import fingerprint
 from tuner.models.folder_files import first_line
+from tuner.models.library_output import without_library_output
 from tuner.models.load import Loaded, Precision
 from tuner.models.tokenizer import save_tokenizer
 
@@ -68,7 +69,8 @@ def save_full(model: PreTrainedModel, folder: Path, precision: Precision) -> Non
             cast[weight.data_ptr()] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype)
     written = {name: cast[weight.data_ptr()] for name, weight in weights.items()}
     # cast copies: the model in memory stays in fp32, as it may be trained or measured further
-    model.save_pretrained(str(folder), state_dict=written, max_shard_size=_SHARD)
+    with without_library_output():
+        model.save_pretrained(str(folder), state_dict=written, max_shard_size=_SHARD)
     _write_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
 
 

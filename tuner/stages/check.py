@@ -22,6 +22,7 @@ from tuner.models.memory import MemoryBudget, Weights, peak_bytes
 from tuner.models.positions import Positions
 from tuner.models.rope import describe_rope
 from tuner.stages.row_lengths import long_rows
+from tuner.training.resume_rules import reach_sentences
 
 if TYPE_CHECKING:  # a run of another stage does not load it
     from tuner.config import PolicyConfig
@@ -140,11 +141,15 @@ def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
     of data_templates. Memory is then estimated for the small model.
     """
     from tuner.stages.registry import stage_of  # stages import this module
+    from tuner.stages.run_models import with_usable_models
     from tuner.stages.tiny import with_stand_ins
 
+    config = with_usable_models(config)
     stage = stage_of(config)
     if not tiny:
-        return stage.check(config)
+        report = stage.check(config)
+        unreached = reach_sentences(config.max_steps, report.steps, config.epochs)
+        return replace(report, notes=(*report.notes, *unreached))
     with TemporaryDirectory() as folder:
         small, stand_ins, replaced = with_stand_ins(stage, config, Path(folder))
         report = stage.check(small, stand_ins)

@@ -12,18 +12,16 @@ import torch
 
 from tuner.config import PackedConfig, StageConfig
 from tuner.data.dataset import Dataset, Progress
-from tuner.data.template import Template
+from tuner.data.inspection import errors
 from tuner.display.progress import reading_bar
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.load import Head, load_model
 from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
-from tuner.models.save import save_model
 from tuner.stages.registry import stage_of
 from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
-from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 from tuner.training.divergence import refuse_measures
 from tuner.training.loop import HeldOut, Loop, Steps
@@ -92,10 +90,14 @@ class Context:
         too_long = long_rows(data, Positions.of(roles.loaded.transformer))
         self.pin_rows(data)
         self.say_all(too_long)
+        if self.devices.is_main:
+            examples = stage_of(config).examples(data)
+            for problem in errors(examples, roles.tokenizer, data.report):
+                self.say(f"warning: {problem}")
         return data
 
     def pin_rows(self, *datasets: Dataset[Any]) -> None:
-        """Record the rows' fingerprint in the run, and log their reports.
+        """Record the rows' fingerprint in the run, and say what became of them.
 
         Raises UserError where the run has begun with other rows.
         """
@@ -104,8 +106,8 @@ class Context:
         reports = [data.report.to_dict() for data in datasets]
         fingerprint = "-".join(data.fingerprint for data in datasets)
         self.run.pin("data", fingerprint, report=reports if len(reports) > 1 else reports[0])
-        for data in datasets:
-            self.run.log(str(data.report))
+        for data in datasets:  # on the console, too: whoever trains on fewer rows than he has must see it
+            self.say(str(data.report))
 
     @contextmanager
     def reading(self) -> Generator[Progress]:
@@ -132,29 +134,15 @@ class Context:
             watchers=self.watchers,
         )
 
-    def finish(
-        self,
-        template: str | None,
-        roles: Roles,
-        results: dict[str, Any],
-        write_beside: Callable[[Path], None] = lambda folder: None,
-    ) -> None:
-        """Save the model of the first role, and the results: the run is finished.
+    def finish(self, results: dict[str, Any], write_model: Callable[[Path], None]) -> None:
+        """Save the model and the results: the run is finished.
 
-        template: the chat template it was trained with; None for raw text. write_beside: writes further files to the
-        model's folder. Raises DivergedError, and writes nothing, where a measure after training is not finite.
+        write_model: writes the model's folder. Raises DivergedError, and writes nothing, where a measure after training
+        is not finite.
         """
-
         refuse_measures(self.run.folder, results)
-
-        def write(folder: Path) -> None:
-            save_model(roles.loaded, folder)
-            write_beside(folder)
-
         if self.devices.is_main:
-            if template is not None:  # so that other tools prompt the model as it was trained
-                roles.tokenizer.chat_template = Template(template, roles.tokenizer).published
-            write_atomically(self.run.model_folder, write)
+            write_model(self.run.model_folder)
             self.run.draw_curves()
             # Last: results mark the run as finished, and `train` returns such a run at once.
             self.run.finish(results)

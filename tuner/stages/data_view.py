@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tuner.config import StageConfig
@@ -17,6 +16,7 @@ from tuner.printable import safe
 from tuner.stages.registry import stage_of
 from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
+from tuner.stages.run_models import run_folder_of, with_usable_models
 from tuner.stages.stage import Preview
 from tuner.stages.trust import code_named_by, refuse_code
 
@@ -30,6 +30,11 @@ class DataView:
     rows: Dataset[Any]
     preview: Preview
 
+    @property
+    def tokens_per_pass(self) -> int:
+        """The room of a packed row."""
+        return self.config.tokens_per_pass  # type: ignore[attr-defined]  # of every stage that packs rows
+
     def html(self) -> str:
         """One self-contained page."""
         title, preview = self.config.name or "data", self.preview
@@ -40,11 +45,13 @@ class DataView:
             self.rows.report,
             title=title,
             label=preview.label,
+            tokens_per_pass=self.tokens_per_pass,
         )
 
 
 def load_data_view(config: StageConfig, passes: int = 1) -> DataView:
     """Load a config's rows. Raises UserError for bad rows, and where the stage does not pack rows."""
+    config = with_usable_models(config)
     stage = stage_of(config)
     tokenizer = load_tokenizer(stage.tokenizer_model(config))
     rows = stage.load_rows(config, tokenizer)
@@ -82,7 +89,7 @@ def training_texts(run: str, count: int = 64, *, trust: bool = False) -> list[st
 
     Raises UserError where the folder is not a run's, and without `trust` where reading its rows would run code.
     """
-    folder = Path(run)
+    folder = run_folder_of(run)
     if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{run}: not a run folder, so it has no rows to compare on: add --text FILE")
     config = Run(folder).config

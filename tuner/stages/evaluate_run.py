@@ -9,6 +9,7 @@ from tuner.config import StageConfig, override
 from tuner.errors import UserError
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
+from tuner.stages.run_models import MODEL_FOLDER, run_folder_of, usable_path, with_usable_models
 from tuner.stages.stage import Evaluation
 from tuner.stages.trust import code_named_by, refuse_code
 from tuner.training.code_fingerprint import functions_of, replace_functions
@@ -22,13 +23,14 @@ def evaluate_run(
     page: bool = False,
     trust: bool = False,
 ) -> Evaluation:
-    """Evaluate a finished run's model on its test rows, or on `files`; a policy also against other models.
+    """Evaluate a run's model on its test rows, or on `files`; a policy also against other models.
 
     against: runs, model folders or hub names, which answer the same prompts. page: the caller wants
-    `Evaluation.page`, so a stage without one is refused before anything is measured. Raises UserError when the run
-    has not finished, has nothing to measure on, or has no policy to compare.
+    `Evaluation.page`, so a stage without one is refused before anything is measured. Of a run that has not
+    finished the newest checkpoint is measured, or the one that `folder` is. Raises UserError when there is none,
+    nothing to measure on, or no policy to compare.
     """
-    run = Run(folder)
+    run = Run(run_folder_of(folder))
     if not trust:
         refuse_code(folder, code_named_by(run.config))
     config = _with_existing_functions(run)
@@ -42,15 +44,13 @@ def evaluate_run(
         raise UserError(
             f"{folder}: only reward models and policy runs (PPO, GRPO or RLOO) have a page; leave --html out"
         )
-    if not run.model_folder.is_dir():
-        raise UserError(
-            f"{folder}: this run has not finished, so it has no model to measure; train it to its end"
-        )
+    run = Run(run.folder, Path(usable_path(str(folder), trust=trust)) / MODEL_FOLDER)
+    config = with_usable_models(config)
     if files:
         field = stage.rows_field
         # split.test=0: else the rows split off the training files would be measured as well.
         config = override(config, {f"{field}.test_files": list(files), f"{field}.split.test": 0.0})
-    return stage.evaluate(run, config, against)
+    return stage.evaluate(run, config, [usable_path(path, trust=trust) for path in against])
 
 
 def _with_existing_functions(run: Run) -> StageConfig:

@@ -11,7 +11,13 @@ from tuner.errors import UserError
 
 
 def plan(config: PackedConfig, data: Dataset[Any]) -> Stream:
-    """The steps of a run over these rows. Raises UserError for a row longer than tokens_per_pass."""
+    """The steps of a run over these rows. Raises UserError for a row longer than tokens_per_pass, and where
+    the best weights are to be kept and no row is held out to tell them by."""
+    if data.validation is None and (config.evaluation.keep_best or config.evaluation.patience):
+        raise UserError(
+            f"evaluation.keep_best and evaluation.patience need validation rows, and none is left ({data.report}); "
+            "give data.validation_files, or a larger data.split.validation"
+        )
     lengths = data.train.lengths
     if len(lengths) and lengths.max() > config.tokens_per_pass:
         longest = int(lengths.argmax())

@@ -13,6 +13,15 @@ from tuner.training.run_folder import RunFolder
 class Run(RunFolder):
     """A run folder with its curves and its model."""
 
+    def __init__(self, folder: Path | str, model_folder: Path | None = None) -> None:
+        """model_folder: of the model to measure, where it is a checkpoint's; None: the one that the run ended with."""
+        super().__init__(folder)
+        self._model_folder = model_folder
+
+    @property
+    def model_folder(self) -> Path:
+        return self._model_folder or super().model_folder
+
     def plot(self) -> Any:
         """Redraw curves.png; returns it as an image for Jupyter, or as its path where IPython is not installed."""
         path = self.draw_curves()
@@ -32,9 +41,10 @@ class Run(RunFolder):
         """The answer of the run's model to one message. Loads the model anew."""
         from tuner.data.conversation import Turn
         from tuner.models.chat import open_chat
+        from tuner.stages.run_models import usable_path
 
         turns = [Turn("user", message)]
-        model = open_chat(str(self.folder))
+        model = open_chat(usable_path(str(self.folder)))
         return "".join(model.answer(turns, max_new_tokens=max_new_tokens, temperature=temperature))
 
 

@@ -15,12 +15,17 @@ from tuner.config import Model, StageConfig
 from tuner.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
+    from torch import Tensor
 
     from tuner.data.dataset import Dataset, Progress
     from tuner.data.examples import Examples
+    from tuner.models.load import Loaded
     from tuner.stages.check import CheckReport
     from tuner.stages.context import Context
+    from tuner.stages.model_folder import TrainedModel
     from tuner.stages.run import Run
     from tuner.training.figures import StageFigures
 
@@ -108,6 +113,26 @@ class Stage(ABC, Generic[Config]):
     @abstractmethod
     def train(self, config: Config, context: Context) -> None:
         """Train to the end. Raises Interrupted, after saving, where a signal asks to stop."""
+
+    # Its model
+
+    def trained_model(self, config: Config) -> TrainedModel:
+        """The model that a run of this config trains and saves, as it is before the first step."""
+        from tuner.stages.model_folder import TrainedModel  # which imports torch
+
+        values: Any = config
+        freeze = getattr(config, "freeze", None)
+        return TrainedModel(values.model, values.adapter, values.data.template, freeze)
+
+    def weights_of_model(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of the weights in a checkpoint, those of the model that is saved, by their names in it."""
+        return weights
+
+    def write_model(self, config: Config, loaded: Loaded, folder: Path) -> None:
+        """Write a model with the weights of a checkpoint; a run writes its own at its end, with what it measured."""
+        from tuner.stages.model_folder import write_model_folder
+
+        write_model_folder(loaded, self.trained_model(config).template, folder)
 
     # Afterwards
 

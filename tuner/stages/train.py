@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from tuner.config import StageConfig
+from tuner.config import StageConfig, override
 from tuner.display.notebook import NotebookWatcher, in_notebook
 from tuner.display.progress import ProgressWatcher
 from tuner.errors import UserError
 from tuner.stages.context import Context
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
+from tuner.stages.run_models import usable_models
 from tuner.training.checkpoint import explain_write
 from tuner.training.devices import Devices
 from tuner.training.figures import StageFigures
@@ -38,9 +39,15 @@ def train(
     """
     if config.name is None:
         raise UserError("this config has no name: write name='...', which is also the run's folder")
+    return train_in(Run(Path(runs) / config.name), config, overrides=overrides, watchers=watchers)
+
+
+def train_in(
+    run: Run, config: StageConfig, *, overrides: Sequence[str] | None = None, watchers: Sequence[Watcher] = ()
+) -> Run:
+    """The same in a given folder, whatever the config's name. overrides: None: as the run has them."""
     devices = Devices.of(config)
-    run = Run(Path(runs) / config.name)
-    if run.is_finished and not run.changes(config):
+    if run.is_finished_by(config):
         return run  # repeating a command neither trains nor overwrites what is finished
     stage = stage_of(config)
     everyone = [*_watchers(config, stage.figures(config)), *watchers]
@@ -53,7 +60,7 @@ def train(
         context = Context(run, devices, audience)
         if run.results is not None:
             context.say(f"{run.folder}: there are results, but no model of them; both are made again")
-        stage.train(config, context)
+        stage.train(_with_usable_models(config, context), context)
         outcome = "finished"
     except Interrupted as interrupted:
         outcome = "interrupted"
@@ -75,6 +82,16 @@ def train(
         audience.end(outcome)
         run.release()
     return run
+
+
+def _with_usable_models(config: StageConfig, context: Context) -> StageConfig:
+    """The config with paths under which the models it names are loaded.
+
+    The run itself is bound to what the user wrote; which checkpoint that was is told by the model's fingerprint.
+    """
+    changes = usable_models(config, context.say) if context.devices.is_main else {}
+    changes = context.devices.gather([changes])[0]
+    return override(config, changes) if changes else config
 
 
 def _watchers(config: StageConfig, figures: StageFigures) -> list[Watcher]:

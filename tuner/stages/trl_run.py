@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from tuner.models.adapters import trains_rows_of_head
 from tuner.models.load import Loaded, load_model
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
+from tuner.stages.model_folder import write_model_folder
 from tuner.training.divergence import refuse_weights
+from tuner.training.pair_plan import PairPlan
+from tuner.training.resume_rules import extension_sentences, reach_sentences
+from tuner.training.schedules import learning_rate
 from tuner.training.trl_callback import RunCallback
 from tuner.training.trl_trainer import RunTrainer, last_checkpoint, step_of
 
@@ -27,9 +32,16 @@ MakeDataset = Callable[[Any, np.ndarray], TRLDataset]
 """From a part's rows, and the tokens to remove from the end of answers, to TRL's columns."""
 MakeTrainer = Callable[[Loaded, TRLDataset], RunTrainer]
 
+MakePlan = Callable[[int, int], PairPlan]
+"""From the numbers of training rows and of processes to the run's plan."""
+
 
 def train_with_trl(
-    config: SingleModelConfig, context: Context, make_dataset: MakeDataset, make_trainer: MakeTrainer
+    config: SingleModelConfig,
+    context: Context,
+    make_dataset: MakeDataset,
+    make_trainer: MakeTrainer,
+    plan: MakePlan,
 ) -> None:
     """Train the config's model to the end with a trainer of TRL's, from the last checkpoint where there is one."""
     policy = _load_policy(config, context)
@@ -40,20 +52,24 @@ def train_with_trl(
     # before a checkpoint is loaded: the reference is the model as it starts
     validation, test = (trainer.with_reference(part) for part in (validation, test))
     context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
-    for sentence in sentences:
-        context.say(sentence)
+    planned = plan(len(train), context.devices.world).planned
+    sentences += reach_sentences(config.max_steps, planned, config.epochs)
+    context.say_all([*sentences, *_extension_sentences(config, context, trainer, step_of(checkpoint))])
+    trainer.signals.agree(context.devices)
     callback = RunCallback(
         *(trainer, context.run, context.devices, context.watchers),
         validation=validation,
         on_start=lambda: _measure("before", context, trainer, test),
     )
     trainer.train_from(checkpoint, callback)
+    _note_early_end(context, trainer)
     refuse_weights(context.run.folder, policy.trained())
     after = _measure("after", context, trainer, test)
     # Before saving: TRL leaves its reference adapter and its own settings in the model.
     trainer.restore_model()
     results = {"before": context.run.read_json("before"), "after": after}
-    context.finish(config.data.template, policy, results)  # type: ignore[attr-defined]
+    template: str = config.data.template  # type: ignore[attr-defined]
+    context.finish(results, partial(write_model_folder, policy.loaded, template))
 
 
 def check_head(loaded: Loaded) -> None:
@@ -106,6 +122,27 @@ def _last_checkpoint(config: SingleModelConfig, context: Context) -> tuple[Path 
         if found[0]:
             run.log(f"going on after step {step_of(found[0])}")
     return context.devices.gather([found])[0]
+
+
+def _extension_sentences(
+    config: SingleModelConfig, context: Context, trainer: RunTrainer, step: int
+) -> list[str]:
+    """Sentences on a run that is longer than it was when it was begun."""
+    run, total = context.run, trainer.args.max_steps
+    record = next((record for record in reversed(run.metrics) if record["step"] == step), None)
+    if not run.extension or record is None:
+        return []
+    rate = learning_rate(config.schedule, config.optimizer.lr, step, total)
+    # the epoch as it is: transformers ends every epoch with a step of its own, so none is cut short
+    return extension_sentences(
+        run.extension, record, total_steps=total, rates={"lr": rate}, epoch=record["epoch"]
+    )
+
+
+def _note_early_end(context: Context, trainer: RunTrainer) -> None:
+    steps = (context.run.metrics or [{"step": 0}])[-1]["step"]
+    if trainer.signals.ends and steps < trainer.args.max_steps:
+        context.say(context.run.end_early(steps, trainer.args.max_steps))
 
 
 def _measure(when: str, context: Context, trainer: RunTrainer, test: Any) -> dict[str, float]:

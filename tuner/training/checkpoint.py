@@ -22,10 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuner.errors import UserError
-from tuner.training.checkpoint_names import checkpoint_steps, step_of
+from tuner.training.checkpoint_names import STATE, checkpoint_steps, step_of
 from tuner.training.seal import BrokenSealError, seal, sealed_values
-
-STATE = "state.json"
 
 Loaded = TypeVar("Loaded")
 

@@ -34,6 +34,16 @@ class FolderLock:
         file.flush()
         self._file = file
 
+    @property
+    def is_held(self) -> bool:
+        """Whether another process has the lock."""
+        try:
+            self.acquire()
+        except UserError:
+            return True
+        self.release()
+        return False
+
     def release(self) -> None:
         """Give the lock back, where this process has it."""
         if self._file is not None:

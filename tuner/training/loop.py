@@ -19,9 +19,11 @@ from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError, gener
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices
 from tuner.training.divergence import diverged, refuse_weights
+from tuner.training.evaluation_cost import EvaluationCost
 from tuner.training.json_lines import finite
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
+from tuner.training.resume_rules import extension_sentences, reach_sentences
 from tuner.training.run_folder import RunFolder
 from tuner.training.step import Step
 from tuner.training.stop_signals import StopSignals
@@ -85,8 +87,10 @@ class Loop:
         self._run, self._devices, self._watchers = run, devices, watchers
         self._updater = Updater(trained, settings, self.total_steps, devices)
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
-        self._signals = StopSignals()
-        sentences = self._resume()
+        self._evaluation_cost, self._began = EvaluationCost(), time.perf_counter()
+        self._signals = StopSignals(lambda: devices.is_main and run.end_requested)
+        sentences = [*self._resume(), *self._extension_sentences()]
+        sentences += reach_sentences(settings.max_steps, len(steps), config.epochs)
         # after _resume: trackers continue from the restored step
         watchers.begin(run.folder, config, self.counters.step, self.total_steps)
         if self.counters.step and devices.is_main:
@@ -98,6 +102,7 @@ class Loop:
         with self._signals.listening():
             yield from self._remaining_steps()
             self._checkpoints.wait()
+            self._note_early_end()
             self._devices.wait()  # the other ranks neither read nor end before the main one has written
         self._signals.raise_if_agreed(self.counters.step, self.total_steps)
         if not self.restores_best:
@@ -112,6 +117,11 @@ class Loop:
     def restores_best(self) -> bool:
         """Whether the run's model is that of an earlier step, which `load_best` restores."""
         return self.counters.best_step not in (0, self.counters.step)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether there would be more steps to take."""
+        return self.counters.step < self.total_steps
 
     def stop(self, reason: str) -> None:
         """End the run after the running step, for a reason that the user is told."""
@@ -146,7 +156,9 @@ class Loop:
     # One step
 
     def _remaining_steps(self) -> Iterator[Step]:
-        while self.counters.step < self.total_steps and not self.counters.stopped_early:
+        if self.counters.step:  # a resumed run that is only to end takes no step more
+            self._signals.agree(self._devices)
+        while self.ended_early and not self.counters.stopped_early and not self._signals.ends:
             index = self.counters.step
             self._started = time.perf_counter()
             contents = self._steps.contents(index, self._devices.rank, self._devices.world)
@@ -154,7 +166,7 @@ class Loop:
             yield step
             if not step.finished:
                 raise RuntimeError("a step must be finished before the next one: call step.finish()")
-            if self._signals.agreed:
+            if self._signals.agreed is not None:
                 break
         if self._last_saved != self.counters.step:
             self._save()
@@ -164,7 +176,11 @@ class Loop:
         self.counters.count(step.tokens, step.is_finite, means.get("loss"))
         record = self._record(step, means)
         if self._settings.evaluates_at(self.counters.step, self.total_steps):
+            started = time.perf_counter()
             self._evaluate(record)
+            seconds = time.perf_counter() - started
+            for sentence in self._evaluation_cost.add(seconds, time.perf_counter() - self._began):
+                self.say(sentence)
         self._signals.agree(self._devices)  # after the evaluation, which may take long
         if self._devices.is_main:
             record = finite(record)
@@ -259,6 +275,29 @@ class Loop:
         if self._devices.is_main:
             sentences += self._run.rewind(self.counters.step)
         return sentences
+
+    def _extension_sentences(self) -> list[str]:
+        """Sentences on a run that is longer than it was when it was begun."""
+        step = self.counters.step
+        record = next((record for record in reversed(self._run.metrics) if record["step"] == step), None)
+        if not self._run.extension or record is None:
+            return []
+        if self.counters.stopped_early:
+            return ["this run stopped early by its own measure, so it does not go on for being longer"]
+        return extension_sentences(
+            self._run.extension,
+            record,
+            total_steps=self.total_steps,
+            rates=self._updater.by_set("lr", self._updater.learning_rates(step)),
+            epoch=self._steps.contents(step - 1, self._devices.rank, self._devices.world).epoch,
+        )
+
+    def _note_early_end(self) -> None:
+        if not self.ended_early or self._signals.agreed is not None or not self._devices.is_main:
+            return
+        sentence = self._run.end_early(self.counters.step, self.total_steps)
+        if self._signals.ends:
+            self.say(sentence)
 
     def _save(self) -> None:
         self._last_saved = self.counters.step

@@ -46,8 +46,12 @@ class PairPlan:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        steps = math.ceil(self.epochs * self.steps_per_epoch)
-        return min(steps, self.max_steps or steps)
+        return min(self.planned, self.max_steps or self.planned)
+
+    @property
+    def planned(self) -> int:
+        """Optimizer steps of all epochs."""
+        return math.ceil(self.epochs * self.steps_per_epoch)
 
     @property
     def passes(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from tuner.config import StageConfig, from_json, to_json
 from tuner.errors import UserError
 from tuner.printable import printable
-from tuner.training.checkpoint_names import checkpoint_steps
+from tuner.training.checkpoint_names import checkpoints_in, step_of
 from tuner.training.code_fingerprint import code_fingerprints
 from tuner.training.json_lines import (
     append_line,
@@ -25,7 +25,7 @@ from tuner.training.json_lines import (
     to_json_line,
 )
 from tuner.training.lock import FolderLock
-from tuner.training.resume_rules import changes_that_bind
+from tuner.training.resume_rules import changes_that_bind, extension
 from tuner.training.versions import versions
 from tuner.training.watchers import Sample
 
@@ -37,6 +37,9 @@ class RunFolder:
         self.folder = Path(folder)
         self._lock = FolderLock(self.folder)
         self._is_new = False
+        self._ended_early: dict[str, int] | None = None
+        self.extension: list[tuple[str, Any, Any]] = []
+        """(path, old, new) of the limits that `start` raised: the run is longer than it was."""
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.folder)!r})"
@@ -69,7 +72,7 @@ class RunFolder:
     @property
     def has_started(self) -> bool:
         """Whether a step was taken: from then on the folder is bound to its config and its data."""
-        return bool(self.metrics) or bool(checkpoint_steps(self.checkpoints_folder))
+        return bool(self.metrics) or bool(checkpoints_in(self.checkpoints_folder))
 
     @property
     def is_finished(self) -> bool:
@@ -92,9 +95,10 @@ class RunFolder:
 
     # Starting and resuming
 
-    def start(self, config: StageConfig, overrides: Sequence[str], place: dict[str, Any]) -> None:
+    def start(self, config: StageConfig, overrides: Sequence[str] | None, place: dict[str, Any]) -> None:
         """Take the lock; write the identity of a new run, or check that of an old one.
 
+        overrides: from the command line; None: as the run has them.
         place: where it computes, such as {"processes": 2, "threads": 1}. Where it or a version differs from before,
         that is logged: the run resumes, but not bit for bit.
         Raises UserError when another process trains here, or when the config has changed.
@@ -102,11 +106,12 @@ class RunFolder:
         self._make_folder()
         # before anything is compared or written: two processes that start at once would both pass the checks
         self._lock.acquire()
-        if self.has_started:
-            self._refuse_changes(config)
+        self.refuse_changes(config)
+        self._extend(config)
         # rewritten on resume, too: fields that are free there may have changed
         replace_text(self.folder / "config.json", to_json(config))
-        replace_text(self.folder / "overrides.json", json.dumps(list(overrides), indent=1))
+        if overrides is not None:
+            replace_text(self.folder / "overrides.json", json.dumps(list(overrides), indent=1))
         environment = versions() | place
         self._log_changes(environment)
         self.save_json("versions", environment)
@@ -121,9 +126,24 @@ class RunFolder:
             self._refuse_another(name, fingerprint)
         self.save_json(name, {"fingerprint": fingerprint, **details})
 
+    def is_finished_by(self, config: StageConfig) -> bool:
+        """Whether it has finished with this config, which asks for no more steps."""
+        return self.is_finished and not self.changes(config) and not extension(self.config, config)
+
     def changes(self, config: StageConfig) -> list[tuple[str, Any, Any]]:
         """(path, old, new) of the leaves in which a config differs from the run's and may not."""
         return changes_that_bind(self.config, config)
+
+    def refuse_changes(self, config: StageConfig) -> None:
+        """Raise UserError where the run has started with another config."""
+        if not self.has_started:
+            return
+        changes = [f"{path} was {old!r} and is now {new!r}" for path, old, new in self.changes(config)]
+        if changes:
+            raise UserError(
+                f"{self.folder} was begun with another config: {'; '.join(changes)}; "
+                "put it back to go on, give the run another name=..., or remove the folder"
+            )
 
     def abandon(self) -> None:
         """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind."""
@@ -179,7 +199,40 @@ class RunFolder:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json, which marks the run as finished."""
-        self.save_json("results", results)
+        early = {} if self._ended_early is None else {"ended_early": self._ended_early}
+        self.save_json("results", {**results, **early})
+        self.withdraw_end()
+
+    # Ending early
+
+    @property
+    def is_training(self) -> bool:
+        """Whether another process trains here now."""
+        return self._lock.is_held
+
+    @property
+    def end_requested(self) -> bool:
+        """Whether the run is to end after its running step."""
+        return self._end_request.exists()
+
+    def request_end(self) -> None:
+        """Have the run end after its running step, or where it is resumed after its last checkpoint."""
+        replace_text(self._end_request, "")
+
+    def withdraw_end(self) -> None:
+        self._end_request.unlink(missing_ok=True)
+
+    def end_early(self, step: int, total_steps: int) -> str:
+        """Note for results.json that the run ends so; returns a sentence on an end that the user asked for."""
+        self._ended_early = {"step": step, "of": total_steps}
+        return (
+            f"ended early as requested, after step {step:,} of {total_steps:,}: this is the run's model; a larger "
+            "max_steps goes on from here"
+        )
+
+    @property
+    def _end_request(self) -> Path:
+        return self.folder / ".end"
 
     def _make_folder(self) -> None:
         self._is_new = not self.folder.exists()
@@ -190,13 +243,15 @@ class RunFolder:
                 f"{self.folder}: this folder cannot be made ({error.strerror}); choose another with --runs"
             ) from error
 
-    def _refuse_changes(self, config: StageConfig) -> None:
-        changes = [f"{path} was {old!r} and is now {new!r}" for path, old, new in self.changes(config)]
-        if changes:
-            raise UserError(
-                f"{self.folder} was begun with another config: {'; '.join(changes)}; "
-                "put it back to go on, give the run another name=..., or remove the folder"
-            )
+    def _extend(self, config: StageConfig) -> None:
+        """Set the results aside where the config makes the run longer: they are not those of the whole run."""
+        self.extension = extension(self.config, config) if self.has_started else []
+        if not self.extension:
+            return
+        self.withdraw_end()
+        steps = [step_of(path) for path in checkpoints_in(self.checkpoints_folder)]
+        if (results := self.folder / "results.json").is_file():
+            results.rename(self.folder / f"results_{max(steps, default=0):06d}.json")
 
     def _refuse_another(self, name: str, fingerprint: str) -> None:
         saved = self.read_json(name)

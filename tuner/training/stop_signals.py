@@ -1,10 +1,14 @@
-"""Stopping on request: a signal lets the running step finish; then the run is saved and `Interrupted` raised."""
+"""Stopping on request: the running step finishes, and the run is saved.
+
+A signal then raises `Interrupted`, and the same command goes on later. A request in the run's folder, which
+`tuner train --stop` leaves there, ends the run: what it has learned becomes its model.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -35,11 +39,15 @@ def heeded() -> list[signal.Signals]:
 
 
 class StopSignals:
-    """`STOPPING` as requests to stop after the running step, agreed on by all ranks."""
+    """`STOPPING`, and requests to end, heeded after the running step, agreed on by all ranks."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_requested: Callable[[], bool] = lambda: False) -> None:
+        """end_requested: whether the run is to end early."""
         self.agreed: int | None = None
         """The signal that all ranks stop for."""
+        self.ends = False
+        """Whether all ranks end the run early."""
+        self._end_requested = end_requested
         self._received: int | None = None
         """The signal that this process was sent."""
 
@@ -57,10 +65,12 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def agree(self, devices: Devices) -> bool:
-        """Whether to stop: if one rank was sent a signal, all stop. Every rank calls this at the same place."""
+        """Whether to stop: if one rank was asked to, all stop. Every rank calls this at the same place."""
         # a rank that stopped alone would leave the others waiting in their next collective
-        self.agreed = max(filter(None, devices.gather([self._received])), default=None)
-        return self.agreed is not None
+        received, requested = zip(*devices.gather([(self._received, self._end_requested())]), strict=True)
+        self.agreed = max(filter(None, received), default=None)
+        self.ends = any(requested)
+        return self.agreed is not None or self.ends
 
     def raise_if_agreed(self, step: int, total_steps: int) -> None:
         """Raise Interrupted where the run was stopped before its end."""

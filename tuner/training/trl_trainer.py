@@ -31,6 +31,7 @@ from tuner.models.quantization import bitsandbytes
 from tuner.models.save import disk_errors
 from tuner.models.unwrap import unwrapped
 from tuner.training.checkpoint import damaged, newest_sound
+from tuner.training.checkpoint_names import CHECKSUMS
 from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import make_optimizer
@@ -45,7 +46,6 @@ bitsandbytes()  # transformers' Trainer imports it, with the advice this door le
 import transformers  # noqa: E402
 
 _TRAINED = "trained.safetensors"
-_CHECKSUMS = "checksums.json"
 
 
 @contextmanager
@@ -73,10 +73,14 @@ class RunTrainer(transformers.Trainer):
     """TRL's columns of the reference's log-probabilities, where they are computed before training."""
 
     def __init__(
-        self, settings: LoopSettings, trained: Mapping[str, torch.nn.Parameter], **arguments: Any
+        self,
+        settings: LoopSettings,
+        trained: Mapping[str, torch.nn.Parameter],
+        signals: StopSignals,
+        **arguments: Any,
     ) -> None:
         """trained: the weights to be trained, by name. arguments: TRL's, without `optimizers`."""
-        self.settings, self.signals = settings, StopSignals()
+        self.settings, self.signals = settings, signals
         self._trained, self._keep = trained, settings.checkpoint.keep
         model, args = arguments["model"], arguments["args"]
         transformer = unwrapped(model)
@@ -142,8 +146,9 @@ class RunTrainer(transformers.Trainer):
     @without_deprecations()
     def train_from(self, checkpoint: Path | None, callback: transformers.TrainerCallback) -> None:
         """Train from a checkpoint (None: the start) to the end; the callback decides about the signals heard."""
-        if checkpoint is not None and step_of(checkpoint) >= self.args.max_steps:
-            self._load_from_checkpoint(str(checkpoint))  # killed between its last step and its end
+        if checkpoint is not None and (step_of(checkpoint) >= self.args.max_steps or self.signals.ends):
+            # killed between its last step and its end, or to end where it stands
+            self._load_from_checkpoint(str(checkpoint))
             return
         self.add_callback(callback)
         with self.signals.listening():
@@ -169,7 +174,7 @@ class RunTrainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()  # every rank writes the state of its generators
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
-            seal(folder / f"checkpoint-{self.state.global_step}", _CHECKSUMS, {})
+            seal(folder / f"checkpoint-{self.state.global_step}", CHECKSUMS, {})
             for old in _complete(folder)[: -self._keep]:
                 shutil.rmtree(old)
 
@@ -248,11 +253,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _complete(folder: Path) -> list[Path]:
     """The checkpoints whose last file was written, oldest first."""
-    return [checkpoint for checkpoint in _checkpoints(folder) if (checkpoint / _CHECKSUMS).is_file()]
+    return [checkpoint for checkpoint in _checkpoints(folder) if (checkpoint / CHECKSUMS).is_file()]
 
 
 def _check(checkpoint: Path) -> None:
     try:
-        sealed_values(checkpoint, _CHECKSUMS)
+        sealed_values(checkpoint, CHECKSUMS)
     except BrokenSealError as error:
         raise damaged(checkpoint, error) from error

@@ -201,6 +201,17 @@ def test_one_model_is_in_memory_at_a_time(runs, monkeypatch):
     assert len(models) == 4
 
 
+def test_an_unfinished_run_is_measured_by_its_newest_checkpoint(runs, tmp_path):
+    unfinished = tmp_path / "ppo"
+    shutil.copytree(runs / "ppo", unfinished)
+    shutil.rmtree(unfinished / "model")
+    printed = run(unfinished, "--json")
+    assert "newest checkpoint, step_000002" in printed.stderr
+    assert printed.stdout == run(runs / "ppo", "--json").stdout
+    of_first = run(runs / "ppo", "--json", "--against", unfinished / "checkpoints" / "step_000002")
+    assert of_first.exit_code == 0
+
+
 def test_invalid_comparisons(runs, tmp_path):
     message = error_message(runs / "sft", "--against", runs / "ppo")
     assert (
@@ -213,8 +224,9 @@ def test_invalid_comparisons(runs, tmp_path):
     unfinished = tmp_path / "sft"
     shutil.copytree(runs / "sft", unfinished)
     shutil.rmtree(unfinished / "model")
-    assert "has not finished" in error_message(runs / "ppo", "--against", unfinished)
-    assert "has not finished" in error_message(unfinished)
+    shutil.rmtree(unfinished / "checkpoints")
+    assert "no intact checkpoint" in error_message(runs / "ppo", "--against", unfinished)
+    assert "no intact checkpoint" in error_message(unfinished)
     assert "leave --html out" in error_message(runs / "sft", "--html", tmp_path / "page.html")
 
 

@@ -547,7 +547,10 @@ def test_report_in_figures_in_words_and_through_json(write, tokenizer):
     part = report.parts["train"]
     assert (part.samples, part.pairs, part.target_tokens) == (5, 4, 5)
     assert "2 rows read from 1 source. train: 4 pairs of 5 answers" in str(report)
-    assert str(report).endswith("1 rows have an empty answer. No row is of condition 'long'.")
+    assert str(report).endswith(
+        "1 rows have an empty answer. No row is of condition 'long'. 1 rows name no condition, and are trained and "
+        "measured without one, unlike the others."
+    )
 
 
 CHANGES = {

@@ -11,6 +11,7 @@ from tests.unit.data.conftest import chat
 from tuner.config.data import Chat
 from tuner.data.data_report import DataReport
 from tuner.data.dataset import load_data
+from tuner.data.inspection import statistics
 from tuner.display.data_page import data_html
 from tuner.display.data_terminal import data_terminal
 
@@ -45,11 +46,21 @@ def test_colors_are_there_and_marks_are_not(loaded, tokenizer):
 
 
 def test_passes_show_segments_and_where_they_begin(loaded, tokenizer):
-    text = printed(data_terminal(loaded.train, tokenizer, passes=[[2, 0], [1]], color=False))
+    passes = [[2, 0], [1]]
+    text = printed(data_terminal(loaded.train, tokenizer, passes=passes, color=False, tokens_per_pass=200))
     begin = loaded.train.lengths[2]
     assert "pass 1 of 2: 2 segments" in text
     assert f"(from {begin} in the pass)" in text
-    assert "mean fill" in text
+    tokens = int(loaded.train.lengths.sum())
+    assert f"mean fill{tokens / 400:>20.1%}".split() == next(
+        line.split() for line in text.splitlines() if "mean fill" in line
+    )
+
+
+def test_the_fill_of_a_single_pass_is_measured_by_its_room(loaded):
+    tokens = int(loaded.train.lengths[0])
+    assert ("mean fill", "50.0%") in statistics(loaded.train, passes=[[0]], tokens_per_pass=2 * tokens)
+    assert not [name for name, _ in statistics(loaded.train, passes=[[0]]) if name == "mean fill"]
 
 
 class Tags(HTMLParser):

@@ -64,6 +64,25 @@ def test_the_adapter_is_folded_in_not_dropped(internlm2_folder, tmp_path, tokens
     assert (logits(merged, tokens) - logits(base, tokens)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("difference", "exceeded"),
+    [
+        (module.Difference(1e-9, 1.0), ""),
+        (module.Difference(2e-3, 1.0), "the mean KL is above 0.001"),
+        (module.Difference(1e-4, 0.98), "the most likely token is the same on less than 99%"),
+        (module.Difference(float("nan"), 0.5), "above 0.001 and the most likely token"),
+        (module.ScoreDifference(2e-3, 1.0), "above 0.001"),
+        (module.ScoreDifference(1e-4, 1.0), ""),
+    ],
+)
+def test_the_limit_that_binds_is_named(difference, exceeded):
+    assert exceeded in difference.exceeded
+    assert bool(difference.exceeded) == bool(exceeded)
+    if exceeded:
+        with pytest.raises(UserError, match=exceeded):
+            module._check(difference, "run")
+
+
 def test_rounding_is_reported_apart(internlm2_folder, tmp_path):
     run, _ = run_of(internlm2_folder, tmp_path / "run", quantization="nf4")
     report = merge(run, tmp_path / "merged", texts=TEXTS)

@@ -16,6 +16,7 @@ from tuner.evaluation.position_loss import RangeLoss
 from tuner.stages.run import Run
 from tuner.training.code_fingerprint import code_fingerprints, functions_of
 from tuner.training.json_lines import finite
+from tuner.training.resume_rules import changes_that_bind, extension, reach_sentences
 from tuner.training.watchers import Sample
 
 FILE = '''"""A config with its own function."""
@@ -106,6 +107,29 @@ def test_a_field_that_is_not_free_is_refused_as_the_configs(tmp_path, file):
     with pytest.raises(UserError, match=r"optimizer\.lr was 0\.005 and is now 0\.1"):
         run.start(load_config(file), (), {})
     run.release()
+
+
+def test_a_run_that_its_epochs_end_before_max_steps_is_said():
+    assert reach_sentences(40, 40, 1.0) == reach_sentences(None, 40, 1.0) == []
+    (sentence,) = reach_sentences(100, 40, 1.5)
+    assert sentence.startswith("max_steps=100 is not reached: the rows give 40 steps in 1.5 epochs")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "longer"),
+    [
+        ({"max_steps": 5}, {"max_steps": 6}, ["max_steps"]),
+        ({"max_steps": 5}, {"max_steps": None}, ["max_steps"]),
+        ({"max_steps": None}, {"max_steps": 5}, []),
+        ({"max_steps": 5, "epochs": 1.0}, {"max_steps": 6, "epochs": 0.5}, []),
+        ({"max_steps": 5, "epochs": 1.0}, {"max_steps": 5, "epochs": 2.0}, ["epochs"]),
+        ({"max_steps": 5}, {"max_steps": 5}, []),
+    ],
+)
+def test_only_larger_limits_make_a_run_longer(old, new, longer):
+    before, after = override(SMALL, old), override(SMALL, new)
+    assert [path for path, *_ in extension(before, after)] == longer
+    assert bool(changes_that_bind(before, after)) is (not longer and old != new)
 
 
 def test_numbers_that_json_has_no_word_for_become_none_at_any_depth():

@@ -14,7 +14,7 @@ class Ranks:
     """Devices of which the other ranks have received these signals."""
 
     def __init__(self, *others: int | None) -> None:
-        self._others = others
+        self._others = [(number, False) for number in others]
 
     def gather(self, items: list[Any]) -> list[Any]:
         return [*items, *self._others]
@@ -50,6 +50,13 @@ def test_one_rank_that_was_asked_stops_all():
     signals = StopSignals()
     assert signals.agree(Ranks(None, signal.SIGINT, None))
     assert signals.agreed == signal.SIGINT
+
+
+def test_a_request_to_end_stops_all_without_an_interrupt():
+    signals = StopSignals(lambda: True)
+    assert signals.agree(Ranks(None, None))
+    assert signals.ends
+    signals.raise_if_agreed(3, 5)
 
 
 def test_a_run_at_its_end_is_not_interrupted():

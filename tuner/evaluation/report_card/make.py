@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,8 @@ from tuner.models.reward_record import Reference
 
 Scoring = Callable[[Comparisons], np.ndarray]
 """Rows -> the scores of all their answers, float64 [N]."""
+Scorings = Callable[[int], AbstractContextManager[Scoring]]
+"""Number of answers to be scored in all -> a context in which they are."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class ReportSettings:
 
 
 def report_on(
-    settings: ReportSettings, tokenizer: object, conditions: Conditions, score: Scoring
+    settings: ReportSettings, tokenizer: object, conditions: Conditions, scoring: Scorings
 ) -> tuple[ReportCard, Reference] | None:
     """The report card of the test rows, and the mean and standard deviation of their scores; None without test rows.
 
@@ -52,10 +55,11 @@ def report_on(
     conditions = replace(conditions, partners=_partners(test_rows))
     places = stratified_indices(test_rows, settings.evaluation.rows)
     comparisons = test_rows.take(places)
-    scores = score(comparisons)
+    applicable: list[Presentation] = [control for control in CONTROLS if _can_apply(conditions, control)]
     controls: dict[str, ScoredPairs] = {}
-    for control in CONTROLS:
-        if _can_apply(conditions, control):
+    with scoring(len(comparisons.sequences) * (1 + len(applicable))) as score:
+        scores = score(comparisons)
+        for control in applicable:
             # Loaded again: a control's wording changes the prompts' tokens, and so what is truncated.
             rows = load(control)
             assert rows is not None

@@ -63,6 +63,8 @@ def _chance(card: ReportCard) -> list[str]:
     right = card.overall.accuracy if card.overall else None
     if right is None or _above(right.low, CHANCE) or _wide(right):
         return []
+    if _above(CHANCE, right.high):
+        return [f"Reversed: the worse answer has the higher score more often than not: {_accuracy(right)}."]
     return [f"No better than chance: {_accuracy(right)}."]
 
 
@@ -104,6 +106,11 @@ def _on_twins(seen: Control, swapped: Control | None) -> list[str]:
     if not _above(seen.accuracy.low, CHANCE):
         if _wide(seen.accuracy):
             return []
+        if _above(CHANCE, seen.accuracy.high):
+            return [
+                f"Conditions are reversed: on rows with a twin, {_accuracy(seen.accuracy)}; without any condition it "
+                "would be 0.500."
+            ]
         return [
             f"Conditions are ignored: on rows with a twin, {_accuracy(seen.accuracy)}; without any condition "
             "it would be 0.500."
@@ -119,7 +126,7 @@ def _on_twins(seen: Control, swapped: Control | None) -> list[str]:
 
 def _single_conditions(card: ReportCard) -> list[str]:
     return [
-        f"Condition {group.name} is no better than chance: {_accuracy(group.accuracy)}."
+        f"Condition {group.name} is {_against_chance(group.accuracy)}: {_accuracy(group.accuracy)}."
         for group in card.conditions
         if not _above(group.accuracy.low, CHANCE) and not _wide(group.accuracy)
     ]
@@ -141,6 +148,11 @@ def _calibration(card: ReportCard) -> list[str]:
         f"Badly calibrated ({way}): mean confidence {calibrated.confidence:.3f}, accuracy {right.value:.3f}, "
         f"expected calibration error {calibrated.ece:.3f}."
     ]
+
+
+def _against_chance(right: Accuracy) -> str:
+    """What an accuracy that is not above chance is: significantly below it, a model ranks the other way round."""
+    return "reversed" if _above(CHANCE, right.high) else "no better than chance"
 
 
 def _above(low: float, limit: float) -> bool:

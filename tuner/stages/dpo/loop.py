@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tuner.config import DPO
 from tuner.data.load_pairs import pairs
 from tuner.stages.context import Context
+from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.dpo.trainer import make_dataset, make_trainer
 from tuner.stages.trl_run import train_with_trl
 
@@ -21,4 +24,5 @@ def dpo(config: DPO, context: Context) -> None:
         context,
         lambda comparisons, suffix: make_dataset(pairs(comparisons, suffix)),
         lambda loaded, rows: make_trainer(config, loaded, rows, context.run, context.devices),
+        partial(plan_pairs, config),
     )

@@ -18,6 +18,7 @@ from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.run import Run
 from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
+from tuner.training.stop_signals import StopSignals
 from tuner.training.trl_trainer import RunTrainer, common_arguments, without_deprecations
 
 # isort: split
@@ -73,6 +74,7 @@ def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices:
         return Trainer(
             LoopSettings.of(config),
             {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad},
+            StopSignals(lambda: devices.is_main and run.end_requested),
             model=loaded.model,
             ref_model=None
             if is_adapted(loaded.model) or config.precompute_reference

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tuner.config import KTO
 from tuner.stages.context import Context
+from tuner.stages.kto.plan import plan_answers
 from tuner.stages.kto.trainer import make_dataset, make_trainer
 from tuner.stages.trl_run import train_with_trl
 
@@ -19,4 +22,5 @@ def kto(config: KTO, context: Context) -> None:
         context,
         lambda labels, suffix: make_dataset(config, labels, suffix),
         lambda loaded, rows: make_trainer(config, loaded, rows, context.run, context.devices),
+        partial(plan_answers, config),
     )

@@ -13,12 +13,13 @@ from tuner.data.labels import Labels
 from tuner.data.load_labels import labeled_answers
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
+from tuner.models.folder_files import first_line
 from tuner.models.load import Loaded
-from tuner.models.locate import first_line
 from tuner.stages.kto.plan import in_order, plan_answers
 from tuner.stages.run import Run
 from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
+from tuner.training.stop_signals import StopSignals
 from tuner.training.trl_trainer import RunTrainer, common_arguments, without_deprecations
 
 # isort: split
@@ -95,6 +96,7 @@ def make_trainer(config: KTO, loaded: Loaded, answers: Dataset, run: Run, device
         return Trainer(
             LoopSettings.of(config),
             {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad},
+            StopSignals(lambda: devices.is_main and run.end_requested),
             model=loaded.model,
             ref_model=deepcopy(loaded.model).requires_grad_(False) if needs_copy else None,
             args=KTOConfig(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +15,12 @@ from tuner.display.card_page import html, terminal
 from tuner.display.progress import progress_bar
 from tuner.errors import DivergedError, UserError
 from tuner.evaluation.held_out_pairs import score_comparisons
-from tuner.evaluation.report_card.card import ReportCard
-from tuner.evaluation.report_card.make import ReportSettings, report_on
+from tuner.evaluation.report_card.card import NO_CONDITION, ReportCard
+from tuner.evaluation.report_card.make import ReportSettings, Scoring, report_on
 from tuner.evaluation.report_card.tables import results
-from tuner.models.reward_record import Reference
+from tuner.models.reward_record import Reference, unasked
 from tuner.models.roles import Roles
+from tuner.printable import echo
 from tuner.stages.finished_model import load_finished
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation
@@ -35,17 +38,23 @@ class Report:
 def make_report(config: RewardModel, roles: Roles, devices: Devices) -> Report | None:
     """The report on a config's test rows; None without such rows."""
     conditions = Conditions(read_conditions(config.conditions), config.seed)
-    bar = (
-        progress_bar("Scoring held-out answers", None) if devices.is_main else nullcontext(lambda count: None)
-    )
-    with bar as advance:
-        report = report_on(
-            ReportSettings(config.data, config.reward_token, config.evaluation, config.loss),
-            roles.tokenizer,
-            conditions,
-            lambda rows: _finite(score_comparisons(rows, roles, devices, config.tokens_per_pass, advance)),
-        )
+
+    @contextmanager
+    def scoring(answers: int) -> Generator[Scoring]:
+        share = -(-answers // devices.world)  # which is what one rank scores
+        bar = progress_bar("Scoring held-out answers", share) if devices.is_main else nullcontext(_silent)
+        with bar as advance:
+            yield lambda rows: _finite(
+                score_comparisons(rows, roles, devices, config.tokens_per_pass, advance)
+            )
+
+    settings = ReportSettings(config.data, config.reward_token, config.evaluation, config.loss)
+    report = report_on(settings, roles.tokenizer, conditions, scoring)
     return None if report is None else Report(*report)
+
+
+def _silent(count: int) -> None:
+    """The bar of a rank that shows none."""
 
 
 def _finite(scores: np.ndarray) -> np.ndarray:
@@ -55,6 +64,13 @@ def _finite(scores: np.ndarray) -> np.ndarray:
             "that is not finite, so it is no model; train again with a lower optimizer.lr"
         )
     return scores
+
+
+def _unconditioned(card: ReportCard) -> int:
+    """Rows of a report that name no condition."""
+    if not card.conditions:  # there are groups where any row names one
+        return 0 if card.overall is None else card.overall.accuracy.rows
+    return sum(group.accuracy.rows for group in card.conditions if group.name == NO_CONDITION)
 
 
 def report_results(report: Report | None) -> dict[str, object]:
@@ -74,5 +90,9 @@ def evaluate(run: Run, config: RewardModel) -> Evaluation:
     report = make_report(config, roles, devices)
     if report is None:
         raise UserError(f"{run.folder}: its config holds out no test rows; name some with --files")
+    for sentence in unasked(
+        list(config.conditions), _unconditioned(report.card), "name one with Source(condition=...)"
+    ):
+        echo(f"tuner: {sentence}", sys.stderr)
     title = run.folder.name
     return Evaluation(title, report_results(report), terminal(report.card), lambda: html(report.card, title))

@@ -11,9 +11,11 @@ from tuner.data.conditions import read_conditions
 from tuner.display.card_page import html
 from tuner.evaluation.report_card.card import ReportCard
 from tuner.evaluation.report_card.tables import tables
+from tuner.models.load import Loaded
 from tuner.models.reward_record import RewardRecord, set_score_token, write_reward_record
 from tuner.models.roles import Roles
 from tuner.stages.context import Context
+from tuner.stages.model_folder import write_model_folder
 from tuner.stages.reward.evaluate import Report, make_report, report_results
 from tuner.training.loop import Loop
 
@@ -29,10 +31,18 @@ def finish_reward(config: RewardModel, context: Context, roles: Roles, loop: Loo
     if context.devices.is_main and report:
         write_report(context.run.folder, report.card)
         context.watchers.report(tables(report.card))
+    results = report_results(report)
+    context.finish(results, partial(write_reward_model, config, roles.loaded, record=record))
+
+
+def write_reward_model(
+    config: RewardModel, loaded: Loaded, folder: Path, record: RewardRecord | None = None
+) -> None:
+    """Write a reward model's folder. record: None: one without a report card."""
     # Before saving: other tools find the score by the padding token in config.json, ours by reward.json.
-    set_score_token(roles.loaded, config.reward_token)
-    write_record = partial(write_reward_record, record=record)
-    context.finish(config.data.template, roles, report_results(report), write_record)
+    set_score_token(loaded, config.reward_token)
+    write_record = partial(write_reward_record, record=record or make_record(config, None))
+    write_model_folder(loaded, config.data.template, folder, write_record)
 
 
 def make_record(config: RewardModel, report: Report | None) -> RewardRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -16,8 +17,10 @@ from tuner.data.sources import Row, Rows
 from tuner.display.progress import progress_bar
 from tuner.errors import UserError
 from tuner.models.load import Precision
+from tuner.models.reward_record import unasked
 from tuner.models.scorer import ScoreRequest, open_scorer, prompt_of
-from tuner.printable import printable_json
+from tuner.printable import echo, printable_json
+from tuner.stages.run_models import usable_path
 
 WINDOW = 2048
 """Rows read and scored together; many, so that passes are full."""
@@ -59,18 +62,23 @@ def score_file(
     """
     rows = Rows(Source(path=file))
     scorer = open_scorer(
-        model, precision=precision, template=template, tokens_per_pass=tokens_per_pass, trust=trust
+        usable_path(model, trust=trust),
+        precision=precision,
+        template=template,
+        tokens_per_pass=tokens_per_pass,
+        trust=trust,
     )
     reference = scorer.record.reference
     if standardize and reference is None:
         raise UserError(
             f"{model}: no held-out rows were scored in its training, so there is no mean; leave --standardize out"
         )
-    count = 0
+    count = unconditioned = 0
     row_requests = _row_requests(rows, condition)
     with progress_bar("Scoring", None) as advance:
         # Not row by row: a pass would hold one conversation. Not the whole file: it may not fit into memory.
         while window := list(itertools.islice(row_requests, WINDOW)):
+            unconditioned += sum(item.requests[0].condition is None for item in window)
             scores = iter(scorer.score_requests([request for item in window for request in item.requests]))
             for item in window:
                 row_scores = [float(score) for score in itertools.islice(scores, len(item.requests))]
@@ -79,6 +87,8 @@ def score_file(
                 output.write(printable_json({**item.row.values, **item.result(row_scores)}) + "\n")
             count += len(window)
             advance(len(window))
+    for sentence in unasked(list(scorer.record.conditions), unconditioned, "add --condition NAME"):
+        echo(f"tuner: {sentence}", sys.stderr)
     return count
 
 

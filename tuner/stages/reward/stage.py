@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.data.load_preferences import load_preferences
 from tuner.evaluation.report_card.card import CONTROLS, SEEN
+from tuner.models.load import Loaded
 from tuner.stages.check import CheckReport, check_model
 from tuner.stages.context import Context
+from tuner.stages.model_folder import TrainedModel
 from tuner.stages.packed_rows import plan, plan_figures
 from tuner.stages.reward.evaluate import evaluate
 from tuner.stages.reward.figures import FIGURES
+from tuner.stages.reward.finish import write_reward_model
 from tuner.stages.reward.loop import reward
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation, Preview, Stage
@@ -74,6 +78,13 @@ class RewardStage(Stage[RewardModel]):
 
     def train(self, config: RewardModel, context: Context) -> None:
         reward(config, context)
+
+    def trained_model(self, config: RewardModel) -> TrainedModel:
+        return TrainedModel(config.model, config.adapter, config.data.template, config.freeze, "score")
+
+    def write_model(self, config: RewardModel, loaded: Loaded, folder: Path) -> None:
+        """Without a report card, of which nothing was measured."""
+        write_reward_model(config, loaded, folder)
 
     def evaluate(self, run: Run, config: RewardModel, against: Sequence[str] = ()) -> Evaluation:
         return evaluate(run, config)

@@ -20,6 +20,7 @@ from tuner.rollout.rules import load_rule
 from tuner.stages.check import META, CheckReport, memory_budget, model_figures
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run, reward_reader
+from tuner.stages.rl.sampling_notes import sampling_notes
 
 
 def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport:
@@ -52,7 +53,11 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         fill=min(config.prompts_per_step, stream.drawn) / config.prompts_per_step,
         peak_gib=policy_peak(config, algorithm, roles) / 2**30,
         warnings=(*_further_bases(config, roles, untrained_reward), *algorithm.warnings(steps)),
-        notes=(*roles.notes, *long_prompts(config, roles, prompts, replay), *_biased_kl(config, roles)),
+        notes=(
+            *roles.notes,
+            *long_prompts(config, roles, prompts, replay),
+            *sampling_notes(config.sampling, has_reference="reference" in roles),
+        ),
     )
 
 
@@ -89,19 +94,6 @@ def _load_roles(config: PolicyConfig, algorithm: Algorithm[Any], stand_ins: froz
     )
     roles = load_policy_roles(models, META, nullcontext).roles
     return Roles({name: roles[name] for name in roles} | {"reward": Role(reward)}, nullcontext)
-
-
-def _biased_kl(config: PolicyConfig, roles: Roles) -> list[str]:
-    sampling = config.sampling
-    if not sampling.is_truncated or "reference" not in roles:
-        return []
-    limits = {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_new_tokens": sampling.min_new_tokens}
-    no_limits = {"top_p": 1.0, "top_k": None, "min_new_tokens": 0}
-    named = ", ".join(f"{name}={value}" for name, value in limits.items() if value != no_limits[name])
-    return [
-        f"sampling.{named}: some tokens cannot be sampled, while log-probabilities are over the full vocabulary, so "
-        "that estimates of the KL divergence (k1, k2 and k3) are biased"
-    ]
 
 
 def _further_bases(config: PolicyConfig, roles: Roles, untrained_reward: bool) -> list[str]:

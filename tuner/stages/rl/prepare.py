@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,15 @@ from tuner.rollout.experience import Experience
 from tuner.rollout.health import Health
 from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
-from tuner.rollout.rules import load_rule
+from tuner.rollout.rules import Rule, load_rule
 from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
+from tuner.stages.model_folder import write_model_folder
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run
 from tuner.stages.rl.reward_source import reward_source
+from tuner.stages.rl.sampling_notes import sampling_notes
 from tuner.training.json_lines import read_json
 from tuner.training.loop import Loop
 from tuner.training.step import Step
@@ -163,7 +166,7 @@ class Setup:
         """Measure the trained policy, and write model and results."""
         loop = self.loop
         # an evaluation of the last step is not repeated, where that is the model and was evaluated
-        known = None if loop.restores_best or loop.counters.stopped_early else self.held_out.last
+        known = None if loop.restores_best or loop.ended_early else self.held_out.last
         if loop.restores_best:
             loop.load_best()
             self.engine.weights_changed()
@@ -172,7 +175,8 @@ class Setup:
         metrics = self.context.run.metrics if self.context.devices.is_main else []
         last = next((record for record in metrics if record["step"] == model_step), {})
         results = {**policy_results(before, after), "kl": last.get("kl")}
-        self.context.finish(self.config.prompts.template, self.roles, results)
+        template = self.config.prompts.template
+        self.context.finish(results, partial(write_model_folder, self.roles.loaded, template))
 
     def _measure(self, when: str, known: PolicyMeasurement | None) -> PolicyMeasurement:
         measurement = known or self.held_out.measure()
@@ -195,6 +199,7 @@ class Setup:
 def prepare(config: PolicyConfig, context: Context) -> Setup:
     """Load what a config names. Raises UserError where its parts do not fit together."""
     devices, algorithm = context.devices, algorithm_of(config)
+    rule = load_rule(config.evaluation.rule, "evaluation.rule")  # refused before models and rows are loaded
     loaded = load_policy_roles(policy_models(config, algorithm.roles), devices.device, devices.autocast)
     roles = loaded.roles
     if devices.is_main:
@@ -209,12 +214,13 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
     reward = reward_source(config, roles, loaded.sequences, devices)
-    held_out = _held_out(config, context, roles, engine, reward, prompts, replay)
+    held_out = _held_out(config, context, roles, engine, reward, rule, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
     if loop.counters.step:  # a checkpoint was restored
         engine.weights_changed()
         algorithm.kl = loop.state.get("kl_coefficient", algorithm.kl)
-    context.say_all((loaded.description, *roles.notes, *prompts.report.notes, *too_long))
+    notes = sampling_notes(config.sampling, has_reference="reference" in roles)
+    context.say_all((loaded.description, *roles.notes, *too_long, *notes))
     context.say_all(algorithm.warnings(loop.total_steps))
     return Setup(
         config=config,
@@ -258,13 +264,13 @@ def _held_out(
     roles: Roles,
     engine: Engine,
     reward: RewardSource,
+    rule: Rule | None,
     prompts: Dataset[PromptSet],
     replay: Dataset[Examples] | None,
 ) -> HeldOutPolicy:
     evaluation, devices = config.evaluation, context.devices
     test = stratified_subset(prompts.test, evaluation.rows)
     replayed = stratified_subset(None if replay is None else replay.test, evaluation.rows)
-    rule = load_rule(evaluation.rule, "evaluation.rule")
     judge = None if test is None else Judge(test, reward, rule, str(evaluation.rule), devices)
     rows = HeldOutReplay(replayed, roles, devices, config.tokens_per_pass)
     return HeldOutPolicy(judge, rows, engine, roles.tokenizer, evaluation)

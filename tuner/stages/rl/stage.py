@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from tuner.algorithms.algorithm import algorithm_of
 from tuner.config import LoRA, Model, PolicyConfig
 from tuner.data.batch import pack_all
@@ -13,6 +15,7 @@ from tuner.data.examples import Examples
 from tuner.data.prompts import PromptSet
 from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
+from tuner.stages.model_folder import TrainedModel
 from tuner.stages.rl.check import check_policy
 from tuner.stages.rl.evaluate import evaluate
 from tuner.stages.rl.figures import figures
@@ -72,6 +75,17 @@ class RLStage(Stage[PolicyConfig]):
 
     def train(self, config: PolicyConfig, context: Context) -> None:
         reinforce(config, context)
+
+    def trained_model(self, config: PolicyConfig) -> TrainedModel:
+        return TrainedModel(config.policy, config.adapter, config.prompts.template)
+
+    def weights_of_model(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The policy's: of several sets of weights, each name in a checkpoint begins with that of its set."""
+        prefix = "policy."
+        policy = {
+            name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)
+        }
+        return policy or weights
 
     def evaluate(self, run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Evaluation:
         return evaluate(run, config, against)

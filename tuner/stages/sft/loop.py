@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tuner.config import SFT
 from tuner.models.forward import token_loss
 from tuner.stages.context import Context
+from tuner.stages.model_folder import write_model_folder
 from tuner.stages.packed_rows import plan
 from tuner.stages.sft.evaluate import held_out_rows, measure, measure_before, template_of
 
@@ -25,4 +28,5 @@ def sft(config: SFT, context: Context) -> None:
                 step.backward()
         step.finish()
     loop.load_best()
-    context.finish(template_of(config), roles, {"before": before, "after": measure("after", test, loop)})
+    results = {"before": before, "after": measure("after", test, loop)}
+    context.finish(results, partial(write_model_folder, roles.loaded, template_of(config)))

@@ -11,9 +11,10 @@ from tuner.data.examples import Examples
 from tuner.evaluation.held_out_chat import load_score
 from tuner.stages.check import CheckReport, check_model
 from tuner.stages.context import Context
+from tuner.stages.model_folder import TrainedModel
 from tuner.stages.packed_rows import plan, plan_figures
 from tuner.stages.run import Run
-from tuner.stages.sft.evaluate import evaluate
+from tuner.stages.sft.evaluate import evaluate, template_of
 from tuner.stages.sft.figures import FIGURES
 from tuner.stages.sft.loop import sft
 from tuner.stages.stage import Evaluation, Preview, Stage
@@ -43,6 +44,9 @@ class SFTStage(Stage[SFT]):
 
     def train(self, config: SFT, context: Context) -> None:
         sft(config, context)
+
+    def trained_model(self, config: SFT) -> TrainedModel:
+        return TrainedModel(config.model, config.adapter, template_of(config), config.freeze)
 
     def evaluate(self, run: Run, config: SFT, against: Sequence[str] = ()) -> Evaluation:
         return evaluate(run, config, self.load_rows)

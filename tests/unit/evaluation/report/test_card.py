@@ -351,7 +351,20 @@ def test_chance_is_said():
     )
     assert card.failed
     assert not sentence(card_of(plain(120, 80)), "No better than chance")
-    assert sentence(card_of(plain(80, 120)), "No better than chance")
+    assert sentence(card_of(plain(90, 110)), "No better than chance")
+
+
+def test_what_is_significantly_below_chance_is_reversed():
+    card = card_of(plain(80, 120, conditions=("math",) * 200))
+    assert sentence(
+        card, "Reversed: the worse answer has the higher score more often than not: accuracy 0.400"
+    )
+    assert not sentence(card, "No better than chance")
+    assert card.failed
+    assert sentence(card, "Condition math is reversed: accuracy 0.400 on 200 rows")
+    twins = card_of(twin_pairs([(-a, -b) for a, b in GOOD]))
+    assert sentence(twins, "Conditions are reversed: on rows with a twin, accuracy 0.091")
+    assert twins.failed
 
 
 @pytest.mark.parametrize(("chosen", "rejected", "rule"), [(12, 10, "longer"), (10, 12, "shorter")])
