@@ -32,9 +32,9 @@ pipeline: $(VENV)/installed
 test: check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# What takes an hour: 100 random kills over all stages, and memory over 200 steps.
+# What takes an hour: 100 random kills over all stages, memory over 200 steps, and tests/soak/longer.txt.
 soak: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m soak -rP tests/soak
+	$(BIN)/python -m pytest -m soak -rP tests
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -20,6 +20,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def soak_names() -> list[str]:
+    """Beginnings of the names of tests that `make soak` runs beside those of its folder."""
+    lines = (ROOT / "tests" / "soak" / "longer.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TUNER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -34,7 +40,12 @@ def _own_row_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_shapes, "_REGISTERED", shapes)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked soak
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longer = tuple(soak_names())
+    for item in items:
+        if item.nodeid.startswith(longer):
+            item.add_marker(pytest.mark.soak)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing or os.environ.get("TUNER_TEST_DEVICE") == "cpu":
         return
