@@ -11,6 +11,8 @@ from tuner.config.validation_errors import unknown_field
 DEEPEST = 20
 """Levels of lists and dicts that a value may have; no field has more than a few."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Pattern of names that become a folder's."""
 LARGEST = 2**63 - 1
 """Largest integer of a field: seeds, numbers of rows and of tokens are 64-bit numbers where they are used."""
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tuner.config.adapter import Adapter
-from tuner.config.base import ConfigBase
+from tuner.config.base import FOLDER_NAME, ConfigBase
 from tuner.config.data import Data
 from tuner.config.evaluation import Validation
 from tuner.config.model import Freeze, Model
@@ -21,7 +21,10 @@ class StageConfig(ConfigBase):
     implementation: ClassVar[str]
     """Module whose `STAGE` runs configs of this class; imported when a stage runs, never by loading a config."""
 
-    name: str | None = Field(default=None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    keeps_milestones: ClassVar[bool] = True
+    """Whether `checkpoint.milestones` can be kept."""
+
+    name: str | None = Field(default=None, max_length=200, pattern=FOLDER_NAME)
     """Name of the run's folder within --runs; None: the config file's name."""
 
     epochs: float = Field(default=1.0, gt=0, le=10_000)
@@ -62,6 +65,12 @@ class StageConfig(ConfigBase):
 
     tracking: Wandb | None = None
     """Weights & Biases logging; None: log to files only."""
+
+    @model_validator(mode="after")
+    def _milestones_can_be_kept(self) -> Self:
+        if self.checkpoint.milestones and not self.keeps_milestones:
+            raise ValueError("checkpoint.milestones cannot be kept by TRL's trainers: leave it out")
+        return self
 
 
 class SingleModelConfig(StageConfig):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from tuner.config.base import ConfigBase
+from tuner.config.base import FOLDER_NAME, ConfigBase
 
 
 class AdamW(ConfigBase):
@@ -100,6 +100,28 @@ class Checkpoint(ConfigBase):
     skip_damaged: bool = False
     """Where the newest checkpoint is not as it was written, set it aside and resume from the one before; false: stop
     with an error that names it."""
+
+    milestones: dict[Annotated[str, Field(pattern=FOLDER_NAME)], Annotated[float | int, Field(gt=0)]] = Field(
+        default_factory=dict
+    )
+    """Name -> after which step the model of that time is kept, in the folder milestones/NAME of the run: a fraction of
+    all steps if below 1, or a number of steps. {"early": 0.25, "middle": 0.5} keeps two. Such a folder is a model for
+    every command and config, and stays when checkpoints go."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _are_fractions_or_whole_steps(cls, milestones: dict[str, float | int]) -> dict[str, float | int]:
+        for name, when in milestones.items():
+            if when >= 1 and not isinstance(when, int):
+                raise ValueError(f"{name}: {when} is neither a fraction below 1 nor a whole number of steps")
+        return milestones
+
+    def milestone_steps(self, total_steps: int) -> dict[str, int]:
+        """Name -> number of steps after which the model is kept, in a run of so many steps."""
+        return {
+            name: when if isinstance(when, int) else max(1, round(when * total_steps))
+            for name, when in self.milestones.items()
+        }
 
 
 class Wandb(ConfigBase):

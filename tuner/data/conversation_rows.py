@@ -123,6 +123,11 @@ def _conversation(row: Values, turns: list[Turn], origin: str) -> Conversation:
     if row.get("system"):
         turns = [Turn("system", expect_text(row["system"], '"system"', origin)), *turns]
     refuse_media(row, turns, origin)
+    if row.get("label") is False:
+        refuse(
+            origin,
+            '"label" is false: the answer is undesirable; train on such rows by KTO, or take the row out',
+        )
     return Conversation(tuple(turns), read_tools(row, origin), read_weight(row, origin), origin)
 
 

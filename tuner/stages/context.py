@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tuner.models.roles import Roles
 from tuner.stages.registry import stage_of
 from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
+from tuner.stages.run_models import write_milestone
 from tuner.training.devices import Devices
 from tuner.training.divergence import refuse_measures
 from tuner.training.loop import HeldOut, Loop, Steps
@@ -132,6 +134,7 @@ class Context:
             run=self.run,
             devices=self.devices,
             watchers=self.watchers,
+            write_milestone=partial(write_milestone, self.run, say=self.say),
         )
 
     def finish(self, results: dict[str, Any], write_model: Callable[[Path], None]) -> None:

@@ -70,6 +70,15 @@ def with_usable_models(config: StageConfig) -> StageConfig:
     return override(config, changes) if changes else config
 
 
+def write_milestone(run: RunFolder, checkpoint: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Write the model of a run's checkpoint to a folder of its own; whoever trains vouches for the model's code."""
+    from tuner.stages.model_folder import write_checkpoint_model  # imports torch
+
+    config: StageConfig = run.config
+    trusts_code = stage_of(config).trained_model(config).model.trust_remote_code
+    write_checkpoint_model(run, checkpoint, folder, model=_starting_model(config, trusts_code, say))
+
+
 def run_folder_of(place: Path | str) -> Path:
     """The run folder that a checkpoint stands in; of any other place itself."""
     folder = Path(place)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -79,8 +80,12 @@ class Loop:
         run: RunFolder,
         devices: Devices,
         watchers: Watchers,
+        write_milestone: Callable[[Path, Path], None],
     ) -> None:
-        """trained: sets of weights by name; the name of a single set is not shown. config: only shown to watchers."""
+        """trained: sets of weights by name; the name of a single set is not shown. config: only shown to watchers.
+
+        write_milestone: writes the model of a checkpoint to a folder.
+        """
         self.total_steps = min(len(steps), settings.max_steps or len(steps))
         self.counters = Counters()
         self._settings, self._steps, self._held_out = settings, steps, held_out
@@ -88,15 +93,20 @@ class Loop:
         self._updater = Updater(trained, settings, self.total_steps, devices)
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
         self._evaluation_cost, self._began = EvaluationCost(), time.perf_counter()
+        self._write_milestone = write_milestone
         self._signals = StopSignals(lambda: devices.is_main and run.end_requested)
         sentences = [*self._resume(), *self._extension_sentences()]
         sentences += reach_sentences(settings.max_steps, len(steps), config.epochs)
+        sentences += self._milestone_sentences()
         # after _resume: trackers continue from the restored step
         watchers.begin(run.folder, config, self.counters.step, self.total_steps)
         if self.counters.step and devices.is_main:
             run.log(f"going on after step {self.counters.step} of {self.total_steps}")
         for sentence in sentences:
             self.say(sentence)
+        self._keep_milestones(
+            missing_only=True
+        )  # a kill may have come between a checkpoint and its milestone
 
     def __iter__(self) -> Iterator[Step]:
         with self._signals.listening():
@@ -194,6 +204,7 @@ class Loop:
         is_best = self.counters.best_step == self.counters.step
         if is_best or self._settings.saves_at(self.counters.step, self.total_steps):
             self._save()
+            self._keep_milestones()
 
     def _record(self, step: Step, means: Mapping[str, float | None]) -> dict[str, Any]:
         seconds = time.perf_counter() - self._started
@@ -292,6 +303,16 @@ class Loop:
             epoch=self._steps.contents(step - 1, self._devices.rank, self._devices.world).epoch,
         )
 
+    def _milestone_sentences(self) -> list[str]:
+        """Sentences on milestones that the run will not reach, or has passed without them."""
+        sentences: list[str] = []
+        for name, step in self._settings.checkpoint.milestone_steps(self.total_steps).items():
+            if step > self.total_steps:
+                sentences.append(f"milestone {name}: step {step:,} is beyond the last, {self.total_steps:,}")
+            elif step < self.counters.step and not self._run.milestone_folder(name).is_dir():
+                sentences.append(f"milestone {name}: step {step:,} is past, so its model is not kept")
+        return sentences
+
     def _note_early_end(self) -> None:
         if not self.ended_early or self._signals.agreed is not None or not self._devices.is_main:
             return
@@ -309,3 +330,16 @@ class Loop:
                 self._updater.parameters, self._updater.optimizer, generators, asdict(self.counters)
             )
             self._checkpoints.save(self.counters.step, copy, protected={self.counters.best_step})
+
+    def _keep_milestones(self, *, missing_only: bool = False) -> None:
+        """Keep the model of the checkpoint that was just written, or restored, where it is a milestone's."""
+        names = self._settings.milestones_at(self.counters.step, self.total_steps)
+        if names and self._devices.is_main:
+            self._checkpoints.wait()
+            for name in names:
+                folder = self._run.milestone_folder(name)
+                if not (missing_only and folder.is_dir()):
+                    self._write_milestone(self._checkpoints.path(self.counters.step), folder)
+                    self.say(f"milestone {name}: the model of step {self.counters.step:,} is {folder}")
+        if names:
+            self._devices.wait()

@@ -51,7 +51,13 @@ class LoopSettings:
 
     def saves_at(self, step: int, total_steps: int) -> bool:
         """Whether a checkpoint is written after this many steps."""
-        return _is_due(self.checkpoint.every, step, total_steps)
+        return _is_due(self.checkpoint.every, step, total_steps) or bool(
+            self.milestones_at(step, total_steps)
+        )
+
+    def milestones_at(self, step: int, total_steps: int) -> list[str]:
+        """Names of the milestones that are reached after this many steps."""
+        return [name for name, at in self.checkpoint.milestone_steps(total_steps).items() if at == step]
 
 
 def _is_due(every: int | None, step: int, total_steps: int) -> bool:

@@ -84,6 +84,10 @@ class RunFolder:
         """The trained model, a PEFT or Hugging Face folder; there once the run has finished."""
         return self.folder / "model"
 
+    def milestone_folder(self, name: str) -> Path:
+        """The model that was kept under this name of `checkpoint.milestones`."""
+        return self.folder / "milestones" / name
+
     @property
     def checkpoints_folder(self) -> Path:
         return self.folder / "checkpoints"

@@ -206,6 +206,7 @@ BAD = {
     "sharegpt value": ({"conversations": [{"from": "human"}]}, '"value" is missing'),
     "sharegpt role": ({"conversations": [{"from": "cat", "value": "x"}]}, "unknown role 'cat'"),
     "call not JSON": ({"conversations": [{"from": "function_call", "value": "x"}]}, "not JSON"),
+    "undesirable": ({"prompt": "a", "completion": "b", "label": False}, "train on such rows by KTO"),
     "empty text": ({"text": "  "}, "the text is empty"),
     "unknown shape": ({"question": "a"}, r"shape is unknown \(keys: question\); it needs messages"),
 }
