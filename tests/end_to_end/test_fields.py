@@ -389,6 +389,7 @@ ELSEWHERE = {
     "PackedConfig.evaluation": "a part: its fields are here",
     "StageConfig.checkpoint": "a part: its fields are here",
     "Checkpoint.skip_damaged": "tests/equivalence/test_resume.py::test_a_flipped_bit_is_never_trained_on",
+    "Checkpoint.milestones": "tests/equivalence/test_milestones.py::test_a_milestone_is_the_model_of_its_step",
     "StageConfig.optimizer": "a part: its fields are here",
     "StageConfig.schedule": "a part: its fields are here",
     "StageConfig.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
