@@ -14,6 +14,7 @@ from tuner.cli.trust import Trust
 from tuner.printable import echo
 
 if TYPE_CHECKING:
+    from tuner.config import StageConfig
     from tuner.stages.run import Run
 
 
@@ -63,11 +64,16 @@ def train(
         from tuner.cli.launch import launch
 
         raise typer.Exit(launch(["train", config, *(overrides or []), "--runs", str(runs)], processes))
+    _train(run_config, runs, overrides or [])
+
+
+def _train(config: StageConfig, runs: Path, overrides: list[str]) -> None:
+    """Train in this process."""
     from tuner.stages.train import train as train_config
     from tuner.training.stop_signals import Interrupted
 
     try:
-        run = train_config(run_config, runs=runs, overrides=overrides or [])
+        run = train_config(config, runs=runs, overrides=overrides)
     except Interrupted as interrupted:
         if _is_main():
             with suppress(OSError):  # the terminal may be closed: that is what SIGHUP says
