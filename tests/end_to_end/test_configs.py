@@ -108,6 +108,8 @@ def test_check_in_words(tuner: Callable[..., Done]) -> None:
     lines = done.out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [
         "model:",
+        "adapter:",
+        "nf4:",
         "rope:",
         "data:",
         "plan:",

@@ -106,7 +106,9 @@ def test_the_data_stand_in_a_frame_of_their_own(executed: dict[str, Any]) -> Non
 
 def test_the_live_display_ends_as_a_curve(executed: dict[str, Any]) -> None:
     """One display, updated in place: table, bar and curve of all steps."""
-    shown = html(outputs(executed, "run = tuner.train(config)"))
+    rows, *displays = outputs(executed, "run = tuner.train(config)")
+    assert "rows read from" in rows["text"]
+    shown = html(displays)
     assert "20 of 20" in shown
     assert "finished" in shown
     assert shown.count("<svg") == 1

@@ -74,6 +74,7 @@ def test_what_is_said(place: Path, run: Path) -> None:
     assert "\r" not in err
     expected = (
         "Reading rows: ",
+        "3,600 rows read from 3 sources. train: 3,400 samples, ",
         "before training: ",
         "step ",
         "after training: ",

@@ -73,6 +73,8 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
             return None
         case ["git", "clone", *_] | ["cd", *_]:
             return None
+        case ["tuner", "train", "--stop", _]:  # the runs of these pages have ended
+            return ["train", "--help"]
         case ["tuner", ("train" | "data" | "check") as verb, name, *rest]:
             options = [word for word in rest if word.startswith("-")]
             config = override(

@@ -9,6 +9,7 @@ import numpy as np
 from tuner.data.comparisons import Comparisons
 from tuner.data.dataset import Dataset
 from tuner.data.examples import Examples
+from tuner.data.labels import Labels
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
 from tuner.models.positions import Positions
@@ -45,8 +46,8 @@ def long_rows(rows: Dataset[Any], positions: Positions, max_new_tokens: int = 0)
     ]
 
 
-def _sequences(part: Examples | Comparisons | PromptSet) -> Examples:
+def _sequences(part: Examples | Comparisons | Labels | PromptSet) -> Examples:
     """What the model reads of a part, a sequence each."""
-    if isinstance(part, Comparisons):
+    if isinstance(part, Comparisons | Labels):
         return part.sequences
     return part.examples() if isinstance(part, PromptSet) else part

@@ -22,7 +22,7 @@ from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
 from tuner.models.save import save_model
 from tuner.models.tiny import tiny_model_folder
-from tuner.stages.dpo.plan import check_head
+from tuner.stages.trl_run import check_head
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 TEXTS = ["The import statement binds a name in the local scope. 请给我介绍五个上海的景点。\n" * 4] * 4
