@@ -144,7 +144,7 @@ class LabelPage:
         }
 
     async def show_figures(self, request: Request) -> Response:
-        """The figures of all annotators, anew every few seconds."""
+        """The figures of all annotators; the page loads itself again every few seconds."""
         candidates = self._queue.candidates
         return self._render("figures.html", **report(self._queue.store.labels(), candidates))
 
