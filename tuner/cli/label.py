@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,12 @@ def label(
     file: Annotated[Path, typer.Argument(help="Candidates: JSONL rows of a prompt and two answers.")],
     name: Annotated[str | None, typer.Option(help="Annotator; default: your login name.")] = None,
     overlap: Annotated[int, typer.Option(min=1, help="Annotators for each pair.")] = 1,
+    order: Annotated[
+        Literal["random", "nearest", "disagreement"],
+        typer.Option(
+            help='Order of pairs: random, or by the rows\' "scores": "nearest" to indifference or largest "disagreement" first.'
+        ),
+    ] = "random",
     repeats: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of pairs shown again to the same annotator.")
     ] = 0.1,
@@ -55,7 +61,8 @@ def label(
         if report:
             _report(labels, candidates, json)
         if export is None and not report:
-            _serve(Queue(labels, candidates, overlap, repeats), _annotator(name), port)
+            queue = Queue(labels, candidates, overlap, order, repeats)
+            _serve(queue, _annotator(name), port)
     finally:
         labels.close()
 

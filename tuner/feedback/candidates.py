@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tuner.data.answers import PROMPTS, read_condition, read_prompt
+from tuner.data.answers import PROMPTS, is_number, read_condition, read_prompt
 from tuner.data.conversation import Turn
 from tuner.data.row_files import JSON_LINES, read_text_file
 from tuner.data.turns import (
@@ -49,6 +49,8 @@ class Candidate:
     gold: Decision | None
     """The known answer of a planted row, by which annotators are checked."""
     weight: float
+    scores: tuple[tuple[float, float], ...]
+    """Of each reward model that scored the answers, both scores."""
     row: Values
     """The row as in its file."""
     origin: str
@@ -112,6 +114,7 @@ def read_candidate(row: Values, origin: str) -> Candidate:
         guideline=_optional_text(row, "guideline", origin),
         gold=_read_gold(row, origin),
         weight=read_weight(row, origin),
+        scores=_read_scores(row, origin),
         row=row,
         origin=origin,
     )
@@ -136,6 +139,18 @@ def _read_answers(value: Any, origin: str) -> tuple[tuple[str, str], tuple[str |
         _optional_text(first, "origin", origin),
         _optional_text(second, "origin", origin),
     )
+
+
+def _read_scores(row: Values, origin: str) -> tuple[tuple[float, float], ...]:
+    """`scores`: a list of two scores for each reward model."""
+    if not has(row, "scores"):
+        return ()
+    pairs = expect_list(row["scores"], '"scores"', origin)
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
+        refuse(
+            origin, '"scores" is a list of two numbers for each reward model, as in [[0.3, -1.2], [0.1, 0.4]]'
+        )
+    return tuple((float(first), float(second)) for first, second in pairs)
 
 
 def _optional_text(values: Mapping[str, Any], key: str, origin: str) -> str | None:

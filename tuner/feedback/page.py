@@ -75,6 +75,7 @@ class LabelPage:
                 Route("/page.css", _file("page.css", "text/css")),
                 Route("/page.js", _file("page.js", "text/javascript")),
             ],
+            exception_handlers={UserError: _explain},
             middleware=[Middleware(BaseHTTPMiddleware, dispatch=self._guard)],
         )
 
@@ -127,6 +128,7 @@ class LabelPage:
             pair=None if showing is None else self._pair(showing),
             showing=showing,
             last=own[-1].id if own else None,
+            comment="" if showing is None else self._queue.store.earlier_comment(showing),
             notice=_NOTICES.get(request.query_params.get("notice", "")),
             **_progress(own, self._queue.remaining(self._annotator)),
         )
@@ -163,12 +165,9 @@ class LabelPage:
         if choice not in CHOICES or not _is_number(form.get("showing", "")):
             return PlainTextResponse(f"A label is one of {', '.join(CHOICES)}. Nothing was stored.", 400)
         comment = form.get("comment", "").strip()
-        try:
-            stored = self._queue.store.submit(
-                self._annotator, int(form["showing"]), cast("Choice", choice), comment
-            )
-        except UserError as error:
-            return PlainTextResponse(f"{error}. Nothing was stored.", 400)
+        stored = self._queue.store.submit(
+            self._annotator, int(form["showing"]), cast("Choice", choice), comment
+        )
         return RedirectResponse("/" if stored else "/?notice=stored", 303)
 
     async def undo(self, request: Request) -> Response:
@@ -199,6 +198,11 @@ class LabelPage:
                 "This form has no valid token; load the page again. Nothing was stored.", 403
             )
         return form
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    """A form that names what was never shown, or a store that cannot be written now."""
+    return PlainTextResponse(str(error), 409)
 
 
 def _progress(own: list[Label], remaining: int) -> dict[str, Any]:

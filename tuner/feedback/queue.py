@@ -10,11 +10,14 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, pstdev
 from typing import NamedTuple
 
+from tuner.errors import UserError
 from tuner.feedback.agreement import decisions_by_item
 from tuner.feedback.candidates import Candidate, Decision
-from tuner.feedback.store import Label, LabelStore, Policy, Showing
+from tuner.feedback.store import Label, LabelStore, Order, Policy, Showing
 
 _RESERVED = 900.0
 """Seconds for which a pair that one annotator has before them counts as labelled by them."""
@@ -30,18 +33,29 @@ class Queue:
     """The pairs of a file, and the rules by which they come to annotators.
 
     In this order: pairs whose annotators disagree, for one who has not labeled them; pairs to repeat; and pairs in one
-    random order for all annotators, planted ones among them, so that those who begin together overlap.
+    order for all annotators, so that those who begin together overlap, with planted pairs anywhere among them.
+    Raises UserError where an order needs scores that a row lacks.
     """
 
     store: LabelStore
     candidates: Mapping[str, Candidate]
     overlap: int = 1
     """Annotators for each pair. Planted pairs come to every annotator."""
+    order: Order = "random"
     repeats: float = 0.1
     """Share of pairs that come to an annotator once more, unannounced."""
     repeat_after: int = 10
     """Other pairs that an annotator labels before one is repeated."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        needed = {"random": 0, "nearest": 1, "disagreement": 2}[self.order]
+        for candidate in self.candidates.values():
+            if candidate.gold is None and len(candidate.scores) < needed:
+                raise UserError(
+                    f'{candidate.origin}: the order "{self.order}" needs "scores" of at least {needed} reward models, '
+                    f"and the row has {len(candidate.scores)}; add them, or label in random order"
+                )
 
     def next(self, annotator: str) -> Showing | None:
         """The pair that waits for the annotator's label, or a new one; None when nothing is left for them."""
@@ -68,7 +82,7 @@ class Queue:
         if repeatable := self._repeatable(annotator, labels):
             return _Draw(repeatable[0], "repeat")
         unlabeled = self._unlabeled(annotator, labels)
-        return _Draw(unlabeled[0], "random") if unlabeled else None
+        return _Draw(unlabeled[0], self.order) if unlabeled else None
 
     def _labels(self) -> list[Label]:
         return [label for label in self.store.labels() if label.item in self.candidates]
@@ -98,7 +112,7 @@ class Queue:
         ]
 
     def _unlabeled(self, annotator: str, labels: Sequence[Label]) -> list[str]:
-        """Pairs that the annotator has not labeled and that too few others have, in random order."""
+        """Pairs that the annotator has not labeled and that too few others have, in the queue's order."""
         own = {label.item for label in labels if label.annotator == annotator}
         others: dict[str, set[str]] = defaultdict(set)
         for label in labels:
@@ -112,7 +126,22 @@ class Queue:
             if item not in own
             and (candidate.gold is not None or len(others[item] - {annotator}) < self.overlap)
         ]
-        return sorted(wanted, key=lambda item: self._unit("random", item))
+        return sorted(wanted, key=self._ranks.__getitem__)
+
+    @cached_property
+    def _ranks(self) -> dict[str, float]:
+        """The place of each pair in the order, in [0, 1)."""
+        ranks = {item: self._unit("random", item) for item in self.candidates}
+        if self.order == "random":
+            return ranks
+        scored = [item for item, candidate in self.candidates.items() if candidate.gold is None]
+        scored.sort(key=lambda item: (self._interest(item), ranks[item]))
+        return ranks | {item: place / len(scored) for place, item in enumerate(scored)}
+
+    def _interest(self, item: str) -> float:
+        """The smaller, the earlier the pair comes."""
+        differences = [first - second for first, second in self.candidates[item].scores]
+        return abs(fmean(differences)) if self.order == "nearest" else -pstdev(differences)
 
     def _before_others(self, annotator: str) -> set[str]:
         return {showing.item for showing in self.store.waiting(_RESERVED) if showing.annotator != annotator}

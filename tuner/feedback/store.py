@@ -21,8 +21,11 @@ from tuner.feedback.candidates import Candidate, Decision, read_candidate
 Choice = Literal["left", "right", "tie", "skip", "unsure"]
 """What an annotator says of a pair, by the sides it was shown on."""
 CHOICES: tuple[Choice, ...] = get_args(Choice)
-Policy = Literal["random", "repeat", "adjudication"]
-"""Why a pair was shown: in its turn of a random order, once more to the same annotator, or to settle a disagreement."""
+Order = Literal["random", "nearest", "disagreement"]
+"""How pairs follow each other: at random, those first whose answers reward models score most alike on average, or
+those first about which reward models differ most."""
+Policy = Literal[Order, "repeat", "adjudication"]
+"""Why a pair was shown: in its turn of an order, once more to the same annotator, or to settle a disagreement."""
 
 _VERSION = 1
 _WAIT = 30.0
@@ -151,17 +154,22 @@ class LabelStore:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of the block is stored or none of it, and no other process writes in between; may be nested."""
+        """All of the block is stored or none of it, and no other process writes in between; may be nested.
+
+        Raises UserError when the file cannot be written.
+        """
         if self._database.in_transaction:
             yield
             return
-        self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._database.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+            self._database.execute("COMMIT")
+        except sqlite3.OperationalError as error:  # a full disk, or another process that writes on and on
+            raise UserError(f"{self.file}: nothing was stored ({error}); try again") from error
+        finally:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """Store candidates. Raises UserError where an id already has another prompt, condition or pair of answers."""
@@ -209,6 +217,14 @@ class LabelStore:
         """The same pair after a reload: its seconds begin anew."""
         self._database.execute("UPDATE showings SET shown_at = ? WHERE id = ?", (self._clock(), showing.id))
         return self._showings("WHERE id = ?", showing.id)[0]
+
+    def earlier_comment(self, showing: Showing) -> str:
+        """The comment of the label that was undone before this showing; "" without one."""
+        row = self._database.execute(
+            "SELECT comment FROM labels WHERE annotator = ? AND item = ? AND repeat = ? ORDER BY id DESC LIMIT 1",
+            (showing.annotator, showing.item, showing.policy == "repeat"),
+        ).fetchone()
+        return row[0] if row else ""
 
     def withdraw(self, annotator: str) -> None:
         """Take back the pair that waits for an annotator."""

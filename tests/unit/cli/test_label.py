@@ -86,12 +86,14 @@ def test_mistakes(labeled: Path, tmp_path: Path) -> None:
         ([labeled, "--export", labeled], "this file is read here"),
         ([labeled, "--export", tmp_path / "labels.sqlite"], "this file is read here"),
         ([labeled, "--name", " "], "--name is empty"),
+        ([labeled, "--order", "nearest"], r"candidates\.jsonl:1: .* needs .scores. of at least 1"),
         ([labeled, "--store", tmp_path], "no store of labels"),
         ([tmp_path / "none.jsonl"], "no such file"),
     ):
         with pytest.raises(UserError, match=message):
             run(*arguments)
     assert len(labeled.read_text().splitlines()) == 4
+    assert CliRunner().invoke(app, [str(labeled), "--order", "best"]).exit_code == 2
 
 
 @pytest.fixture

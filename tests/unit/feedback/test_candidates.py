@@ -59,6 +59,8 @@ def test_rows_without_an_id_are_named_by_what_is_judged() -> None:
         (row(1, id=1.5), '"id" is a text or a whole number'),
         (row(1, condition=3), '"condition" is the name'),
         (row(1, guideline=3), '"guideline" is not a text'),
+        (row(1, scores=[0.1, 0.2]), '"scores" is a list of two numbers for each'),
+        (row(1, scores=[[0.1, "x"]]), '"scores" is a list of two numbers for each'),
         (row(1, weight=-1), '"weight" is a number'),
     ],
 )

@@ -1,7 +1,10 @@
 """The page by its requests: blind, escaped, and closed to whoever lacks the token or comes from elsewhere."""
 
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,7 +164,7 @@ def test_another_host_name_is_refused(visitor: TestClient) -> None:
         ({"choice": "best"}, 400),
         ({"choice": "left", "showing": "x"}, 400),
         ({"choice": "left", "showing": "9" * 30}, 400),
-        ({"choice": "left", "showing": "77"}, 400),
+        ({"choice": "left", "showing": "77"}, 409),
         ({"choice": "left", "comment": "x" * 70_000}, 413),
         ({"choice": "left", **{f"f{n}": "" for n in range(20)}}, 400),
     ],
@@ -197,6 +200,27 @@ def test_undo_takes_back_one_label(visitor: TestClient, store: LabelStore) -> No
     send(visitor, "right", again)
     assert [label.choice for label in store.labels()] == ["right"]
     assert visitor.post("/undo", data={**fields(after, "undo"), "label": "x"}).status_code == 400
+
+
+def test_undo_keeps_the_comment(visitor: TestClient) -> None:
+    after = send(visitor, "left", comment="<b>hm").text
+    assert "hm" not in after
+    assert "&lt;b&gt;hm</textarea>" in visitor.post("/undo", data=fields(after, "undo")).text
+
+
+def test_a_store_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.feedback.store._WAIT", 0.05)
+    store = LabelStore(tmp_path / "own.sqlite")
+    client = browser(store, row(1))
+    text = client.get(f"/?token={TOKEN}").text
+    with closing(sqlite3.connect(tmp_path / "own.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        response = send(client, "left", text)
+        assert (response.status_code, store.labels()) == (409, [])
+        assert "nothing was stored (database is locked); try again" in response.text
+    assert send(client, "left", text).status_code == 200
+    assert len(store.labels()) == 1
+    store.close()
 
 
 def test_the_last_label_can_be_undone_when_all_is_done(store: LabelStore) -> None:

@@ -140,6 +140,29 @@ def test_majority() -> None:
     assert majority({"a": "first", "b": "tie", "c": "second"}) is None
 
 
+@pytest.mark.parametrize(("order", "expected"), [("nearest", "4325"), ("disagreement", "5342")])
+def test_orders_by_the_scores_of_reward_models(order: Any, expected: str, store: LabelStore) -> None:
+    """Differences, by hand: item2 2, 2; item3 1, -2; item4 0.1, 0.2; item5 9, -3."""
+    scores = {2: [[3, 1], [2, 0]], 3: [[1, 0], [0, 2]], 4: [[0.1, 0], [0.2, 0]], 5: [[9, 0], [0, 3]]}
+    pairs = candidates(*(row(n, scores=pair) for n, pair in scores.items()), row(6, gold=0))
+    store.add(pairs.values())
+    shown = work(Queue(store, pairs, order=order, repeats=0.0), "ann")
+    assert {policy for _, policy in shown} == {order}
+    assert [item[-1] for item, _ in shown if item != "item6"] == list(expected)
+    assert len(shown) == 5
+
+
+def test_planted_pairs_stand_anywhere_in_an_order(store: LabelStore) -> None:
+    rows = [row(n, **({"gold": 0} if n % 10 == 0 else {"scores": [[n, 0]]})) for n in range(100)]
+    pairs = candidates(*(values | {"id": f"new{n}"} for n, values in enumerate(rows)))
+    store.add(pairs.values())
+    shown = [item for item, _ in work(Queue(store, pairs, order="nearest", repeats=0.0), "ann")]
+    places = [place for place, item in enumerate(shown) if pairs[item].gold is not None]
+    assert min(places) < 40
+    assert max(places) > 60
+    assert len(places) == 10
+
+
 def test_pairs_of_other_files_in_the_store_do_not_come(queue: Add, store: LabelStore) -> None:
     store.show("ann", "item3", "random", False)
     pairs = queue(2)
