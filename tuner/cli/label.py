@@ -23,7 +23,7 @@ def label(
     order: Annotated[
         Literal["random", "nearest", "disagreement"],
         typer.Option(
-            help='Order of pairs: random, or by the rows\' "scores": "nearest" to indifference or largest "disagreement" first.'
+            help="Order of pairs: random, or those first that reward models score most alike or dispute most."
         ),
     ] = "random",
     repeats: Annotated[
