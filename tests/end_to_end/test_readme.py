@@ -24,6 +24,8 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 TARGETS = set(re.findall(r"^([a-z_-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "condition": "brief"}\n'
 """Content of a file of rows that a page scores."""
+CANDIDATES = '{"prompt": "What is 2 + 3?", "answers": ["5.", "6."], "condition": "brief"}\n'
+"""Content of a file of pairs that a page has labeled."""
 
 
 def short(config: StageConfig) -> tuple[str, ...]:
@@ -95,6 +97,10 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
         case ["tuner", "score", _, rows, *_]:
             (folder / rows).write_text(ROWS, encoding="utf-8")
             return words[1:]
+        case ["tuner", "label", rows, *_]:
+            (folder / rows).write_text(CANDIDATES, encoding="utf-8")
+            serves = not {"--report", "--export"} & set(words)  # until it is interrupted
+            return [*words[1:], *(["--report"] if serves else [])]
         case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export", *_]:
             return words[1:]
     raise AssertionError(f"no rule for: {shlex.join(words)}")

@@ -25,7 +25,7 @@ CONFIGS = (
     "SingleModelConfig",
     "PolicyConfig",
 )
-PARTS_ONLY = ("training", "models", "evaluation", "rollout", "losses", "data", "display")
+PARTS_ONLY = ("training", "models", "evaluation", "feedback", "rollout", "losses", "data", "display")
 """Packages that take parts of a config, never a stage's."""
 
 

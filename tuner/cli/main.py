@@ -17,6 +17,7 @@ from tuner.cli.copy import copy
 from tuner.cli.data import data
 from tuner.cli.eval import evaluate
 from tuner.cli.export import export
+from tuner.cli.label import label
 from tuner.cli.merge import merge
 from tuner.cli.score import score
 from tuner.cli.show import show
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (train, check, show, configs, copy, data, chat, score, merge, export):
+for verb in (train, check, show, configs, copy, data, chat, score, label, merge, export):
     app.command()(verb)
 app.command("eval")(evaluate)
 
