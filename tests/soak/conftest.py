@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.equivalence.conftest import SMALL, SMALL_REWARD, ppo, start
-from tuner.config import DPO, GRPO, RLOO, LoRA, Model, Preferences, StageConfig, override
+from tuner.config import DPO, GRPO, KTO, RLOO, LoRA, Model, Preferences, StageConfig, override
 from tuner.resources import locate
 
 __all__ = ["ppo", "start"]  # fixtures
 
-STAGES = ("sft", "reward", "dpo", "ppo", "grpo", "rloo")
+STAGES = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo")
 SHARED = (
     *("policy", "reward", "adapter", "prompts", "sampling", "replay"),
     *("precision", "gradient_checkpointing", "optimizer", "evaluation", "tokens_per_pass"),
@@ -41,6 +41,19 @@ def small_dpo(pairs: Path) -> DPO:
     )
 
 
+def small_kto(pairs: Path) -> KTO:
+    return KTO(
+        name="kto",
+        model=Model(path="tuner:tiny"),
+        adapter=LoRA(r=4),
+        data=Preferences(files=(str(pairs),), template="internlm2", max_length=128),
+        answers_per_step=8,
+        answers_per_pass=4,
+        precision="fp32",
+        gradient_checkpointing=False,
+    )
+
+
 @pytest.fixture
 def stage_config(ppo, tmp_path) -> Callable[..., StageConfig]:
     """The small config of a stage, some leaves changed: stage_config("grpo", {"max_steps": 200})."""
@@ -51,8 +64,8 @@ def stage_config(ppo, tmp_path) -> Callable[..., StageConfig]:
             kind = {"grpo": GRPO, "rloo": RLOO}[stage]
             fields = {name: getattr(ppo(), name) for name in SHARED}
             small = kind(name=stage, prompts_per_step=3, answers_per_prompt=3, **fields)
-        elif stage == "dpo":
-            small = small_dpo(polite_pairs(tmp_path))
+        elif stage in ("dpo", "kto"):
+            small = {"dpo": small_dpo, "kto": small_kto}[stage](polite_pairs(tmp_path))
         else:
             small = {"sft": SMALL, "reward": SMALL_REWARD, "ppo": ppo()}[stage]
         return override(small, {"epochs": 1000.0} | changes)

@@ -19,8 +19,8 @@ from tuner.config import StageConfig
 from tuner.stages.run import Run
 
 pytestmark = pytest.mark.soak
-KILLS = 17
-"""Of each of the six stages."""
+KILLS = 15
+"""Of each of the seven stages."""
 SPENT = ("seconds", "tokens_per_second", "memory_gib")
 CHANGES: dict[str, Any] = {"max_steps": 8, "checkpoint.every": 2, "checkpoint.keep": 2}
 
