@@ -264,7 +264,7 @@ KILLS = {
     "the last step": (stage, "rollout_figures", 4),
     "an evaluation": (HeldOutPolicy, "metrics", 1),
     "the measurement before": (HeldOutPolicy, "measure", 0),
-    "the end": (importlib.import_module("tuner.stages.context"), "save_model", 0),
+    "the end": (importlib.import_module("tuner.stages.model_folder"), "save_model", 0),
 }
 """Part -> the function in whose call (counted from 0) the process dies; of a step 3 that goes on from step 2."""
 
