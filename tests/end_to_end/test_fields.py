@@ -247,7 +247,7 @@ PPO_CHANGES = {
     "Sampling.cache_gib": ppo({"sampling.cache_gib": 1e-6}, "forward passes", STEADY, alike=True),
     "PolicyEvaluation.samples": ppo({"evaluation.samples": 2}, "samples"),
     "PolicyEvaluation.recorded_answers": ppo({"evaluation.recorded_answers": 5}, "rollouts"),
-    "PolicyEvaluation.rule_on_rollouts": ppo({"evaluation.rule_on_rollouts": False}, "rollouts"),
+    "PolicyEvaluation.rule_on_rollouts": ppo({"evaluation.rule_on_rollouts": False}, "gold"),
     "PolicyEvaluation.rule": ppo({"evaluation.rule": "rules.py:other"}, "results"),
     "PolicyEvaluation.temperature": ppo({"evaluation.temperature": 5.0}, "samples"),
 }

@@ -73,6 +73,11 @@ def gold(answer: str, row: dict[str, Any]) -> float:
     return float(answer.strip() == right) / 2 + 0.25
 
 
+def lengthy(answer: str, row: dict[str, Any]) -> float:
+    """A rule that tells any two answers apart."""
+    return 1 - 1 / (1 + len(answer))
+
+
 class Watched:
     """What the steps made beside their records, by step (0-based), of the runs since the last `clear`."""
 
@@ -115,7 +120,7 @@ def watched(monkeypatch) -> Watched:
         found.step = step
         found.rollouts[step] = rollout
 
-    def scored(figures: Any, rollout: Any, scores_A: np.ndarray, rewards_A: np.ndarray) -> None:
+    def scored(figures: Any, rollout: Any, scores_A: np.ndarray, *_: Any) -> None:
         found.scores[found.step] = scores_A
 
     def experienced(means: Any, rollout: Any, experiences: Any, *_: Any) -> None:
@@ -177,7 +182,21 @@ CLOSE = (
     *("score_std", "score_min", "score_max", "score_length_correlation", "kl_per_answer", "kl_coefficient"),
     "entropy_loss",
 )
-EXACT = ("step", "tokens", "length", "ended", "repetition", "prompts", "epoch", "lr_policy", "lr_critic")
+EXACT = (
+    *(
+        "gold",
+        "gold/brief",
+        "gold_top_tenth",
+        "step",
+        "tokens",
+        "length",
+        "ended",
+        "repetition",
+        "prompts",
+        "epoch",
+    ),
+    *("lr_policy", "lr_critic"),
+)
 
 
 def assert_close(one: Run, other: Run) -> None:
@@ -967,7 +986,7 @@ def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
     """Score and share of ended answers, in all and by condition, from the run's own files alone. The reward model gives
     them the same scores again: a system prompt of the policy's own is written apart, and not read."""
     changes = {"prompts_per_step": 6, "evaluation.recorded_answers": None, "critic_warmup": 0, "max_steps": 3}
-    config = ppo(changes | {"prompts.system": "Add."})
+    config = ppo(changes | {"prompts.system": "Add.", "evaluation.rule": f"{__file__}:lengthy"})
     run = tuner.train(config, runs=tmp_path)
     found = shown(run)
     assert len(found) == 3 * 6  # all there are
@@ -976,6 +995,9 @@ def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
         assert record["prompts"] == len(rows)
         assert record["ended"] == pytest.approx(np.mean([row["ended"] for row in rows]))
         assert record["score"] == pytest.approx(np.mean([row["score"] for row in rows]), rel=1e-5)
+        rows.sort(key=lambda row: row["score"])
+        assert record["gold"] == pytest.approx(np.mean([row["gold"] for row in rows]))
+        assert record["gold_top_tenth"] == rows[-1]["gold"]
         brief = [row["score"] for row in rows if row["condition"] == "brief"]
         assert record.get("score/brief") == (pytest.approx(np.mean(brief), rel=1e-5) if brief else None)
         assert np.ptp([row["score"] for row in rows]) > 1e-3  # else a mean says nothing

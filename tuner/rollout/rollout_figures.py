@@ -25,14 +25,24 @@ TokenFigures = Callable[[Experience], Mapping[str, torch.Tensor]]
 """Figures of a row that one algorithm adds, [N] each; the step logs their means."""
 
 
-def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarray) -> dict[str, float | None]:
-    """Figures per answer: scores, rewards, lengths. scores_A: before shaping; rewards_A: summed over tokens."""
+def rollout_figures(
+    rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarray, golds_A: np.ndarray | None
+) -> dict[str, float | None]:
+    """Figures per answer: scores, gold scores, rewards, lengths.
+
+    scores_A: before shaping; rewards_A: summed over tokens; golds_A: None without a gold rule. float64.
+    """
+    gold: dict[str, float | None] = {}
+    if golds_A is not None:
+        gold = {"gold": float(golds_A.mean()), **_by_condition("gold", rollout, golds_A)}
+        gold["gold_top_tenth"] = gold_of_best(scores_A, golds_A)
     return {
         "score": float(scores_A.mean()),
         "score_std": float(scores_A.std()),
         "score_min": float(scores_A.min()),
         "score_max": float(scores_A.max()),
         "score_length_correlation": correlation(scores_A, rollout.answer_lengths),
+        **gold,
         "reward": float(rewards_A.mean()),
         **_by_condition("score", rollout, scores_A),
         **_by_condition("reward", rollout, rewards_A),
@@ -56,6 +66,36 @@ def token_means(
     tokens = sums.pop("tokens")
     per_answer = {"kl_per_answer": sums["kl"] / len(rollout)} if "kl" in sums else {}
     return {name: total / tokens for name, total in sums.items()} | per_answer
+
+
+def split_best(rollout: Rollout, scores_A: np.ndarray) -> tuple[list[str], list[str]]:
+    """Texts of the best-scored tenth of the answers, and of the others; of equal scores, earlier answers are better."""
+    order = np.argsort(-scores_A, kind="stable")  # NaN comes last
+    places = num_best(len(rollout))
+    best, others = ([rollout.texts[index] for index in part] for part in (order[:places], order[places:]))
+    return best, others
+
+
+def num_best(count: int) -> int:
+    """Answers in the best-scored tenth of `count` answers: a tenth rounded down, at least 1."""
+    return max(1, count // 10)
+
+
+def gold_of_best(scores_A: np.ndarray, golds_A: np.ndarray) -> float | None:
+    """Mean gold score of the best-scored tenth of the answers; None where no score is a number.
+
+    Of answers with equal scores at its border, each counts with the same part, so that their order does not matter.
+    Answers whose score is NaN have no place in the order and are left out, of the tenth, too.
+    """
+    ranked_A = ~np.isnan(scores_A)
+    scores_A, golds_A = scores_A[ranked_A], golds_A[ranked_A]
+    if not len(scores_A):
+        return None
+    places = num_best(len(scores_A))
+    border = np.sort(scores_A)[-places]
+    above_A = scores_A > border
+    tied = (places - above_A.sum()) * golds_A[scores_A == border].mean()
+    return float((golds_A[above_A].sum() + tied) / places)
 
 
 def correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:

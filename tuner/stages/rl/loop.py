@@ -50,7 +50,7 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
                 setup.engine.weights_changed()
         step.tokens = rollout.num_tokens
         setup.record_answers(step, rollout, scores_A, golds_A)
-        step.metrics |= rollout_figures(rollout, scores_A, rewards_A)
+        step.metrics |= rollout_figures(rollout, scores_A, rewards_A, golds_A)
         step.metrics |= algorithm.derived_figures(
             token_means(rollout, experiences, algorithm.token_figures, devices)
         )
