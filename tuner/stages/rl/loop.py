@@ -55,6 +55,6 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
             token_means(rollout, experiences, algorithm.token_figures, devices)
         )
         setup.adapt_kl(step, rollout)
-        setup.judge(step)
+        setup.judge(step, rollout, scores_A)
         step.finish()
     setup.finish(before)

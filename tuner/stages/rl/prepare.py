@@ -34,6 +34,7 @@ from tuner.rollout.experience import Experience
 from tuner.rollout.health import Health
 from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
+from tuner.rollout.rollout_figures import split_best
 from tuner.rollout.rules import Rule, load_rule, rule_scores
 from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
@@ -173,12 +174,13 @@ class Setup:
         ]
         self.context.run.record_answers(step.index + 1, answers)
 
-    def judge(self, step: Step) -> None:
+    def judge(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
         """Say what a step's figures show of the policy, and end the run where its KL is above the limit."""
         loop, limit, kl = self.loop, self.config.max_kl, step.metrics.get("kl")
         health = Health.of(loop.state.get("health", {}))
         trains = "policy" in self.algorithm.trains(step.index)
-        for sentence in health.judge(step.metrics, trains, step.grad_norms.get("policy", 0.0)):
+        grad_norm = step.grad_norms.get("policy", 0.0)
+        for sentence in health.judge(step.metrics, trains, grad_norm, *split_best(rollout, scores_A)):
             loop.say(f"step {step.index + 1}: {sentence}")
         loop.state["health"] = health.to_state()
         if limit is not None and kl is not None and not kl <= limit:
