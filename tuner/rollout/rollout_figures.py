@@ -8,6 +8,7 @@ Shapes: A answers of the rollout, N answer tokens of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -42,6 +43,7 @@ def rollout_figures(
         "score_min": float(scores_A.min()),
         "score_max": float(scores_A.max()),
         "score_length_correlation": correlation(scores_A, rollout.answer_lengths),
+        **_length_ranks(rollout, scores_A),
         **gold,
         "reward": float(rewards_A.mean()),
         **_by_condition("score", rollout, scores_A),
@@ -70,10 +72,9 @@ def token_means(
 
 def split_best(rollout: Rollout, scores_A: np.ndarray) -> tuple[list[str], list[str]]:
     """Texts of the best-scored tenth of the answers, and of the others; of equal scores, earlier answers are better."""
-    order = np.argsort(-scores_A, kind="stable")  # NaN comes last
-    places = num_best(len(rollout))
-    best, others = ([rollout.texts[index] for index in part] for part in (order[:places], order[places:]))
-    return best, others
+    order: list[int] = np.argsort(-scores_A, kind="stable").tolist()  # NaN comes last
+    texts, places = [rollout.texts[index] for index in order], num_best(len(rollout))
+    return texts[:places], texts[places:]
 
 
 def num_best(count: int) -> int:
@@ -103,6 +104,16 @@ def correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:
     if np.ptp(values_A) == 0 or np.ptp(others_A) == 0:
         return None
     return float(np.corrcoef(values_A, others_A)[0, 1])
+
+
+def rank_correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:
+    """Spearman's correlation coefficient, which a few extreme values do not move, and which is 1 for any rising curve.
+
+    Equal values share their mean rank. None where either does not vary; NaN where a value is.
+    """
+    if np.isnan(values_A).any() or np.isnan(others_A).any():
+        return math.nan
+    return correlation(_ranks(values_A), _ranks(others_A))
 
 
 def repetition(tokens: np.ndarray) -> float:
@@ -137,8 +148,34 @@ def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures)
 
 def _by_condition(name: str, rollout: Rollout, values_A: np.ndarray) -> dict[str, float]:
     """Means over the answers to the prompts of each condition; empty where prompts have none."""
+    return {
+        f"{name}/{condition}": float(values_A[inside_A].mean())
+        for condition, inside_A in _conditions(rollout).items()
+    }
+
+
+def _conditions(rollout: Rollout) -> dict[str, np.ndarray]:
+    """Mask of the answers under each condition, bool [A], by name in alphabetical order."""
     conditions = [prompt.condition for prompt in rollout.prompts]
     return {
-        f"{name}/{condition}": float(values_A[[other == condition for other in conditions]].mean())
+        condition: np.array([other == condition for other in conditions])
         for condition in sorted({condition for condition in conditions if condition is not None})
     }
+
+
+def _length_ranks(rollout: Rollout, scores_A: np.ndarray) -> dict[str, float | None]:
+    """Rank correlation of score and length, over all answers and under each condition."""
+    name, lengths_A = "score_length_rank_correlation", rollout.answer_lengths
+    return {
+        name: rank_correlation(scores_A, lengths_A),
+        **{
+            f"{name}/{condition}": rank_correlation(scores_A[inside_A], lengths_A[inside_A])
+            for condition, inside_A in _conditions(rollout).items()
+        },
+    }
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Mean rank of each value up to a constant: equal values share one."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2)[place]

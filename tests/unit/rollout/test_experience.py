@@ -13,9 +13,17 @@ from tests.unit.rollout.test_rollout import Alone, rollout
 from tests.unit.rollout.test_shaping import CONFIG
 from tuner.algorithms.ppo import PPO, Valued
 from tuner.config import override
+from tuner.evaluation.report_card.measures import spearman
 from tuner.rollout import updates as module
 from tuner.rollout.experience import answer_rewards
-from tuner.rollout.rollout_figures import correlation, gold_of_best, rollout_figures, split_best, token_means
+from tuner.rollout.rollout_figures import (
+    correlation,
+    gold_of_best,
+    rank_correlation,
+    rollout_figures,
+    split_best,
+    token_means,
+)
 
 
 def with_rewards(observed, scores_A, config):
@@ -232,6 +240,17 @@ def test_scores_that_do_not_vary_correlate_with_nothing():
     assert math.isnan(correlation(np.array([0.3, math.nan, 0.2]), lengths))
 
 
+def test_rank_correlation_is_that_of_the_report_card():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        scores, lengths = draw.normal(size=30).round(1), draw.integers(1, 9, 30)
+        expected = spearman(scores, lengths, np.ones(30))
+        assert rank_correlation(scores, lengths) == pytest.approx(expected, abs=1e-12)
+    assert rank_correlation(np.exp(lengths), lengths) == pytest.approx(1)
+    assert rank_correlation(np.ones(30), lengths) is None
+    assert math.isnan(rank_correlation(np.array([0.3, math.nan]), np.array([1, 2])))
+
+
 def test_the_best_scored_tenth():
     """A tenth rounded down and at least one answer; ties at its border share the places, whatever their order."""
     golds = np.array([1.0, 0.0, 0.0, 1.0] + [0.0] * 25)
@@ -279,6 +298,12 @@ def test_the_record_by_loops():
         "score_min": min(SCORES),
         "score_max": max(SCORES),
         "score_length_correlation": correlated(SCORES, np.array([1, 5, 8, 2, 1, 8, 3, 4])),
+        "score_length_rank_correlation": correlated(
+            np.array([5, 0, 3, 6, 7, 1, 4, 2]), np.array([0.5, 5, 6.5, 2, 0.5, 6.5, 3, 4])
+        ),
+        # of scores 0.5, 1, 3, -0.75 the ranks; of lengths 1, 2, 1, 4
+        "score_length_rank_correlation/a": correlated(np.array([1, 2, 3, 0]), np.array([0.5, 2, 0.5, 3])),
+        "score_length_rank_correlation/b": 1.0,  # -2 of 5 tokens, -1 of 8
         "score/a": SCORES[[0, 3, 4, 7]].mean(),
         "score/b": SCORES[[1, 5]].mean(),
         "gold": 4.5 / 8,

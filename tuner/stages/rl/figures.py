@@ -44,6 +44,9 @@ SCORES = (
     Figure("score_min", "{:.3f}".format, line=False, notebook="lowest score"),
     Figure("score_max", "{:.3f}".format, line=False, notebook="highest score"),
     Figure("score_length_correlation", "{:.2f}".format, line=False, notebook="score against length"),
+    Figure(
+        "score_length_rank_correlation", "{:.2f}".format, line=False, notebook="score against length, ranks"
+    ),
     Figure("gold", "{:.3f}".format, line=False, notebook="gold score of the rollout"),
     Figure("gold_top_tenth", "{:.3f}".format, line=False, notebook="gold of the best-scored tenth"),
     Figure("eval_gold", "{:.3f}".format, "gold {}", "latest", summary=True, notebook="gold score"),
@@ -76,6 +79,7 @@ RULES = {
     "replay_": "replay/",
     "score/": "conditions/score/",
     "score_of/": "score_of/",
+    "score_length_rank_correlation/": "conditions/score_length_rank_correlation/",
     "gold/": "conditions/gold/",
     "reward/": "conditions/reward/",
 }
