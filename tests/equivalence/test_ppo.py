@@ -512,7 +512,7 @@ def test_two_processes_equal_one(ppo, tmp_path, watched):
     followed = {"kl": {"target": 1e-3, "horizon": 8}, "entropy_bonus": 0.01, "critic_updates": 2}
     cases = {
         "plain": ppo({"max_steps": 3}),
-        "rich": ppo(RICH | several),
+        "rich": ppo(RICH | several | {"evaluation.rule": f"{__file__}:lengthy"}),
         "one-row": ppo({"tokens_per_pass": 2048, "max_steps": 3, **several, "mini_batches": 1, **followed}),
         "one-prompt": ppo({"prompts_per_step": 1, "critic_warmup": 0, **tested, "evaluation.rows": 1}),
         "all-weights": of_kind(ppo, "all-weights", {"max_steps": 3}),
@@ -986,7 +986,12 @@ def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
     """Score and share of ended answers, in all and by condition, from the run's own files alone. The reward model gives
     them the same scores again: a system prompt of the policy's own is written apart, and not read."""
     changes = {"prompts_per_step": 6, "evaluation.recorded_answers": None, "critic_warmup": 0, "max_steps": 3}
-    config = ppo(changes | {"prompts.system": "Add.", "evaluation.rule": f"{__file__}:lengthy"})
+    changes |= {
+        "prompts.system": "Add.",
+        "prompts.test_files": [TEN],
+        "evaluation.rule": f"{__file__}:lengthy",
+    }
+    config = ppo(changes)
     run = tuner.train(config, runs=tmp_path)
     found = shown(run)
     assert len(found) == 3 * 6  # all there are
