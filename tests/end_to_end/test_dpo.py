@@ -322,7 +322,7 @@ def test_a_flipped_bit_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.M
 def test_killed_between_the_last_step_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tuner.train(BASE, runs=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("tuner.stages.context.save_model", lambda *_: die())
+        patch.setattr("tuner.stages.model_folder.save_model", lambda *_: die())
         with pytest.raises(Killed):
             tuner.train(BASE, runs=tmp_path / "killed")
     again = tuner.train(BASE, runs=tmp_path / "killed")

@@ -26,7 +26,7 @@ from tuner.rollout.reward_sources import ModelReward
 from tuner.stages.check import check
 from tuner.stages.run import Run
 
-job = importlib.import_module("tuner.stages.context")
+job = importlib.import_module("tuner.stages.model_folder")
 MEASURED = {
     "prompts_per_step": 4,
     "prompts.test_files": [{"path": "tuner:sums/test.jsonl", "condition": "polite", "limit": 4}],
@@ -140,15 +140,18 @@ def test_warnings_stand_below_what_was_found(plain, other_base, tmp_path):
         "from pathlib import Path\nfrom tuner.config import from_json\n"
         f"config = from_json(Path({str(tmp_path / 'config.json')!r}).read_text())\n"
     )
-    *_, plan, note, bases, steps, last = CliRunner().invoke(app, [str(file)]).output.splitlines()
+    *_, plan, rare, note, bases, steps, last = CliRunner().invoke(app, [str(file)]).output.splitlines()
     assert plan.startswith("plan:    4 steps, ")
+    assert rare.startswith(
+        "note:    sampling.top_p=0.95: what is rarer than the most likely 95% is never sampled"
+    )
     assert note.startswith("note:    sampling.top_p=0.95: some tokens cannot be sampled")
     assert bases.startswith("warning: policy and reward model stand on two bases")
     assert steps.startswith("warning: all 4 steps are the critic's warm-up")
     assert last == "ready to train"
     told = json.loads(CliRunner().invoke(app, [str(file), "--json"]).output)
     assert [bases[9:], steps[9:]] == told["warnings"]
-    assert [note[9:]] == told["notes"]
+    assert [rare[9:], note[9:]] == told["notes"]
     assert told["passes"] is None
     assert "note:" not in CliRunner().invoke(app, [str(file), "sampling.top_p=1.0"]).output
     assert "warning:" not in CliRunner().invoke(app, [str(file), "roles=separate", "critic_warmup=1"]).output
