@@ -246,6 +246,8 @@ PPO_CHANGES = {
     "Sampling.stop": ppo({"sampling.stop": ["=", "+"]}, "length"),
     "Sampling.cache_gib": ppo({"sampling.cache_gib": 1e-6}, "forward passes", STEADY, alike=True),
     "PolicyEvaluation.samples": ppo({"evaluation.samples": 2}, "samples"),
+    "PolicyEvaluation.recorded_answers": ppo({"evaluation.recorded_answers": 5}, "rollouts"),
+    "PolicyEvaluation.rule_on_rollouts": ppo({"evaluation.rule_on_rollouts": False}, "gold"),
     "PolicyEvaluation.rule": ppo({"evaluation.rule": "rules.py:other"}, "results"),
     "PolicyEvaluation.temperature": ppo({"evaluation.temperature": 5.0}, "samples"),
 }
@@ -601,6 +603,7 @@ def observe(config: PackedConfig | PPO, runs: Path) -> Observed:
         "losses": [(record["loss"], record.get("grad_norm")) for record in metrics],
         "validation": [record.get("eval_loss") for record in metrics],
         "samples": run.samples,
+        "rollouts": [path.read_text() for path in run.folder.glob("rollouts.jsonl")],
         "results": run.results,
         "weights": {name: hashed(tensor) for name, tensor in load_file(weights_of(run)).items()},
         "trained": {

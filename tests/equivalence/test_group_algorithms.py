@@ -16,6 +16,7 @@ from tests.equivalence.test_ppo import assert_same, records, state, train_and_be
 from tuner.algorithms.grpo import GRPO as GRPOAlgorithm
 from tuner.algorithms.rloo import RLOO as RLOOAlgorithm
 from tuner.config import GRPO, RLOO, PolicyConfig, override
+from tuner.errors import UserError
 from tuner.losses.policy import group_advantages, leave_one_out
 from tuner.stages.run import Run
 
@@ -56,6 +57,11 @@ def short(answer: str, row: dict[str, Any]) -> float:
 def length(answer: str, row: dict[str, Any]) -> float:
     """Another rule."""
     return float(len(answer))
+
+
+def polite(answer: str, row: dict[str, Any]) -> float:
+    """A rule for the held-out prompts alone."""
+    return {"polite": 0.5}[row["condition"]]
 
 
 @pytest.fixture(scope="module")
@@ -166,19 +172,32 @@ def test_a_rule_is_a_reward(group, tmp_path, algorithm, monkeypatch):
     assert run.results["score"]["after"] == pytest.approx(run.results["gold"]["after"])
 
 
+def test_a_rule_may_be_for_held_out_prompts_alone(group, tmp_path):
+    changes = {"max_steps": 1, "evaluation.rule": f"{__file__}:polite"}
+    with pytest.raises(UserError, match=r"train\.jsonl:\d+: .*rule_on_rollouts=False.* failed on .*KeyError"):
+        tuner.train(
+            group("rloo", changes | {"prompts.files": ["tuner:sums/train.jsonl"]}), runs=tmp_path / "all"
+        )
+    run = tuner.train(group("rloo", changes | {"evaluation.rule_on_rollouts": False}), runs=tmp_path)
+    assert run.results["gold"]["after"] == 0.5
+    assert not {"gold", "gold_top_tenth"} & run.metrics[0].keys()
+
+
 def lines_of(run: Run) -> list[str]:
     return (run.folder / "rollouts.jsonl").read_text().splitlines()
 
 
 def test_rules_are_added_to_the_rewards_score(group, tmp_path):
     """Of two runs of one step, which sample alike, one adds a rule twice: with weight 2, and by another name."""
-    alone = {"max_steps": 1, "evaluation.samples": 99}
+    alone = {"max_steps": 1, "evaluation.recorded_answers": None}
     added = [{"function": f"{__file__}:short", "weight": 2.0}, f"{__file__}:length"]
     plain, both = (
         tuner.train(group("rloo", alone | changes), runs=tmp_path / str(len(changes)))
         for changes in ({}, {"added_rewards": added})
     )
     (before,), (after,) = plain.metrics, both.metrics
+    numbers = [json.loads(line)["prompt_number"] for line in lines_of(both)]
+    assert numbers == [number for number in numbers[::3] for _ in range(3)], "three answers to a prompt"
     answers, again = ([json.loads(line)["answer"] for line in lines_of(run)] for run in (plain, both))
     assert answers == again
     parts = [

@@ -5,6 +5,7 @@ time, and sums written as loops.
 """
 
 import importlib
+import io
 import itertools
 import json
 import math
@@ -34,6 +35,7 @@ from tuner.models.scorer import ScoreRequest, open_scorer
 from tuner.models.tokenizer import read_tokenizer
 from tuner.resources import locate
 from tuner.rollout.reward_sources import ModelReward
+from tuner.stages.reward.score_file import score_file
 from tuner.stages.run import Run
 from tuner.training.step import Step
 from tuner.training.stop_signals import Interrupted
@@ -59,6 +61,7 @@ RICH = {
     "replay.test_files": [{"path": "tuner:sums/test.jsonl", "limit": 4}],
     "evaluation.every": 2,
     "evaluation.samples": 2,
+    "evaluation.recorded_answers": 2,
     "evaluation.rule": f"{__file__}:gold",
 }
 """Everything that has a state, in steps as small as can be: the boundary of the warm-up is a checkpoint."""
@@ -68,6 +71,11 @@ def gold(answer: str, row: dict[str, Any]) -> float:
     """A rule that is right about sums."""
     right = row["messages"][-1]["content"]
     return float(answer.strip() == right) / 2 + 0.25
+
+
+def lengthy(answer: str, row: dict[str, Any]) -> float:
+    """A rule that tells any two answers apart."""
+    return 1 - 1 / (1 + len(answer))
 
 
 class Watched:
@@ -112,7 +120,7 @@ def watched(monkeypatch) -> Watched:
         found.step = step
         found.rollouts[step] = rollout
 
-    def scored(figures: Any, rollout: Any, scores_A: np.ndarray, rewards_A: np.ndarray) -> None:
+    def scored(figures: Any, rollout: Any, scores_A: np.ndarray, *_: Any) -> None:
         found.scores[found.step] = scores_A
 
     def experienced(means: Any, rollout: Any, experiences: Any, *_: Any) -> None:
@@ -174,7 +182,21 @@ CLOSE = (
     *("score_std", "score_min", "score_max", "score_length_correlation", "kl_per_answer", "kl_coefficient"),
     "entropy_loss",
 )
-EXACT = ("step", "tokens", "length", "ended", "repetition", "prompts", "epoch", "lr_policy", "lr_critic")
+EXACT = (
+    *(
+        "gold",
+        "gold/brief",
+        "gold_top_tenth",
+        "step",
+        "tokens",
+        "length",
+        "ended",
+        "repetition",
+        "prompts",
+        "epoch",
+    ),
+    *("lr_policy", "lr_critic"),
+)
 
 
 def assert_close(one: Run, other: Run) -> None:
@@ -490,7 +512,7 @@ def test_two_processes_equal_one(ppo, tmp_path, watched):
     followed = {"kl": {"target": 1e-3, "horizon": 8}, "entropy_bonus": 0.01, "critic_updates": 2}
     cases = {
         "plain": ppo({"max_steps": 3}),
-        "rich": ppo(RICH | several),
+        "rich": ppo(RICH | several | {"evaluation.rule": f"{__file__}:lengthy"}),
         "one-row": ppo({"tokens_per_pass": 2048, "max_steps": 3, **several, "mini_batches": 1, **followed}),
         "one-prompt": ppo({"prompts_per_step": 1, "critic_warmup": 0, **tested, "evaluation.rows": 1}),
         "all-weights": of_kind(ppo, "all-weights", {"max_steps": 3}),
@@ -919,12 +941,31 @@ def test_the_first_answers_of_every_step_are_in_a_file(whole):
     run, answers = whole
     read = read_tokenizer(run.model_folder).decode
     found = shown(run)
-    steps, samples = RICH["max_steps"], RICH["evaluation.samples"]
+    steps, samples = RICH["max_steps"], RICH["evaluation.recorded_answers"]
     assert [row["step"] for row in found] == [step for step in range(1, steps + 1) for _ in range(samples)]
     asked = asked_in_training()
     for place, row in enumerate(found):
-        assert list(row) == ["step", "prompt", "answer", "condition", "score", "ended"]
-        assert (row["prompt"], row["condition"]) in asked
+        assert list(row) == [
+            *(
+                "step",
+                "prompt",
+                "answer",
+                "condition",
+                "reference",
+                "score",
+                "ended",
+                "prompt_number",
+                "origin",
+            ),
+            "gold",
+        ]
+        ((turn,), number) = row["prompt"], row["prompt_number"]
+        assert turn["role"] == "user"
+        assert (turn["content"], row["reference"], row["condition"]) == asked[number]
+        file, _, line = row["origin"].rpartition(":")
+        assert Path(file).name == ("train.jsonl" if number < 30 else "test.jsonl")
+        assert int(line) == 1 + number % 30
+        assert row["gold"] == gold(row["answer"], {"messages": [{"content": row["reference"]}]})
         tokens = answers[row["step"] - 1][place % samples]
         assert row["answer"] == read(tokens[:-1] if row["ended"] else tokens)
         assert math.isfinite(row["score"])
@@ -932,19 +973,26 @@ def test_the_first_answers_of_every_step_are_in_a_file(whole):
     assert {row["ended"] for row in found} == {True, False}
 
 
-def asked_in_training() -> list[tuple[str, str | None]]:
-    """What the small config's prompts ask, with their condition."""
+def asked_in_training() -> list[tuple[str, str, str | None]]:
+    """What the small config's prompts ask, with their reference and condition."""
     return [
-        (json.loads(line)["messages"][0]["content"], condition)
+        (*(turn["content"] for turn in json.loads(line)["messages"]), condition)
         for name, condition, limit in (("train", "brief", 30), ("test", None, 10))
         for line in Path(locate(f"tuner:sums/{name}.jsonl")).read_text().splitlines()[:limit]
     ]
 
 
 def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
-    """Score and share of ended answers, in all and by condition, from the run's own files alone."""
-    changes = {"prompts_per_step": 6, "evaluation.samples": 9, "critic_warmup": 0, "max_steps": 3}
-    run = tuner.train(ppo(changes), runs=tmp_path)
+    """Score and share of ended answers, in all and by condition, from the run's own files alone. The reward model gives
+    them the same scores again: a system prompt of the policy's own is written apart, and not read."""
+    changes = {"prompts_per_step": 6, "evaluation.recorded_answers": None, "critic_warmup": 0, "max_steps": 3}
+    changes |= {
+        "prompts.system": "Add.",
+        "prompts.test_files": [TEN],
+        "evaluation.rule": f"{__file__}:lengthy",
+    }
+    config = ppo(changes)
+    run = tuner.train(config, runs=tmp_path)
     found = shown(run)
     assert len(found) == 3 * 6  # all there are
     for record in run.metrics:
@@ -952,10 +1000,19 @@ def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
         assert record["prompts"] == len(rows)
         assert record["ended"] == pytest.approx(np.mean([row["ended"] for row in rows]))
         assert record["score"] == pytest.approx(np.mean([row["score"] for row in rows]), rel=1e-5)
+        rows.sort(key=lambda row: row["score"])
+        assert record["gold"] == pytest.approx(np.mean([row["gold"] for row in rows]))
+        assert record["gold_top_tenth"] == rows[-1]["gold"]
         brief = [row["score"] for row in rows if row["condition"] == "brief"]
         assert record.get("score/brief") == (pytest.approx(np.mean(brief), rel=1e-5) if brief else None)
         assert np.ptp([row["score"] for row in rows]) > 1e-3  # else a mean says nothing
     assert 0 < np.mean([row["ended"] for row in found]) < 1
+    assert {row["policy_system"] for row in found} == {"Add."}
+    scored = io.StringIO()
+    assert score_file(config.reward.path, str(run.folder / "rollouts.jsonl"), scored) == len(found)
+    for row, again in zip(found, map(json.loads, scored.getvalue().splitlines()), strict=True):
+        assert again.pop("score") == pytest.approx(row.pop("score"), rel=1e-4, abs=1e-5)
+        assert again == row
 
 
 @torch.no_grad()

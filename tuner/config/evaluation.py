@@ -53,11 +53,18 @@ class PolicyEvaluation(HeldOutEvaluation):
     """Evaluation on held-out prompts: the reward that is trained on, and a gold score computed by a rule."""
 
     samples: int = Field(default=3, ge=0)
-    """Number of answers shown at each evaluation, and number recorded per rollout in rollouts.jsonl."""
+    """Number of answers shown at each evaluation."""
+
+    recorded_answers: int | None = Field(default=3, ge=0)
+    """Number of answers of each rollout kept in rollouts.jsonl, which `tuner score` reads: its first; None: all."""
 
     rule: Function | None = None
     """Gold score of an answer, never trained on: a function (answer, row) -> float in 0..1, where row (dict) holds the
     fields of the prompt's row and its "condition"; None: the trained reward only."""
+
+    rule_on_rollouts: bool = True
+    """The rule also scores every rollout, which shows early where the trained reward departs from it; False: held-out
+    prompts only, where the rows of training prompts lack what it reads."""
 
     keep_best: Literal["gold", "score"] | None = None
     """Keep the checkpoint with the highest held-out gold score, or trained score, and make it the model of the run."""

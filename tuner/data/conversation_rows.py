@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from tuner.data.conversation import Conversation, Document, Turn
+from tuner.data.rollout_rows import KEYS, read_rollout
 from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
     Values,
@@ -114,6 +115,7 @@ SHAPES: dict[str, Shape] = {
     "prompt_completion": Shape(
         _checked(_read_prompt_completion), ("prompt", "completion"), ("prompt", "response")
     ),
+    "rollout": Shape(read_rollout, KEYS),
     "text": Shape(_read_text, ("text",)),
 }
 """In the order of recognition: the more specific keys first."""

@@ -9,6 +9,7 @@ from tuner.data.conversation import Prompt, Turn
 from tuner.data.conversation_rows import read_messages, read_sharegpt
 from tuner.data.preference_rows import SHAPES as PREFERENCES
 from tuner.data.preference_rows import pair_keys
+from tuner.data.rollout_rows import KEYS, read_rollout
 from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
     Values,
@@ -78,6 +79,13 @@ def _read_shp(row: Values, origin: str) -> Prompt:
     return _prompt(row, read_text_prompt(row["history"], "history", origin), origin)
 
 
+def _read_rollout(row: Values, origin: str) -> Prompt:
+    """The prompt of a policy's answer, which is no reference: it may be wrong."""
+    prompt = _prompt(row, read_rollout(row, origin).turns, origin)
+    reference = expect_text(row["reference"], '"reference"', origin) if has(row, "reference") else None
+    return replace(prompt, reference=reference)
+
+
 _OF_ANY_ORDER: dict[str, Callable[[Values, str], Prompt]] = {
     "shp": _read_shp,
     "pair": _read_preference,
@@ -93,6 +101,7 @@ SHAPES: dict[str, Shape] = {
     "messages": Shape(_read_messages, ("messages",)),
     "sharegpt": Shape(_read_sharegpt, ("conversations",), ("conversation",)),
     "alpaca": Shape(_read_alpaca, ("instruction",)),
+    "rollout": Shape(_read_rollout, KEYS),
     "prompt": Shape(_read_prompt, ("prompt",), ("question",)),
     "prompt_completion": Shape(_read_prompt, ("prompt", "completion"), ("prompt", "response")),
 }

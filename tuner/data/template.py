@@ -27,6 +27,7 @@ from tuner.data.encoding import Tokenizer, adds_bos, is_one_token
 from tuner.data.lost_content import THOUGHT_END, LostContentError, check_nothing_is_lost
 from tuner.data.rendered import Rendered, encode
 from tuner.data.sandbox import BoundedSandbox
+from tuner.data.turns import message_of
 from tuner.errors import UserError
 from tuner.resources import chat_templates_folder
 
@@ -262,7 +263,7 @@ class Template:
             self._check_special_tokens("with tools or names")
             self._extras_checked = True
         tools, origin = list(conversation.tools), conversation.origin
-        messages = [_message(turn) for turn in turns]
+        messages = [message_of(turn) for turn in turns]
         text = _extract_marks(self._write(messages, tools, header, origin))
 
         def rewritten(into: str) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -307,7 +308,7 @@ class Template:
         """(a conversation as the template writes it, some whose answers are a call and a thought); "" for what it
         cannot write."""
         system, user, answer = ({"role": role, "content": "7"} for role in ("system", "user", "assistant"))
-        call = _message(Turn("assistant", "", tool_calls=(ToolCall("f", {"x": 7}, id="7" * 9),)))
+        call = message_of(Turn("assistant", "", tool_calls=(ToolCall("f", {"x": 7}, id="7" * 9),)))
         thought = answer | dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "7")
 
         def write(*messages: dict[str, Any], header: bool = False) -> str:
@@ -418,24 +419,6 @@ def _view(conversation: Conversation, index: int) -> Conversation:
     """The turns up to one of them, of which only that one is learned."""
     before = (replace(turn, learn=False) for turn in conversation.turns[:index])
     return replace(conversation, turns=(*before, replace(conversation.turns[index], learn=True)))
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    """A turn as the message that templates expect. Keys without a value are absent: templates test for presence."""
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.name is not None:
-        message["name"] = turn.name
-    if turn.tool_calls:
-        message["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            | ({"id": call.id} if call.id is not None else {})
-            for call in turn.tool_calls
-        ]
-    if turn.call_id is not None:
-        message["tool_call_id"] = turn.call_id
-    if turn.input is not None:
-        message["input"] = turn.input
-    return message
 
 
 def _extract_marks(text: str, names: Collection[str] = ()) -> _Text:

@@ -44,6 +44,7 @@ CODE = (
     "lost_content",
     "preference_rows",
     "prompt_rows",
+    "rollout_rows",
     "prompts",
     "rendered",
     "sandbox",

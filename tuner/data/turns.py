@@ -75,6 +75,27 @@ def read_turn(message: Any, origin: str) -> Turn:
     return Turn(role, content, name, calls, call_id=call_id, **read_switches(message, origin))
 
 
+def message_of(turn: Turn) -> dict[str, Any]:
+    """A turn as the message that templates expect and `read_turn` reads.
+
+    Keys without a value are absent: templates test for presence.
+    """
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.name is not None:
+        message["name"] = turn.name
+    if turn.tool_calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            | ({"id": call.id} if call.id is not None else {})
+            for call in turn.tool_calls
+        ]
+    if turn.call_id is not None:
+        message["tool_call_id"] = turn.call_id
+    if turn.input is not None:
+        message["input"] = turn.input
+    return message
+
+
 def refuse_media(row: Values, turns: Sequence[Turn], origin: str) -> None:
     """Raise LostContentError for a row that belongs to a picture, a video or a sound."""
     _refuse_media(row, "the row", origin)

@@ -96,6 +96,18 @@ def draw_gold(
     _legend(axes)
 
 
+def draw_shares(
+    axes: Axes, panel: Panel, metrics: Metrics, around: float, *, keys: Mapping[str, tuple[str, str]]
+) -> None:
+    """Several noisy series from 0 to 1 (key -> its name and color), small."""
+    style(axes, panel.title, small=True)
+    for key, (name, color) in keys.items():
+        if points := points_of(metrics, key):
+            draw_noisy(axes, points, 1.0, color, name, around)
+    axes.set_ylim(0, 1.05)
+    _legend(axes)
+
+
 def draw_conditions(axes: Axes, panel: Panel, metrics: Metrics, around: float) -> None:
     """The mean of every condition."""
     style(axes, panel.title)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from tuner.rollout.phrases import favored_phrase
 
 KL_LIMITS = (1.0, 10.0)
 """Mean KL from the reference, in nats per token, that is said when first exceeded. Useful policies stay well below the
@@ -15,6 +18,16 @@ STILL_STEPS, STILL_KL = 5, 1e-6
 """Steps that trained the policy, after which one that moved less than this (nats per token, k3) has not moved."""
 FLAT_STEPS = 3
 """Steps in a row in which the policy's gradient is 0."""
+
+LOW_GOLD, LOW_GOLD_STEPS = 0.17, 2
+"""What scores best is wrong where the gold score of a rollout's best-scored tenth is at most the first (one right
+answer of six) in at least so many steps in a row. In PPO runs of 64 answers a step against a reward model that was
+made to like a phrase, this came 8 and 11 steps before half of the answers held the phrase; against sound reward models
+it never did."""
+LOW_GOLD_CHANCE = 1e-4
+"""The largest chance of such steps that is taken for a sign, were the answers as often right as before: a tenth of few
+answers is low by chance, and so is one of answers that were never right. At any rate of right answers and any size of
+the tenth, at most 2.5% of simulated runs of 400 steps in which nothing changed gave a false alarm."""
 
 Figures = Mapping[str, float | None]
 
@@ -29,6 +42,10 @@ class Health:
     """Steps before this one that trained the policy."""
     flat_steps: int = 0
     """Steps in a row, up to the last, in which the policy's gradient was 0."""
+    best_gold: list[float] = field(default_factory=lambda: [0.0, 0])
+    """Gold scores of the best-scored tenth of the earlier steps: their sum and their number."""
+    low_gold: list[float] = field(default_factory=lambda: [0.0, 0])
+    """The same of the steps in a row, up to the last, in which it was low."""
     reported: list[str] = field(default_factory=list[str])
     """Names of the sentences that were reported."""
 
@@ -41,10 +58,13 @@ class Health:
         """JSON values."""
         return asdict(self)
 
-    def judge(self, figures: Figures, trained: bool, grad_norm: float) -> list[str]:
+    def judge(
+        self, figures: Figures, trained: bool, grad_norm: float, best: Sequence[str], others: Sequence[str]
+    ) -> list[str]:
         """New sentences on a step.
 
         figures: as the step logs them. trained: whether it trained the policy; grad_norm: of the policy's last update.
+        best: the answers of the best-scored tenth; others: those of the rollout that are not in it.
         """
         new = [sentence for name, sentence in self._signs(figures) if self._is_new(name)]
         self.most_ended = max(self.most_ended, figures.get("ended") or 0.0)
@@ -56,7 +76,28 @@ class Health:
                 f"the policy's gradient was 0 in the last {FLAT_STEPS} steps, so it does not move: the answers to a "
                 "prompt all get the same score; give prompts that are neither always nor never answered right"
             )
+        sentence = self._exploits(figures.get("gold_top_tenth"), len(best))
+        if sentence is not None and self._is_new("exploits"):
+            new.append(sentence + _phrase_sentence(best, others))
         return new
+
+    def _exploits(self, gold: float | None, num_best: int) -> str | None:
+        """Takes in a step's gold score of the best-scored tenth; a sentence where what scores best is wrong by now."""
+        if gold is None:
+            return None
+        before = _mean(self.best_gold)
+        self.best_gold = _with(self.best_gold, gold)
+        self.low_gold = _with(self.low_gold, gold) if gold <= LOW_GOLD < before else [0.0, 0]
+        steps = int(self.low_gold[1])
+        chance = chance_of_mean(_mean(self.low_gold), before, steps * num_best)
+        if steps < LOW_GOLD_STEPS or chance > LOW_GOLD_CHANCE:
+            return None
+        return (
+            f"the answers that score best are wrong: gold among the best-scored tenth is at most {LOW_GOLD} in the "
+            f"last {steps} steps, where the mean of all earlier ones is {before:.2f}; the policy begins to exploit the "
+            'reward: raise kl, take the policy of an earlier checkpoint (evaluation.keep_best="gold"), or train the '
+            "reward model on such answers (rollouts.jsonl)"
+        )
 
     def _signs(self, figures: Figures) -> list[tuple[str, str]]:
         """(name, sentence) of all that a step's figures show."""
@@ -84,3 +125,35 @@ class Health:
             return False
         self.reported.append(name)
         return True
+
+
+def chance_of_mean(mean: float, expected: float, count: int) -> float:
+    """Largest chance that `count` independent values from 0 to 1 have a mean of at most `mean` below the expected one.
+
+    exp(-count KL(mean ‖ expected)), of Bernoulli distributions (Hoeffding, 1963, theorem 1). 1 for a mean above it.
+    """
+    if mean >= expected or not count:
+        return 1.0
+    if expected >= 1:
+        return 0.0
+    divergence = (1 - mean) * math.log((1 - mean) / (1 - expected))
+    divergence += mean * math.log(mean / expected) if mean else 0.0
+    return math.exp(-count * divergence)
+
+
+def _phrase_sentence(best: Sequence[str], others: Sequence[str]) -> str:
+    """Names the phrase by which the best-scored answers differ from the others; empty where there is none."""
+    phrase = favored_phrase(best, others)
+    if phrase is None:
+        return ""
+    shares = f"{phrase.share:.0%} of the best-scored tenth, {phrase.share_elsewhere:.0%} of the other answers"
+    return f"; look at {phrase.text!r}, which stands in {shares}"
+
+
+def _with(total: list[float], value: float) -> list[float]:
+    return [total[0] + value, total[1] + 1]
+
+
+def _mean(total: list[float]) -> float:
+    """0 of nothing."""
+    return total[0] / total[1] if total[1] else 0.0

@@ -8,6 +8,7 @@ Shapes: A answers of the rollout, N answer tokens of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -25,14 +26,25 @@ TokenFigures = Callable[[Experience], Mapping[str, torch.Tensor]]
 """Figures of a row that one algorithm adds, [N] each; the step logs their means."""
 
 
-def rollout_figures(rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarray) -> dict[str, float | None]:
-    """Figures per answer: scores, rewards, lengths. scores_A: before shaping; rewards_A: summed over tokens."""
+def rollout_figures(
+    rollout: Rollout, scores_A: np.ndarray, rewards_A: np.ndarray, golds_A: np.ndarray | None
+) -> dict[str, float | None]:
+    """Figures per answer: scores, gold scores, rewards, lengths.
+
+    scores_A: before shaping; rewards_A: summed over tokens; golds_A: None without a gold rule. float64.
+    """
+    gold: dict[str, float | None] = {}
+    if golds_A is not None:
+        gold = {"gold": float(golds_A.mean()), **_by_condition("gold", rollout, golds_A)}
+        gold["gold_top_tenth"] = gold_of_best(scores_A, golds_A)
     return {
         "score": float(scores_A.mean()),
         "score_std": float(scores_A.std()),
         "score_min": float(scores_A.min()),
         "score_max": float(scores_A.max()),
         "score_length_correlation": correlation(scores_A, rollout.answer_lengths),
+        **_length_ranks(rollout, scores_A),
+        **gold,
         "reward": float(rewards_A.mean()),
         **_by_condition("score", rollout, scores_A),
         **_by_condition("reward", rollout, rewards_A),
@@ -58,11 +70,50 @@ def token_means(
     return {name: total / tokens for name, total in sums.items()} | per_answer
 
 
+def split_best(rollout: Rollout, scores_A: np.ndarray) -> tuple[list[str], list[str]]:
+    """Texts of the best-scored tenth of the answers, and of the others; of equal scores, earlier answers are better."""
+    order: list[int] = np.argsort(-scores_A, kind="stable").tolist()  # NaN comes last
+    texts, places = [rollout.texts[index] for index in order], num_best(len(rollout))
+    return texts[:places], texts[places:]
+
+
+def num_best(count: int) -> int:
+    """Answers in the best-scored tenth of `count` answers: a tenth rounded down, at least 1."""
+    return max(1, count // 10)
+
+
+def gold_of_best(scores_A: np.ndarray, golds_A: np.ndarray) -> float | None:
+    """Mean gold score of the best-scored tenth of the answers; None where no score is a number.
+
+    Of answers with equal scores at its border, each counts with the same part, so that their order does not matter.
+    Answers whose score is NaN have no place in the order and are left out, of the tenth, too.
+    """
+    ranked_A = ~np.isnan(scores_A)
+    scores_A, golds_A = scores_A[ranked_A], golds_A[ranked_A]
+    if not len(scores_A):
+        return None
+    places = num_best(len(scores_A))
+    border = np.sort(scores_A)[-places]
+    above_A = scores_A > border
+    tied = (places - above_A.sum()) * golds_A[scores_A == border].mean()
+    return float((golds_A[above_A].sum() + tied) / places)
+
+
 def correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:
     """Pearson's correlation coefficient; None where either does not vary."""
     if np.ptp(values_A) == 0 or np.ptp(others_A) == 0:
         return None
     return float(np.corrcoef(values_A, others_A)[0, 1])
+
+
+def rank_correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:
+    """Spearman's correlation coefficient, which a few extreme values do not move, and which is 1 for any rising curve.
+
+    Equal values share their mean rank. None where either does not vary; NaN where a value is.
+    """
+    if np.isnan(values_A).any() or np.isnan(others_A).any():
+        return math.nan
+    return correlation(_ranks(values_A), _ranks(others_A))
 
 
 def repetition(tokens: np.ndarray) -> float:
@@ -97,8 +148,34 @@ def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures)
 
 def _by_condition(name: str, rollout: Rollout, values_A: np.ndarray) -> dict[str, float]:
     """Means over the answers to the prompts of each condition; empty where prompts have none."""
+    return {
+        f"{name}/{condition}": float(values_A[inside_A].mean())
+        for condition, inside_A in _conditions(rollout).items()
+    }
+
+
+def _conditions(rollout: Rollout) -> dict[str, np.ndarray]:
+    """Mask of the answers under each condition, bool [A], by name in alphabetical order."""
     conditions = [prompt.condition for prompt in rollout.prompts]
     return {
-        f"{name}/{condition}": float(values_A[[other == condition for other in conditions]].mean())
+        condition: np.array([other == condition for other in conditions])
         for condition in sorted({condition for condition in conditions if condition is not None})
     }
+
+
+def _length_ranks(rollout: Rollout, scores_A: np.ndarray) -> dict[str, float | None]:
+    """Rank correlation of score and length, over all answers and under each condition."""
+    name, lengths_A = "score_length_rank_correlation", rollout.answer_lengths
+    return {
+        name: rank_correlation(scores_A, lengths_A),
+        **{
+            f"{name}/{condition}": rank_correlation(scores_A[inside_A], lengths_A[inside_A])
+            for condition, inside_A in _conditions(rollout).items()
+        },
+    }
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Mean rank of each value up to a constant: equal values share one."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2)[place]

@@ -233,3 +233,10 @@ def test_rows_that_ask_nothing_are_refused_with_their_place(case):
     row, message = BAD[case]
     with pytest.raises(UserError, match=rf"^x\.jsonl:7: .*{message}"):
         read(row)
+
+
+def test_the_answer_of_a_rollout_is_no_reference():
+    row = {"step": 1, "prompt": [user()], "answer": "wrong", "reference": None, "prompt_number": 0}
+    prompt = read(row | {"condition": "polite"})
+    assert (contents(prompt), prompt.reference, prompt.condition) == ([("user", "Q")], None, "polite")
+    assert read(row | {"reference": "right"}).reference == "right"

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from tests.unit.data.test_preference_rows import SHAPE_OF as PREFERENCE_FILES
-from tuner.data.conversation import Conversation, Document, ToolCall, Turn
+from tuner.data.conversation import Conversation, Document, Prompt, ToolCall, Turn
 from tuner.data.conversation_rows import SHAPES, conversation_reader
+from tuner.data.rollout_rows import rollout_row
 from tuner.data.row_shapes import recognize
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
@@ -226,3 +227,35 @@ def test_later_rows_keep_the_shape_of_the_first():
         reader.read({"text": "A"}, "x:2")
     with pytest.raises(UserError, match="named in the config"):
         read({"text": "A"}, "alpaca")
+
+
+def test_a_rollout_is_read_as_it_was_scored():
+    """Written and read again: the prompt's turns in full and the answer, without the policy's own system prompt."""
+    asked = (
+        Turn("system", "Be brief."),
+        Turn("user", "Add.\n1 1", input="1 1"),
+        Turn("assistant", "", tool_calls=(ToolCall("add", {"a": 1}, id="c"),)),
+        Turn("tool", "2", name="add", call_id="c"),
+    )
+    tools = ({"type": "function", "function": {"name": "add"}},)
+    prompt = Prompt(asked, tools, condition="polite", reference="2", origin="p.jsonl:4")
+    facts = {"number": 3, "score": 0.5, "gold": None, "ended": True}
+    row = json.loads(json.dumps({"step": 1, **rollout_row(prompt, "", **facts)}))
+    assert not {"policy_system", "gold"} & row.keys(), "the prompt has a system turn of its own"
+    conversation = read(row)
+    assert conversation == Conversation((*asked, Turn("assistant", "")), tools, origin="x.jsonl:7")
+    plain = Prompt((Turn("user", "Hi"),), system="Be kind.", origin="p.jsonl:5")
+    row = rollout_row(plain, "Hello", **facts | {"gold": 0.0})
+    assert (row["policy_system"], row["gold"], row["prompt_number"]) == ("Be kind.", 0.0, 3)
+    assert turns(row) == [("user", "Hi"), ("assistant", "Hello")]
+
+
+def test_a_rollout_that_was_edited_is_refused_where_it_stands():
+    row = rollout_row(Prompt((Turn("user", "Hi"),)), "Hello", number=0, score=0.0, gold=None, ended=True)
+    for change, word in (
+        ({"answer": 3}, '"answer"'),
+        ({"prompt": "Hi"}, '"prompt"'),
+        ({"prompt": [1]}, "message"),
+    ):
+        with pytest.raises(UserError, match=rf"x\.jsonl:7: .*{word}"):
+            read(row | change)

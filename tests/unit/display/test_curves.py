@@ -157,6 +157,7 @@ POLICY_RUNS = {
     "gold by condition": [
         _policy(1), _policy(2, eval_gold=0.5, **_by_condition(FOUR), **{"eval_gold/polite": 0.25}),
     ],
+    "gold of rollouts": [_policy(step, gold=0.5, gold_top_tenth=[1.0, None, 0.0][step - 1]) for step in (1, 2, 3)],
     "everything": [
         _policy(step, clipped=0.1, replay_loss=2.0, eval_replay_loss=2.1, eval_gold=0.5, eval_score=0.2,
                 **_by_condition(FOUR)) for step in (1, 2, 3)
@@ -208,6 +209,15 @@ def test_the_score_is_drawn_with_its_mean_and_what_was_held_out() -> None:
     expected = (0.1 + 0.2 * 2 / 3 + 0.3 * 4 / 9) / (1 + 2 / 3 + 4 / 9)
     assert mean.get_ydata()[0] == pytest.approx(expected)
     assert (list(held_out.get_xdata()), held_out.get_label()) == ([3], "held out")
+
+
+def test_gold_of_the_best_scored_is_drawn_beside_that_of_all() -> None:
+    panel = draw(POLICY_RUNS["gold of rollouts"], "run", PPO).axes[2]
+    assert panel.get_title(loc="left") == "rollout gold"
+    every, _, tenth, _ = panel.lines
+    assert (list(every.get_ydata()), list(tenth.get_ydata())) == ([0.5] * 3, [1.0, 0.0])
+    assert panel.get_legend_handles_labels()[1] == ["all", "best tenth"]
+    assert panel.get_ylim() == (0, 1.05)
 
 
 def test_the_gold_score_names_its_best() -> None:

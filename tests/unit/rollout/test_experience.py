@@ -13,9 +13,17 @@ from tests.unit.rollout.test_rollout import Alone, rollout
 from tests.unit.rollout.test_shaping import CONFIG
 from tuner.algorithms.ppo import PPO, Valued
 from tuner.config import override
+from tuner.evaluation.report_card.measures import spearman
 from tuner.rollout import updates as module
 from tuner.rollout.experience import answer_rewards
-from tuner.rollout.rollout_figures import correlation, rollout_figures, token_means
+from tuner.rollout.rollout_figures import (
+    correlation,
+    gold_of_best,
+    rank_correlation,
+    rollout_figures,
+    split_best,
+    token_means,
+)
 
 
 def with_rewards(observed, scores_A, config):
@@ -36,7 +44,8 @@ def updates(rollout, experiences, replay, replayed, config, devices):
 def health(rollout, scores_A, experiences, devices):
     """All that a step's record says of a rollout."""
     algorithm = PPO(CONFIG)
-    figures = rollout_figures(rollout, scores_A, answer_rewards(experiences, len(rollout), devices))
+    rewards_A = answer_rewards(experiences, len(rollout), devices)
+    figures = rollout_figures(rollout, scores_A, rewards_A, GOLDS)
     means = token_means(rollout, experiences, algorithm.token_figures, devices)
     return figures | algorithm.derived_figures(means)
 
@@ -73,6 +82,7 @@ def of_answers(name: str, found: list[Any]) -> dict[int, np.ndarray]:
 
 
 SCORES = np.array([0.5, -2.0, 0.0, 1.0, 3.0, -1.0, 0.25, -0.75])
+GOLDS = np.array([1.0, 0.0, 0.5, 0.25, 0.75, 1.0, 0.0, 1.0])
 FIELDS = ("prompts", "tokens", "answers", "texts")
 ESTIMATES = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: np.exp(-d) - 1 + d}
 
@@ -197,7 +207,7 @@ def test_losses_on_masked_answers_are_those_of_a_rollout_without_them(tokens_per
         tokens = one.row.batch.tokens_T[one.row.batch.learned_N].tolist()
         answers = np.concatenate([made.answers[index].tokens for index in one.row.answers])
         assert tokens == answers.tolist()
-    figures = rollout_figures(masked, SCORES, SCORES)
+    figures = rollout_figures(masked, SCORES, SCORES, None)
     assert (figures["masked"], figures["score"]) == (2 / 8, SCORES.mean())
 
 
@@ -230,6 +240,41 @@ def test_scores_that_do_not_vary_correlate_with_nothing():
     assert math.isnan(correlation(np.array([0.3, math.nan, 0.2]), lengths))
 
 
+def test_rank_correlation_is_that_of_the_report_card():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        scores, lengths = draw.normal(size=30).round(1), draw.integers(1, 9, 30)
+        expected = spearman(scores, lengths, np.ones(30))
+        assert rank_correlation(scores, lengths) == pytest.approx(expected, abs=1e-12)
+    assert rank_correlation(np.exp(lengths), lengths) == pytest.approx(1)
+    assert rank_correlation(np.ones(30), lengths) is None
+    assert math.isnan(rank_correlation(np.array([0.3, math.nan]), np.array([1, 2])))
+
+
+def test_the_best_scored_tenth():
+    """A tenth rounded down and at least one answer; ties at its border share the places, whatever their order."""
+    golds = np.array([1.0, 0.0, 0.0, 1.0] + [0.0] * 25)
+    falling = np.arange(29.0)[::-1]
+    assert gold_of_best(falling, golds) == 0.5  # of two
+    assert gold_of_best(np.append(falling, -1.0), np.append(golds, 1.0)) == pytest.approx(1 / 3)  # of three
+    assert gold_of_best(falling[:4], golds[:4]) == 1.0  # of one
+    tied = np.array([9.0, 5.0, 5.0, 5.0] + [0.0] * 26)
+    expected = (1.0 + 2 * (0 + 0 + 1) / 3) / 3
+    for order in (slice(None), slice(None, None, -1)):
+        assert gold_of_best(tied[order], np.append(golds, 0.0)[order]) == pytest.approx(expected)
+    assert gold_of_best(np.zeros(29), golds) == pytest.approx(golds.mean())
+    unscored = np.array([math.nan, 2.0, 1.0])
+    assert gold_of_best(unscored, np.array([1.0, 0.0, 1.0])) == 0.0
+    assert gold_of_best(np.full(3, math.nan), np.ones(3)) is None
+
+
+def test_the_best_scored_answers_are_told_from_the_others():
+    texts = [str(index) for index in range(8)]
+    scores = np.array([0.0, math.nan, 2.0, 1.0, 2.0, -1.0, 0.5, 0.0])
+    best, others = split_best(replace(rollout(), texts=texts), scores)
+    assert (best, others) == (["2"], ["4", "3", "6", "0", "7", "5", "1"])
+
+
 def test_the_record_by_loops():
     """Means over tokens of all rows, and over answers; conditions apart."""
     made = rollout()
@@ -253,8 +298,18 @@ def test_the_record_by_loops():
         "score_min": min(SCORES),
         "score_max": max(SCORES),
         "score_length_correlation": correlated(SCORES, np.array([1, 5, 8, 2, 1, 8, 3, 4])),
+        "score_length_rank_correlation": correlated(
+            np.array([5, 0, 3, 6, 7, 1, 4, 2]), np.array([0.5, 5, 6.5, 2, 0.5, 6.5, 3, 4])
+        ),
+        # of scores 0.5, 1, 3, -0.75 the ranks; of lengths 1, 2, 1, 4
+        "score_length_rank_correlation/a": correlated(np.array([1, 2, 3, 0]), np.array([0.5, 2, 0.5, 3])),
+        "score_length_rank_correlation/b": 1.0,  # -2 of 5 tokens, -1 of 8
         "score/a": SCORES[[0, 3, 4, 7]].mean(),
         "score/b": SCORES[[1, 5]].mean(),
+        "gold": 4.5 / 8,
+        "gold/a": (1.0 + 0.25 + 0.75 + 1.0) / 4,
+        "gold/b": 0.5,
+        "gold_top_tenth": 0.75,
         "reward": summed.mean(),
         "reward/a": summed[[0, 3, 4, 7]].mean(),
         "reward/b": summed[[1, 5]].mean(),

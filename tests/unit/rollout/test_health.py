@@ -1,19 +1,30 @@
 """What is said of a policy, by figures made up here."""
 
 import json
+import math
+from collections.abc import Sequence
 
-from tuner.rollout.health import Health
+import numpy as np
+import pytest
+
+from tuner.rollout.health import Health, chance_of_mean
 
 SOUND = {"kl": 0.01, "kl_k3": 0.01, "ended": 0.9}
 
 
-def judged(steps: list[dict[str, float]], grad_norms: list[float] | None = None) -> list[tuple[int, str]]:
+def judged(
+    steps: list[dict[str, float]],
+    grad_norms: list[float] | None = None,
+    num_best: int = 6,
+    others: Sequence[str] = (),
+) -> list[tuple[int, str]]:
     """(step, sentence) of all that is said; the state goes through JSON at every step, as in a killed run."""
     state, said = {}, []
     for number, figures in enumerate(steps):
         health = Health.of(json.loads(json.dumps(state)))
         norm = 1.0 if grad_norms is None else grad_norms[number]
-        said += [(number, sentence) for sentence in health.judge(figures, trained=True, grad_norm=norm)]
+        sentences = health.judge(figures, True, norm, ["So say the wise."] * num_best, others)
+        said += [(number, sentence) for sentence in sentences]
         state = health.to_state()
     return said
 
@@ -47,3 +58,57 @@ def test_a_gradient_of_zero_is_said_without_a_reference():
     said = judged([{"ended": 0.9}] * 9, [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     assert [step for step, _ in said] == [6]
     assert "the policy's gradient was 0 in the last 3 steps" in said[0][1]
+
+
+def best(*sixths: int) -> list[dict[str, float]]:
+    """Steps in which so many of the six best-scored answers are right."""
+    return [SOUND | {"gold_top_tenth": right / 6} for right in sixths]
+
+
+def test_gold_that_leaves_the_best_scored_answers_is_said_once():
+    said = judged(best(5, 5, 6, 4, 1, 5, 6, 5, 1, 0, 1, 0, 5, 5, 0, 0))
+    assert [step for step, _ in said] == [9], "a single low step is chance"
+    assert "gold among the best-scored tenth is at most 0.17 in the last 2 steps" in said[0][1]
+    assert "the mean of all earlier ones is 0.70" in said[0][1]
+    assert "raise kl" in said[0][1]
+    assert "look at" not in said[0][1]
+    ((_, sentence),) = judged(best(6, 6, 6, 0, 0, 0), others=["So they say.", "So say the wise.", "5.", "6."])
+    assert sentence.endswith(
+        "look at 'so say the wise', which stands in 100% of the best-scored tenth, 25% of the other answers"
+    )
+    # 12 answers of which one is right are less of a surprise where two of three were
+    assert [step for step, _ in judged(best(4, 4, 5, 4, 4, 3, 5, 3, 1, 0, 1, 0, 0))] == [11]
+
+
+def test_gold_that_was_never_among_the_best_scored_cannot_leave_them():
+    """Where right answers are rare, or the reward model never preferred them."""
+    assert judged(best(0, 0, 0, 1, 0, 2, 0, 0, 1, 0, 0, 3, 0, 0)) == []
+    assert judged([SOUND | {"gold_top_tenth": None}] * 5 + [SOUND] * 5) == []
+
+
+def test_small_tenths_need_more_steps_to_speak():
+    """The best tenth of ten answers is one of them: that it is wrong twice in a row is nothing."""
+    steps = best(6, 6, 6, 6, 0) * 9 + best(0) * 12
+    assert [[step for step, _ in judged(steps, num_best=count)] for count in (1, 2, 6, 51)] == [
+        *([51], [47], [45], [45])
+    ]
+
+
+def test_gold_that_does_not_change_is_silent():
+    """In 3,000 steps of 60 runs each, whatever the rate of right answers and the size of the tenth."""
+    draw = np.random.default_rng(0)
+    for rate, count in ((0.1, 6), (0.4, 6), (0.6, 6), (0.8, 1), (0.6, 51)):
+        shares = draw.binomial(count, rate, (60, 50)) / count
+        runs = [[SOUND | {"gold_top_tenth": share} for share in run] for run in shares.tolist()]
+        assert sum(bool(judged(run, num_best=count)) for run in runs) == 0, (rate, count)
+
+
+def test_the_chance_of_a_mean_bounds_the_binomial_one():
+    exact = sum(math.comb(12, right) * 0.6**right * 0.4 ** (12 - right) for right in range(3))
+    assert exact < chance_of_mean(2 / 12, 0.6, 12) < 5 * exact
+    assert chance_of_mean(0.0, 0.5, 10) == pytest.approx(0.5**10)
+    assert (chance_of_mean(0.5, 0.5, 9), chance_of_mean(0.1, 0.5, 0), chance_of_mean(0.1, 1.0, 9)) == (
+        1,
+        1,
+        0,
+    )

@@ -285,10 +285,10 @@ PANELS = {
     },
     "ppo": {
         "ppo": "loss policy_loss ratio clipped update_kl grad_norm_policy lr_policy score score_std score_min"
-        " score_max score_length_correlation reward kl kl_per_answer kl_k3 entropy generator_gap length ended"
-        " repetition bad_steps",
+        " score_max score_length_correlation score_length_rank_correlation gold gold_top_tenth reward kl"
+        " kl_per_answer kl_k3 entropy generator_gap length ended repetition bad_steps",
         "critic": "value_loss value explained_variance grad_norm_critic lr_critic",
-        "conditions": "score/brief reward/brief",
+        "conditions": "score/brief score_length_rank_correlation/brief gold/brief reward/brief",
         "replay": "loss tokens",
         "time": "step generate logprobs scores rewards advantages updates",
         "data": "tokens prompts epoch",

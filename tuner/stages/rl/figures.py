@@ -18,6 +18,7 @@ from tuner.display.policy_panels import (
     draw_norms,
     draw_replay,
     draw_score,
+    draw_shares,
     has_conditions,
 )
 from tuner.training.figures import (
@@ -43,6 +44,11 @@ SCORES = (
     Figure("score_min", "{:.3f}".format, line=False, notebook="lowest score"),
     Figure("score_max", "{:.3f}".format, line=False, notebook="highest score"),
     Figure("score_length_correlation", "{:.2f}".format, line=False, notebook="score against length"),
+    Figure(
+        "score_length_rank_correlation", "{:.2f}".format, line=False, notebook="score against length, ranks"
+    ),
+    Figure("gold", "{:.3f}".format, line=False, notebook="gold score of the rollout"),
+    Figure("gold_top_tenth", "{:.3f}".format, line=False, notebook="gold of the best-scored tenth"),
     Figure("eval_gold", "{:.3f}".format, "gold {}", "latest", summary=True, notebook="gold score"),
     Figure(
         "eval_score",
@@ -73,13 +79,15 @@ RULES = {
     "replay_": "replay/",
     "score/": "conditions/score/",
     "score_of/": "score_of/",
+    "score_length_rank_correlation/": "conditions/score_length_rank_correlation/",
+    "gold/": "conditions/gold/",
     "reward/": "conditions/reward/",
 }
 
 CURVES = (
     Curve("score", "score", held_out="eval_score", caption="score"),
     Curve("KL", "kl", caption="KL to the reference", half=True),
-    Curve("gold score", held_out="eval_gold", caption="gold score, held out", half=True),
+    Curve("gold score", "gold", held_out="eval_gold", caption="gold score, rollouts and held out", half=True),
 )
 
 LARGE = (
@@ -89,6 +97,12 @@ LARGE = (
 ANSWER_PANELS = (
     Panel("kl", "KL to the reference, per token", draw_series, PURPLE, shown=recorded),
     Panel("kl_coefficient", "KL coefficient", draw_series, PURPLE, shown=recorded),
+    Panel(
+        "gold_top_tenth",
+        "rollout gold",  # short: the legend stands beside it
+        partial(draw_shares, keys={"gold": ("all", GREEN), "gold_top_tenth": ("best tenth", AMBER)}),
+        shown=recorded,
+    ),
     Panel("entropy", "entropy, nats per token", draw_series, PURPLE),
     Panel("length", "answer length, tokens", draw_series, GREEN),
     Panel("score_length_correlation", "correlation of score and length", draw_series, GREEN, shown=recorded),

@@ -32,6 +32,7 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
             observed = algorithm.observe(roles, rows)
         with step.part("scores"):
             scores_A = setup.score(step, rollout)
+            golds_A = setup.gold(rollout)
         with step.part("rewards"):
             shaped_A = setup.shape(scores_A, rollout)
             rewarded = algorithm.reward(observed, shaped_A)
@@ -48,12 +49,12 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
                 # An engine with a copy of the weights would silently go on sampling from the old policy.
                 setup.engine.weights_changed()
         step.tokens = rollout.num_tokens
-        setup.record_answers(step, rollout, scores_A)
-        step.metrics |= rollout_figures(rollout, scores_A, rewards_A)
+        setup.record_answers(step, rollout, scores_A, golds_A)
+        step.metrics |= rollout_figures(rollout, scores_A, rewards_A, golds_A)
         step.metrics |= algorithm.derived_figures(
             token_means(rollout, experiences, algorithm.token_figures, devices)
         )
         setup.adapt_kl(step, rollout)
-        setup.judge(step)
+        setup.judge(step, rollout, scores_A)
         step.finish()
     setup.finish(before)

@@ -17,6 +17,7 @@ from tuner.data.load_prompts import load_prompts
 from tuner.data.prompt_stream import PromptStream
 from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
+from tuner.data.rollout_rows import rollout_row
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.errors import UserError
@@ -33,7 +34,8 @@ from tuner.rollout.experience import Experience
 from tuner.rollout.health import Health
 from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
-from tuner.rollout.rules import Rule, load_rule
+from tuner.rollout.rollout_figures import split_best
+from tuner.rollout.rules import Rule, load_rule, rule_scores
 from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
@@ -60,6 +62,8 @@ class Setup:
     stream: PromptStream
     replay: ReplayStream | None
     held_out: HeldOutPolicy
+    rule: Rule | None
+    """The gold rule; None where there is none for rollouts."""
     loop: Loop
 
     def measure_before(self) -> PolicyMeasurement:
@@ -82,6 +86,20 @@ class Setup:
         parts = self.reward.parts(rollout.prompts, rollout.texts)
         step.metrics |= {f"score_of/{name}": float(part_A.mean()) for name, part_A in parts.items()}
         return summed(parts)
+
+    def gold(self, rollout: Rollout) -> np.ndarray | None:
+        """Gold scores of the answers, float64 [A], which nothing is trained on; None without a rule.
+
+        Raises UserError where the rule fails or gives a number outside 0..1.
+        """
+        if self.rule is None:
+            return None
+        name = (
+            f"evaluation.rule {str(self.config.evaluation.rule)!r}, of a training prompt's answer "
+            "(evaluation.rule_on_rollouts=False leaves these out),"
+        )
+        devices, bounds = self.context.devices, (0.0, 1.0)
+        return rule_scores(self.rule, name, rollout.prompts, rollout.texts, devices, bounds=bounds)
 
     def shape(self, scores_A: np.ndarray, rollout: Rollout) -> np.ndarray:
         """Shaped scores, float64 [A]. The moments that normalize them are part of the loop's state, which is saved."""
@@ -133,30 +151,36 @@ class Setup:
             algorithm.kl = adapted_coefficient(algorithm.kl, kl, adaptive.target, share)
             self.loop.state["kl_coefficient"] = algorithm.kl
 
-    def record_answers(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
-        """Write a rollout's first answers to rollouts.jsonl, and keep them for the next evaluation's samples."""
+    def record_answers(
+        self, step: Step, rollout: Rollout, scores_A: np.ndarray, golds_A: np.ndarray | None
+    ) -> None:
+        """Write a rollout's first answers to rollouts.jsonl, and keep some for the next evaluation's samples."""
         if not self.context.devices.is_main:
             return
-        indices = range(min(self.config.evaluation.samples, len(rollout)))
-        self.held_out.rollout_samples = [rollout.sample(index, self.roles.tokenizer) for index in indices]
+        evaluation, numbers = self.config.evaluation, self.stream.step(step.index).tolist()
+        shown = range(min(evaluation.samples, len(rollout)))
+        self.held_out.rollout_samples = [rollout.sample(index, self.roles.tokenizer) for index in shown]
+        limit = evaluation.recorded_answers
         answers = [
-            {
-                "prompt": rollout.prompts[index].turns[-1].content,
-                "answer": rollout.texts[index],
-                "condition": rollout.prompts[index].condition,
-                "score": float(scores_A[index]),
-                "ended": rollout.answers[index].ended,
-            }
-            for index in indices
+            rollout_row(
+                rollout.prompts[index],
+                rollout.texts[index],
+                number=numbers[index // rollout.answers_per_prompt],
+                score=float(scores_A[index]),
+                gold=None if golds_A is None else float(golds_A[index]),
+                ended=rollout.answers[index].ended,
+            )
+            for index in range(len(rollout) if limit is None else min(limit, len(rollout)))
         ]
         self.context.run.record_answers(step.index + 1, answers)
 
-    def judge(self, step: Step) -> None:
+    def judge(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
         """Say what a step's figures show of the policy, and end the run where its KL is above the limit."""
         loop, limit, kl = self.loop, self.config.max_kl, step.metrics.get("kl")
         health = Health.of(loop.state.get("health", {}))
         trains = "policy" in self.algorithm.trains(step.index)
-        for sentence in health.judge(step.metrics, trains, step.grad_norms.get("policy", 0.0)):
+        grad_norm = step.grad_norms.get("policy", 0.0)
+        for sentence in health.judge(step.metrics, trains, grad_norm, *split_best(rollout, scores_A)):
             loop.say(f"step {step.index + 1}: {sentence}")
         loop.state["health"] = health.to_state()
         if limit is not None and kl is not None and not kl <= limit:
@@ -232,6 +256,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
         stream=stream,
         replay=None if replay is None else _replay_stream(config, replay.train),
         held_out=held_out,
+        rule=rule if config.evaluation.rule_on_rollouts else None,
         loop=loop,
     )
 
