@@ -24,7 +24,7 @@ def polite_pairs(folder: Path) -> Path:
     """Pairs of one condition: without conditions, which a policy is not given, those of others contradict them."""
     lines = Path(locate("tuner:twins/train.jsonl")).read_text(encoding="utf-8").splitlines()
     file = folder / "polite.jsonl"
-    file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["condition"] == "polite"))
+    file.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get("condition") == "polite"))
     return file
 
 

@@ -398,7 +398,10 @@ def find_source(name: str, tokenizer: Tokenizer) -> str:
         raise UserError(
             f'template {name!r}: no such template; write "tokenizer", a .jinja file, or one of {", ".join(names())}'
         )
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"template {name!r}: cannot be read as UTF-8 ({error}); save it as such") from error
 
 
 def _weights(conversation: Conversation, learn: Learn) -> list[float]:
