@@ -316,6 +316,8 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
     def __init__(self, data: Chat | Text, tokenizer: Tokenizer, progress: Progress | None = None):
         super().__init__(data, tokenizer, progress)
         self._special = ControlTokens(tokenizer)
+        if self.template is not None:
+            self.template.check_answers_end()
 
     def spelled_names(self, rendered: Rendered) -> set[str]:
         """Of a document also those that are encoded as tokens: they were perhaps not meant."""

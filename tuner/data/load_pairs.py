@@ -80,6 +80,7 @@ class PolicyBuilder(RankedBuilder[RankedPart]):
 
     def __init__(self, data: Preferences, tokenizer: Tokenizer, progress: Progress | None = None):
         super().__init__(data, tokenizer, Conditions({}), None, progress=progress)
+        self.template.check_answers_end()
         # a reward model without conditions and reward token has the same tokens, but neither these notes nor
         # the check of weights: its entry must not be taken
         self.cache_inputs = {**self.cache_inputs, "for": self.purpose}

@@ -170,6 +170,19 @@ class Template:
         answer = _THOUGHTFUL if self.opens_thought else "b"
         return Conversation((Turn("user", "a"), Turn("assistant", answer)), origin="end of an answer")
 
+    def check_answers_end(self) -> None:
+        """Raise UserError where nothing that is learned of an answer would tell the model to stop."""
+        try:
+            rendered = self.render(self.example)
+        except UserError:  # it cannot render so plain a conversation; the rows will show what it can
+            return
+        start, end = rendered.learned[1]
+        if rendered.text[start:end].rstrip().endswith(self.example.turns[1].content[-1]):
+            raise UserError(
+                f"template {self.name!r} has nothing but white space behind an answer, so a model would never learn to "
+                "stop; end the assistant's turns with {{ eos_token }} or another end token"
+            )
+
     def _check_nothing_is_lost(self, conversation: Conversation, rendered: Rendered) -> None:
         check_nothing_is_lost(
             conversation,

@@ -535,6 +535,18 @@ def test_a_template_file_of_the_users(tmp_path, tokenizer):
         Template(str(file), tokenizer)
 
 
+@pytest.mark.parametrize("name", sorted(names()))
+def test_shipped_templates_end_an_answer(name, tokenizer):
+    Template(name, tokenizer).check_answers_end()
+
+
+def test_a_template_without_an_end_teaches_no_stopping(tmp_path, tokenizer):
+    file = tmp_path / "endless.jinja"
+    file.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    with pytest.raises(UserError, match="would never learn to stop"):
+        Template(str(file), tokenizer).check_answers_end()
+
+
 def test_rows_cannot_reach_python_through_a_template(tmp_path, tokenizer):
     file = tmp_path / "evil.jinja"
     file.write_text("{{ messages.__class__.__mro__ }}")
