@@ -32,12 +32,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def _own_row_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row shapes that a test registers are forgotten after it."""
+def _own_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row shapes and stages that a test registers are forgotten after it."""
+    from tuner.config import registry
     from tuner.data import row_shapes
 
     shapes = {kind: dict(shapes) for kind, shapes in row_shapes._REGISTERED.items()}
     monkeypatch.setattr(row_shapes, "_REGISTERED", shapes)
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked soak

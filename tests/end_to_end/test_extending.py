@@ -58,7 +58,7 @@ def test_the_examples_are_those_of_the_page() -> None:
     assert code_blocks().keys() == {"shapes.py", "reinforce.py", "tracker.py"}
 
 
-@pytest.mark.usefixtures("_own_row_shapes")
+@pytest.mark.usefixtures("_own_registrations")
 def test_a_row_shape(package: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"faq": "What is 1 + 1?", "reply": "2"}\n')
@@ -81,6 +81,7 @@ def test_a_tracker(package: Path, tmp_path: Path) -> None:
     assert lines == [f"{record['step']},{record['loss']}" for record in run.metrics]
 
 
+@pytest.mark.usefixtures("_own_registrations")
 def test_an_algorithm(package: Path, tmp_path: Path) -> None:
     """It trains, is shown, saved, opened from its JSON, and measured again."""
     reinforce = importlib.import_module("extension.reinforce")

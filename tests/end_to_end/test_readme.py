@@ -148,7 +148,7 @@ def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner_package, "train", train_shortly, raising=False)
 
 
-@pytest.mark.usefixtures("_short_training", "_own_row_shapes")
+@pytest.mark.usefixtures("_short_training", "_own_registrations")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

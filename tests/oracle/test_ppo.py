@@ -194,7 +194,7 @@ def product(monkeypatch) -> Product:
     watch("prepare", lambda made, *_: setattr(found, "made", made))
     watch("answer_prompts", lambda rollout, engine, tokenizer, prompts, chosen: found.begin(rollout, chosen))
     watch("shape_scores", reward, preparing)
-    watch("rollout_figures", lambda _, rollout, scores_A, rewards_A: scores.append(scores_A))
+    watch("rollout_figures", lambda _, rollout, scores_A, *rest: scores.append(scores_A))
     watch("token_means", lambda _, rollout, seen, *rest: found.see(rollout, scores[-1], seen))
     watch(
         "updates",

@@ -8,7 +8,7 @@ from tuner.data.conversation import Document
 from tuner.data.row_shapes import register_shape, registered_fingerprints
 from tuner.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("_own_row_shapes")
+pytestmark = pytest.mark.usefixtures("_own_registrations")
 
 
 def read_note(row: dict[str, str], origin: str) -> Document:
