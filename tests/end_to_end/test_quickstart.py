@@ -316,14 +316,14 @@ def test_data_as_a_page(tuner: Tuner, tmp_path: Path) -> None:
 
 
 def test_data_that_would_teach_wrongly_is_exit_code_1(tuner: Tuner, tmp_path: Path) -> None:
-    """A template without end tokens: whoever learns from it never stops talking."""
-    (tmp_path / "endless.jinja").write_text(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    """A template with two BOS tokens."""
+    (tmp_path / "twice.jinja").write_text(
+        "{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     )
-    command = ("data", CONFIG, "data.template=endless.jinja", "data.limit=3")
+    command = ("data", CONFIG, "data.template=twice.jinja", "data.limit=3")
     done = tuner(*command)
     assert done.code == 1
-    assert "error: 6 samples whose loss leaves out an end token" in done.out.replace("\n", " ")
+    assert "error: 6 samples with two BOS tokens at the beginning" in done.out.replace("\n", " ")
     assert "train.jsonl:1" in done.out
     found = tuner(*command, "--json")
     assert found.code == 1

@@ -179,8 +179,8 @@ class Template:
         start, end = rendered.learned[1]
         if rendered.text[start:end].rstrip().endswith(self.example.turns[1].content[-1]):
             raise UserError(
-                f"template {self.name!r} has nothing but white space behind an answer, so a model would never learn to "
-                "stop; end the assistant's turns with {{ eos_token }} or another end token"
+                f"template {self.name!r} has nothing in the loss behind an answer but white space, so a model would "
+                "never learn to stop; end the assistant's turns with {{ eos_token }} or another end token"
             )
 
     def _check_nothing_is_lost(self, conversation: Conversation, rendered: Rendered) -> None:

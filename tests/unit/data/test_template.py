@@ -543,7 +543,7 @@ def test_shipped_templates_end_an_answer(name, tokenizer):
 def test_a_template_without_an_end_teaches_no_stopping(tmp_path, tokenizer):
     file = tmp_path / "endless.jinja"
     file.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    with pytest.raises(UserError, match="would never learn to stop"):
+    with pytest.raises(UserError, match="so a model would never learn to stop"):
         Template(str(file), tokenizer).check_answers_end()
 
 
