@@ -8,13 +8,13 @@ Shapes: A answers of the rollout, N answer tokens of a row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from tuner.losses.policy import kl_estimate
+from tuner.rollout.correlation import pearson, spearman
 from tuner.rollout.experience import Experience
 from tuner.rollout.rollout import Rollout
 from tuner.training.devices import Devices, sum_by_name
@@ -42,7 +42,7 @@ def rollout_figures(
         "score_std": float(scores_A.std()),
         "score_min": float(scores_A.min()),
         "score_max": float(scores_A.max()),
-        "score_length_correlation": correlation(scores_A, rollout.answer_lengths),
+        "score_length_correlation": pearson(scores_A, rollout.answer_lengths),
         **_length_ranks(rollout, scores_A),
         **gold,
         "reward": float(rewards_A.mean()),
@@ -99,23 +99,6 @@ def gold_of_best(scores_A: np.ndarray, golds_A: np.ndarray) -> float | None:
     return float((golds_A[above_A].sum() + tied) / places)
 
 
-def correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:
-    """Pearson's correlation coefficient; None where either does not vary."""
-    if np.ptp(values_A) == 0 or np.ptp(others_A) == 0:
-        return None
-    return float(np.corrcoef(values_A, others_A)[0, 1])
-
-
-def rank_correlation(values_A: np.ndarray, others_A: np.ndarray) -> float | None:
-    """Spearman's correlation coefficient, which a few extreme values do not move, and which is 1 for any rising curve.
-
-    Equal values share their mean rank. None where either does not vary; NaN where a value is.
-    """
-    if np.isnan(values_A).any() or np.isnan(others_A).any():
-        return math.nan
-    return correlation(_ranks(values_A), _ranks(others_A))
-
-
 def repetition(tokens: np.ndarray) -> float:
     """Share of an answer's NGRAM-token phrases that occurred in it before; 0 for an answer shorter than one."""
     phrases = [tuple(tokens[start : start + NGRAM].tolist()) for start in range(len(tokens) - NGRAM + 1)]
@@ -167,15 +150,9 @@ def _length_ranks(rollout: Rollout, scores_A: np.ndarray) -> dict[str, float | N
     """Rank correlation of score and length, over all answers and under each condition."""
     name, lengths_A = "score_length_rank_correlation", rollout.answer_lengths
     return {
-        name: rank_correlation(scores_A, lengths_A),
+        name: spearman(scores_A, lengths_A),
         **{
-            f"{name}/{condition}": rank_correlation(scores_A[inside_A], lengths_A[inside_A])
+            f"{name}/{condition}": spearman(scores_A[inside_A], lengths_A[inside_A])
             for condition, inside_A in _conditions(rollout).items()
         },
     }
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Mean rank of each value up to a constant: equal values share one."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - counts / 2)[place]

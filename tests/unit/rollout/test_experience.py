@@ -13,13 +13,11 @@ from tests.unit.rollout.test_rollout import Alone, rollout
 from tests.unit.rollout.test_shaping import CONFIG
 from tuner.algorithms.ppo import PPO, Valued
 from tuner.config import override
-from tuner.evaluation.report_card.measures import spearman
 from tuner.rollout import updates as module
+from tuner.rollout.correlation import pearson, spearman
 from tuner.rollout.experience import answer_rewards
 from tuner.rollout.rollout_figures import (
-    correlation,
     gold_of_best,
-    rank_correlation,
     rollout_figures,
     split_best,
     token_means,
@@ -234,21 +232,26 @@ def correlated(ones: np.ndarray, others: np.ndarray) -> float:
 
 def test_scores_that_do_not_vary_correlate_with_nothing():
     lengths = np.array([3, 1, 2])
-    assert correlation(np.array([0.1, 0.1, 0.1]), lengths) is None
-    assert correlation(np.array([0.1, 0.2, 0.3]), np.array([4, 4, 4])) is None
-    assert correlation(np.array([0.3, 0.1, 0.2]), lengths) == pytest.approx(1)
-    assert math.isnan(correlation(np.array([0.3, math.nan, 0.2]), lengths))
+    assert pearson(np.array([0.1, 0.1, 0.1]), lengths) is None
+    assert pearson(np.array([0.1, 0.2, 0.3]), np.array([4, 4, 4])) is None
+    assert pearson(np.array([0.3, 0.1, 0.2]), lengths) == pytest.approx(1)
+    assert math.isnan(pearson(np.array([0.3, math.nan, 0.2]), lengths))
 
 
-def test_rank_correlation_is_that_of_the_report_card():
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Places in order, of which equal values share the mean."""
+    return np.array([(values < value).sum() + ((values == value).sum() + 1) / 2 for value in values])
+
+
+def test_rank_correlation_is_that_of_mean_ranks():
     draw = np.random.default_rng(0)
     for _ in range(20):
         scores, lengths = draw.normal(size=30).round(1), draw.integers(1, 9, 30)
-        expected = spearman(scores, lengths, np.ones(30))
-        assert rank_correlation(scores, lengths) == pytest.approx(expected, abs=1e-12)
-    assert rank_correlation(np.exp(lengths), lengths) == pytest.approx(1)
-    assert rank_correlation(np.ones(30), lengths) is None
-    assert math.isnan(rank_correlation(np.array([0.3, math.nan]), np.array([1, 2])))
+        expected = correlated(ranks(scores), ranks(lengths))
+        assert spearman(scores, lengths) == pytest.approx(expected, abs=1e-12)
+    assert spearman(np.exp(lengths), lengths) == pytest.approx(1)
+    assert spearman(np.ones(30), lengths) is None
+    assert math.isnan(spearman(np.array([0.3, math.nan]), np.array([1, 2])))
 
 
 def test_the_best_scored_tenth():

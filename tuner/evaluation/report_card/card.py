@@ -18,13 +18,12 @@ from tuner.evaluation.report_card.measures import (
     accuracy,
     calibration,
     difference,
-    pearson,
     quantile_bins,
-    spearman,
     twins_right,
 )
 from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
 from tuner.evaluation.report_card.verdict import assess
+from tuner.rollout.correlation import pearson, spearman
 
 SEEN = "seen"
 CONTROLS = ("unseen", "novel", "blank", "swapped")

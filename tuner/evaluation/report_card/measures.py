@@ -1,4 +1,4 @@
-"""Measures of scored pairs: accuracy and differences with their intervals, calibration, correlation with length.
+"""Measures of scored pairs: accuracy and differences with their intervals, and calibration.
 
 Everything is weighted so that every prompt counts once, and intervals take into account which pairs depend on
 each other.
@@ -134,20 +134,6 @@ def calibration(pairs: ScoredPairs) -> Calibration | None:
     return Calibration(ece, float(np.average(confidences, weights=pairs.weights)), tuple(bins))
 
 
-def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float | None:
-    """Weighted Pearson correlation of two arrays; None where one of them is constant."""
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    x, y = x - np.average(x, weights=weights), y - np.average(y, weights=weights)
-    covariance = np.sum(weights * x * y)
-    return float(covariance / np.sqrt(np.sum(weights * x * x) * np.sum(weights * y * y)))
-
-
-def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float | None:
-    """Weighted Spearman correlation of two arrays; None where one of them is constant."""
-    return pearson(_ranks(x, weights), _ranks(y, weights), weights)
-
-
 def quantile_bins(values: np.ndarray, most: int) -> list[np.ndarray]:
     """Masks of up to `most` bins with about as many values each, lowest first; equal values share a bin."""
     if not len(values):
@@ -155,13 +141,6 @@ def quantile_bins(values: np.ndarray, most: int) -> list[np.ndarray]:
     edges = np.unique(np.quantile(values, np.arange(1, most) / most, method="lower"))
     number = np.searchsorted(edges, values, side="left")
     return [number == index for index in np.unique(number)]
-
-
-def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weight below each value plus half of the weight at it: with weights of 1, the mean rank up to a constant."""
-    _, place = np.unique(values, return_inverse=True)
-    at = np.bincount(place, weights=weights)
-    return (np.cumsum(at) - at / 2)[place]
 
 
 def _variance(pairs: ScoredPairs, deviations: np.ndarray) -> float:

@@ -11,13 +11,12 @@ from tuner.evaluation.report_card.measures import (
     accuracy,
     calibration,
     difference,
-    pearson,
     quantile_bins,
-    spearman,
     twins_right,
 )
 from tuner.evaluation.report_card.pairs import PairText, ScoredPairs
 from tuner.evaluation.report_card.tables import results, tables
+from tuner.rollout.correlation import pearson, spearman
 
 
 def make_pairs(margins, **fields) -> ScoredPairs:
