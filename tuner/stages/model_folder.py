@@ -22,12 +22,9 @@ from tuner.models.load import Head, Loaded, load_model
 from tuner.models.locate import locate
 from tuner.models.save import save_model
 from tuner.training.checkpoint import write_atomically
-from tuner.training.checkpoint_names import seal_of
+from tuner.training.checkpoint_names import TRAINED, seal_of
 from tuner.training.run_folder import RunFolder
 from tuner.training.seal import BrokenSealError, sealed_values
-
-TRAINED = "trained.safetensors"
-"""The file of a checkpoint that holds the trained weights."""
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,20 @@ from tuner.errors import UserError
 from tuner.models.adapters import trains_rows_of_head
 from tuner.models.load import Loaded, load_model
 from tuner.models.roles import Roles
+from tuner.stages.check import CheckReport, check_model, model_figures
 from tuner.stages.context import Context
 from tuner.stages.model_folder import write_model_folder
+from tuner.stages.stage import Stage
 from tuner.training.divergence import refuse_weights
 from tuner.training.pair_plan import PairPlan
 from tuner.training.resume_rules import extension_sentences, reach_sentences
 from tuner.training.schedules import learning_rate
 from tuner.training.trl_callback import RunCallback
-from tuner.training.trl_trainer import RunTrainer, last_checkpoint, step_of
+from tuner.training.trl_trainer import RunTrainer, holds_reference, last_checkpoint, step_of
 
 MakeDataset = Callable[[Any, np.ndarray], TRLDataset]
 """From a part's rows, and the tokens to remove from the end of answers, to TRL's columns."""
 MakeTrainer = Callable[[Loaded, TRLDataset], RunTrainer]
-
 MakePlan = Callable[[int, int], PairPlan]
 """From the numbers of training rows and of processes to the run's plan."""
 
@@ -70,6 +71,24 @@ def train_with_trl(
     results = {"before": context.run.read_json("before"), "after": after}
     template: str = config.data.template  # type: ignore[attr-defined]
     context.finish(results, partial(write_model_folder, policy.loaded, template))
+
+
+def check_with_trl(
+    stage: Stage[Any], config: Any, plan_figures: Callable[[Any, Dataset[Any]], dict[str, Any]]
+) -> CheckReport:
+    """The dry run of a stage; see Stage.check. plan_figures: of a config and its rows, as CheckReport has them."""
+    model = check_model(config)
+    check_head(model.loaded)
+    rows = stage.load_rows(config, model.loaded.tokenizer)
+    reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
+    if holds_reference(config, model.loaded):
+        reference = 4.0 * model_figures(model.loaded)["parameters"]
+    return model.report(
+        rows,
+        plan_figures(config, rows),
+        tokens_per_pass=config.tokens_per_pass,
+        further_bytes=reference,
+    )
 
 
 def check_head(loaded: Loaded) -> None:
@@ -115,13 +134,13 @@ def _last_checkpoint(config: SingleModelConfig, context: Context) -> tuple[Path 
 
     The run's records are cut back to it.
     """
-    run, found = context.run, (None, list[str]())
+    run, checkpoint, sentences = context.run, None, list[str]()
     if context.devices.is_main:
-        found = last_checkpoint(run.checkpoints_folder, config.checkpoint.skip_damaged)
-        found[1].extend(run.rewind(step_of(found[0])))
-        if found[0]:
-            run.log(f"going on after step {step_of(found[0])}")
-    return context.devices.gather([found])[0]
+        checkpoint, sentences = last_checkpoint(run.checkpoints_folder, config.checkpoint.skip_damaged)
+        sentences += run.rewind(step_of(checkpoint))
+        if checkpoint:
+            run.log(f"going on after step {step_of(checkpoint)}")
+    return context.devices.gather([(checkpoint, sentences)])[0]
 
 
 def _extension_sentences(

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+TRAINED = "trained.safetensors"
+"""The file of a checkpoint that holds the trained weights, in either format."""
 STATE = "state.json"
 """The file of a checkpoint that is written last, with the hashes of the others."""
 CHECKSUMS = "checksums.json"

@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader
 from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
+from tuner.models.load import Loaded
 from tuner.models.quantization import bitsandbytes
 from tuner.models.save import disk_errors
 from tuner.models.unwrap import unwrapped
 from tuner.training.checkpoint import damaged, newest_sound
-from tuner.training.checkpoint_names import CHECKSUMS
+from tuner.training.checkpoint_names import CHECKSUMS, TRAINED
 from tuner.training.devices import Devices
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import make_optimizer
@@ -44,8 +45,6 @@ from tuner.training.stop_signals import StopSignals
 bitsandbytes()  # transformers' Trainer imports it, with the advice this door leaves out
 
 import transformers  # noqa: E402
-
-_TRAINED = "trained.safetensors"
 
 
 @contextmanager
@@ -116,9 +115,9 @@ class RunTrainer(transformers.Trainer):
         for part in parts:
             with self.accelerator.autocast():  # which transformers leaves out where nothing was trained
                 # not TRL's evaluate: it would prepare the rows again, and refuses a reference that is not in memory
-                found = transformers.Trainer.evaluate(self, rows.select(part))  # pyright: ignore[reportArgumentType]
+                means = transformers.Trainer.evaluate(self, rows.select(part))  # pyright: ignore[reportArgumentType]
             for name, key in measures.items():
-                sums[name] += found[f"eval_{key}"] * len(set(part))
+                sums[name] += means[f"eval_{key}"] * len(set(part))
         return {name: total / len(rows) for name, total in sums.items()}
 
     @without_deprecations()
@@ -167,7 +166,7 @@ class RunTrainer(transformers.Trainer):
             weights = {name: weight.detach().cpu().contiguous() for name, weight in self._trained.items()}
             with disk_errors(Path(output_dir)):
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
-                save_file(weights, Path(output_dir, _TRAINED))
+                save_file(weights, Path(output_dir, TRAINED))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -179,7 +178,7 @@ class RunTrainer(transformers.Trainer):
                 shutil.rmtree(old)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint, _TRAINED))
+        saved = load_file(Path(resume_from_checkpoint, TRAINED))
         if saved.keys() != self._trained.keys():
             raise UserError(
                 f"{resume_from_checkpoint}: this checkpoint trains other weights than the config does: "
@@ -222,6 +221,29 @@ def common_arguments(config: StageConfig, plan: PairPlan, run: RunFolder, device
         "disable_tqdm": True,
         "report_to": [],
         "dataloader_pin_memory": devices.device.type == "cuda",
+    }
+
+
+def holds_reference(config: Any, loaded: Loaded) -> bool:
+    """Whether a second model is held as the reference.
+
+    Not beside an adapter, of which TRL keeps a frozen copy, nor where log-probabilities are computed beforehand.
+    """
+    return not is_adapted(loaded.model) and not config.precompute_reference
+
+
+def trained_model_arguments(config: Any, loaded: Loaded, run: RunFolder, devices: Devices) -> dict[str, Any]:
+    """The arguments of a RunTrainer that say what is trained: a model, in place, from the reference that it is now."""
+    loaded.transformer.set_attn_implementation("sdpa")  # batches are padded here
+    model = loaded.model
+    return {
+        "settings": LoopSettings.of(config),
+        "trained": {name: weight for name, weight in model.named_parameters() if weight.requires_grad},
+        "signals": StopSignals(lambda: devices.is_main and run.end_requested),
+        "model": model,
+        # full weights are in fp32, and so is their copy
+        "ref_model": deepcopy(model).requires_grad_(False) if holds_reference(config, loaded) else None,
+        "processing_class": deepcopy(loaded.tokenizer),  # TRL gives it a padding token
     }
 
 

@@ -13,16 +13,15 @@ from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.data.load_pairs import answer_suffix, load_pairs, pair_sequences, pairs
 from tuner.data.template import Template
-from tuner.models.adapters import is_adapted
 from tuner.models.load import load_tokenizer
-from tuner.stages.check import CheckReport, check_model, model_figures
+from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
 from tuner.stages.dpo.figures import FIGURES
 from tuner.stages.dpo.loop import dpo
 from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.padded_rows import PaddedRow, preview_rows
 from tuner.stages.stage import Preview, Stage
-from tuner.stages.trl_run import check_head
+from tuner.stages.trl_run import check_with_trl
 from tuner.training.figures import StageFigures
 
 
@@ -51,18 +50,7 @@ class DPOStage(Stage[DPO]):
         return rows.train.sequences
 
     def check(self, config: DPO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
-        model = check_model(config)
-        check_head(model.loaded)
-        rows = self.load_rows(config, model.loaded.tokenizer)
-        reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
-        if not is_adapted(model.loaded.model) and not config.precompute_reference:
-            reference = 4.0 * model_figures(model.loaded)["parameters"]
-        return model.report(
-            rows,
-            _plan_figures(config, rows),
-            tokens_per_pass=config.tokens_per_pass,
-            further_bytes=reference,
-        )
+        return check_with_trl(self, config, _plan_figures)
 
     def train(self, config: DPO, context: Context) -> None:
         dpo(config, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from typing import Any
 
 from datasets import Dataset
@@ -11,15 +10,17 @@ from datasets import Dataset
 from tuner.config import DPO
 from tuner.data.load_pairs import Pair
 from tuner.errors import UserError
-from tuner.models.adapters import is_adapted
 from tuner.models.folder_files import first_line
 from tuner.models.load import Loaded
 from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.run import Run
 from tuner.training.devices import Devices
-from tuner.training.loop_settings import LoopSettings
-from tuner.training.stop_signals import StopSignals
-from tuner.training.trl_trainer import RunTrainer, common_arguments, without_deprecations
+from tuner.training.trl_trainer import (
+    RunTrainer,
+    common_arguments,
+    trained_model_arguments,
+    without_deprecations,
+)
 
 # isort: split
 # after our door to TRL, which imports bitsandbytes without its advice
@@ -64,23 +65,14 @@ def weighted_losses(config: DPO) -> tuple[dict[str, float], float]:
 def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices: Devices) -> Trainer:
     """TRL's trainer over the model's trained weights. Raises UserError where TRL refuses.
 
-    The reference is the starting point: of an adapter TRL keeps a frozen copy, of full weights we copy the model, which
-    is in fp32, unless its log-probabilities are computed beforehand.
+    The reference is the starting point.
     """
     losses, smoothing = weighted_losses(config)
-    arguments = common_arguments(config, plan_pairs(config, len(pairs), devices.world), run, devices)
-    loaded.transformer.set_attn_implementation("sdpa")  # batches are padded here
     try:
         return Trainer(
-            LoopSettings.of(config),
-            {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad},
-            StopSignals(lambda: devices.is_main and run.end_requested),
-            model=loaded.model,
-            ref_model=None
-            if is_adapted(loaded.model) or config.precompute_reference
-            else deepcopy(loaded.model).requires_grad_(False),
+            **trained_model_arguments(config, loaded, run, devices),
             args=DPOConfig(
-                **arguments,
+                **common_arguments(config, plan_pairs(config, len(pairs), devices.world), run, devices),
                 beta=config.beta,
                 loss_type=list(losses),
                 loss_weights=list(losses.values()),
@@ -89,7 +81,6 @@ def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices:
                 precompute_ref_log_probs=config.precompute_reference,
             ),
             train_dataset=pairs,
-            processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token
         )
     except ValueError as error:  # for example an adapter on the head
         raise UserError(f"{config.name}: TRL's DPO cannot train this ({first_line(error)})") from error

@@ -14,16 +14,15 @@ from tuner.data.labels import Labels
 from tuner.data.load_labels import labeled_answers, load_labels
 from tuner.data.load_pairs import answer_suffix
 from tuner.data.template import Template
-from tuner.models.adapters import is_adapted
 from tuner.models.load import load_tokenizer
-from tuner.stages.check import CheckReport, check_model, model_figures
+from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
 from tuner.stages.kto.figures import FIGURES
 from tuner.stages.kto.loop import kto
 from tuner.stages.kto.plan import in_order, plan_answers
 from tuner.stages.padded_rows import PaddedRow, preview_rows
 from tuner.stages.stage import Preview, Stage
-from tuner.stages.trl_run import check_head
+from tuner.stages.trl_run import check_with_trl
 from tuner.training.figures import StageFigures
 
 
@@ -50,18 +49,7 @@ class KTOStage(Stage[KTO]):
         return rows.train.sequences
 
     def check(self, config: KTO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
-        model = check_model(config)
-        check_head(model.loaded)
-        rows = self.load_rows(config, model.loaded.tokenizer)
-        reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
-        if not is_adapted(model.loaded.model) and not config.precompute_reference:
-            reference = 4.0 * model_figures(model.loaded)["parameters"]
-        return model.report(
-            rows,
-            _plan_figures(config, rows),
-            tokens_per_pass=config.tokens_per_pass,
-            further_bytes=reference,
-        )
+        return check_with_trl(self, config, _plan_figures)
 
     def train(self, config: KTO, context: Context) -> None:
         kto(config, context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,17 @@ from tuner.config import KTO
 from tuner.data.labels import Labels
 from tuner.data.load_labels import labeled_answers
 from tuner.errors import UserError
-from tuner.models.adapters import is_adapted
 from tuner.models.folder_files import first_line
 from tuner.models.load import Loaded
 from tuner.stages.kto.plan import in_order, plan_answers
 from tuner.stages.run import Run
 from tuner.training.devices import Devices
-from tuner.training.loop_settings import LoopSettings
-from tuner.training.stop_signals import StopSignals
-from tuner.training.trl_trainer import RunTrainer, common_arguments, without_deprecations
+from tuner.training.trl_trainer import (
+    RunTrainer,
+    common_arguments,
+    trained_model_arguments,
+    without_deprecations,
+)
 
 # isort: split
 # after our door to TRL, which imports bitsandbytes without its advice
@@ -51,10 +52,10 @@ class Trainer(RunTrainer, KTOTrainer):
         for is_desirable, (name, key) in zip((True, False), REWARDS.items(), strict=True):
             indices = np.flatnonzero(labels == is_desirable)
             if len(indices):
-                found = self.means(rows.select(indices), {**self.measures, name: key})
-                means[name] = found[name]
+                measured = self.means(rows.select(indices), {**self.measures, name: key})
+                means[name] = measured[name]
                 for shared in weighted:
-                    weighted[shared] += found[shared] * len(indices) / len(labels)
+                    weighted[shared] += measured[shared] * len(indices) / len(labels)
         if len(means) == len(REWARDS):
             means["margin"] = means["desirable_reward"] - means["undesirable_reward"]
         return {**weighted, **means}
@@ -86,21 +87,13 @@ LABELED_COLUMNS = ("prompt_ids", "completion_ids", "label")
 def make_trainer(config: KTO, loaded: Loaded, answers: Dataset, run: Run, devices: Devices) -> Trainer:
     """TRL's trainer over the model's trained weights. Raises UserError where TRL refuses.
 
-    The reference is the starting point: of an adapter TRL keeps a frozen copy, of full weights we copy the model, which
-    is in fp32, unless its log-probabilities are computed beforehand.
+    The reference is the starting point.
     """
-    plan = plan_answers(config, len(answers), devices.world)
-    loaded.transformer.set_attn_implementation("sdpa")  # batches are padded here
-    needs_copy = not is_adapted(loaded.model) and not config.precompute_reference
     try:
         return Trainer(
-            LoopSettings.of(config),
-            {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad},
-            StopSignals(lambda: devices.is_main and run.end_requested),
-            model=loaded.model,
-            ref_model=deepcopy(loaded.model).requires_grad_(False) if needs_copy else None,
+            **trained_model_arguments(config, loaded, run, devices),
             args=KTOConfig(
-                **common_arguments(config, plan, run, devices),
+                **common_arguments(config, plan_answers(config, len(answers), devices.world), run, devices),
                 beta=config.beta,
                 loss_type=config.loss,
                 desirable_weight=config.desirable_weight,
@@ -108,7 +101,6 @@ def make_trainer(config: KTO, loaded: Loaded, answers: Dataset, run: Run, device
                 precompute_ref_log_probs=config.precompute_reference,
             ),
             train_dataset=answers,
-            processing_class=deepcopy(loaded.tokenizer),  # TRL gives it a padding token
         )
     except ValueError as error:  # for example an adapter on the head
         raise UserError(f"{config.name}: TRL's KTO cannot train this ({first_line(error)})") from error
