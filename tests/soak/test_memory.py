@@ -49,5 +49,5 @@ def test_memory_is_flat(stage, stage_config):
     assert len(mib) == STEPS
     print(f"{stage}: {mib[0]:.0f} MiB after the first step, {max(mib[:SETTLED]):.0f} within {SETTLED}, "
           f"{max(mib[SETTLED:]):.0f} at most later")  # fmt: skip
-    # with kernels compiled for 1,024 shapes, bf16 PPO of this size grew by 800 MiB
+    # with ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY at the libraries' 1,024, PPO's does not hold
     assert max(mib[SETTLED:]) < max(mib[:SETTLED]) + 64

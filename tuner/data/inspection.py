@@ -227,10 +227,11 @@ def _without_end(examples: Examples, tokenizer: Tokenizer, report: DataReport | 
     control = np.array(sorted(_control_ids(tokenizer)), dtype=np.int64)
     suspects = ends[~np.isin(examples.tokens_T[ends], control)]
     before = np.maximum(suspects - 1, 0)
-    blank = np.array(
-        [not str(tokenizer.decode([token])).strip() for token in examples.tokens_T[suspects].tolist()],
-        dtype=bool,
-    )
+    # each token once: every run looks through all of its rows
+    tokens, places = np.unique(examples.tokens_T[suspects], return_inverse=True)
+    blank = np.array([not str(tokenizer.decode([token])).strip() for token in tokens.tolist()], dtype=bool)[
+        places
+    ]
     suspects = suspects[~(blank & np.isin(examples.tokens_T[before], control))]
     samples = _samples_at(examples, suspects)
     if report is not None and any(source.cut or source.split for source in report.sources):

@@ -136,9 +136,9 @@ def _system(row: Values, origin: str) -> tuple[Turn, ...]:
 
 
 def _answer(row: Values, origin: str) -> tuple[Turn, ...]:
-    """The turns of the answer beside the prompt."""
+    """The turns of the answer beside the prompt; none of one that the row calls undesirable, which is no reference."""
     key = next((key for key in _ANSWERS if has(row, key)), None)
-    if key is None:
+    if key is None or row.get("label") is False:
         return ()
     value: Any = row[key]
     if isinstance(value, str):

@@ -21,13 +21,10 @@ FLAT_STEPS = 3
 
 LOW_GOLD, LOW_GOLD_STEPS = 0.17, 2
 """What scores best is wrong where the gold score of a rollout's best-scored tenth is at most the first (one right
-answer of six) in at least so many steps in a row. In PPO runs of 64 answers a step against a reward model that was
-made to like a phrase, this came 8 and 11 steps before half of the answers held the phrase; against sound reward models
-it never did."""
+answer of six) in at least so many steps in a row."""
 LOW_GOLD_CHANCE = 1e-4
 """The largest chance of such steps that is taken for a sign, were the answers as often right as before: a tenth of few
-answers is low by chance, and so is one of answers that were never right. At any rate of right answers and any size of
-the tenth, at most 2.5% of simulated runs of 400 steps in which nothing changed gave a false alarm."""
+answers is low by chance, and so is one of answers that were never right."""
 
 Figures = Mapping[str, float | None]
 

@@ -129,6 +129,14 @@ def test_reading_changes_no_row(case):
     assert row == before
 
 
+def test_an_answer_that_is_called_undesirable_is_no_reference():
+    row = {"prompt": "Q", "completion": "A", "label": True}
+    references = [
+        prompt_reader(None).read({**row, "label": label}, "x:1").reference for label in (True, False)
+    ]
+    assert references == ["A", None]
+
+
 def test_a_file_may_hold_prompts_with_and_without_completion():
     reader = prompt_reader(None)
     references = [
