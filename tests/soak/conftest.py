@@ -28,29 +28,15 @@ def polite_pairs(folder: Path) -> Path:
     return file
 
 
-def small_dpo(pairs: Path) -> DPO:
-    return DPO(
-        name="dpo",
+def small_trl(kind: type[DPO] | type[KTO], pairs: Path, **sizes: int) -> DPO | KTO:
+    return kind(
+        name=kind.__name__.lower(),
         model=Model(path="tuner:tiny"),
         adapter=LoRA(r=4),
         data=Preferences(files=(str(pairs),), template="internlm2", max_length=128),
-        pairs_per_step=4,
-        pairs_per_pass=2,
         precision="fp32",
         gradient_checkpointing=False,
-    )
-
-
-def small_kto(pairs: Path) -> KTO:
-    return KTO(
-        name="kto",
-        model=Model(path="tuner:tiny"),
-        adapter=LoRA(r=4),
-        data=Preferences(files=(str(pairs),), template="internlm2", max_length=128),
-        answers_per_step=8,
-        answers_per_pass=4,
-        precision="fp32",
-        gradient_checkpointing=False,
+        **sizes,  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -64,8 +50,10 @@ def stage_config(ppo, tmp_path) -> Callable[..., StageConfig]:
             kind = {"grpo": GRPO, "rloo": RLOO}[stage]
             fields = {name: getattr(ppo(), name) for name in SHARED}
             small = kind(name=stage, prompts_per_step=3, answers_per_prompt=3, **fields)
-        elif stage in ("dpo", "kto"):
-            small = {"dpo": small_dpo, "kto": small_kto}[stage](polite_pairs(tmp_path))
+        elif stage == "dpo":
+            small = small_trl(DPO, polite_pairs(tmp_path), pairs_per_step=4, pairs_per_pass=2)
+        elif stage == "kto":
+            small = small_trl(KTO, polite_pairs(tmp_path), answers_per_step=8, answers_per_pass=4)
         else:
             small = {"sft": SMALL, "reward": SMALL_REWARD, "ppo": ppo()}[stage]
         return override(small, {"epochs": 1000.0} | changes)

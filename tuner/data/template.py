@@ -310,9 +310,8 @@ class Template:
                 add_generation_prompt=header,
                 **self._values,
             )
-        except (
-            Exception
-        ) as error:  # a template is a program of its author's: it may raise whatever Python can
+        # a template is a program of its author's: it may raise whatever Python can
+        except Exception as error:
             raise UserError(
                 f"{origin}: template {self.name!r} cannot render this conversation: {_reason(error)}"
             ) from error

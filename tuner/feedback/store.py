@@ -132,9 +132,8 @@ class LabelStore:
     def _prepare(self) -> None:
         """Create the tables in a new file. WAL: who reads a report does not wait for who labels."""
         self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute(
-            "PRAGMA synchronous = FULL"
-        )  # a label that was confirmed survives a power cut, too
+        # a label that was confirmed survives a power cut, too
+        self._database.execute("PRAGMA synchronous = FULL")
         self._database.execute("PRAGMA foreign_keys = ON")
         with self.transaction():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()

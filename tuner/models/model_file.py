@@ -59,9 +59,8 @@ def read_model_file(folder: Path) -> ModelFile:
 
 def read_transformers_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """transformers' configuration of a model folder. Raises UserError where its file cannot be read."""
-    from transformers import (
-        AutoConfig,
-    )  # slow: a folder that is refused by its files alone is refused before it
+    # slow: a folder that is refused by its files alone is refused before it
+    from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)

@@ -57,7 +57,6 @@ def _rows_of_tables(model: nn.Module) -> int | None:
     for name, table in itertools.chain(model.named_parameters(), model.named_buffers()):
         if _LEARNED.search(name) and table.ndim == 2:
             owner = model.get_submodule(name.rpartition(".")[0])
-            rows.append(
-                table.shape[0] - getattr(owner, "offset", 0)
-            )  # OPT's table begins with two unused rows
+            # OPT's table begins with two unused rows
+            rows.append(table.shape[0] - getattr(owner, "offset", 0))
     return min(rows, default=None)

@@ -104,9 +104,8 @@ class Loop:
             run.log(f"going on after step {self.counters.step} of {self.total_steps}")
         for sentence in sentences:
             self.say(sentence)
-        self._keep_milestones(
-            missing_only=True
-        )  # a kill may have come between a checkpoint and its milestone
+        # a kill may have come between a checkpoint and its milestone
+        self._keep_milestones(missing_only=True)
 
     def __iter__(self) -> Iterator[Step]:
         with self._signals.listening():
