@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tuner.config.sampling import Sampling
     from tuner.config.serialization import differences, from_json, leaves, to_json
     from tuner.config.sft_config import SFT
-    from tuner.config.stage_config import PackedConfig, SingleModelConfig, StageConfig
+    from tuner.config.stage_config import PackedConfig, SingleModelConfig, StageConfig, TrainingConfig
     from tuner.config.training import AdamW, Checkpoint, Constant, Cosine, Linear, Wandb
 
 _NAMES_BY_MODULE = {
@@ -86,6 +86,7 @@ _NAMES_BY_MODULE = {
         "PackedConfig",
         "SingleModelConfig",
         "StageConfig",
+        "TrainingConfig",
     ),
     "training": (
         "AdamW",
@@ -137,6 +138,7 @@ __all__ = [
     "Split",
     "StageConfig",
     "Text",
+    "TrainingConfig",
     "Validation",
     "Wandb",
     "config_class",

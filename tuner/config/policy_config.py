@@ -11,7 +11,7 @@ from tuner.config.evaluation import PolicyEvaluation
 from tuner.config.functions import Function, is_function_reference
 from tuner.config.model import Model
 from tuner.config.sampling import Sampling
-from tuner.config.stage_config import StageConfig
+from tuner.config.stage_config import TrainingConfig
 from tuner.config.training import AdamW, Checkpoint, Constant, Schedule
 
 
@@ -90,7 +90,7 @@ Reward = Annotated[
 """Source of the reward: a reward model, or a rule."""
 
 
-class PolicyConfig(StageConfig):
+class PolicyConfig(TrainingConfig):
     """Reinforcement learning of a policy from the scores of its own answers.
 
     A step is one rollout and all its updates. Dropout is 0 in every role.

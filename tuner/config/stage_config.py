@@ -1,4 +1,4 @@
-"""Config shared by all stages, by those that train one model, and by those that train it on packed rows."""
+"""Configs shared by all stages, by those that train, that train one model, and that train it on packed rows."""
 
 from typing import ClassVar, Literal, Self
 
@@ -27,12 +27,31 @@ class StageConfig(ConfigBase):
     name: str | None = Field(default=None, max_length=200, pattern=FOLDER_NAME)
     """Name of the run's folder within --runs; None: the config file's name."""
 
-    epochs: float = Field(default=1.0, gt=0, le=10_000)
-    """Passes over the training rows (reinforcement learning: over the prompts)."""
-
     max_steps: int | None = Field(default=None, ge=1)
     """Maximum number of steps, over which the learning rate schedule then runs; None: set by `epochs`. A step is an
     optimizer step, or in reinforcement learning a rollout with all its updates."""
+
+    seed: int = Field(default=0, ge=0)
+    """Random seed of data order, weight initialization, dropout and sampling."""
+
+    checkpoint: Checkpoint = Checkpoint()
+    """When checkpoints are saved, and how many are kept."""
+
+    tracking: Wandb | None = None
+    """Weights & Biases logging; None: log to files only."""
+
+    @model_validator(mode="after")
+    def _milestones_can_be_kept(self) -> Self:
+        if self.checkpoint.milestones and not self.keeps_milestones:
+            raise ValueError("checkpoint.milestones cannot be kept by TRL's trainers: leave it out")
+        return self
+
+
+class TrainingConfig(StageConfig):
+    """A stage with a training loop of its own."""
+
+    epochs: float = Field(default=1.0, gt=0, le=10_000)
+    """Passes over the training rows (reinforcement learning: over the prompts)."""
 
     optimizer: AdamW = AdamW()
     """Optimizer settings."""
@@ -57,23 +76,8 @@ class StageConfig(ConfigBase):
     deterministic: bool = False
     """Deterministic CUDA kernels, for bit-exact resuming at some cost in speed; CPU runs always resume bit-exactly."""
 
-    seed: int = Field(default=0, ge=0)
-    """Random seed of data order, weight initialization, dropout and sampling."""
 
-    checkpoint: Checkpoint = Checkpoint()
-    """When checkpoints are saved, and how many are kept."""
-
-    tracking: Wandb | None = None
-    """Weights & Biases logging; None: log to files only."""
-
-    @model_validator(mode="after")
-    def _milestones_can_be_kept(self) -> Self:
-        if self.checkpoint.milestones and not self.keeps_milestones:
-            raise ValueError("checkpoint.milestones cannot be kept by TRL's trainers: leave it out")
-        return self
-
-
-class SingleModelConfig(StageConfig):
+class SingleModelConfig(TrainingConfig):
     """A stage that trains one model."""
 
     model: Model

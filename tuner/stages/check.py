@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tuner.config import Freeze, SingleModelConfig, StageConfig
+from tuner.config import Freeze, SingleModelConfig, StageConfig, TrainingConfig
 from tuner.data.dataset import Dataset
 from tuner.models.adapters import belongs_to, has_score
 from tuner.models.coverage import coverage
@@ -148,6 +148,8 @@ def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
     stage = stage_of(config)
     if not tiny:
         report = stage.check(config)
+        if not isinstance(config, TrainingConfig):
+            return report
         unreached = reach_sentences(config.max_steps, report.steps, config.epochs)
         return replace(report, notes=(*report.notes, *unreached))
     with TemporaryDirectory() as folder:

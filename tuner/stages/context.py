@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import PackedConfig, StageConfig
+from tuner.config import PackedConfig, StageConfig, TrainingConfig
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.inspection import errors
 from tuner.display.progress import reading_bar
@@ -122,7 +122,7 @@ class Context:
                 yield progress
 
     def loop(
-        self, config: StageConfig, trained: Mapping[str, Trained], steps: Steps, held_out: HeldOut
+        self, config: TrainingConfig, trained: Mapping[str, Trained], steps: Steps, held_out: HeldOut
     ) -> Loop:
         """The run's training loop, restored from its last checkpoint if there is one."""
         return Loop(

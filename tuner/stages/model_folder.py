@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tuner.config import Adapter, Freeze, Model, StageConfig
+from tuner.config import Adapter, Freeze, Model, TrainingConfig
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.adapters import ADAPTER, is_adapted, is_of
@@ -66,7 +66,7 @@ def write_checkpoint_model(
     """
     from tuner.stages.registry import stage_of  # stages import this module
 
-    config: StageConfig = run.config
+    config: TrainingConfig = run.config
     stage = stage_of(config)
     start = stage.trained_model(config)
     if model is not None:
@@ -93,7 +93,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 
 def _with_weights(
-    start: TrainedModel, config: StageConfig, weights: Mapping[str, torch.Tensor], checkpoint: Path
+    start: TrainedModel, config: TrainingConfig, weights: Mapping[str, torch.Tensor], checkpoint: Path
 ) -> Loaded:
     """The model with a checkpoint's weights. An adapter's base is not read, as its folder needs nothing of it."""
     has_adapter = start.adapter is not None or locate(start.model, weights=False).adapter_folder is not None
@@ -130,7 +130,7 @@ def _lacks_weights(loaded: Loaded, trained: set[str]) -> bool:
     )
 
 
-def _load(start: TrainedModel, config: StageConfig, device: torch.device) -> Loaded:
+def _load(start: TrainedModel, config: TrainingConfig, device: torch.device) -> Loaded:
     return load_model(
         start.model,
         precision=config.precision,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from tuner.config import Model, StageConfig
+from tuner.config import Model, StageConfig, TrainingConfig
 from tuner.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class Stage(ABC, Generic[Config]):
         return getattr(config, self.rows_field)
 
     # A run
+
+    def training_config(self, config: Config) -> TrainingConfig:
+        """The config, or the part of it, that says on which devices and in what precision the run computes."""
+        return config  # type: ignore[return-value]
 
     @abstractmethod
     def check(self, config: Config, stand_ins: frozenset[str] = frozenset()) -> CheckReport:

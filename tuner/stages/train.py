@@ -46,10 +46,10 @@ def train_in(
     run: Run, config: StageConfig, *, overrides: Sequence[str] | None = None, watchers: Sequence[Watcher] = ()
 ) -> Run:
     """The same in a given folder, whatever the config's name. overrides: None: as the run has them."""
-    devices = Devices.of(config)
+    stage = stage_of(config)
+    devices = Devices.of(stage.training_config(config))
     if run.is_finished_by(config):
         return run  # repeating a command neither trains nor overwrites what is finished
-    stage = stage_of(config)
     everyone = [*_watchers(config, stage.figures(config)), *watchers]
     audience = Watchers(everyone if devices.is_main else [])
     outcome: Outcome = "failed"

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
-from tuner.config.stage_config import StageConfig
+from tuner.config.stage_config import TrainingConfig
 from tuner.errors import UserError
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ class Devices:
             )
 
     @classmethod
-    def of(cls, config: StageConfig) -> Self:
+    def of(cls, config: TrainingConfig) -> Self:
         """The devices that a stage's config names."""
         return cls(device=config.device, precision=config.precision, deterministic=config.deterministic)
 

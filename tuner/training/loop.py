@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tuner.config.evaluation import Validation
-from tuner.config.stage_config import StageConfig
+from tuner.config.stage_config import TrainingConfig
 from tuner.data.stream import Contents
 from tuner.errors import DivergedError
 from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError, generator_state, restore, snapshot
@@ -76,7 +76,7 @@ class Loop:
         steps: Steps,
         held_out: HeldOut,
         *,
-        config: StageConfig,
+        config: TrainingConfig,
         run: RunFolder,
         devices: Devices,
         watchers: Watchers,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tuner.config.evaluation import HeldOutEvaluation
-from tuner.config.stage_config import StageConfig
+from tuner.config.stage_config import TrainingConfig
 from tuner.config.training import AdamW, Checkpoint, Schedule
 
 
@@ -26,7 +26,7 @@ class LoopSettings:
     """Number of consecutive steps with a non-finite loss or gradient at which training fails."""
 
     @classmethod
-    def of(cls, config: StageConfig) -> Self:
+    def of(cls, config: TrainingConfig) -> Self:
         """The settings of any stage whose config has these fields; one without `max_bad_steps` skips no step."""
         stage: Any = config  # `evaluation` and `max_bad_steps` belong to some stages only
         return cls(

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from tuner.config.stage_config import StageConfig
+from tuner.config.stage_config import TrainingConfig
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
 from tuner.models.load import Loaded
@@ -198,7 +198,7 @@ class RunTrainer(transformers.Trainer):
         pass
 
 
-def common_arguments(config: StageConfig, plan: PairPlan, run: RunFolder, devices: Devices) -> dict[str, Any]:
+def common_arguments(config: TrainingConfig, plan: PairPlan, run: RunFolder, devices: Devices) -> dict[str, Any]:
     """The arguments that TRL's configs (`DPOConfig` and others) have in common."""
     return {
         "output_dir": str(run.checkpoints_folder),

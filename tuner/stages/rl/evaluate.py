@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
 from tuner.config import Model, PolicyConfig
 from tuner.data.dataset import load_data
 from tuner.data.prompts import PromptSet
-from tuner.data.rendered import encode
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
 from tuner.display.progress import progress_bar, reading_bar
 from tuner.display.win_page import policy_html, policy_terminal
 from tuner.errors import UserError
-from tuner.evaluation.judge import Answers, Judge, JudgedAnswers, answer_held_out
+from tuner.evaluation.judge import Answers, Judge, JudgedAnswers
 from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss
 from tuner.evaluation.win_rate import Contestant, PolicyCard, judge_all, policy_card, results
-from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.locate import Location, locate
 from tuner.models.roles import Roles
 from tuner.models.scorer import RewardInputs
 from tuner.models.tokenizer import read_tokenizer
-from tuner.rollout.engine import LocalEngine
 from tuner.rollout.reward_sources import RewardSource
 from tuner.rollout.rules import Rule, load_rule
+from tuner.stages.rl.entrants import answer, entrant
 from tuner.stages.rl.prompts import load_policy_prompts
 from tuner.stages.rl.reward_source import reward_source
 from tuner.stages.run import Run
@@ -64,33 +58,19 @@ def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
     trained = Model(path=str(run.model_folder), trust_remote_code=config.policy.trust_remote_code)
     models = [trained, *(Model(path=path) for path in others)]
     policy, *opponents = [
-        _entrant(name, path, model, config, prompts, chat_template)
+        entrant(name, path, model, config, prompts, chat_template)
         for name, path, model in zip(names, [str(folder), *others], models, strict=True)
     ]
-    policy_answers, ranges = _answer(policy, config, devices, with_replay=True)
-    answers = [policy_answers, *(_answer(opponent, config, devices)[0] for opponent in opponents)]
+    policy_answers, ranges = answer(
+        policy, config, devices, lambda roles: _replay_loss(config, roles, devices)
+    )
+    answers = [policy_answers, *(answer(opponent, config, devices)[0] for opponent in opponents)]
     judged = _judge(config, devices, reward, prompts, rule, answers)
     first, *rest = [
-        Contestant(entrant.name, entrant.path, texts, scores)
-        for entrant, texts, scores in zip([policy, *opponents], answers, judged, strict=True)
+        Contestant(contestant.name, contestant.path, texts, scores)
+        for contestant, texts, scores in zip([policy, *opponents], answers, judged, strict=True)
     ]
     return policy_card(first, rest, ranges, "reward rule" if config.reward_model is None else "reward model")
-
-
-@dataclass(frozen=True)
-class _Entrant:
-    """A policy to generate with, and the prompts as it reads them."""
-
-    name: str
-    """Name in tables."""
-    path: str
-    """As the user wrote it."""
-    model: Model
-    precision: Literal["bf16", "fp32"]
-    prompts: PromptSet
-    """Tokenized for this policy."""
-    end_ids: frozenset[int]
-    """Tokens that end an answer."""
 
 
 def _find_reward(config: PolicyConfig, devices: Devices) -> RewardSource | Location:
@@ -127,62 +107,6 @@ def _names(folder: Path, others: Sequence[str]) -> list[str]:
         name if short.count(name) == 1 or not index else path
         for index, (name, path) in enumerate(zip(short, paths, strict=True))
     ]
-
-
-def _entrant(
-    name: str, path: str, model: Model, config: PolicyConfig, prompts: PromptSet, chat_template: str
-) -> _Entrant:
-    """Locate a policy, and tokenize the prompts for it.
-
-    chat_template: for a policy without one of its own.
-    """
-    location = locate(model, weights=False)
-    if location.has_score:
-        raise UserError(
-            f"{path}: a reward model cannot answer; --against takes a policy: an SFT, DPO, PPO, GRPO or RLOO run, a "
-            "folder with a language model, or a hub name"
-        )
-    tokenizer: Any = read_tokenizer(location.tokenizer_folder, trust_remote_code=model.trust_remote_code)
-    try:
-        tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template
-        template = Template("tokenizer", tokenizer, config.prompts.spelled_tokens)
-        rendered = [
-            template.render_header(prompts.prompt(index).policy_input()) for index in range(len(prompts))
-        ]
-        ends = end_ids(template, tokenizer)
-    except UserError as error:
-        raise UserError(f"{path}: cannot answer these prompts: {error}") from error
-    ids = encode(tokenizer, rendered)
-    encoded = replace(
-        prompts,
-        tokens_T=np.array([token for prompt_ids in ids for token in prompt_ids], dtype=np.int32),
-        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-    )
-    # An adapter in the precision it was trained in; complete models all in the run's, so that they compare alike.
-    precision = config.precision if location.adapter_folder is None else location.precision
-    return _Entrant(name, path, model, precision, encoded, ends)
-
-
-def _answer(
-    entrant: _Entrant, config: PolicyConfig, devices: Devices, *, with_replay: bool = False
-) -> tuple[Answers, list[RangeLoss]]:
-    """A policy's answers, and its loss on the held-out replay rows; its model is freed before this returns."""
-    loaded = load_model(entrant.model, precision=entrant.precision, device=devices.device, train=False)
-    autocast = partial(
-        torch.autocast, devices.device.type, dtype=torch.bfloat16, enabled=entrant.precision == "bf16"
-    )
-    policy = Roles.of("policy", loaded, autocast)
-    engine = LocalEngine(
-        policy, entrant.end_ids, config.sampling, config.seed, config.tokens_per_pass, devices
-    )
-    with progress_bar(f"{entrant.name} answers", len(entrant.prompts)) as advance:
-        answers = answer_held_out(entrant.prompts, engine, policy.tokenizer, config.evaluation.temperature)
-        advance(len(entrant.prompts))
-    ranges = _replay_loss(config, policy, devices) if with_replay else []
-    # Each of them holds the model: with one left, two models would be in memory when the next is loaded.
-    del loaded, policy, engine
-    _free()
-    return answers, ranges
 
 
 def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[RangeLoss]:
@@ -230,10 +154,3 @@ def _check_numbers(config: PolicyConfig, judged: Sequence[JudgedAnswers]) -> Non
                 f"{policy.prompts.origin(index)}: {model} gives {policy.scores_A[index]} for an answer, which "
                 "is not a score; train the reward model again"
             )
-
-
-def _free() -> None:
-    """Release the memory of a deleted model before the next is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
