@@ -198,7 +198,9 @@ class RunTrainer(transformers.Trainer):
         pass
 
 
-def common_arguments(config: TrainingConfig, plan: PairPlan, run: RunFolder, devices: Devices) -> dict[str, Any]:
+def common_arguments(
+    config: TrainingConfig, plan: PairPlan, run: RunFolder, devices: Devices
+) -> dict[str, Any]:
     """The arguments that TRL's configs (`DPOConfig` and others) have in common."""
     return {
         "output_dir": str(run.checkpoints_folder),
@@ -208,7 +210,7 @@ def common_arguments(config: TrainingConfig, plan: PairPlan, run: RunFolder, dev
         "gradient_accumulation_steps": plan.passes_per_step,
         "max_length": None,  # rows are fitted already
         "max_grad_norm": config.max_grad_norm or math.inf,  # 0 would leave the norm unmeasured
-        "bf16": config.precision == "bf16",
+        "bf16": devices.products == "bf16",
         "gradient_checkpointing": config.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
         "use_cpu": devices.device.type == "cpu",
