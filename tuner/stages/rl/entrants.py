@@ -18,6 +18,7 @@ from tuner.data.template import Template
 from tuner.display.progress import progress_bar
 from tuner.errors import UserError
 from tuner.evaluation.judge import Answers, answer_held_out
+from tuner.models.arithmetic import autocast
 from tuner.models.chat import end_ids
 from tuner.models.load import load_model
 from tuner.models.locate import locate
@@ -91,10 +92,7 @@ def answer(
     measure: called with the policy while it is in memory, and must not keep it.
     """
     loaded = load_model(entrant.model, precision=entrant.precision, device=devices.device, train=False)
-    autocast = partial(
-        torch.autocast, devices.device.type, dtype=torch.bfloat16, enabled=entrant.precision == "bf16"
-    )
-    policy = Roles.of("policy", loaded, autocast)
+    policy = Roles.of("policy", loaded, partial(autocast, devices.device, entrant.precision))
     engine = LocalEngine(
         policy, entrant.end_ids, config.sampling, config.seed, config.tokens_per_pass, devices
     )
