@@ -1,4 +1,4 @@
-"""The labels of people: one SQLite file, from which nothing is ever deleted.
+"""The labels of people and of programs: one SQLite file, from which nothing is ever deleted.
 
 Every showing of a pair to an annotator is a row, and a label belongs to one showing. That a form sent twice, or from
 two tabs, stores one label is the database's own rule (its unique indexes), not the page's.
@@ -24,9 +24,13 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 Order = Literal["random", "nearest", "disagreement"]
 """How pairs follow each other: at random, those first whose answers reward models score most alike on average, or
 those first about which reward models differ most."""
-Policy = Literal[Order, "repeat", "adjudication"]
-"""Why a pair was shown: in its turn of an order, once more to the same annotator, or to settle a disagreement."""
+Policy = Literal[Order, "repeat", "adjudication", "machine", "import"]
+"""Why a pair was shown: in its turn of an order, once more to the same annotator, or to settle a disagreement; or that
+no page of ours showed it: a program judged it, or another tool's annotator."""
+Verdict = Decision | Literal["skip", "unsure"]
+"""What an annotator says of a pair, by the row's order of answers."""
 
+_CHOICES: dict[Verdict, Choice] = {"first": "left", "second": "right"}
 _VERSION = 1
 _WAIT = 30.0
 """Seconds to wait for another process that writes."""
@@ -92,6 +96,16 @@ class Label:
     def repeat(self) -> bool:
         """Whether it is the annotator's second label of the pair."""
         return self.policy == "repeat"
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether a program gave it, such as a judge."""
+        return self.policy == "machine"
+
+    @property
+    def on_page(self) -> bool:
+        """Whether it was given on our page, which draws the order of answers at random and takes the time."""
+        return self.policy not in ("machine", "import")
 
     @property
     def decision(self) -> Decision | None:
@@ -270,6 +284,42 @@ class LabelStore:
                 (annotator, item, repeat),
             )
             return cursor.rowcount == 1
+
+    def record(
+        self,
+        annotator: str,
+        item: str,
+        verdict: Verdict,
+        comment: str = "",
+        *,
+        policy: Literal["machine", "import"] = "machine",
+        seconds: float = 0.0,
+    ) -> bool:
+        """Store a label that no page of ours asked for; False, and nothing stored, where the annotator has one of it.
+
+        The item must have been added.
+        """
+        with self.transaction():
+            if self.has_label(annotator, item):
+                return False
+            showing = self._database.execute(
+                "INSERT INTO showings (annotator, item, swapped, policy, shown_at, is_open) VALUES (?, ?, 0, ?, ?, 0)",
+                (annotator, item, policy, self._clock()),
+            ).lastrowid
+            choice = _CHOICES.get(verdict, verdict)
+            self._database.execute(
+                "INSERT INTO labels (showing, annotator, item, repeat, choice, comment, seconds, labeled_at)"
+                " VALUES (?, ?, ?, 0, ?, ?, ?, ?)",
+                (showing, annotator, item, choice, comment, seconds, self._clock()),
+            )
+            return True
+
+    def has_label(self, annotator: str, item: str) -> bool:
+        """Whether a label of the annotator's stands, repeats left out."""
+        query = (
+            "SELECT 1 FROM labels WHERE annotator = ? AND item = ? AND NOT repeat AND superseded_at IS NULL"
+        )
+        return self._database.execute(query, (annotator, item)).fetchone() is not None
 
     def undo(self, annotator: str, label: int) -> bool:
         """Supersede a label of the annotator's and put its pair before them again, in the same order.
