@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tuner.errors import UserError
 from tuner.feedback.candidates import Candidate, Decision, read_candidate
@@ -116,12 +116,24 @@ class Label:
             return None
         return "first" if (self.choice == "left") != self.swapped else "second"
 
+    @property
+    def verdict(self) -> Verdict:
+        """The choice by the row's order of answers."""
+        return self.decision or ("skip" if self.choice == "skip" else "unsure")
+
 
 _LABELS = """
 SELECT labels.id, labels.annotator, labels.item, swapped, policy, choice, comment, seconds, labeled_at
 FROM labels JOIN showings ON showings.id = labels.showing WHERE superseded_at IS NULL
 """
 _SHOWINGS = "SELECT id, annotator, item, swapped, policy, shown_at FROM showings "
+
+
+def _labels(rows: Iterable[Any]) -> list[Label]:
+    return [
+        Label(number, annotator, item, bool(swapped), *others)
+        for number, annotator, item, swapped, *others in rows
+    ]
 
 
 class LabelStore:
@@ -256,11 +268,7 @@ class LabelStore:
 
     def labels(self) -> list[Label]:
         """All labels that stand, in the order they were given."""
-        rows = self._database.execute(_LABELS + "ORDER BY labels.id").fetchall()
-        return [
-            Label(number, annotator, item, bool(swapped), *others)
-            for number, annotator, item, swapped, *others in rows
-        ]
+        return _labels(self._database.execute(_LABELS + "ORDER BY labels.id").fetchall())
 
     def submit(self, annotator: str, showing: int, choice: Choice, comment: str = "") -> bool:
         """Store the label of a showing; False, and nothing stored, where the showing or its pair already has one.
@@ -300,7 +308,7 @@ class LabelStore:
         The item must have been added.
         """
         with self.transaction():
-            if self.has_label(annotator, item):
+            if self.verdict(annotator, item) is not None:
                 return False
             showing = self._database.execute(
                 "INSERT INTO showings (annotator, item, swapped, policy, shown_at, is_open) VALUES (?, ?, 0, ?, ?, 0)",
@@ -314,12 +322,12 @@ class LabelStore:
             )
             return True
 
-    def has_label(self, annotator: str, item: str) -> bool:
-        """Whether a label of the annotator's stands, repeats left out."""
-        query = (
-            "SELECT 1 FROM labels WHERE annotator = ? AND item = ? AND NOT repeat AND superseded_at IS NULL"
-        )
-        return self._database.execute(query, (annotator, item)).fetchone() is not None
+    def verdict(self, annotator: str, item: str) -> Verdict | None:
+        """What an annotator's label says of a pair, repeats left out; None without a label that stands."""
+        rows = self._database.execute(
+            _LABELS + "AND labels.annotator = ? AND labels.item = ? AND NOT repeat", (annotator, item)
+        ).fetchall()
+        return _labels(rows)[0].verdict if rows else None
 
     def undo(self, annotator: str, label: int) -> bool:
         """Supersede a label of the annotator's and put its pair before them again, in the same order.
