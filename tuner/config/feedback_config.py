@@ -73,6 +73,9 @@ class Judge(_Machine):
     default_guideline: str = "The better answer is the more helpful, correct and honest one."
     """What the judge is told where neither `guidelines` nor the candidate has a guideline."""
 
+    system_role: bool = True
+    """Send the task as a system message; false: at the head of the user's, for models without that role."""
+
     concurrency: int = Field(default=8, ge=1, le=1024)
     """Requests at the same time."""
 

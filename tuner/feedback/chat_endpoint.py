@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -28,6 +29,7 @@ _LONGEST_WAIT = 600.0
 """Seconds of a Retry-After that are waited for; whoever is asked to wait longer is told so instead."""
 _LARGEST_REPLY = 16 * 2**20
 """Bytes."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LONGEST_QUOTE = 200
 """Characters of a server's message that are shown."""
 
@@ -50,7 +52,7 @@ class RefusedRequestError(UserError):
     """The server refuses this request, which says nothing about others."""
 
 
-class _StoppedError(Exception):
+class StoppedError(Exception):
     """The request was not sent, because others failed."""
 
 
@@ -79,6 +81,8 @@ class ChatEndpoint:
             headers=headers,
             timeout=httpx2.Timeout(judge.timeout),
             limits=httpx2.Limits(max_connections=judge.concurrency),
+            # a proxy of the environment cannot reach this machine's own server
+            trust_env=urlsplit(judge.url).hostname not in _LOOPBACK,
         )
         self._stopping = asyncio.Event()
         self._next_turn = 0.0
@@ -143,7 +147,7 @@ class ChatEndpoint:
                 await self._stopping.wait()
         except TimeoutError:
             return
-        raise _StoppedError
+        raise StoppedError
 
     # what
 

@@ -191,9 +191,11 @@ def _ranked(value: Any) -> Any:
             for rank, option in zip(_list(value["rank"]), _list(value["value"]), strict=False)
         ]
     ranks = [(part.get("rank"), part.get("value")) for part in _list(value) if is_object(part)]
-    if len(ranks) != 2 or not all(isinstance(rank, int) for rank, _ in ranks):
+    if len(ranks) != 2:
         return value
     (first, option), (second, other) = ranks
+    if not isinstance(first, int) or not isinstance(second, int):
+        return value
     return "tie" if first == second else option if first < second else other
 
 

@@ -19,6 +19,7 @@ from tuner.feedback.chat_endpoint import (
     ChatEndpoint,
     RefusedRequestError,
     Reply,
+    StoppedError,
     read_completion,
     read_key,
 )
@@ -83,18 +84,16 @@ class JudgeLabeler:
             start_blocking_portal() as portal,
             portal.wrap_async_context_manager(ChatEndpoint(self._config, self._first_delay)) as endpoint,
         ):
-            session = _Session(self._config, endpoint, cache)
+            session = _Session(self._config, endpoint, cache, len(waiting))
             futures = {portal.start_task_soon(session.judge, candidate): candidate for candidate in waiting}
             try:
                 for future in as_completed(futures):
                     try:
-                        judged = future.result()
+                        store.record(self.annotator, futures[future].id, *future.result())
                     except RefusedRequestError as error:
                         refusals.append(error)
-                        if len(refusals) >= _REFUSALS or len(refusals) == len(waiting):
-                            _expect_replies(cache.usage(self.annotator), refusals)
-                    else:
-                        store.record(self.annotator, futures[future].id, *judged)
+                    except StoppedError:  # another future holds the reason
+                        continue
                     advance(1)
             except UserError:
                 portal.call(endpoint.stop)
@@ -103,31 +102,35 @@ class JudgeLabeler:
         return refusals
 
 
-def _expect_replies(usage: Usage, refusals: Sequence[RefusedRequestError]) -> None:
-    """Raise the first refusal where nothing was ever answered: then it is about the judge, and not about a pair."""
-    if not usage.replies:
-        raise refusals[0]
-
-
 class _Session:
     """The questions about pairs, in the thread of the requests."""
 
-    def __init__(self, config: Judge, endpoint: ChatEndpoint, cache: ReplyCache) -> None:
+    def __init__(self, config: Judge, endpoint: ChatEndpoint, cache: ReplyCache, pairs: int) -> None:
         self._config, self._endpoint, self._cache = config, endpoint, cache
         self._places = asyncio.Semaphore(config.concurrency)
+        self._has_replies = cache.usage(config.annotator).replies > 0
+        self._refusals_left = min(_REFUSALS, pairs)
 
     async def judge(self, candidate: Candidate) -> _Judged:
         async with self._places:
             try:
                 straight = await self._verdict(candidate, swapped=False)
                 swapped = await self._verdict(candidate, swapped=True)
-            except RefusedRequestError:
+            except RefusedRequestError as error:
+                self._expect_replies(error)
                 raise
             except UserError:
                 # before the place is free: the next pair would be asked about in vain
                 self._endpoint.stop()
                 raise
         return _judged(straight, swapped)
+
+    def _expect_replies(self, error: RefusedRequestError) -> None:
+        """Raise UserError where only refusals came: then the judge is to blame, and not a pair."""
+        self._refusals_left -= 1
+        if self._refusals_left <= 0 and not self._has_replies:
+            self._endpoint.stop()
+            raise UserError(str(error)) from error
 
     async def _verdict(self, candidate: Candidate, swapped: bool) -> Shown | None:
         messages = judge_messages(self._config, candidate, swapped)
@@ -145,6 +148,7 @@ class _Session:
         reply = await self._endpoint.ask(body)
         tokens = reply.prompt_tokens, reply.completion_tokens
         self._cache.put(key, self._config.annotator, candidate.id, reply.raw, tokens)
+        self._has_replies = True
         return reply
 
     def _body(self, messages: Messages) -> dict[str, Any]:

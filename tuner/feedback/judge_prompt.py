@@ -54,10 +54,10 @@ def judge_messages(judge: Judge, candidate: Candidate, swapped: bool) -> Message
     task = _TASK.format(name=f" ({condition})" if condition else "", guideline=guideline, code=code)
     turns = [_fenced(turn.role, _text(turn), code) for turn in candidate.prompt]
     shown = [_fenced(f"answer {number}", answer, code) for number, answer in enumerate(answers, 1)]
-    return [
-        {"role": "system", "content": task},
-        {"role": "user", "content": "\n\n".join([*turns, *shown, _ASK])},
-    ]
+    question = "\n\n".join([*turns, *shown, _ASK])
+    if not judge.system_role:
+        return [{"role": "user", "content": f"{task}\n\n{question}"}]
+    return [{"role": "system", "content": task}, {"role": "user", "content": question}]
 
 
 def ask_again(messages: Messages, reply: str) -> Messages:

@@ -104,8 +104,7 @@ def _store(response: Response, match: _Match, origin: str, store: LabelStore, re
     if response.is_draft:
         result.drafts += 1
         return
-    verdicts = [verdict for value in response.values if (verdict := _verdict(value, match.places))]
-    verdict = "skip" if response.is_skipped else verdicts[0] if verdicts else None
+    verdict = _response_verdict(response, match)
     if verdict is None:
         result.unreadable.append(f"{origin}: {list(response.values)!r:.100} of {response.annotator}")
         return
@@ -119,6 +118,12 @@ def _store(response: Response, match: _Match, origin: str, store: LabelStore, re
         result.already += 1
     else:
         result.changed += 1
+
+
+def _response_verdict(response: Response, match: _Match) -> Verdict | None:
+    if response.is_skipped:
+        return "skip"
+    return next((verdict for value in response.values if (verdict := _verdict(value, match.places))), None)
 
 
 def _verdict(value: Any, places: Mapping[str, int]) -> Verdict | None:

@@ -204,6 +204,27 @@ def test_the_whole_prompt_is_shown(server: JudgeServer, store: LabelStore) -> No
         assert f">>>\n{text}\n<<<end of {role} " in question
 
 
+def test_a_model_without_a_system_role_gets_the_task_with_the_question(
+    server: JudgeServer, store: LabelStore
+) -> None:
+    def behavior(body: dict[str, Any], number: int) -> str:
+        (message,) = body["messages"]
+        assert "alone:" in message["content"]
+        return prefers("late")({"messages": [{}, message]}, number)
+
+    server.behavior = behavior
+    label(judge(server, system_role=False), store)
+    assert set(decisions(store).values()) == {"second"}
+
+
+def test_a_local_server_is_not_asked_through_a_proxy(
+    server: JudgeServer, store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    label(judge(server), store)
+    assert len(decisions(store)) == 3
+
+
 def test_options_go_along(server: JudgeServer, store: LabelStore) -> None:
     config = judge(server, temperature=None, max_tokens=None, options={"reasoning_effort": "low"})
     label(config, store, count=1)
@@ -331,7 +352,7 @@ def test_where_all_are_refused_the_judge_is_wrong(server: JudgeServer, store: La
         UserError, match="HTTP 400: unknown field temperature; see the judge's model and options"
     ):
         label(judge(server), store, count)
-    assert len(server.bodies) < 30
+    assert len(server.bodies) < 20
 
 
 def test_redirects_are_not_followed(server: JudgeServer, store: LabelStore) -> None:
