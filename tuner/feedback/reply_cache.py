@@ -41,7 +41,8 @@ class ReplyCache:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._database = sqlite3.connect(file, timeout=_WAIT, isolation_level=None, check_same_thread=False)
-        self._write("PRAGMA synchronous = FULL")
+        # survives a kill, not a power cut: then the last replies are asked for again, and a disk need not wait for each
+        self._write("PRAGMA synchronous = NORMAL")
         self._write(_SCHEMA)
 
     def close(self) -> None:

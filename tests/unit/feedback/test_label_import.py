@@ -1,11 +1,13 @@
 """Exports of Argilla and Label Studio, as their own code writes them (argilla 1.29 and 2.8, label-studio-sdk 2.1)."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.unit.feedback.conftest import candidates, row
 from tuner.errors import UserError
 from tuner.feedback.candidates import Candidate
@@ -307,3 +309,24 @@ def test_odd_values_are_no_traceback(store: LabelStore, tmp_path: Path, damage: 
     ]
     load(tmp_path, store, *nested, task(2, annotation(selected("left"))))
     assert ("label-studio:3", "item2") in labels(store)
+
+
+def test_the_tasks_that_the_documentation_writes_come_back(
+    store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "labeling.md").read_text(encoding="utf-8")
+    (block,) = (
+        block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "tasks.json" in block
+    )
+    rows = [row(number) for number in range(11, 31)]
+    monkeypatch.chdir(tmp_path)
+    Path("candidates.jsonl").write_text("".join(json.dumps(values) + "\n" for values in rows))
+    exec(compile(block, "labeling.md", "exec"), {})
+    tasks = json.loads(Path("tasks.json").read_text())
+    for task in tasks:  # someone who likes late answers
+        side = "left" if task["data"]["left"].startswith("late") else "right"
+        task["annotations"] = [annotation(selected(side))]
+    load(tmp_path, store, *tasks, pairs=candidates(*rows))
+    assert len({task["data"]["left"].split()[0] for task in tasks}) == 2  # the order is random
+    assert set(labels(store).values()) == {"second"}
+    assert len(store.labels()) == 20
