@@ -1,1 +1,1 @@
-"""Feedback on answers: candidates that are compared, the people who label them, and how far they agree."""
+"""Feedback on answers: candidates that are compared, the people and programs that label them, and how far they agree."""
