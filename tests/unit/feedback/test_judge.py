@@ -289,8 +289,8 @@ def test_a_server_that_does_not_answer_ends_the_run_and_loses_nothing(
         return StreamingResponse(dribble()) if kind == "dribbles" else Response(status_code=500)
 
     server.behavior = behavior
-    config = judge(server, timeout=0.3, retries=1, concurrency=1)
-    reason = "HTTP 500: no message" if kind == "is down" else "no complete reply within 0.3 s"
+    config = judge(server, timeout=1.0, retries=1, concurrency=1)
+    reason = "HTTP 500: no message" if kind == "is down" else "no complete reply within 1 s"
     with pytest.raises(UserError, match=rf"no reply after 2 attempts \(last: {reason}\).*same command again"):
         label(config, store)
     assert decisions(store) == {"item1": "second"}
@@ -313,10 +313,11 @@ def test_replies_on_their_way_are_stored_when_another_request_fails(
     good = prefers("late")
 
     async def behave(body: dict[str, Any]) -> Any:
+        while len(server.bodies) < 3:
+            await asyncio.sleep(0.01)
         if "early 1" in shown(body)[0]:
-            await asyncio.sleep(0.2)
             return JSONResponse({"error": "no"}, 401)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.5)
         return good(body, 0)
 
     server.behavior = lambda body, number: behave(body)
@@ -408,7 +409,7 @@ def test_a_key_that_is_missing_or_none_is_said_before_anything_is_asked(
 
 
 def test_concurrency_is_used_and_bounded(server: JudgeServer, store: LabelStore) -> None:
-    server.behavior = lambda body, number: later(0.05, "Verdict: tie")
+    server.behavior = lambda body, number: later(0.2, "Verdict: tie")
     label(judge(server, concurrency=4), store, count=10)
     assert server.most_at_once == 4
 
@@ -421,7 +422,7 @@ def test_the_rate_is_bounded(server: JudgeServer, store: LabelStore) -> None:
 
 def test_ctrl_c_ends_at_once_and_keeps_what_is_stored(server: JudgeServer, store: LabelStore) -> None:
     good = prefers("late")
-    server.behavior = lambda body, number: good(body, number) if number <= 2 else later(4, "Verdict: 1")
+    server.behavior = lambda body, number: good(body, number) if number <= 2 else later(20, "Verdict: 1")
 
     def interrupt(count: int) -> None:
         raise KeyboardInterrupt
@@ -430,7 +431,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_stored(server: JudgeServer, store
     labeler = JudgeLabeler(judge(server, concurrency=1))
     with pytest.raises(KeyboardInterrupt):
         labeler.label(candidates(row(1), row(2), row(3)), store, interrupt)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert decisions(store) == {"item1": "second"}
 
 
