@@ -5,6 +5,7 @@ trains what it uses, so that it can be followed alone. A command that no rule kn
 stands in a `text` block.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -26,6 +27,13 @@ ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "conditio
 """Content of a file of rows that a page scores."""
 CANDIDATES = '{"prompt": "What is 2 + 3?", "answers": ["5.", "6."], "condition": "brief"}\n'
 """Content of a file of pairs that a page has labeled."""
+EXPORT = json.dumps(
+    {
+        "fields": {"left": "6.", "right": "5."},
+        "responses": {"better": [{"value": "right", "user_id": "1"}]},
+    }
+)
+"""Content of an export of Argilla with a label of that pair."""
 
 
 def short(config: StageConfig) -> tuple[str, ...]:
@@ -97,9 +105,15 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
         case ["tuner", "score", _, rows, *_]:
             (folder / rows).write_text(ROWS, encoding="utf-8")
             return words[1:]
-        case ["tuner", "label", rows, *_]:
-            (folder / rows).write_text(CANDIDATES, encoding="utf-8")
-            serves = not {"--report", "--export"} & set(words)  # until it is interrupted
+        case ["tuner", "label", target, *_]:
+            rows = folder / target
+            if target.startswith("runs/"):
+                rows = rows / "round_1" / "candidates" / "candidates.jsonl"
+                rows.parent.mkdir(parents=True, exist_ok=True)
+            rows.write_text(CANDIDATES, encoding="utf-8")
+            if "--import" in words:
+                (folder / words[words.index("--import") + 1]).write_text(EXPORT, encoding="utf-8")
+            serves = not {"--report", "--export", "--import"} & set(words)  # until it is interrupted
             return [*words[1:], *(["--report"] if serves else [])]
         case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export", *_]:
             return words[1:]
@@ -113,7 +127,9 @@ def changes(words: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all pages are followed."""
-    return tmp_path_factory.mktemp("pages")
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "candidates.jsonl").write_text(CANDIDATES, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")

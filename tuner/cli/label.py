@@ -4,40 +4,68 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tuner.printable import echo, printable_json
+from tuner.printable import echo
 
 if TYPE_CHECKING:
-    from tuner.feedback.candidates import Candidate
+    from tuner.config import People
     from tuner.feedback.queue import Queue
+    from tuner.feedback.round_folders import LabelFiles
     from tuner.feedback.store import LabelStore
 
 
 def label(
-    file: Annotated[Path, typer.Argument(help="Candidates: JSONL rows of a prompt and two answers.")],
-    name: Annotated[str | None, typer.Option(help="Annotator; default: your login name.")] = None,
-    overlap: Annotated[int, typer.Option(min=1, help="Annotators for each pair.")] = 1,
-    order: Annotated[
-        Literal["random", "nearest", "disagreement"],
-        typer.Option(
-            help="Order of pairs: random, or those first that reward models score most alike or dispute most."
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|RUN",
+            help="Candidates: JSONL rows of a prompt and two answers; or a run of several rounds (its newest is "
+            "labeled), or one of its rounds.",
         ),
-    ] = "random",
+    ],
+    name: Annotated[str | None, typer.Option(help="Annotator; default: your login name.")] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=1, help="Annotators for each pair; default: the run's, or 1.")
+    ] = None,
+    order: Annotated[
+        Literal["random", "nearest", "disagreement"] | None,
+        typer.Option(
+            help="Order of pairs: random, or those first that reward models score most alike or dispute most; default: "
+            "the run's, or random."
+        ),
+    ] = None,
     repeats: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of pairs shown again to the same annotator.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of pairs shown again to the same annotator; default: the run's, or 0.1.",
+        ),
+    ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="SQLite file of the labels; default: labels.sqlite beside FILE.")
+        Path | None,
+        typer.Option(
+            help="SQLite file of the labels; default: labels.sqlite beside FILE, or in the round's folder."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: a free one.")] = 8017,
+    imports: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--import",
+            metavar="FILE",
+            help="Store the labels of an export of Argilla or Label Studio, and exit.",
+        ),
+    ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Write the labels as rows of preferences, and exit.")
+        Path | None,
+        typer.Option(help="Write the labels, of a run's rounds all, as rows of preferences, and exit."),
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Print agreement and other figures, and exit.")
+        bool, typer.Option("--report", help="Print agreement and other figures, of a run by round, and exit.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="With --report: as JSON.")] = False,
 ) -> None:
@@ -45,32 +73,46 @@ def label(
 
     Labels are stored at once; several annotators may label at the same time, each by a command with their --name.
     """
+    from tuner.cli import label_report
     from tuner.errors import UserError
-    from tuner.feedback.candidates import read_candidates
-    from tuner.feedback.queue import Queue
-    from tuner.feedback.store import LabelStore
+    from tuner.feedback.round_folders import is_run, label_files, people_of
 
     if json and not report:
         raise UserError("--json belongs to --report; add --report")
-    candidates = read_candidates(file)
-    labels = LabelStore(store or file.with_name("labels.sqlite"))
-    try:
-        labels.add(candidates.values())
-        if export is not None:
-            _export(labels, candidates, file, export)
-        if report:
-            _report(labels, candidates, json)
-        if export is None and not report:
-            queue = Queue(labels, candidates, overlap, order, repeats)
-            _serve(queue, _annotator(name), port)
-    finally:
-        labels.close()
+    every = _with_store(label_files(target), store)
+    if imports:
+        _import(imports, every[-1])
+    if export is not None:
+        label_report.export(every, export)
+    if report:
+        label_report.report(every, is_run(target), json)
+    if export is None and not report and not imports:
+        people = people_of(target)
+        choices = {"overlap": overlap, "order": order, "repeats": repeats}
+        chosen = {field: value for field, value in choices.items() if value is not None}
+        _label(every[-1], people.model_copy(update=chosen), _annotator(name), port)
+
+
+def _with_store(every: list[LabelFiles], store: Path | None) -> list[LabelFiles]:
+    """The files, with the store that the user names. Raises UserError where there are several."""
+    from dataclasses import replace
+
+    from tuner.errors import UserError
+
+    if store is None:
+        return every
+    if len(every) > 1:
+        raise UserError(
+            "--store names one file, and this run has several rounds; name a round, as in RUN/round_1"
+        )
+    return [replace(every[0], store=store)]
 
 
 def _annotator(name: str | None) -> str:
-    """The annotator's name. Raises UserError where it is empty, or none is known."""
+    """The annotator's name. Raises UserError where it is empty or a program's, or none is known."""
     import getpass
 
+    from tuner.config.feedback_config import is_machine_name
     from tuner.errors import UserError
 
     try:
@@ -79,7 +121,46 @@ def _annotator(name: str | None) -> str:
         raise UserError("your login has no name; write --name") from error
     if not annotator:
         raise UserError("--name is empty; write the annotator's name")
+    if is_machine_name(annotator):
+        raise UserError(f"--name {annotator}: such names are those of judges and rules; write a person's")
     return annotator
+
+
+def _open(files: LabelFiles) -> LabelStore:
+    from tuner.feedback.store import LabelStore
+
+    if files.round is not None:  # a round's folder has none before its first label
+        files.store.parent.mkdir(exist_ok=True)
+    return LabelStore(files.store)
+
+
+def _import(exports: list[Path], files: LabelFiles) -> None:
+    """Store the labels of other tools' exports, and say to stderr what became of them."""
+    from contextlib import closing
+
+    from tuner.feedback.candidates import read_candidates
+    from tuner.feedback.label_import import import_labels
+
+    candidates = read_candidates(files.candidates)
+    with closing(_open(files)) as store:
+        for file in exports:
+            for sentence in import_labels(file, candidates, store).sentences():
+                echo(sentence, sys.stderr)
+
+
+def _label(files: LabelFiles, people: People, annotator: str, port: int) -> None:
+    """Serve the page of a file's or a round's candidates."""
+    from contextlib import closing
+
+    from tuner.feedback.candidates import read_candidates
+    from tuner.feedback.queue import Queue
+
+    candidates = read_candidates(files.candidates)
+    with closing(_open(files)) as store:
+        store.add(candidates.values())
+        if files.round is not None:
+            echo(f"round {files.round}: {files.candidates}")
+        _serve(Queue(store, candidates, people.overlap, people.order, people.repeats), annotator, port)
 
 
 def _serve(queue: Queue, annotator: str, port: int) -> None:
@@ -112,78 +193,3 @@ def _serve(queue: Queue, annotator: str, port: int) -> None:
             server.run(sockets=[listener])
     count = sum(label.annotator == annotator for label in queue.store.labels())
     echo(f"{count:,} labels of {annotator} in {queue.store.file}")
-
-
-def _export(labels: LabelStore, candidates: dict[str, Candidate], file: Path, output: Path) -> None:
-    """Write the rows of preferences, and say to stderr what was left out."""
-    import json
-
-    from tuner.cli.output import write_file
-    from tuner.errors import UserError
-    from tuner.feedback.preferences import preference_rows
-
-    if output.exists() and any(path.exists() and output.samefile(path) for path in (file, labels.file)):
-        raise UserError(f"--export {output}: this file is read here; name another one")
-    rows, left_out = preference_rows(labels.labels(), candidates)
-    write_file(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-    echo(f"{len(rows):,} preferences: {output}" + (f"; left out: {reasons}" if reasons else ""), sys.stderr)
-
-
-def _report(labels: LabelStore, candidates: dict[str, Candidate], json: bool) -> None:
-    from tuner.feedback.agreement import report
-    from tuner.feedback.preferences import preference_rows
-
-    rows, left_out = preference_rows(labels.labels(), candidates)
-    figures = report(labels.labels(), candidates)
-    figures = {"candidates": len(candidates), "preferences": len(rows), "left_out": dict(left_out), **figures}
-    if json:
-        echo(printable_json(figures))
-    else:
-        _print_report(figures)
-
-
-_COLUMNS = {
-    "labels": "labels",
-    "left": "left",
-    "self_agreement": "self",
-    "gold_accuracy": "planted",
-    "ties": "ties",
-    "unsure": "unsure",
-    "skips": "skips",
-    "median_seconds": "seconds",
-}
-"""Figures that the table shows, and their headings."""
-
-
-def _print_report(figures: dict[str, Any]) -> None:
-    """The figures as a table and lines for the terminal."""
-    from tuner.display.table import print_table
-
-    rows = [
-        [group["condition"] or "all", group["annotator"] or "all", *(_cell(group[key]) for key in _COLUMNS)]
-        for group in figures["groups"]
-    ]
-    print_table(["condition", "annotator", *_COLUMNS.values()], rows)
-    for group in figures["groups"]:
-        if group["alpha"] is not None:
-            low, high = (_cell(group[key]) for key in ("alpha_low", "alpha_high"))
-            pairs = f"{group['overlapping']:,} pairs"
-            echo(f"alpha{_of(group)}: {group['alpha']:.2f} (95% interval {low} to {high}, {pairs})")
-    for pair in figures["pairs"]:
-        if pair["kappa"] is not None:
-            both = " and ".join(pair["annotators"])
-            echo(f"kappa of {both}{_of(pair)}: {pair['kappa']:.2f} ({pair['items']:,} pairs)")
-    counts = {"preferences": figures["preferences"], **figures["left_out"]}
-    parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    echo(f"{figures['candidates']:,} candidates: {parts}")
-
-
-def _of(values: dict[str, Any]) -> str:
-    return "" if values["condition"] is None else f" under {values['condition']}"
-
-
-def _cell(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         PolicyEvaluation,
         Validation,
     )
+    from tuner.config.feedback_config import Feedback, Judge, People, RuleFeedback
     from tuner.config.grpo_config import GRPO
     from tuner.config.kto_config import KTO
     from tuner.config.model import Freeze, Model, Rope
@@ -50,6 +51,12 @@ _NAMES_BY_MODULE = {
         "PairEvaluation",
         "PolicyEvaluation",
         "Validation",
+    ),
+    "feedback_config": (
+        "Feedback",
+        "Judge",
+        "People",
+        "RuleFeedback",
     ),
     "grpo_config": ("GRPO",),
     "kto_config": ("KTO",),
@@ -115,15 +122,18 @@ __all__ = [
     "Constant",
     "Cosine",
     "Evaluation",
+    "Feedback",
     "FocalRanking",
     "Freeze",
     "HeldOutEvaluation",
+    "Judge",
     "LengthPenalty",
     "Linear",
     "LoRA",
     "Model",
     "PackedConfig",
     "PairEvaluation",
+    "People",
     "PolicyConfig",
     "PolicyEvaluation",
     "Preferences",
@@ -132,6 +142,7 @@ __all__ = [
     "RewardModel",
     "Rope",
     "Rule",
+    "RuleFeedback",
     "Sampling",
     "SingleModelConfig",
     "Source",

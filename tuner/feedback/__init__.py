@@ -1,1 +1,1 @@
-"""Feedback on answers: candidates that are compared, the people who label them, and how far they agree."""
+"""Feedback on answers: candidates that are compared, who labels them, people and programs, and how far they agree."""

@@ -93,7 +93,8 @@ class Figures:
     unsure: int
     comments: int
     left: float
-    """Share of "left" among left and right: far from 0.5 is a habit, for the order is random."""
+    """Share of "left" among left and right, of labels given on our page: far from 0.5 is a habit, for its order is
+    random."""
     self_agreement: float
     """Share of repeated pairs that got the same decision again."""
     repeated: int
@@ -101,6 +102,7 @@ class Figures:
     """Share of right decisions on planted pairs; unsure is none."""
     gold: int
     median_seconds: float
+    """Of labels given on our page."""
     alpha: float
     """Krippendorff's, of first, second and tie; NaN for one annotator alone."""
     alpha_low: float
@@ -113,7 +115,9 @@ def figures(labels: Sequence[Label], candidates: Mapping[str, Candidate], seed: 
     """The figures of labels, of any annotators and conditions. Each label's item must be in `candidates`."""
     firsts = [label for label in labels if not label.repeat]
     choices = Counter(label.choice for label in firsts)
-    sides = choices["left"] + choices["right"]
+    # programs and other tools may show a fixed order, and their sides are the row's
+    on_page = [label for label in labels if label.on_page]
+    sides = [label.choice for label in on_page if not label.repeat and label.choice in ("left", "right")]
     kept = _repeated(labels)
     gold = [label.decision == candidates[label.item].gold for label in firsts if _is_gold(label, candidates)]
     units = [unit for unit in decisions_by_item(labels).values() if len(unit) > 1]
@@ -124,12 +128,12 @@ def figures(labels: Sequence[Label], candidates: Mapping[str, Candidate], seed: 
         skips=choices["skip"],
         unsure=choices["unsure"],
         comments=sum(bool(label.comment) for label in labels),
-        left=choices["left"] / sides if sides else math.nan,
+        left=_mean([side == "left" for side in sides]),
         self_agreement=_mean(kept),
         repeated=len(kept),
         gold_accuracy=_mean(gold),
         gold=len(gold),
-        median_seconds=median([label.seconds for label in labels]) if labels else math.nan,
+        median_seconds=median([label.seconds for label in on_page]) if on_page else math.nan,
         alpha=krippendorff_alpha(list(map(_values, units))),
         alpha_low=low,
         alpha_high=high,

@@ -17,10 +17,14 @@ def preference_rows(
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The rows, in the order of the candidates, and how many candidates gave none, by the reason.
 
-    A pair is decided by the majority of its annotators. Its weight is the share of them that decided so, times the
-    row's own.
+    A pair is decided by the majority of the people who decided it, or of the programs where no person did. Its weight
+    is the share of them that decided so, times the row's own.
     """
-    decisions = decisions_by_item(labels)
+    by_machines, by_people = (
+        decisions_by_item([label for label in labels if label.by_machine == by_machine])
+        for by_machine in (True, False)
+    )
+    decisions = by_machines | by_people
     rows: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
     for item, candidate in candidates.items():

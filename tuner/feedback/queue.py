@@ -85,7 +85,9 @@ class Queue:
         return _Draw(unlabeled[0], self.order) if unlabeled else None
 
     def _labels(self) -> list[Label]:
-        return [label for label in self.store.labels() if label.item in self.candidates]
+        """The labels of people: what a program decided comes to as many of them, and contests nothing."""
+        labels = self.store.labels()
+        return [label for label in labels if label.item in self.candidates and not label.by_machine]
 
     def _contested(self, annotator: str, labels: Sequence[Label]) -> list[str]:
         """Pairs whose annotators disagree, none of them this one; planted pairs have their answer."""
@@ -95,7 +97,7 @@ class Queue:
         return [
             item
             for item, decisions in decisions_by_item(labels).items()
-            if item not in seen and self.candidates[item].gold is None and majority(decisions) is None
+            if item not in seen and self.candidates[item].gold is None and is_contested(decisions)
         ]
 
     def _repeatable(self, annotator: str, labels: Sequence[Label]) -> list[str]:
@@ -158,3 +160,8 @@ def majority(decisions: Mapping[str, Decision]) -> Decision | None:
     if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
         return None
     return ranked[0][0]
+
+
+def is_contested(decisions: Mapping[str, Decision]) -> bool:
+    """Whether annotators decided, and no decision leads."""
+    return bool(decisions) and majority(decisions) is None

@@ -1,4 +1,4 @@
-"""The labels of people: one SQLite file, from which nothing is ever deleted.
+"""The labels of people and of programs: one SQLite file, from which nothing is ever deleted.
 
 Every showing of a pair to an annotator is a row, and a label belongs to one showing. That a form sent twice, or from
 two tabs, stores one label is the database's own rule (its unique indexes), not the page's.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tuner.errors import UserError
 from tuner.feedback.candidates import Candidate, Decision, read_candidate
@@ -24,9 +24,13 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 Order = Literal["random", "nearest", "disagreement"]
 """How pairs follow each other: at random, those first whose answers reward models score most alike on average, or
 those first about which reward models differ most."""
-Policy = Literal[Order, "repeat", "adjudication"]
-"""Why a pair was shown: in its turn of an order, once more to the same annotator, or to settle a disagreement."""
+Policy = Literal[Order, "repeat", "adjudication", "machine", "import"]
+"""Why a pair was shown: in its turn of an order, once more to the same annotator, or to settle a disagreement; or that
+no page of ours showed it: a program judged it, or another tool's annotator."""
+Verdict = Decision | Literal["skip", "unsure"]
+"""What an annotator says of a pair, by the row's order of answers."""
 
+_CHOICES: dict[Verdict, Choice] = {"first": "left", "second": "right"}
 _VERSION = 1
 _WAIT = 30.0
 """Seconds to wait for another process that writes."""
@@ -94,6 +98,16 @@ class Label:
         return self.policy == "repeat"
 
     @property
+    def by_machine(self) -> bool:
+        """Whether a program gave it, such as a judge."""
+        return self.policy == "machine"
+
+    @property
+    def on_page(self) -> bool:
+        """Whether it was given on our page, which draws the order of answers at random and takes the time."""
+        return self.policy not in ("machine", "import")
+
+    @property
     def decision(self) -> Decision | None:
         """The choice by the row's order of answers; None where it is no decision (skip, unsure)."""
         if self.choice == "tie":
@@ -102,12 +116,24 @@ class Label:
             return None
         return "first" if (self.choice == "left") != self.swapped else "second"
 
+    @property
+    def verdict(self) -> Verdict:
+        """The choice by the row's order of answers."""
+        return self.decision or ("skip" if self.choice == "skip" else "unsure")
+
 
 _LABELS = """
 SELECT labels.id, labels.annotator, labels.item, swapped, policy, choice, comment, seconds, labeled_at
 FROM labels JOIN showings ON showings.id = labels.showing WHERE superseded_at IS NULL
 """
 _SHOWINGS = "SELECT id, annotator, item, swapped, policy, shown_at FROM showings "
+
+
+def _labels(rows: Iterable[Any]) -> list[Label]:
+    return [
+        Label(number, annotator, item, bool(swapped), *others)
+        for number, annotator, item, swapped, *others in rows
+    ]
 
 
 class LabelStore:
@@ -242,11 +268,7 @@ class LabelStore:
 
     def labels(self) -> list[Label]:
         """All labels that stand, in the order they were given."""
-        rows = self._database.execute(_LABELS + "ORDER BY labels.id").fetchall()
-        return [
-            Label(number, annotator, item, bool(swapped), *others)
-            for number, annotator, item, swapped, *others in rows
-        ]
+        return _labels(self._database.execute(_LABELS + "ORDER BY labels.id").fetchall())
 
     def submit(self, annotator: str, showing: int, choice: Choice, comment: str = "") -> bool:
         """Store the label of a showing; False, and nothing stored, where the showing or its pair already has one.
@@ -270,6 +292,42 @@ class LabelStore:
                 (annotator, item, repeat),
             )
             return cursor.rowcount == 1
+
+    def record(
+        self,
+        annotator: str,
+        item: str,
+        verdict: Verdict,
+        comment: str = "",
+        *,
+        policy: Literal["machine", "import"] = "machine",
+        seconds: float = 0.0,
+    ) -> bool:
+        """Store a label that no page of ours asked for; False, and nothing stored, where the annotator has one of it.
+
+        The item must have been added.
+        """
+        with self.transaction():
+            if self.verdict(annotator, item) is not None:
+                return False
+            showing = self._database.execute(
+                "INSERT INTO showings (annotator, item, swapped, policy, shown_at, is_open) VALUES (?, ?, 0, ?, ?, 0)",
+                (annotator, item, policy, self._clock()),
+            ).lastrowid
+            choice = _CHOICES.get(verdict, verdict)
+            self._database.execute(
+                "INSERT INTO labels (showing, annotator, item, repeat, choice, comment, seconds, labeled_at)"
+                " VALUES (?, ?, ?, 0, ?, ?, ?, ?)",
+                (showing, annotator, item, choice, comment, seconds, self._clock()),
+            )
+            return True
+
+    def verdict(self, annotator: str, item: str) -> Verdict | None:
+        """What an annotator's label says of a pair, repeats left out; None without a label that stands."""
+        rows = self._database.execute(
+            _LABELS + "AND labels.annotator = ? AND labels.item = ? AND NOT repeat", (annotator, item)
+        ).fetchall()
+        return _labels(rows)[0].verdict if rows else None
 
     def undo(self, annotator: str, label: int) -> bool:
         """Supersede a label of the annotator's and put its pair before them again, in the same order.

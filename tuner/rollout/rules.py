@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tuner.config.functions import Function, load_function
 from tuner.data.conversation import Prompt
 from tuner.errors import UserError
-from tuner.training.devices import Devices
+
+if TYPE_CHECKING:
+    # labels by a rule need no torch
+    from tuner.training.devices import Devices
 
 Rule = Callable[[str, Mapping[str, Any]], float]
 """(answer, the prompt's row with its condition) -> score."""
@@ -54,22 +57,36 @@ def rule_scores(
     """
 
     def score_share(indices: list[int]) -> list[float]:
-        return [_score(rule, name, prompts[index], answers[index], bounds) for index in indices]
+        return [
+            score_answer(
+                rule, name, answers[index], prompts[index].values, prompts[index].origin, bounds=bounds
+            )
+            for index in indices
+        ]
 
     return np.array(devices.share_out(len(answers), score_share), dtype=np.float64)
 
 
-def _score(rule: Rule, name: str, prompt: Prompt, answer: str, bounds: tuple[float, float]) -> float:
+def score_answer(
+    rule: Rule,
+    name: str,
+    answer: str,
+    row: Mapping[str, Any],
+    origin: str,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> float:
+    """The rule's score of an answer to a row's prompt. origin: the row's `file:line`. Raises as `rule_scores` does."""
     low, high = bounds
     try:
-        score = float(rule(answer, prompt.values))
+        score = float(rule(answer, row))
     except Exception as error:
         raise UserError(
-            f"{prompt.origin}: {name} failed on {answer!r:.80} ({type(error).__name__}: {error}); correct it"
+            f"{origin}: {name} failed on {answer!r:.80} ({type(error).__name__}: {error}); correct it"
         ) from error
     if not (low <= score <= high and math.isfinite(score)):
         expected = "a finite number" if math.isinf(high) else f"from {low:g} to {high:g}"
         raise UserError(
-            f"{prompt.origin}: {name} returned {score} for {answer!r:.80}, and a score is {expected}; correct it"
+            f"{origin}: {name} returned {score} for {answer!r:.80}, and a score is {expected}; correct it"
         )
     return score

@@ -249,3 +249,11 @@ def test_the_figures_are_those_of_all_annotators(visitor: TestClient, store: Lab
     assert '<meta http-equiv="refresh"' in text
     assert re.search(r"<td>all</td><td>bob</td><td>1</td>", text)
     assert "ann, bob" in text
+
+
+def test_the_figures_have_programs_beside_people(visitor: TestClient, store: LabelStore) -> None:
+    store.record("judge:m<b>", "item1", "first")
+    send(visitor, "left")
+    figures = visitor.get("/figures").text
+    assert "judge:m&lt;b&gt;" in figures
+    assert "<b>1</b> labeled, 2 left" in visitor.get("/").text  # the program's label is nobody's

@@ -1,0 +1,77 @@
+"""Where candidates and their labels are: a file with its labels beside it, or the rounds of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuner.config.feedback_config import People
+from tuner.errors import UserError
+from tuner.training.json_lines import read_json
+
+_CANDIDATES = Path("candidates", "candidates.jsonl")
+_LABELS = Path("feedback", "labels.sqlite")
+_ROUND = re.compile(r"round_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFiles:
+    """A set of candidates, and the store of their labels."""
+
+    candidates: Path
+    store: Path
+    round: int | None = None
+    """Number of the round; None for a file that belongs to none."""
+
+
+def label_files(target: Path) -> list[LabelFiles]:
+    """The candidates of a file, of a round (runs/NAME/round_2), or of all rounds of a run, in order.
+
+    Raises UserError for a folder without candidates.
+    """
+    if not target.is_dir():
+        return [LabelFiles(target, target.with_name("labels.sqlite"))]
+    folders = list(target.iterdir()) if is_run(target) else [target]
+    files = [
+        LabelFiles(folder / _CANDIDATES, folder / _LABELS, _number(folder))
+        for folder in folders
+        if _number(folder) is not None and (folder / _CANDIDATES).is_file()
+    ]
+    if not files:
+        raise UserError(
+            f"{target}: no round with candidates (round_1/{_CANDIDATES}); name a JSONL file of candidates, or a run of "
+            "several rounds whose first round has trained its policy"
+        )
+    return sorted(files, key=lambda files: files.round or 0)
+
+
+def is_run(target: Path) -> bool:
+    """Whether a target is a run of several rounds, and not a round or a file."""
+    return target.is_dir() and _number(target) is None
+
+
+def people_of(target: Path) -> People:
+    """How the run that a target belongs to wants people to label; the defaults for one that says nothing of them."""
+    config = (target if is_run(target) else target.resolve().parent) / "config.json"
+    if not target.is_dir() or not config.is_file():
+        return People()
+    feedback = read_json(config).get("feedback")
+    entries = feedback if isinstance(feedback, list) else []
+    for entry in entries:
+        if isinstance(entry, dict) and entry.get("kind") == "people":
+            try:
+                return People.model_validate_json(json.dumps(entry))
+            except ValidationError as error:
+                raise UserError(
+                    f"{config}: its feedback by people cannot be read ({error.errors()[0]['msg']}); restore it"
+                ) from error
+    return People()
+
+
+def _number(folder: Path) -> int | None:
+    match = _ROUND.fullmatch(folder.resolve().name)
+    return int(match[1]) if match else None
