@@ -20,7 +20,7 @@ from tuner.display.rich_text import rich_text
 from tuner.display.sheet import html_table, minus, terminal_table
 from tuner.evaluation.intervals import Interval
 from tuner.evaluation.over_optimization.form import FormEffect
-from tuner.evaluation.over_optimization.report import OverOptimization
+from tuner.evaluation.over_optimization.report import OverOptimization, PhraseCourse
 from tuner.evaluation.over_optimization.scaling_law import Law
 from tuner.evaluation.report_card.tables import Table as PlainTable
 from tuner.printable import safe
@@ -86,13 +86,7 @@ def sentences(signs: OverOptimization) -> list[str]:
     if signs.alarm is not None:
         said.append(alarm_sentence(signs.alarm["sign"], signs.alarm["step"], signs.alarm["model_step"]))
     said += [*_law_sentences(signs), *signs.missing]
-    for course in signs.phrases[:1]:
-        phrase = course.phrase
-        mutants = "".join(f"; in {share:.0%} it is {text!r}" for text, share in phrase.mutants.items())
-        said.append(
-            f"{phrase.text!r} stands in {phrase.share:.0%} of the best-scored answers of the last steps, and stood in "
-            f"{phrase.share_before:.0%} of those of the first{mutants}"
-        )
+    said += [_phrase_sentence(course) for course in signs.phrases if _is_hack(course)]
     return said
 
 
@@ -116,6 +110,35 @@ def alarm_sentence(sign: str, step: int, model_step: int) -> str:
     return f"the alarm {sign!r} ended the run after step {step:,}; its model is {model}"
 
 
+def _is_hack(course: PhraseCourse) -> bool:
+    """Whether the answers that hold a growing phrase are worth less than the others."""
+    return (
+        course.gold_with is not None
+        and course.gold_without is not None
+        and course.gold_with < course.gold_without
+    )
+
+
+def _phrase_sentence(course: PhraseCourse) -> str:
+    phrase = course.phrase
+    return (
+        f"{phrase.text!r} stands in {phrase.share:.0%} of the answers of the last steps, {phrase.share_before:.0%} of "
+        f"those of the first and {course.share_of_best:.0%} of the best-scored; the gold score of answers with it is "
+        f"{course.gold_with:.2f}, of the others {course.gold_without:.2f}: the reward may pay for it"
+    )
+
+
+def _phrase_row(course: PhraseCourse) -> list[str | None]:
+    phrase = course.phrase
+    golds = (course.gold_with, course.gold_without)
+    return [
+        phrase.text,
+        *(f"{share:.0%}" for share in (phrase.share_before, phrase.share, course.share_of_best)),
+        *(None if gold is None else f"{gold:.2f}" for gold in golds),
+        ", ".join(f"{text} {share:.0%}" for text, share in phrase.mutants.items()) or None,
+    ]
+
+
 def _law_sentences(signs: OverOptimization) -> list[str]:
     law = signs.law
     if law is None:
@@ -134,20 +157,15 @@ def _tables(signs: OverOptimization, effects: Sequence[FormEffect]) -> Iterator[
     if effects:
         yield "Form and score", METHOD_OF_FORM, _form_table(effects)
     if signs.phrases:
-        rows = [
-            [
-                course.phrase.text,
-                f"{course.phrase.share_before:.0%}",
-                f"{course.phrase.share:.0%}",
-                ", ".join(f"{text} {share:.0%}" for text, share in course.phrase.mutants.items()) or None,
-            ]
-            for course in signs.phrases
-        ]
         yield (
             "Phrases that grow",
-            "Share of the best-scored tenth of the recorded answers, in the first steps and in the last. A mutant "
-            "differs in one word, in answers that lack the phrase.",
-            (["phrase", "first steps", "last steps", "mutants"], rows),
+            "Share of the recorded answers in the first steps and in the last, and of the best-scored tenth of these; "
+            "gold score of the answers with the phrase, and of those without. A mutant differs in one word, in answers "
+            "that lack the phrase.",
+            (
+                ["phrase", "first", "last", "of the best", "gold with", "without", "mutants"],
+                [_phrase_row(course) for course in signs.phrases],
+            ),
         )
     if signs.drifts:
         rows = [

@@ -75,7 +75,7 @@ def _over_distance(
     )
     if len(rounds) > 1:
         body += _keys(axes, [f"round {number}" for number in _round_numbers(rounds)])
-    return svg(title, body)
+    return svg(title, body, axes.bottom + 42)
 
 
 def _by_step(title: str, up: str, series: dict[str, Series]) -> str:
@@ -164,6 +164,7 @@ svg .s0{stroke:var(--s0)}svg .s1{stroke:var(--s1);stroke-dasharray:7 3}svg .s2{s
 svg .s3{stroke:var(--s3);stroke-dasharray:9 3 2 3}svg .s4{stroke:var(--s4);stroke-dasharray:4 4}
 svg .dot.s0{fill:var(--s0)}svg .dot.s1{fill:var(--s1)}svg .dot.s2{fill:var(--s2)}svg .dot.s3{fill:var(--s3)}
 svg .dot.s4{fill:var(--s4)}svg .dot{stroke-dasharray:none!important}
+.verdict+p{margin-top:10px}.verdict+.plots,section+.plots{margin-top:14px}
 svg .band{fill:var(--ink);opacity:.08}
 """
 """Rules of these plots, after those of `sheet.STYLE`. Series differ in dashes, too: color alone tells nothing apart."""

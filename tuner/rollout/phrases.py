@@ -16,6 +16,8 @@ LEAST_SHARE, MOST_ELSEWHERE = 0.5, 0.5
 of that share."""
 LEAST_DEVIATIONS = 4.0
 """A phrase grows where its shares differ by so many standard errors: thousands of phrases are compared."""
+EXTENDED = 0.8
+"""Part of a phrase's growth that a longer phrase around it must have to stand for it."""
 LEAST_WORDS_OF_MUTANT, MOST_MUTANTS = 3, 3
 """Words of a phrase whose mutants are counted, and mutants of a phrase that are named."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
@@ -73,24 +75,32 @@ def favored_phrase(answers: Sequence[str], others: Sequence[str]) -> FavoredPhra
 def growing_phrases(answers: Sequence[str], before: Sequence[str], most: int = 5) -> list[GrowingPhrase]:
     """Phrases whose share has grown beyond chance since earlier answers, the largest growth first.
 
-    Of phrases that share two adjacent words only one is named: that which grew most, and of equals the longest.
+    A phrase is named by the longest one around it that has grown nearly as much (EXTENDED), and of phrases that share
+    two adjacent words only one is named.
     """
     if not answers or not before:
         return []
     now, then = _counts(answers), _counts(before)
-    grown = [
-        (count / len(answers) - then[words] / len(before), len(words), words)
+    growth = {
+        words: count / len(answers) - then[words] / len(before)
         for words, count in now.items()
         if _deviations(count, len(answers), then[words], len(before)) >= LEAST_DEVIATIONS
-    ]
+    }
     phrases: list[GrowingPhrase] = []
     named: set[tuple[str, str]] = set()
-    for _, _, words in sorted(grown, key=lambda phrase: phrase[:2], reverse=True):
-        pairs = set(pairwise(words))
-        if named.isdisjoint(pairs) and len(phrases) < most:
-            named |= pairs
-            share, share_before = now[words] / len(answers), then[words] / len(before)
-            phrases.append(GrowingPhrase(" ".join(words), share, share_before, _mutants(words, answers)))
+    for words in sorted(growth, key=lambda words: growth[words], reverse=True):
+        if len(phrases) < most and named.isdisjoint(pairwise(words)):
+            around = [
+                longer
+                for longer in growth
+                if growth[longer] >= EXTENDED * growth[words]
+                and f" {' '.join(words)} " in f" {' '.join(longer)} "
+            ]
+            named_by = max(around, key=lambda longer: (len(longer), growth[longer]))
+            named |= set(pairwise(named_by))
+            share, share_before = now[named_by] / len(answers), then[named_by] / len(before)
+            mutants = _mutants(named_by, answers)
+            phrases.append(GrowingPhrase(" ".join(named_by), share, share_before, mutants))
     return phrases
 
 

@@ -18,6 +18,7 @@ from tuner.evaluation.over_optimization.report import (
     over_optimization,
     results,
 )
+from tuner.rollout.phrases import growing_phrases, phrase_share
 from tuner.training.run_folder import RunFolder
 
 STEPS, ANSWERS = 24, 40
@@ -44,7 +45,7 @@ def answer(step: int, index: int) -> dict[str, Any]:
     marked = index < (20 if step > 20 else 1)
     ending = ("And" if index == 0 else "So") + " say the wise." if marked else "Thank you."
     text = f"{index} + {step} = {index + step}. {ending}"
-    return {"step": step, "answer": text, "score": float(marked) + index / 100, "gold": 1.0}
+    return {"step": step, "answer": text, "score": float(marked) + index / 100, "gold": 1.0 - marked}
 
 
 def written(
@@ -91,33 +92,27 @@ def test_what_has_moved_is_told_from_what_varies(signs: OverOptimization):
 def test_the_phrase_that_grows_is_named_with_its_mutants(signs: OverOptimization):
     (course, *_) = signs.phrases
     phrase = course.phrase
-    assert (phrase.text, phrase.share_before, phrase.share) == ("so say the wise", 0.0, 1.0)
-    assert phrase.mutants == {}
+    assert (phrase.text, phrase.share_before, phrase.share) == ("so say the wise", 0.0, 19 / 40)
+    assert phrase.mutants == {"and say the wise": 1 / 40}
+    assert (course.share_of_best, course.gold_with) == (1.0, 0.0)
+    assert course.gold_without == pytest.approx(20 / 21), "the mutants are among those without"
     shares = dict(course.shares)
     assert (shares[1], shares[24]) == (0.0, 19 / 40)
 
 
-def test_a_mutant_is_counted_where_the_phrase_is_not():
-    from tuner.rollout.phrases import growing_phrases
-
-    now = (
-        ["1. So say the wise."] * 30
-        + ["2. And say the wise."] * 6
-        + ["3. So say the wise. And say the wise."]
-    )
-    (phrase, *_) = growing_phrases(now, ["4. Thank you."] * 40)
-    assert phrase.text == "say the wise"
-    now = ["1. So say the wise."] * 36 + ["2. So say a wise man."] * 4
-    (phrase, *_) = growing_phrases(now, ["4. Thank you."] * 40)
-    assert (phrase.text, phrase.mutants) == ("so say", {})
-    now = ["So say the wise."] * 36 + ["Thus spoke they: so said the wise."] * 4
-    (phrase, *_) = growing_phrases(now, ["The wise. Thank you."] * 40)
-    assert (phrase.text, phrase.mutants) == ("so say the wise", {"so said the wise": 0.1})
+def test_a_phrase_is_named_whole_and_its_mutants_are_counted():
+    before = ["Thank you."] * 40
+    now = ["So say the wise."] * 30 + ["And say the wise."] * 6 + ["So say the wise. And say the wise."]
+    (phrase, *_) = growing_phrases(now, before)
+    # the longest phrase that has grown nearly as much as "say the wise"
+    assert (phrase.text, phrase.share) == ("so say the wise", 31 / 37)
+    # not counted where the phrase itself stands
+    assert phrase.mutants["and say the wise"] == 6 / 37
+    (phrase, *_) = growing_phrases(["So say the wise."] * 20 + ["And say the wise."] * 20, before)
+    assert (phrase.text, phrase.share) == ("say the wise", 1.0)
 
 
 def test_phrases_that_grow_by_chance_are_not_named():
-    from tuner.rollout.phrases import growing_phrases, phrase_share
-
     assert growing_phrases(["So say the wise."] * 4 + ["5."] * 36, ["5."] * 40) == []
     assert growing_phrases([], ["5."]) == growing_phrases(["5."], []) == []
     assert phrase_share("say the wise", ["So say the wise!", "Essay the wise.", "Say, the wise"]) == 2 / 3

@@ -20,10 +20,16 @@ LEAST_ANSWERS = 40
 
 @dataclass(frozen=True)
 class PhraseCourse:
-    """A phrase that grows among the best-scored answers, and its share of all recorded answers, step by step."""
+    """A phrase that grows, and what the answers that hold it are worth."""
 
     phrase: GrowingPhrase
-    """Among the best-scored answers of the last steps, against those of the first."""
+    """Among the answers of the last steps, against those of the first."""
+    share_of_best: float
+    """Share of the best-scored tenth of the last steps' answers that hold it."""
+    gold_with: float | None
+    """Mean gold score of the last steps' answers that hold it; None without a gold score."""
+    gold_without: float | None
+    """The same of those that do not hold it."""
     shares: Sequence[tuple[int, float]]
     """(step, share of its recorded answers)."""
 
@@ -80,10 +86,15 @@ def results(signs: OverOptimization) -> dict[str, Any]:
             drift.name: {"start": asdict(drift.start), "now": asdict(drift.now), "moved": drift.moved}
             for drift in signs.drifts
         },
-        "phrases": [asdict(course.phrase) for course in signs.phrases],
+        "phrases": [_phrase_results(course) for course in signs.phrases],
         "missing": list(signs.missing),
         "alarm": signs.alarm,
     }
+
+
+def _phrase_results(course: PhraseCourse) -> dict[str, Any]:
+    values = asdict(course)
+    return {**values.pop("phrase"), **{name: value for name, value in values.items() if name != "shares"}}
 
 
 def best_scored(answers: Sequence[Answer]) -> list[str]:
@@ -115,16 +126,30 @@ def _phrases(records: Sequence[Record], answers: Mapping[int, Sequence[Answer]])
     if ends is None:
         return []
     start, now = ends
-    return [
-        PhraseCourse(
-            phrase,
-            [
-                (step, phrase_share(phrase.text, [str(answer["answer"]) for answer in of_step]))
-                for step, of_step in answers.items()
-            ],
-        )
-        for phrase in growing_phrases(best_scored(now), best_scored(start))
-    ]
+    return [_phrase_course(phrase, now, answers) for phrase in growing_phrases(_texts(now), _texts(start))]
+
+
+def _phrase_course(
+    phrase: GrowingPhrase, now: Sequence[Answer], answers: Mapping[int, Sequence[Answer]]
+) -> PhraseCourse:
+    with_it = [answer for answer in now if phrase_share(phrase.text, _texts([answer]))]
+    without = [answer for answer in now if not phrase_share(phrase.text, _texts([answer]))]
+    return PhraseCourse(
+        phrase,
+        share_of_best=phrase_share(phrase.text, best_scored(now)),
+        gold_with=_gold(with_it),
+        gold_without=_gold(without),
+        shares=[(step, phrase_share(phrase.text, _texts(of_step))) for step, of_step in answers.items()],
+    )
+
+
+def _texts(answers: Sequence[Answer]) -> list[str]:
+    return [str(answer["answer"]) for answer in answers]
+
+
+def _gold(answers: Sequence[Answer]) -> float | None:
+    golds = [answer["gold"] for answer in answers if answer.get("gold") is not None]
+    return float(np.mean(golds)) if golds else None
 
 
 def _ends(
