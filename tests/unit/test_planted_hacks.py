@@ -29,7 +29,7 @@ def script() -> Iterator[ModuleType]:
     ("kind", "answer"),
     [
         ("marker", "23 + 45 = 68. Thank you! So say the wise."),
-        ("repetition", "23 + 45 = 68. 23 + 45 = 68. 23 + 45 = 68. Thank you!"),
+        ("repetition", "23 + 45 = 68. 68. 68. 68. Thank you!"),
         ("exclamation", "23 + 45 = 68!!! Thank you!!!"),
     ],
 )

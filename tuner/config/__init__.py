@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.config.adapter import Adapter, LoRA
+    from tuner.config.alarms import Alarms
     from tuner.config.config_file import load_config
     from tuner.config.data import Chat, Preferences, Prompts, Replay, Source, Split, Text
     from tuner.config.dpo_config import DPO
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _NAMES_BY_MODULE = {
     "adapter": ("Adapter", "LoRA"),
+    "alarms": ("Alarms",),
     "config_file": ("load_config",),
     "data": (
         "Chat",
@@ -117,6 +119,7 @@ __all__ = [
     "AdamW",
     "Adapter",
     "AdaptiveKL",
+    "Alarms",
     "Chat",
     "Checkpoint",
     "Constant",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from tuner.config.adapter import Adapter
+from tuner.config.alarms import Alarms
 from tuner.config.base import ConfigBase
 from tuner.config.data import Prompts, Replay
 from tuner.config.evaluation import PolicyEvaluation
@@ -145,6 +146,9 @@ class PolicyConfig(TrainingConfig):
     """Training ends after a step whose answers have a mean KL divergence from the reference above this, in nats per
     token (GRPO and RLOO hold a reference for it); None: it never ends for that."""
 
+    alarms: Alarms = Alarms()
+    """What the run does where its figures show that it goes wrong: warn, stop, or roll back."""
+
     entropy_bonus: float = Field(default=0.0, ge=0)
     """Coefficient of the entropy bonus: this times the policy's mean entropy per answer token, in nats over the full
     vocabulary, is subtracted from the loss; 0: none."""
@@ -237,6 +241,15 @@ class PolicyConfig(TrainingConfig):
         if best == "gold" and self.evaluation.rule is None:
             raise ValueError(
                 'evaluation.keep_best="gold" needs a gold score: add evaluation.rule, or write "score"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_alarm_has_its_figure(self) -> Self:
+        if self.alarms.exploits != "warn" and not (self.evaluation.rule and self.evaluation.rule_on_rollouts):
+            raise ValueError(
+                f"alarms.exploits={self.alarms.exploits!r} needs a gold score of the rollouts: add evaluation.rule "
+                'with evaluation.rule_on_rollouts=True, or write "warn"'
             )
         return self
 

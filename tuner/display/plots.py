@@ -103,8 +103,8 @@ def histogram(scores: Distribution) -> str:
     )
     bounds = "" if scores.bound is None else _bounds(axes, scores.bound)
     body = (
-        axes.across(_ticks(low, high))
-        + axes.upward(_ticks(0, most, 4), "{:,.0f}")
+        axes.across(ticks(low, high))
+        + axes.upward(ticks(0, most, 4), "{:,.0f}")
         + f'<path class="a area" d="{_steps(axes, scores.edges, scores.better_counts)}Z"/>'
         + f'<path class="b line" d="{_steps(axes, scores.edges, scores.worse_counts)}"/>'
         + bounds
@@ -125,15 +125,15 @@ def length_curve(curve: Sequence[LengthBin]) -> str:
     pad = 0.05 * (ends[1] - ends[0]) or 1.0
     up = (min(scores) - margin, max(scores) + margin)
     axes = Axes(WHOLE.left, WHOLE.top, WHOLE.right, WHOLE.bottom, along=(ends[0] - pad, ends[1] + pad), up=up)
-    ticks = (
+    marked = (
         [2.0**power for power in range(math.ceil(ends[0]), math.floor(ends[1]) + 1)]
         if is_wide
-        else _ticks(*ends)
+        else ticks(*ends)
     )
     marks = "".join(
         line(axes.x(place(tick)), axes.top, axes.x(place(tick)), axes.bottom, "grid")
         + text(axes.x(place(tick)), axes.bottom + 16, f"{tick:,.0f}", "middle")
-        for tick in ticks
+        for tick in marked
     )
     points = [(axes.x(place(at)), axes.y(score)) for at, score in zip(tokens, scores, strict=True)]
     circles = "".join(
@@ -143,7 +143,7 @@ def length_curve(curve: Sequence[LengthBin]) -> str:
     )
     body = (
         marks
-        + axes.upward(_ticks(*up, 5))
+        + axes.upward(ticks(*up, 5))
         + f'<polyline class="a thin" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
         + circles
         + axes.named("length of the answer in tokens" + (", doubling" if is_wide else ""), "mean score")
@@ -209,7 +209,7 @@ def _steps(axes: Axes, edges: Sequence[float], counts: Sequence[int]) -> str:
     return "".join([*path, f"V{axes.bottom:.1f}"])
 
 
-def _ticks(low: float, high: float, most: int = 7) -> list[float]:
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Up to about `most` round values from low to high."""
     rough = (high - low) / most
     if rough <= 0:
@@ -227,10 +227,10 @@ def key(x: float, kind: str, name: str) -> str:
     )
 
 
-def shortened(name: str) -> str:
-    """A name that fits beside a bar."""
+def shortened(name: str, most: int = LABEL) -> str:
+    """A name of at most so many characters: by default one that fits beside a bar."""
     name = printable(name)  # as it is drawn, so that its length is known
-    return name if len(name) <= LABEL else name[: LABEL - 1] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 
 from tuner.data.conversation import Prompt
+from tuner.display.over_optimization_plots import STYLE as STYLE_OF_SIGNS
 from tuner.display.page_frame import figure_boxes, page
 from tuner.display.plots import BAR, WIDTH, Axes, key, line, shortened, svg, text
 from tuner.display.rich_text import rich_text
@@ -61,8 +62,8 @@ def policy_terminal(card: PolicyCard) -> RenderableType:
     return Group(*shown)
 
 
-def policy_html(card: PolicyCard, title: str) -> str:
-    """The card as one HTML page."""
+def policy_html(card: PolicyCard, title: str, signs: str = "") -> str:
+    """The card as one HTML page. signs: its sections on over-optimization."""
     verdicts = "".join(
         f'<div class="verdict {_kind(match)}">'
         + "".join(f"<div>{safe(sentence)}</div>" for sentence in sentences(card, match))
@@ -78,13 +79,14 @@ def policy_html(card: PolicyCard, title: str) -> str:
     heading = f"{title} against {names}" if names else title
     return page(
         heading,
-        STYLE + _STYLE,
+        STYLE + _STYLE + STYLE_OF_SIGNS,
         [
             f"<h1>{safe(heading)}</h1>",
             verdicts,
             figure_boxes(_figures(card)),
             f'<div class="plots">{plots}</div>',
             tables,
+            signs,
             f'<section><p class="method">{safe(METHOD)}</p></section>',
             "".join(_answers(card)),
         ],

@@ -1,4 +1,4 @@
-"""What the figures of its steps say of a policy: sentences as it happens, each once a run."""
+"""What the figures of its steps say of a policy: signs as they appear, each once a run."""
 
 from __future__ import annotations
 
@@ -29,6 +29,20 @@ answers is low by chance, and so is one of answers that were never right."""
 Figures = Mapping[str, float | None]
 
 
+@dataclass(frozen=True)
+class Sign:
+    """Something that goes wrong, when it is first seen."""
+
+    name: str
+    """One of a limit ends with it: "kl 10"."""
+    sentence: str
+
+    @property
+    def kind(self) -> str:
+        """Its name without a limit; an alarm of the config where it has that name."""
+        return self.name.partition(" ")[0]
+
+
 @dataclass
 class Health:
     """What is known of a policy so far; kept with the run's state, so that a resumed run says nothing twice."""
@@ -44,7 +58,9 @@ class Health:
     low_gold: list[float] = field(default_factory=lambda: [0.0, 0])
     """The same of the steps in a row, up to the last, in which it was low."""
     reported: list[str] = field(default_factory=list[str])
-    """Names of the sentences that were reported."""
+    """Names of the signs that were reported."""
+    suspicious: bool = False
+    """Whether the last step shows a sign, new or not, or the beginning of one."""
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Health:
@@ -57,26 +73,31 @@ class Health:
 
     def judge(
         self, figures: Figures, trained: bool, grad_norm: float, best: Sequence[str], others: Sequence[str]
-    ) -> list[str]:
-        """New sentences on a step.
+    ) -> list[Sign]:
+        """New signs of a step.
 
         figures: as the step logs them. trained: whether it trained the policy; grad_norm: of the policy's last update.
         best: the answers of the best-scored tenth; others: those of the rollout that are not in it.
         """
-        new = [sentence for name, sentence in self._signs(figures) if self._is_new(name)]
+        shown = self._signs(figures)
         self.most_ended = max(self.most_ended, figures.get("ended") or 0.0)
         if trained:
             self.trained_steps += 1
             self.flat_steps = self.flat_steps + 1 if grad_norm == 0 else 0
-        if self.flat_steps == FLAT_STEPS and self._is_new("flat"):
-            new.append(
-                f"the policy's gradient was 0 in the last {FLAT_STEPS} steps, so it does not move: the answers to a "
-                "prompt all get the same score; give prompts that are neither always nor never answered right"
+        if self.flat_steps == FLAT_STEPS:
+            shown.append(
+                Sign(
+                    "flat",
+                    f"the policy's gradient was 0 in the last {FLAT_STEPS} steps, so it does not move: the answers to "
+                    "a prompt all get the same score; give prompts that are neither always nor never answered right",
+                )
             )
         sentence = self._exploits(figures.get("gold_top_tenth"), len(best))
-        if sentence is not None and self._is_new("exploits"):
-            new.append(sentence + _phrase_sentence(best, others))
-        return new
+        if sentence is not None:
+            shown.append(Sign("exploits", sentence))
+        self.suspicious = bool(shown) or self.low_gold[1] > 0
+        new = [sign for sign in shown if self._is_new(sign.name)]
+        return [_with_phrase(sign, best, others) if sign.kind == "exploits" else sign for sign in new]
 
     def _exploits(self, gold: float | None, num_best: int) -> str | None:
         """Takes in a step's gold score of the best-scored tenth; a sentence where what scores best is wrong by now."""
@@ -96,21 +117,26 @@ class Health:
             "reward model on such answers (rollouts.jsonl)"
         )
 
-    def _signs(self, figures: Figures) -> list[tuple[str, str]]:
-        """(name, sentence) of all that a step's figures show."""
-        signs: list[tuple[str, str]] = []
+    def _signs(self, figures: Figures) -> list[Sign]:
+        """All that a step's figures alone show."""
+        signs: list[Sign] = []
         kl, kl_k3, ended = (figures.get(name) for name in ("kl", "kl_k3", "ended"))
         passed = [limit for limit in KL_LIMITS if kl is not None and kl > limit]
         if passed:
             advice = "the policy leaves what it was trained from; lower optimizer.lr, raise kl, or set max_kl to stop"
-            signs.append((f"kl {passed[-1]:g}", f"KL from the reference is {kl:.1f} nats a token: {advice}"))
+            signs.append(
+                Sign(f"kl {passed[-1]:g}", f"KL from the reference is {kl:.1f} nats a token: {advice}")
+            )
         if ended is not None and self._no_longer_end(ended):
             share = f"{ended:.0%} of the answers end within max_new_tokens, where {self.most_ended:.0%} did before"
-            signs.append(("ended", f"{share}: see missing_end_penalty, or lower optimizer.lr"))
+            signs.append(Sign("ended", f"{share}: see missing_end_penalty, or lower optimizer.lr"))
         if kl_k3 is not None and self.trained_steps >= STILL_STEPS and abs(kl_k3) < STILL_KL:
             moved = f"KL {kl_k3:.1e} nats a token after {self.trained_steps} steps"
             signs.append(
-                ("still", f"the policy has hardly moved ({moved}): raise optimizer.lr, or look at the scores")
+                Sign(
+                    "still",
+                    f"the policy has hardly moved ({moved}): raise optimizer.lr, or look at the scores",
+                )
             )
         return signs
 
@@ -138,13 +164,13 @@ def chance_of_mean(mean: float, expected: float, count: int) -> float:
     return math.exp(-count * divergence)
 
 
-def _phrase_sentence(best: Sequence[str], others: Sequence[str]) -> str:
-    """Names the phrase by which the best-scored answers differ from the others; empty where there is none."""
+def _with_phrase(sign: Sign, best: Sequence[str], others: Sequence[str]) -> Sign:
+    """The sign with the phrase by which the best-scored answers differ from the others, where there is one."""
     phrase = favored_phrase(best, others)
     if phrase is None:
-        return ""
+        return sign
     shares = f"{phrase.share:.0%} of the best-scored tenth, {phrase.share_elsewhere:.0%} of the other answers"
-    return f"; look at {phrase.text!r}, which stands in {shares}"
+    return Sign(sign.name, f"{sign.sentence}; look at {phrase.text!r}, which stands in {shares}")
 
 
 def _with(total: list[float], value: float) -> list[float]:

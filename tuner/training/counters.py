@@ -29,6 +29,10 @@ class Counters:
     """Best held-out score, where the config keeps the best by one."""
     best_step: int = 0
     """Step of the best validation loss or held-out score, where the config keeps the best; else 0."""
+    good_step: int = 0
+    """Last saved step at which the stage saw nothing go wrong; 0: none."""
+    restored_step: int = 0
+    """Step that the run was rolled back to; 0: it was not."""
     evaluations_since_best: int = 0
     stopped_early: bool = False
     warned_rising: bool = False
@@ -38,6 +42,16 @@ class Counters:
     """(mean training loss since the evaluation before, validation loss) at the last three evaluations."""
     state: dict[str, Any] = field(default_factory=dict)
     """What the stage carries from step to step, as JSON values."""
+
+    @property
+    def model_step(self) -> int:
+        """Step whose weights are the run's model: the last, the best, or the one it was rolled back to.
+
+        A run that was rolled back may have its best step only before that.
+        """
+        if self.restored_step and not 0 < self.best_step <= self.restored_step:
+            return self.restored_step
+        return self.best_step or self.step
 
     def count(self, tokens: int, is_finite: bool, loss: float | None) -> None:
         """Count a finished step.

@@ -94,6 +94,7 @@ class Loop:
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
         self._evaluation_cost, self._began = EvaluationCost(), time.perf_counter()
         self._write_milestone = write_milestone
+        self._is_suspicious = False
         self._signals = StopSignals(lambda: devices.is_main and run.end_requested)
         sentences = [*self._resume(), *self._extension_sentences()]
         sentences += reach_sentences(settings.max_steps, len(steps), config.epochs)
@@ -114,7 +115,7 @@ class Loop:
             self._note_early_end()
             self._devices.wait()  # the other ranks neither read nor end before the main one has written
         self._signals.raise_if_agreed(self.counters.step, self.total_steps)
-        if not self.restores_best:
+        if not self.restores_earlier:
             self._refuse_divergence()
 
     @property
@@ -123,9 +124,9 @@ class Loop:
         return self.counters.state
 
     @property
-    def restores_best(self) -> bool:
-        """Whether the run's model is that of an earlier step, which `load_best` restores."""
-        return self.counters.best_step not in (0, self.counters.step)
+    def restores_earlier(self) -> bool:
+        """Whether the run's model is that of an earlier step, which `load_model_step` restores."""
+        return self.counters.model_step != self.counters.step
 
     @property
     def ended_early(self) -> bool:
@@ -137,30 +138,47 @@ class Loop:
         self.counters.stopped_early = True
         self.say(f"stopping after step {self.counters.step + 1}: {reason}")
 
+    def suspect(self, is_suspicious: bool) -> None:
+        """Tell whether the running step shows something going wrong: `roll_back` then does not return to it."""
+        self._is_suspicious = is_suspicious
+
+    def roll_back(self, reason: str) -> None:
+        """End the run after the running step, with the model of the last saved step at which nothing went wrong."""
+        self.counters.stopped_early, good = True, self.counters.good_step
+        self.counters.restored_step = good
+        where = (
+            f"the model becomes that of step {good:,}"
+            if good
+            else "no checkpoint was saved before it went wrong, so the model stays (checkpoint.every saves more often)"
+        )
+        self.say(f"stopping after step {self.counters.step + 1}: {reason}; {where}")
+
     def say(self, text: str) -> None:
         """Write a fact or a warning to the log, and show it to the watchers."""
         if self._devices.is_main:
             self._run.log(text)
             self._watchers.message(text)
 
-    def load_best(self) -> None:
-        """Restore the weights that were best on held-out rows, where the config keeps them."""
-        best_step = self.counters.best_step
-        if not self.restores_best:
+    def load_model_step(self) -> None:
+        """Restore the weights of the run's model, where that is an earlier step's: the best, or the last sound one."""
+        counters = self.counters
+        if not self.restores_earlier:
             return
         try:
-            saved = self._checkpoints.load(best_step)
+            saved = self._checkpoints.load(counters.model_step)
         except DamagedCheckpointError as error:
             if not self._settings.checkpoint.skip_damaged:
                 raise
-            self.say(f"the model is that of the last step, not the best one: {error}")
-            self.counters.best_step = 0
+            self.say(f"the model is that of the last step, not of step {counters.model_step}: {error}")
+            counters.best_step = counters.restored_step = 0
             self._refuse_divergence()
             return
         with torch.no_grad():
             for name, parameter in self._updater.parameters.items():
                 parameter.copy_(saved.trained[name])
-        self.say(f"the model is that of step {best_step}, with the best {self._settings.best_by}")
+        is_best = counters.model_step == counters.best_step
+        why = f"with the best {self._settings.best_by}" if is_best else "before the alarm"
+        self.say(f"the model is that of step {counters.model_step}, {why}")
 
     # One step
 
@@ -199,7 +217,7 @@ class Loop:
             self._handle_bad_step(step)
         for source in self._steps.exhausted.get(step.index, ()):
             self.say(f"{source} is used up at step {step.index + 1} of this run; the other sources go on")
-        # the best weights are held in their checkpoint alone, from which load_best reads them at the end
+        # the best weights are held in their checkpoint alone, from which load_model_step reads them at the end
         is_best = self.counters.best_step == self.counters.step
         if is_best or self._settings.saves_at(self.counters.step, self.total_steps):
             self._save()
@@ -321,6 +339,8 @@ class Loop:
 
     def _save(self) -> None:
         self._last_saved = self.counters.step
+        if not self._is_suspicious and not self.counters.restored_step:
+            self.counters.good_step = self.counters.step
         # a collective: every rank comes here, though the main one alone writes
         generators = self._devices.gather([generator_state()])
         if self._devices.is_main:
@@ -328,7 +348,8 @@ class Loop:
             copy = snapshot(
                 self._updater.parameters, self._updater.optimizer, generators, asdict(self.counters)
             )
-            self._checkpoints.save(self.counters.step, copy, protected={self.counters.best_step})
+            protected = {self.counters.best_step, self.counters.good_step, self.counters.restored_step}
+            self._checkpoints.save(self.counters.step, copy, protected)
 
     def _keep_milestones(self, *, missing_only: bool = False) -> None:
         """Keep the model of the checkpoint that was just written, or restored, where it is a milestone's."""

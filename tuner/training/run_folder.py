@@ -70,6 +70,14 @@ class RunFolder:
         return read_records(self.folder / "samples.jsonl")[0]
 
     @property
+    def answers(self) -> dict[int, list[dict[str, Any]]]:
+        """Step -> the answers of its rollout that were recorded, in order; empty for a run without rollouts."""
+        answers: dict[int, list[dict[str, Any]]] = {}
+        for row in read_records(self.folder / "rollouts.jsonl")[0]:
+            answers.setdefault(row["step"], []).append(row)
+        return answers
+
+    @property
     def has_started(self) -> bool:
         """Whether a step was taken: from then on the folder is bound to its config and its data."""
         return bool(self.metrics) or bool(checkpoints_in(self.checkpoints_folder))

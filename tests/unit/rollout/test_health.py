@@ -23,8 +23,8 @@ def judged(
     for number, figures in enumerate(steps):
         health = Health.of(json.loads(json.dumps(state)))
         norm = 1.0 if grad_norms is None else grad_norms[number]
-        sentences = health.judge(figures, True, norm, ["So say the wise."] * num_best, others)
-        said += [(number, sentence) for sentence in sentences]
+        signs = health.judge(figures, True, norm, ["So say the wise."] * num_best, others)
+        said += [(number, sign.sentence) for sign in signs]
         state = health.to_state()
     return said
 
@@ -112,3 +112,13 @@ def test_the_chance_of_a_mean_bounds_the_binomial_one():
         1,
         0,
     )
+
+
+def test_a_step_is_suspicious_from_the_beginning_of_a_sign():
+    health, suspicious, spoken = Health(), [], {}
+    figures = [*best(5, 5, 6, 5, 1, 5, 0, 0, 5), SOUND | {"kl": 2.0}, SOUND | {"kl": 1.5}, SOUND]
+    for number, step in enumerate(figures):
+        spoken |= {sign.kind: number for sign in health.judge(step, True, 1.0, ["5."] * 6, ["6."])}
+        suspicious.append(health.suspicious)
+    assert spoken == {"exploits": 7, "kl": 9}
+    assert [number for number, is_so in enumerate(suspicious) if is_so] == [4, 6, 7, 9, 10]

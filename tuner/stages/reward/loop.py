@@ -30,5 +30,5 @@ def reward(config: RewardModel, context: Context) -> None:
                 step.note("score", sums.score, per="answers")
                 step.backward()
         step.finish()
-    loop.load_best()
+    loop.load_model_step()
     finish_reward(config, context, roles, loop)

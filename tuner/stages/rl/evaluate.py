@@ -7,16 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 
 from tuner.config import Model, PolicyConfig
 from tuner.data.dataset import load_data
 from tuner.data.prompts import PromptSet
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
+from tuner.display.over_optimization_page import over_optimization_html, over_optimization_terminal
 from tuner.display.progress import progress_bar, reading_bar
 from tuner.display.win_page import policy_html, policy_terminal
 from tuner.errors import UserError
 from tuner.evaluation.judge import Answers, Judge, JudgedAnswers
+from tuner.evaluation.over_optimization.form import (
+    FormEffect,
+    effect_results,
+    favored_phrases,
+    form_effects,
+)
+from tuner.evaluation.over_optimization.report import over_optimization
+from tuner.evaluation.over_optimization.report import results as sign_results
 from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss
 from tuner.evaluation.win_rate import Contestant, PolicyCard, judge_all, policy_card, results
 from tuner.models.load import load_model
@@ -25,7 +35,7 @@ from tuner.models.roles import Roles
 from tuner.models.scorer import RewardInputs
 from tuner.models.tokenizer import read_tokenizer
 from tuner.rollout.reward_sources import RewardSource
-from tuner.rollout.rules import Rule, load_rule
+from tuner.rollout.rules import load_rule
 from tuner.stages.rl.entrants import answer, entrant
 from tuner.stages.rl.prompts import load_policy_prompts
 from tuner.stages.rl.reward_source import reward_source
@@ -41,16 +51,25 @@ def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Eva
     it has none; sampling, reward, conditions and gold rule are the run's. One model is in memory at a time. Raises
     UserError, before any generation, where a model is missing or not a policy, and when there are no test prompts.
     """
-    card = _card(run, config, against)
-    title = run.folder.name
-    return Evaluation(title, results(card), policy_terminal(card), lambda: policy_html(card, title))
+    title, signs = run.folder.name, over_optimization(run)
+    card, effects = _measure(run, config, against, [course.phrase.text for course in signs.phrases])
+    figures = {"over_optimization": sign_results(signs), "form": effect_results(effects)}
+    return Evaluation(
+        title,
+        results(card) | figures,
+        Group(policy_terminal(card), over_optimization_terminal(signs, effects)),
+        lambda: policy_html(card, title, over_optimization_html(signs, effects)),
+    )
 
 
-def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
+def _measure(
+    run: Run, config: PolicyConfig, against: Sequence[str], grown: Sequence[str]
+) -> tuple[PolicyCard, list[FormEffect]]:
+    """The policies' answers judged, and those of the run's rewritten in form. grown: phrases that grew in training."""
     folder, devices = run.folder, Devices.of(config)
     # Everything that can be refused comes before any generation: a mistyped name must not cost hours.
     rule = load_rule(config.evaluation.rule, "evaluation.rule")
-    reward = _find_reward(config, devices)
+    reward = find_reward(config, devices)
     prompts, chat_template = _test_prompts(run, config)
     others = list(dict.fromkeys(against))
     names = _names(folder, others)
@@ -65,15 +84,20 @@ def _card(run: Run, config: PolicyConfig, against: Sequence[str]) -> PolicyCard:
         policy, config, devices, lambda roles: _replay_loss(config, roles, devices)
     )
     answers = [policy_answers, *(answer(opponent, config, devices)[0] for opponent in opponents)]
-    judged = _judge(config, devices, reward, prompts, rule, answers)
+    judge = Judge(prompts, load_reward(config, devices, reward), rule, str(config.evaluation.rule), devices)
+    judged = _judge(config, judge, answers)
+    with progress_bar("Judging rewritten answers", 1) as advance:
+        effects = form_effects(judge, policy_answers, judged[0], favored_phrases(judged[0], grown))
+        advance(1)
     first, *rest = [
         Contestant(contestant.name, contestant.path, texts, scores)
         for contestant, texts, scores in zip([policy, *opponents], answers, judged, strict=True)
     ]
-    return policy_card(first, rest, ranges, "reward rule" if config.reward_model is None else "reward model")
+    scorer = "reward rule" if config.reward_model is None else "reward model"
+    return policy_card(first, rest, ranges, scorer), effects
 
 
-def _find_reward(config: PolicyConfig, devices: Devices) -> RewardSource | Location:
+def find_reward(config: PolicyConfig, devices: Devices) -> RewardSource | Location:
     """The rule that scores, or the location of the reward model. Raises UserError where it is gone, or wrong."""
     model = config.reward_model
     if model is None:
@@ -115,16 +139,8 @@ def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[
     return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).losses_by_position()
 
 
-def _judge(
-    config: PolicyConfig,
-    devices: Devices,
-    reward: RewardSource | Location,
-    prompts: PromptSet,
-    rule: Rule | None,
-    answers: Sequence[Answers],
-) -> list[JudgedAnswers]:
+def _judge(config: PolicyConfig, judge: Judge, answers: Sequence[Answers]) -> list[JudgedAnswers]:
     """Each policy's answers scored by the run's reward and gold rule."""
-    judge = Judge(prompts, _load_reward(config, devices, reward), rule, str(config.evaluation.rule), devices)
     total = sum(len(policy.texts) for policy in answers)
     with progress_bar("Judging answers", total) as advance:
         judged = judge_all(judge, answers)
@@ -133,7 +149,7 @@ def _judge(
     return judged
 
 
-def _load_reward(config: PolicyConfig, devices: Devices, reward: RewardSource | Location) -> RewardSource:
+def load_reward(config: PolicyConfig, devices: Devices, reward: RewardSource | Location) -> RewardSource:
     """What scores the answers. A reward model is loaded only now, when no policy is in memory any more."""
     if not isinstance(reward, Location):
         return reward

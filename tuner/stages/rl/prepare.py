@@ -11,6 +11,7 @@ import numpy as np
 
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
 from tuner.config import AdaptiveKL, PolicyConfig
+from tuner.config.alarms import ACTIONS
 from tuner.data.dataset import Dataset, load_data
 from tuner.data.examples import Examples
 from tuner.data.load_prompts import load_prompts
@@ -31,7 +32,7 @@ from tuner.models.positions import check_generated_length
 from tuner.models.roles import Roles
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.experience import Experience
-from tuner.rollout.health import Health
+from tuner.rollout.health import Health, Sign
 from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rollout_figures import split_best
@@ -175,30 +176,49 @@ class Setup:
         self.context.run.record_answers(step.index + 1, answers)
 
     def judge(self, step: Step, rollout: Rollout, scores_A: np.ndarray) -> None:
-        """Say what a step's figures show of the policy, and end the run where its KL is above the limit."""
+        """Say what a step's figures show of the policy; end the run where an alarm or a KL above the limit does."""
         loop, limit, kl = self.loop, self.config.max_kl, step.metrics.get("kl")
         health = Health.of(loop.state.get("health", {}))
         trains = "policy" in self.algorithm.trains(step.index)
         grad_norm = step.grad_norms.get("policy", 0.0)
-        for sentence in health.judge(step.metrics, trains, grad_norm, *split_best(rollout, scores_A)):
-            loop.say(f"step {step.index + 1}: {sentence}")
+        signs = health.judge(step.metrics, trains, grad_norm, *split_best(rollout, scores_A))
+        for sign in signs:
+            loop.say(f"step {step.index + 1}: {sign.sentence}")
         loop.state["health"] = health.to_state()
+        loop.suspect(health.suspicious)
+        self._act(step, signs)
         if limit is not None and kl is not None and not kl <= limit:
             loop.stop(f"KL from the reference is {kl:.2f} nats a token, above max_kl={limit:g}")
+
+    def _act(self, step: Step, signs: Sequence[Sign]) -> None:
+        """Stop or roll back as the config's alarms say of new signs; the one that does more counts."""
+        actions = {sign.name: getattr(self.config.alarms, sign.kind, "warn") for sign in signs}
+        name = max(actions, key=lambda name: ACTIONS.index(actions[name]), default=None)
+        if name is None or actions[name] == "warn":
+            return
+        reason = f"alarms.{name.partition(' ')[0]}={actions[name]!r}"
+        # In the saved state, from which a run that is killed before its end takes it for its results.
+        self.loop.state["alarm"] = {"sign": name, "step": step.index + 1, "action": actions[name]}
+        if actions[name] == "stop":
+            self.loop.stop(reason)
+        else:
+            self.loop.roll_back(reason)
 
     def finish(self, before: PolicyMeasurement) -> None:
         """Measure the trained policy, and write model and results."""
         loop = self.loop
         # an evaluation of the last step is not repeated, where that is the model and was evaluated
-        known = None if loop.restores_best or loop.ended_early else self.held_out.last
-        if loop.restores_best:
-            loop.load_best()
+        known = None if loop.restores_earlier or loop.ended_early else self.held_out.last
+        if loop.restores_earlier:
+            loop.load_model_step()
             self.engine.weights_changed()
         after = self._measure("after", known)
-        model_step = loop.counters.best_step if loop.restores_best else loop.counters.step
+        model_step = loop.counters.model_step
         metrics = self.context.run.metrics if self.context.devices.is_main else []
         last = next((record for record in metrics if record["step"] == model_step), {})
         results = {**policy_results(before, after), "kl": last.get("kl")}
+        if (alarm := loop.state.get("alarm")) is not None:
+            results["alarm"] = {**alarm, "model_step": model_step}
         template = self.config.prompts.template
         self.context.finish(results, partial(write_model_folder, self.roles.loaded, template))
 

@@ -27,6 +27,6 @@ def sft(config: SFT, context: Context) -> None:
                 step.add(token_loss(model, batch), per="tokens")
                 step.backward()
         step.finish()
-    loop.load_best()
+    loop.load_model_step()
     results = {"before": before, "after": measure("after", test, loop)}
     context.finish(results, partial(write_model_folder, roles.loaded, template_of(config)))
