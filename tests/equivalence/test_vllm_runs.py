@@ -145,7 +145,7 @@ def test_check_says_what_the_engine_needs(config, tmp_path, monkeypatch):
     monkeypatch.delenv(vllm_server.PYTHON, raising=False)
     monkeypatch.chdir(tmp_path)
     own = {"engine": {"url": None}}
-    with pytest.raises(UserError, match=r"no python of vLLM's environment there; run `make .venv-vllm`"):
+    with pytest.raises(UserError, match=r"no python of vLLM's environment there; `make vllm` makes it"):
         check(config("ppo", own))
     monkeypatch.setenv(vllm_server.PYTHON, str(Path(shutil.which("python3") or "")))
     assert any("writes its base" in note for note in check(config("ppo", own)).notes)

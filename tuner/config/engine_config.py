@@ -18,7 +18,7 @@ class VLLM(ConfigBase):
     folder. None: the run starts a server of its own, and ends it. A key in $VLLM_API_KEY is sent along."""
 
     python: PathText | None = None
-    """The python of vLLM's own environment; None: $TUNER_VLLM_PYTHON, or .venv-vllm/bin/python (`make .venv-vllm`).
+    """The python of vLLM's own environment; None: $TUNER_VLLM_PYTHON, or .venv-vllm/bin/python (`make vllm`).
     Only for a server of the run's own."""
 
     arguments: tuple[str, ...] = ()

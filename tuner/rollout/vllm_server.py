@@ -39,8 +39,8 @@ def find_python(named: str | None) -> Path:
     path = Path(named or os.environ.get(PYTHON) or DEFAULT_PYTHON).expanduser()
     if not path.is_file() or not os.access(path, os.X_OK):
         raise UserError(
-            f"{path}: no python of vLLM's environment there; run `make {DEFAULT_PYTHON.partition('/')[0]}` beside "
-            f"tuner's Makefile, or name one by engine.python, --python or ${PYTHON}"
+            f"{path}: no python of vLLM's environment there; `make vllm` makes it in tuner's repository; elsewhere, "
+            f"install vLLM into an environment of its own and name its python by engine.python, --python or ${PYTHON}"
         )
     return path.absolute()  # not resolved: a link's target does not know its environment
 

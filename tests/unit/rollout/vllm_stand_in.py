@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -123,3 +125,8 @@ def cut_short() -> Response:
 
 def failure(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message}}, status)
+
+
+if __name__ == "__main__":
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    uvicorn.run(StandIn(os.environ.get("VLLM_API_KEY")).app, port=port, log_level="error", lifespan="off")
