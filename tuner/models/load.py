@@ -22,6 +22,7 @@ from transformers import (
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, add_adapter, continue_adapter
+from tuner.models.arithmetic import Precision, compute_in_fp32, precision_notes, product_precision
 from tuner.models.base_record import BaseReference
 from tuner.models.coverage import expert_notes
 from tuner.models.dropout import switch_off_attention_dropout
@@ -39,9 +40,8 @@ from tuner.models.varlen import fallback_note
 from tuner.models.varlen import register as register_attention
 from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
 
-__all__ = ["Loaded", "load_model", "load_tokenizer"]
+__all__ = ["Loaded", "Precision", "load_model", "load_tokenizer"]
 
-Precision = Literal["bf16", "fp32"]
 Head = Literal["language", "score"]
 """The head of a model: logits over the vocabulary, or one scalar (reward models)."""
 _LANGUAGE_HEADS = ("lm_head.weight", "lm_head.bias", "output.weight")
@@ -124,6 +124,8 @@ def load_model(
         notes += expert_notes(wrapped, reference.quantization)
     if full and precision == "bf16":  # only now it is known which weights are frozen
         _hold_frozen_in_bf16(wrapped)
+    if product_precision(device, precision) != precision:
+        compute_in_fp32(wrapped)
     return Loaded(wrapped.eval(), tokenizer, reference, settings, precision, tuple(notes))
 
 
@@ -247,10 +249,10 @@ def _check_trainable(location: Location, precision: Precision, whole: bool, wher
 def _prepare_training(transformer: PreTrainedModel, device: torch.device, precision: Precision) -> list[str]:
     """Change what a model brings that its training cannot have, in place.
 
-    Returns a sentence on each change, and on a device whose training is slower than it should be.
+    Returns a sentence on each change, and on a device that computes slower, or in another precision, than it should.
     """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    notes = fallback_note(capability, precision)
+    notes = fallback_note(capability, precision) + precision_notes(device, precision)
     if dropout := switch_off_attention_dropout(transformer):
         notes += [
             f"attention dropout ({dropout:g} in config.json) is off: attention over packed rows has none"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tuner.data.batch import Batch, make_batch
 from tuner.errors import UserError
+from tuner.models.arithmetic import product_precision
 from tuner.models.forward import hidden_states
 from tuner.models.load import Loaded
 from tuner.models.unwrap import unwrapped
@@ -95,6 +96,8 @@ def _expected_rounding(loaded: Loaded) -> float:
     (Higham and Mary, SIAM J. Sci. Comput. 2019).
     """
     config = unwrapped(loaded.model).config.get_text_config(decoder=True)
-    precision = torch.bfloat16 if loaded.precision == "bf16" else torch.float32
-    product = math.sqrt(config.hidden_size) * torch.finfo(torch.float32).eps + torch.finfo(precision).eps
+    device = next(loaded.model.parameters()).device
+    in_bf16 = product_precision(device, loaded.precision) == "bf16"
+    rounding = torch.finfo(torch.bfloat16 if in_bf16 else torch.float32).eps
+    product = math.sqrt(config.hidden_size) * torch.finfo(torch.float32).eps + rounding
     return math.sqrt(2 * config.num_hidden_layers) * product / 2

@@ -23,6 +23,7 @@ from tuner.data.load_prompts import RewardReader
 from tuner.data.row_shapes import Reader
 from tuner.data.template import Template
 from tuner.errors import UserError
+from tuner.models.arithmetic import autocast, compute_in_fp32
 from tuner.models.forward import scores
 from tuner.models.load import Loaded, Precision, load_model
 from tuner.models.locate import Location, locate
@@ -148,8 +149,7 @@ class Scorer:
         return ScoreRequest(conversation, row.get("condition") or condition, prompt_of(conversation))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        enabled = self.loaded.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.device, self.loaded.precision)
 
 
 def _conditioned(request: ScoreRequest, conditions: Conditions) -> Conversation:
@@ -212,13 +212,3 @@ def open_scorer(
     record = read_reward_record(loaded, location.folder)
     chat_template = Template(template, loaded.tokenizer, record.readings)  # pyright: ignore[reportArgumentType]
     return Scorer(loaded, record, chat_template, device, tokens_per_pass)
-
-
-def compute_in_fp32(model: torch.nn.Module) -> None:
-    """Make a model held in bf16 compute in fp32 with the same weights, 4-bit layers included."""
-    for weight in model.parameters():
-        if weight.dtype == torch.bfloat16:
-            weight.data = weight.data.float()
-    for module in model.modules():
-        if getattr(module, "compute_dtype", None) == torch.bfloat16:
-            module.compute_dtype = torch.float32  # pyright: ignore[reportArgumentType]

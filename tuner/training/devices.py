@@ -21,6 +21,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from tuner.config.stage_config import StageConfig
 from tuner.errors import UserError
+from tuner.models.arithmetic import product_precision
 
 T = TypeVar("T")
 
@@ -62,12 +63,14 @@ class Devices:
             for name, capacity in CPU_KERNEL_CACHES.items():  # read at the first product
                 os.environ.setdefault(name, capacity)
         torch.use_deterministic_algorithms(deterministic)
+        self.products = product_precision(torch.device("cuda" if on_gpu else "cpu"), precision)
+        """Precision of matrix products."""
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched == 1:  # a notebook may have trained in another precision before
             AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(
             cpu=not on_gpu,
-            mixed_precision="bf16" if precision == "bf16" else "no",
+            mixed_precision="bf16" if self.products == "bf16" else "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         if self.world > 1:
@@ -100,9 +103,10 @@ class Devices:
 
     @property
     def place(self) -> dict[str, str | int]:
-        """Device, processes and threads, which must stay the same for a run to resume bit for bit."""
+        """Device, products' precision, processes and threads, which must stay the same to resume bit for bit."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": kind, "processes": self.world, "threads": torch.get_num_threads()}
+        threads = torch.get_num_threads()
+        return {"device": kind, "products": self.products, "processes": self.world, "threads": threads}
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the run's precision."""

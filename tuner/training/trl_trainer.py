@@ -208,7 +208,7 @@ def common_arguments(config: StageConfig, plan: PairPlan, run: RunFolder, device
         "gradient_accumulation_steps": plan.passes_per_step,
         "max_length": None,  # rows are fitted already
         "max_grad_norm": config.max_grad_norm or math.inf,  # 0 would leave the norm unmeasured
-        "bf16": config.precision == "bf16",
+        "bf16": devices.products == "bf16",
         "gradient_checkpointing": config.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
         "use_cpu": devices.device.type == "cpu",
