@@ -45,7 +45,7 @@ class SamplerGap:
 
 def sampled_logprobs(rollout: Rollout, observed: Observed) -> torch.Tensor:
     """The engine's log-probabilities of a row's answer tokens, fp32 [N]."""
-    sampled = [rollout.answers[index].logprobs for index in observed.row.answers.tolist()]
+    sampled: list[np.ndarray] = [rollout.answers[index].logprobs for index in observed.row.answers.tolist()]
     return torch.from_numpy(np.concatenate(sampled)).to(observed.old_N)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -32,7 +33,8 @@ class StoredAnswers:
     def read(self, name: str, request: str) -> list[Answer] | None:
         """The answers stored under a name; None where there are none, or to another request, or they cannot be read."""
         try:
-            with safe_open(self._file(name), framework="numpy") as file:
+            opened: Any = safe_open(self._file(name), framework="numpy")
+            with opened as file:
                 if (file.metadata() or {}).get(_REQUEST) != request:
                     return None
                 values: dict[str, np.ndarray] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

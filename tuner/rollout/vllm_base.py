@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Self
 
 import torch
 
@@ -50,8 +50,7 @@ class ServedBase:
         """Raises UserError where there is no such policy, or vLLM could not load its adapter."""
         if quantization not in (None, "nf4", "int8"):
             raise UserError(f"--quantization {quantization}: there are nf4 and int8; leave it out for none")
-        quantized = cast('Literal["nf4", "int8"] | None', quantization)
-        model = Model(path=path, quantization=quantized, trust_remote_code=trust)
+        model = Model(path=path, quantization=quantization, trust_remote_code=trust)
         location = locate(model)
         refuse_reward_model(location, path)
         own = DEFAULT_RANK if location.adapter_folder is None else adapter_rank(location)

@@ -9,7 +9,7 @@ import http.client
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ KEY = "VLLM_API_KEY"
 
 
 @contextmanager
-def keep_key(url: str, key: str) -> Iterator[None]:
+def keep_key(url: str, key: str) -> Generator[None]:
     """Keep a server's key in a file for this user's clients on this machine, as long as the context lasts."""
     file = _key_file(url)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class VLLMClient:
             raise UserError(
                 f"{self.url}: /v1/models lists no models, so this is no vLLM server; correct the url"
             )
-        return [str(cast("Any", model)["id"]) for model in cast("list[Any]", data)]
+        return [str(model["id"]) for model in cast("list[Any]", data)]
 
     def load_adapter(self, name: str, folder: str) -> None:
         """Load a PEFT folder, which the server must see under the same path. Raises ServerAwayError and UserError."""
