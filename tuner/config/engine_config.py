@@ -32,7 +32,7 @@ class VLLM(ConfigBase):
 
     retries: int = Field(default=5, ge=0)
     """Failures in a row, without any answer between them, after which the run ends: time-outs, lost connections, and
-    deaths of a server of its own, which is started again."""
+    deaths of a server of its own. That is started again when it dies, and after the second failure."""
 
     patience: float = Field(default=600.0, gt=0)
     """Seconds to wait for a server that starts, or that is away, before the run ends."""

@@ -35,7 +35,8 @@ class StoredAnswers:
         try:
             opened: Any = safe_open(self._file(name), framework="numpy")
             with opened as file:
-                if (file.metadata() or {}).get(_REQUEST) != request:
+                metadata: dict[str, str] | None = file.metadata()
+                if metadata is None or metadata.get(_REQUEST) != request:
                     return None
                 values: dict[str, np.ndarray] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):

@@ -95,6 +95,7 @@ class ServerSettings:
         command += ["--logprobs-mode", "processed_logprobs" if self.processed_logprobs else "raw_logprobs"]
         # else generation_config.json sets penalties and further end tokens of its own
         command += ["--generation-config", "vllm"]
+        command += ["--disable-uvicorn-access-log"]  # a line for every answer of every step
         if self.max_length is not None:
             command += ["--max-model-len", str(self.max_length)]
         if self.max_rank is not None:

@@ -92,6 +92,8 @@ class Serving:
                 "stored since"
             )
         self._say(f"vLLM: {what}; {missing:,} answers are requested again")
+        if failures > 1 and self._server is not None:
+            self._server.close()  # alive, but perhaps hanging: it is started again
         time.sleep(min(BACKOFF * 2 ** (failures - 1), LONGEST_BACKOFF))
 
     def _bring_up(self, fingerprint: str) -> str:

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tuner.config import VLLM
 from tuner.errors import UserError
 from tuner.rollout import vllm_serving
-from tuner.rollout.vllm_client import KEY, VLLMClient
+from tuner.rollout.vllm_client import KEY, ServerAwayError, VLLMClient
 from tuner.rollout.vllm_server import (
     DEFAULT_PYTHON,
     PYTHON,
@@ -97,6 +97,17 @@ def test_a_killed_server_is_started_again_and_answers_what_it_owes(server, tmp_p
     second = own.pid
     assert len(serving.complete("1" * 64, requests)) == 5
     assert own.pid != second, "other weights: a restart"
+    complete, failing = serving._client.complete, iter([True, True])
+
+    def hanging(*arguments: Any) -> None:
+        if next(failing, False):
+            raise ServerAwayError("no answer in time")
+        complete(*arguments)
+
+    third = own.pid
+    monkeypatch.setattr(serving._client, "complete", hanging)
+    assert len(serving.complete("1" * 64, requests)) == 5
+    assert own.pid != third, "it hung twice"
     assert own.key not in (tmp_path / "vllm.log").read_text()
     serving.close()
     assert not own.is_running
