@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -15,7 +16,6 @@ from safetensors.numpy import save
 
 from tuner.models.generate import Answer
 
-_REQUEST = "request"
 _STEP = re.compile(r"step_(\d+)\.safetensors")
 
 
@@ -31,17 +31,20 @@ class StoredAnswers:
         self.folder = folder
 
     def read(self, name: str, request: str) -> list[Answer] | None:
-        """The answers stored under a name; None where there are none, or to another request, or they cannot be read."""
+        """The answers stored under a name; None where there are none, or to another request, or the file is damaged.
+
+        request: what tells one request from another, as it was written.
+        """
         try:
             opened: Any = safe_open(self._file(name), framework="numpy")
             with opened as file:
                 metadata: dict[str, str] | None = file.metadata()
-                if metadata is None or metadata.get(_REQUEST) != request:
-                    return None
                 values: dict[str, np.ndarray] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
-        borders = values["offsets"]
+        # safetensors has no checksum: a flipped bit would be another token, and trained on
+        if metadata != {"request": request, "sha256": _hash(values)}:
+            return None
         return [
             Answer(
                 values["tokens"][start:end],
@@ -49,7 +52,7 @@ class StoredAnswers:
                 values["logprobs"][start:end],
                 int(values["cut"][index]),
             )
-            for index, (start, end) in enumerate(itertools.pairwise(borders.tolist()))
+            for index, (start, end) in enumerate(itertools.pairwise(values["offsets"].tolist()))
         ]
 
     def write(self, name: str, request: str, answers: Sequence[Answer]) -> None:
@@ -65,7 +68,7 @@ class StoredAnswers:
         file = self._file(name)
         unfinished = file.with_name(f".writing-{file.name}")
         with unfinished.open("wb") as stream:
-            stream.write(save(values, {_REQUEST: request}))
+            stream.write(save(values, {"request": request, "sha256": _hash(values)}))
             stream.flush()
             os.fsync(stream.fileno())
         unfinished.replace(file)
@@ -79,3 +82,11 @@ class StoredAnswers:
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+def _hash(values: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        digest.update(f"{name} {values[name].dtype} {values[name].shape} ".encode())
+        digest.update(values[name].tobytes())
+    return digest.hexdigest()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from tests.unit.rollout.vllm_stand_in import StandIn, completion, cut_short, failure
 from tuner.config import VLLM, LoRA, Model, Sampling
@@ -162,12 +163,19 @@ def test_a_rollout_is_answered_once_and_read_again(engine, stand_in):
     assert not same(other, answers[1:])
 
 
-def test_a_damaged_file_is_no_rollout(engine, stand_in, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another's"])
+def test_a_damaged_file_is_no_rollout(engine, stand_in, tmp_path, damage):
     engine().generate(PROMPTS, step=0)
     (file,) = (tmp_path / "answers").iterdir()
-    file.write_bytes(file.read_bytes()[:-9])
+    content = bytearray(file.read_bytes())
+    content[-1] ^= damage == "flipped"
+    file.write_bytes({"cut": content[:-9], "empty": b""}.get(damage, content))
+    if damage == "another's":
+        save_file({"tokens": np.zeros(3)}, file)
     engine().generate(PROMPTS, step=0)
     assert len(stand_in.completions) == 20
+    engine().generate(PROMPTS, step=0)
+    assert len(stand_in.completions) == 20, "now it is whole"
 
 
 def test_rollouts_that_no_checkpoint_leads_to_are_removed(engine, tmp_path):
