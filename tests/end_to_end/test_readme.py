@@ -115,6 +115,8 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
                 (folder / words[words.index("--import") + 1]).write_text(EXPORT, encoding="utf-8")
             serves = not {"--report", "--export", "--import"} & set(words)  # until it is interrupted
             return [*words[1:], *(["--report"] if serves else [])]
+        case ["tuner", "serve-rollouts", *_]:  # needs vLLM, and serves until it is interrupted
+            return ["serve-rollouts", "--help"]
         case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export", *_]:
             return words[1:]
     raise AssertionError(f"no rule for: {shlex.join(words)}")

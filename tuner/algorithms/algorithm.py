@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from tuner.config import AdaptiveKL, PolicyConfig
-from tuner.losses.policy import PolicySums
+from tuner.config import VLLM, AdaptiveKL, PolicyConfig
+from tuner.losses.policy import PolicySums, truncated_weights
 from tuner.models.forward import token_logprobs, token_loss
 from tuner.models.roles import Roles
 from tuner.rollout.experience import Experience, Observed, Rewarded, observe, row_rewards
@@ -111,6 +111,19 @@ class Algorithm(ABC, Generic[Config]):
         if entropies_N is not None:
             step.add(-entropies_N.sum(), per="answer_tokens", name="entropy_loss", factor=bonus)
         return logprobs_N
+
+    def sampler_weights(self, step: Step, experience: Experience) -> torch.Tensor | None:
+        """Truncated importance weight of each token, fp32 [N]; None where losses correct nothing. Their mean is logged.
+
+        They multiply the policy loss alone. The critic, the KL loss and the entropy bonus are no expectations of the
+        policy gradient, and stay as they are.
+        """
+        engine, sampled_N = self.config.engine, experience.sampled_N
+        if sampled_N is None or not isinstance(engine, VLLM):
+            return None
+        weights_N = truncated_weights(experience.old_N, sampled_N, engine.max_weight)
+        step.note("importance_weight", weights_N.sum(), per="answer_tokens")
+        return weights_N
 
     def note_ratios(self, step: Step, sums: PolicySums) -> None:
         """Log how far the update's policy is from the one that answered, per `ratio_unit`."""

@@ -58,13 +58,14 @@ class GRPO(GroupAlgorithm[GRPOConfig]):
             assert isinstance(experience, WeightedExperience)
             with roles.role("policy", train=True) as model:
                 logprobs_N, weights_N = self.new_logprobs(step, model, experience), experience.weights_N
+                sampler_N = self.sampler_weights(step, experience)
                 sums = policy_loss(
                     logprobs_N,
                     experience.old_N,
                     experience.advantages_N,
                     config.clip,
                     clip_high=config.clip_high,
-                    weights_N=weights_N,
+                    weights_N=_product(weights_N, sampler_N),
                 )
                 step.add(sums.loss, per=per, name="policy_loss")
                 if experience.reference_N is not None and self.kl:  # at 0 it is there to measure alone
@@ -74,3 +75,10 @@ class GRPO(GroupAlgorithm[GRPOConfig]):
                 self.note_ratios(step, sums)
                 step.backward()
         self.learn_replay(step, roles, update)
+
+
+def _product(weights_N: torch.Tensor | None, others_N: torch.Tensor | None) -> torch.Tensor | None:
+    """Weights times others; None stands for ones."""
+    if weights_N is None or others_N is None:
+        return others_N if weights_N is None else weights_N
+    return weights_N * others_N

@@ -109,7 +109,13 @@ class PPO(Algorithm[PPOConfig]):
         for experience in update.experiences:
             with roles.role("policy", train=True) as model:
                 logprobs_N = self.new_logprobs(step, model, experience)
-                sums = policy_loss(logprobs_N, experience.old_N, experience.advantages_N, self.config.clip)
+                sums = policy_loss(
+                    logprobs_N,
+                    experience.old_N,
+                    experience.advantages_N,
+                    self.config.clip,
+                    weights_N=self.sampler_weights(step, experience),
+                )
                 step.add(sums.loss, per="answer_tokens", name="policy_loss")
                 self.note_ratios(step, sums)
                 step.backward()

@@ -12,7 +12,8 @@ import torch
 
 from tuner.algorithms.group import GroupAlgorithm
 from tuner.config import RLOO as RLOOConfig
-from tuner.losses.policy import answer_policy_loss, leave_one_out
+from tuner.config import VLLM
+from tuner.losses.policy import answer_policy_loss, leave_one_out, truncated_answer_weights
 from tuner.models.roles import Roles
 from tuner.rollout.experience import Experience, Rewarded, broadcast_to_tokens
 from tuner.rollout.updates import Update
@@ -55,8 +56,20 @@ class RLOO(GroupAlgorithm[RLOOConfig]):
                     experience.advantages_S,
                     experience.row.borders,
                     self.config.clip,
+                    weights_A=self._answer_weights(step, experience),
                 )
                 step.add(sums.loss, per="answers", name="policy_loss")
                 self.note_ratios(step, sums)
                 step.backward()
         self.learn_replay(step, roles, update)
+
+    def _answer_weights(self, step: Step, experience: AnswerExperience) -> torch.Tensor | None:
+        """Truncated importance weight of each answer, fp32 [S]; None where losses correct nothing. Their mean is
+        logged."""
+        engine, sampled_N = self.config.engine, experience.sampled_N
+        if sampled_N is None or not isinstance(engine, VLLM):
+            return None
+        borders = experience.row.borders
+        weights_S = truncated_answer_weights(experience.old_N, sampled_N, borders, engine.max_weight)
+        step.note("importance_weight", weights_S.sum(), per="answers")
+        return weights_S

@@ -20,6 +20,7 @@ from tuner.cli.export import export
 from tuner.cli.label import label
 from tuner.cli.merge import merge
 from tuner.cli.score import score
+from tuner.cli.serve_rollouts import serve_rollouts
 from tuner.cli.show import show
 from tuner.cli.train import train
 from tuner.errors import LOST, UserError
@@ -29,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (train, check, show, configs, copy, data, chat, score, label, merge, export):
+for verb in (train, check, show, configs, copy, data, chat, score, label, merge, export, serve_rollouts):
     app.command()(verb)
 app.command("eval")(evaluate)
 

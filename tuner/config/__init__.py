@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tuner.config.config_file import load_config
     from tuner.config.data import Chat, Preferences, Prompts, Replay, Source, Split, Text
     from tuner.config.dpo_config import DPO
+    from tuner.config.engine_config import VLLM
     from tuner.config.evaluation import (
         Evaluation,
         HeldOutEvaluation,
@@ -47,6 +48,7 @@ _NAMES_BY_MODULE = {
         "Text",
     ),
     "dpo_config": ("DPO",),
+    "engine_config": ("VLLM",),
     "evaluation": (
         "Evaluation",
         "HeldOutEvaluation",
@@ -116,6 +118,7 @@ __all__ = [
     "PPO",
     "RLOO",
     "SFT",
+    "VLLM",
     "AdamW",
     "Adapter",
     "AdaptiveKL",

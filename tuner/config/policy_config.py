@@ -8,6 +8,7 @@ from tuner.config.adapter import Adapter
 from tuner.config.alarms import Alarms
 from tuner.config.base import ConfigBase
 from tuner.config.data import Prompts, Replay
+from tuner.config.engine_config import VLLM, Engine
 from tuner.config.evaluation import PolicyEvaluation
 from tuner.config.functions import Function, is_function_reference
 from tuner.config.model import Model
@@ -133,6 +134,10 @@ class PolicyConfig(TrainingConfig):
 
     sampling: Sampling = Sampling()
     """How answers are sampled."""
+
+    engine: Engine = "local"
+    """What answers the prompts: "local", the model in training; VLLM(): a vLLM server, whose rollouts are stored before
+    they are used."""
 
     kl: KL = 0.01
     """KL penalty coefficient; AdaptiveKL(target=...): adapted to hold a KL divergence."""
@@ -278,6 +283,17 @@ class PolicyConfig(TrainingConfig):
             raise ValueError(
                 f"policy.quantization={self.policy.quantization!r} can only train an adapter: "
                 "add adapter=LoRA(), or leave quantization out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_gap_of_a_server_can_be_measured(self) -> Self:
+        sampling = self.sampling
+        if isinstance(self.engine, VLLM) and sampling.temperature != 1 and sampling.is_truncated:
+            raise ValueError(
+                f"engine=VLLM(): at sampling.temperature={sampling.temperature:g} vLLM reports log-probabilities of "
+                "what top_p, top_k and min_new_tokens leave, which are not those that the trainer computes: write "
+                "temperature=1.0, or top_p=1.0 without top_k and min_new_tokens"
             )
         return self
 

@@ -1,7 +1,9 @@
 """The arithmetic of PPO, GRPO and RLOO, over answers packed end to end.
 
 Sources: PPO, arXiv 1707.06347; GAE, arXiv 1506.02438; GRPO, arXiv 2402.03300; RLOO, arXiv 2402.14740; k1, k2, k3:
-J. Schulman, "Approximating KL Divergence" (2020); PPO for language models: InternLM2, arXiv 2403.17297, 4.2.3.
+J. Schulman, "Approximating KL Divergence" (2020); PPO for language models: InternLM2, arXiv 2403.17297, 4.2.3;
+truncated importance weights: Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"
+(2025).
 Shapes: N answer tokens, A answers, L tokens of the longest answer, G groups of S answers to one prompt. `borders`,
 A + 1 numbers from 0 to N, are where the answers begin and end; an answer may have no tokens.
 """
@@ -170,17 +172,37 @@ def answer_policy_loss(
     advantages_A: torch.Tensor,
     borders: Sequence[int],
     clip: float,
+    weights_A: torch.Tensor | None = None,
 ) -> PolicySums:
-    """The same surrogate for whole answers: sum_a −min(ratio_a · A_a, clamp(ratio_a, 1 ± clip) · A_a).
+    """The same surrogate for whole answers: sum_a −weight_a · min(ratio_a · A_a, clamp(ratio_a, 1 ± clip) · A_a).
 
     ratio_a = exp(sum of the answer's logprobs − sum of the old ones), as in RLOO (arXiv 2402.14740), where an answer
     is one action. All sums are over answers: `ratio` and `clipped` of answers, and `kl` is k3 of the answers'
-    log-probabilities, so each mean is per answer. An answer without tokens has ratio 1.
+    log-probabilities, so each mean is per answer. An answer without tokens has ratio 1. weights_A: of the answers in
+    the loss alone, 1 where None.
     """
     _check(borders, len(logprobs_N))
     return _clipped_surrogate(
-        _answer_sums(logprobs_N, borders), _answer_sums(old_N, borders), advantages_A, (clip, None)
+        _answer_sums(logprobs_N, borders), _answer_sums(old_N, borders), advantages_A, (clip, None), weights_A
     )
+
+
+def truncated_weights(old_N: torch.Tensor, sampled_N: torch.Tensor, largest: float) -> torch.Tensor:
+    """min(exp(old − sampled), largest) for each token, fp32 [N]; not differentiable.
+
+    Yao et al. (2025): an engine of another implementation samples from π_sampled, not from the π_old that the trainer
+    computes with the same weights. The policy gradient is an expectation over the sampler's tokens, so each token's
+    clipped surrogate, whose ratio stays new / old, is multiplied by π_old / π_sampled. Truncated, a token that the
+    sampler gave almost no probability cannot have the step for itself.
+    """
+    return (old_N.float() - sampled_N.float()).exp().clamp(max=largest).detach()
+
+
+def truncated_answer_weights(
+    old_N: torch.Tensor, sampled_N: torch.Tensor, borders: Sequence[int], largest: float
+) -> torch.Tensor:
+    """The same for whole answers, fp32 [A]: an answer's probability is the product of its tokens'."""
+    return truncated_weights(_answer_sums(old_N, borders), _answer_sums(sampled_N, borders), largest)
 
 
 def value_loss(

@@ -235,6 +235,11 @@ def is_adapted(model: nn.Module) -> bool:
     return type(model).__module__.startswith("peft.")
 
 
+def adapter_settings(model: nn.Module) -> Any:
+    """peft's settings of a wrapped model's first adapter."""
+    return _settings(model)[ADAPTER]
+
+
 def is_meta(model: nn.Module) -> bool:
     """Whether the model was built without weights, on the meta device."""
     return any(weight.is_meta for weight in model.parameters())

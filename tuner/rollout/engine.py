@@ -32,6 +32,10 @@ class Engine(Protocol):
         """Call after the policy was updated or restored: later answers must come from its new weights."""
         ...
 
+    def close(self) -> None:
+        """Call when no more answers are needed, also after an error: ends what the engine has started."""
+        ...
+
 
 @dataclass(frozen=True)
 class LocalEngine:
@@ -82,3 +86,6 @@ class LocalEngine:
 
     def weights_changed(self) -> None:
         """Nothing to do: the trained weights are the ones it generates with."""
+
+    def close(self) -> None:
+        """Nothing to do: it has started nothing."""

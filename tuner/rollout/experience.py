@@ -11,7 +11,7 @@ Shapes: A answers of the rollout, S answers of a row, N answer tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -35,6 +35,9 @@ class Observed:
     """Log-probabilities under the reference policy; None where the algorithm holds no reference."""
     entropies_N: torch.Tensor
     """Entropy of the distribution each token was sampled from, in nats."""
+    sampled_N: torch.Tensor | None = field(default=None, kw_only=True)
+    """Log-probabilities under the engine that sampled the answers, where losses correct for their difference from
+    `old_N`; None: they do not."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ from tuner.losses.policy import (
     leave_one_out,
     policy_loss,
     token_rewards,
+    truncated_answer_weights,
+    truncated_weights,
     value_loss,
     whitened,
 )
@@ -480,3 +482,35 @@ def test_bf16_numbers_are_summed_in_fp32():
     assert sums.loss.dtype == critic.dtype == torch.float32
     assert sums.loss.item() == pytest.approx(-1001 * math.exp(0.5), rel=1e-5)
     assert critic.item() == 1001 * 2
+
+
+def test_a_tokens_importance_is_truncated():
+    """Yao et al.: min(π_old / π_sampled, 2): for the sampler half as likely, a fifth, twice as likely, alike."""
+    old = torch.tensor([0.4, 0.5, 0.2, 0.3]).log().requires_grad_()
+    weights = truncated_weights(old, torch.tensor([0.2, 0.1, 0.4, 0.3]).log(), largest=2.0)
+    assert weights.tolist() == pytest.approx([2.0, 2.0, 0.5, 1.0])
+    assert not weights.requires_grad
+
+
+def test_an_answers_importance_is_that_of_all_its_tokens():
+    """2 · ¾ and an empty answer and 3 · 2, truncated at 4."""
+    old, sampled = torch.tensor([0.4, 0.3, 0.3, 0.4]).log(), torch.tensor([0.2, 0.4, 0.1, 0.2]).log()
+    assert truncated_answer_weights(old, sampled, [0, 2, 2, 4], 4.0).tolist() == pytest.approx(
+        [1.5, 1.0, 4.0]
+    )
+
+
+def test_importance_weights_multiply_the_surrogate_and_its_gradient_and_no_measure():
+    old, advantages_N = torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([1.0, -1.0, 2.0])
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    logprobs = torch.tensor([-0.9, -2.2, -0.1], requires_grad=True)
+    plain = [policy_loss(logprobs[t : t + 1], old[t : t + 1], advantages_N[t : t + 1], 0.2) for t in range(3)]
+    (expected,) = torch.autograd.grad(
+        sum(w * sums.loss for w, sums in zip(weights, plain, strict=True)), logprobs
+    )
+    weighted = policy_loss(logprobs, old, advantages_N, 0.2, weights_N=weights)
+    (found,) = torch.autograd.grad(weighted.loss, logprobs)
+    torch.testing.assert_close(found, expected)
+    assert weighted.ratio.item() == pytest.approx(sum(sums.ratio.item() for sums in plain))
+    answers = answer_policy_loss(logprobs, old, advantages_N, [0, 1, 2, 3], 0.2, weights_A=weights)
+    assert answers.loss.item() == pytest.approx(weighted.loss.item())

@@ -18,6 +18,7 @@ from tuner.models.positions import check_generated_length
 from tuner.models.roles import Role, Roles
 from tuner.rollout.rules import load_rule
 from tuner.stages.check import META, CheckReport, memory_budget, model_figures
+from tuner.stages.rl.engine import engine_notes, refuse_engine
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run, reward_reader
 from tuner.stages.rl.sampling_notes import sampling_notes
@@ -35,6 +36,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     check_generated_length(
         roles.loaded.transformer, config.prompts.max_length + config.sampling.max_new_tokens
     )
+    refuse_engine(config, roles.loaded)
     reader = None if untrained_reward else reward_reader(config)
     prompts = load_prompts(config.prompts, roles.tokenizer, reader)
     replay = None if config.replay is None else load_data(config.replay.data, roles.tokenizer)
@@ -56,6 +58,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         notes=(
             *roles.notes,
             *long_prompts(config, roles, prompts, replay),
+            *engine_notes(config, roles.loaded),
             *sampling_notes(config.sampling, has_reference="reference" in roles),
         ),
     )

@@ -67,6 +67,7 @@ ANSWERS = (
     Figure("length", "{:,.0f}".format, "length {}", notebook="answer length"),
     Figure("ended", "{:.0%}".format, "ended {}", "mean", notebook="ended"),
     Figure("entropy", "{:.3f}".format, line=False, notebook="entropy"),
+    Figure("generator_gap_max", "{:.3f}".format, line=False, notebook="largest gap to the engine"),
 )
 CRITIC = (Figure("explained_variance", "{:.2f}".format, "explained {}", notebook="explained variance"),)
 TIME = (Figure("seconds", duration, "{} a step", notebook="a step takes"),)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from tuner.config import PolicyConfig
 from tuner.rollout.experience import answer_rewards
 from tuner.rollout.rollout import answer_prompts
 from tuner.rollout.rollout_figures import rollout_figures, token_means
 from tuner.stages.context import Context
-from tuner.stages.rl.prepare import prepare
+from tuner.stages.rl.prepare import Setup, prepare
 
 
 def reinforce(config: PolicyConfig, context: Context) -> None:
     """Train the policy to maximize the reward, with a KL penalty that keeps it near the reference."""
-    setup, devices = prepare(config, context), context.devices
+    setup = prepare(config, context)
+    with closing(setup.engine):  # however the run ends, a server that it has started ends with it
+        _train(setup)
+
+
+def _train(setup: Setup) -> None:
+    config, devices = setup.config, setup.context.devices
     roles, loop, algorithm = setup.roles, setup.loop, setup.algorithm
     before = setup.measure_before()
     for step in loop:
@@ -29,7 +37,7 @@ def reinforce(config: PolicyConfig, context: Context) -> None:
         with step.part("logprobs"):
             rows = rollout.rows(config.mini_batches, config.tokens_per_pass, devices)
             step.batches = [row.batch for row in rows]  # saved where losses stay non-finite
-            observed = algorithm.observe(roles, rows)
+            observed = setup.corrected(step, rollout, algorithm.observe(roles, rows))
         with step.part("scores"):
             scores_A = setup.score(step, rollout)
             golds_A = setup.gold(rollout)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
-from tuner.config import AdaptiveKL, PolicyConfig
+from tuner.config import VLLM, AdaptiveKL, PolicyConfig
 from tuner.config.alarms import ACTIONS
 from tuner.data.dataset import Dataset, load_data
 from tuner.data.examples import Examples
@@ -30,17 +30,19 @@ from tuner.models.chat import end_ids
 from tuner.models.load_roles import PolicyRoles, load_policy_roles
 from tuner.models.positions import check_generated_length
 from tuner.models.roles import Roles
-from tuner.rollout.engine import Engine, LocalEngine
+from tuner.rollout.engine import Engine
 from tuner.rollout.experience import Experience
 from tuner.rollout.health import Health, Sign
 from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rollout_figures import split_best
 from tuner.rollout.rules import Rule, load_rule, rule_scores
+from tuner.rollout.sampler_gap import AnyObserved, SamplerGap, corrected
 from tuner.rollout.shaping import length_penalties, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
 from tuner.stages.model_folder import write_model_folder
+from tuner.stages.rl.engine import load_engine
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run
 from tuner.stages.rl.reward_source import reward_source
@@ -87,6 +89,18 @@ class Setup:
         parts = self.reward.parts(rollout.prompts, rollout.texts)
         step.metrics |= {f"score_of/{name}": float(part_A.mean()) for name, part_A in parts.items()}
         return summed(parts)
+
+    def corrected(
+        self, step: Step, rollout: Rollout, observed: Sequence[AnyObserved]
+    ) -> Sequence[AnyObserved]:
+        """The observed rows; of an external engine, with its log-probabilities where they are too far from the
+        trainer's, and with the gap logged. Raises UserError where the config stops the run for it."""
+        engine = self.config.engine
+        if not isinstance(engine, VLLM):
+            return observed
+        gap = SamplerGap.of(rollout, observed, self.context.devices)
+        step.metrics["generator_gap_max"] = gap.largest
+        return corrected(rollout, observed, gap, engine)
 
     def gold(self, rollout: Rollout) -> np.ndarray | None:
         """Gold scores of the answers, float64 [A], which nothing is trained on; None without a rule.
@@ -256,7 +270,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     )
     too_long = long_prompts(config, roles, prompts, replay)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
-    engine = LocalEngine(roles, ends, config.sampling, config.seed, config.tokens_per_pass, devices)
+    engine = load_engine(config, context, roles, ends)
     reward = reward_source(config, roles, loaded.sequences, devices)
     held_out = _held_out(config, context, roles, engine, reward, rule, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)

@@ -1,0 +1,67 @@
+"""The gap between the log-probabilities of an external engine and the trainer's own, of the same tokens.
+
+The engine computes with other kernels, and perhaps in another precision: it samples from another distribution than the
+one that the losses take the gradient of (Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+Training", 2025). Shapes: N answer tokens of a row.
+"""
+
+# torch annotates some of its functions only in part
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from tuner.config import VLLM
+from tuner.errors import UserError
+from tuner.rollout.experience import Observed
+from tuner.rollout.rollout import Rollout
+from tuner.training.devices import Devices
+
+AnyObserved = TypeVar("AnyObserved", bound=Observed)
+
+
+@dataclass(frozen=True)
+class SamplerGap:
+    """Absolute differences of a rollout's log-probabilities, over all ranks, in nats per token."""
+
+    mean: float
+    largest: float
+
+    @classmethod
+    def of(cls, rollout: Rollout, observed: Sequence[Observed], devices: Devices) -> SamplerGap:
+        """The gap of a rollout whose rows, this rank's, the trainer has observed."""
+        gaps = [(row.old_N - sampled_logprobs(rollout, row)).abs().double() for row in observed]
+        local = [(float(gap_N.sum()), float(gap_N.max()), len(gap_N)) for gap_N in gaps if len(gap_N)]
+        sums, maxima, counts = zip(*devices.gather(local), strict=True)
+        return cls(math.fsum(sums) / sum(counts), float(np.max(maxima)))  # np.max: a NaN is the largest
+
+
+def sampled_logprobs(rollout: Rollout, observed: Observed) -> torch.Tensor:
+    """The engine's log-probabilities of a row's answer tokens, fp32 [N]."""
+    sampled: list[np.ndarray] = [rollout.answers[index].logprobs for index in observed.row.answers.tolist()]
+    return torch.from_numpy(np.concatenate(sampled)).to(observed.old_N)
+
+
+def corrected(
+    rollout: Rollout, observed: Sequence[AnyObserved], gap: SamplerGap, engine: VLLM
+) -> Sequence[AnyObserved]:
+    """The rows, with the engine's log-probabilities where the gap is above the bound.
+
+    Raises UserError where the config asks for a stop there, and where the gap is no number.
+    """
+    if gap.mean <= engine.max_gap:
+        return observed
+    if engine.above_max_gap == "stop" or not math.isfinite(gap.mean):
+        raise UserError(
+            f"the vLLM server's log-probabilities differ from the trainer's by {gap.mean:.3g} nats per token, above "
+            f"engine.max_gap={engine.max_gap:g}: does it serve this run's base, in its precision? Run the same command "
+            'again to go on from the stored rollout, with engine.above_max_gap="truncate" or a larger bound'
+        )
+    return [replace(row, sampled_N=sampled_logprobs(rollout, row)) for row in observed]
