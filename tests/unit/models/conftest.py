@@ -38,3 +38,10 @@ def tied_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def tokens() -> torch.Tensor:
     return torch.randint(16, 1024, (1, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held in bf16 is tested on any CPU, also where products in it are slow, and so left out by default."""
+    if "no_bf16" not in request.fixturenames:
+        monkeypatch.setattr("tuner.models.arithmetic.computes_in_bf16", lambda device: True)
