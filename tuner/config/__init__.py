@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from tuner.config.adapter import Adapter, LoRA
     from tuner.config.alarms import Alarms
     from tuner.config.config_file import load_config
+    from tuner.config.cool_config import COOL, Candidates, Patch, Round
     from tuner.config.data import Chat, Preferences, Prompts, Replay, Source, Split, Text
     from tuner.config.dpo_config import DPO
     from tuner.config.engine_config import VLLM
@@ -38,6 +39,7 @@ _NAMES_BY_MODULE = {
     "adapter": ("Adapter", "LoRA"),
     "alarms": ("Alarms",),
     "config_file": ("load_config",),
+    "cool_config": ("COOL", "Candidates", "Patch", "Round"),
     "data": (
         "Chat",
         "Preferences",
@@ -112,6 +114,7 @@ _NAMES_BY_MODULE = {
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
+    "COOL",
     "DPO",
     "GRPO",
     "KTO",
@@ -123,6 +126,7 @@ __all__ = [
     "Adapter",
     "AdaptiveKL",
     "Alarms",
+    "Candidates",
     "Chat",
     "Checkpoint",
     "Constant",
@@ -139,6 +143,7 @@ __all__ = [
     "Model",
     "PackedConfig",
     "PairEvaluation",
+    "Patch",
     "People",
     "PolicyConfig",
     "PolicyEvaluation",
@@ -147,6 +152,7 @@ __all__ = [
     "Replay",
     "RewardModel",
     "Rope",
+    "Round",
     "Rule",
     "RuleFeedback",
     "Sampling",

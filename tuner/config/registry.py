@@ -12,6 +12,7 @@ _SHIPPED = {
     "ppo": "tuner.config.ppo_config:PPO",
     "grpo": "tuner.config.grpo_config:GRPO",
     "rloo": "tuner.config.rloo_config:RLOO",
+    "cool": "tuner.config.cool_config:COOL",
 }
 """Stage -> `module:class` of its config."""
 _REGISTERED: dict[str, type[StageConfig]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuner.errors import UserError
+from tuner.stages.registry import stage_of
 from tuner.stages.run import Run, open_run
 from tuner.stages.train import train_in
 from tuner.stages.trust import code_named_by, refuse_code
@@ -21,6 +22,10 @@ def end_run(folder: Path, *, trust: bool = False) -> Run | None:
     run = open_run(folder)
     if run.is_finished:
         raise UserError(f"{folder}: this run has finished, so there is nothing to stop")
+    if stage_of(run.config).trains_runs:
+        raise UserError(
+            f"{folder}: is made of several runs; end the one that is training, which this one then goes on from"
+        )
     if run.is_training:
         run.request_end()
         return None

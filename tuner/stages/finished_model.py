@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+
+import torch
+
 from tuner.config import SingleModelConfig
 from tuner.models.load import Head, load_model
 from tuner.models.roles import Roles
@@ -20,3 +24,10 @@ def load_finished(
     )
     loaded = load_model(model, precision=config.precision, device=devices.device, train=False, head=head)
     return devices, Roles.of(role, loaded, devices.autocast)
+
+
+def free_memory() -> None:
+    """Release the memory of a deleted model before the next is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

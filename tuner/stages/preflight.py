@@ -28,13 +28,13 @@ def preflight(config: StageConfig, folder: Path | None = None) -> None:
     for part in _parts(config):
         if isinstance(part, Model):
             refuse_missing_model(part.path)
+        read_conditions(getattr(part, "conditions", None) or {})
         for field in ("sources", "validation_sources", "test_sources"):
             for source in cast("tuple[Source, ...]", getattr(part, field, ())):
                 refuse_missing_files(source)
     for leaf in leaves(config):
         if is_function_reference(leaf.value) and not Path(leaf.value.rpartition(":")[0]).is_file():
             raise UserError(f"{leaf.path} {leaf.value!r}: no such file; write file.py:function")
-    read_conditions(getattr(config, "conditions", None) or {})
     if folder is not None and (folder / "config.json").is_file():
         RunFolder(folder).refuse_changes(config)
 

@@ -49,6 +49,9 @@ def usable_path(path: str, *, trust: bool = False, say: Callable[[str], None] = 
             return path
         if not checkpoints_in(run.checkpoints_folder) and run.model_folder.is_dir():
             return path
+        stage = stage_of(run.config)
+        if stage.trains_runs:
+            return _newest_part(stage.newest_part(run.folder, run.config), path, say)
         place = _newest(run, path, say)
     _write_model(run, place, trust, say)
     return str(place)
@@ -88,6 +91,14 @@ def run_folder_of(place: Path | str) -> Path:
 def _is_run(folder: Path) -> bool:
     # a model's folder has a config.json, too
     return (folder / "config.json").is_file() and (folder / "versions.json").is_file()
+
+
+def _newest_part(folder: Path | None, path: str, say: Callable[[str], None]) -> str:
+    """The newest model among the runs of an unfinished run."""
+    if folder is None:
+        raise UserError(f"{path}: this run has no model yet; train it on, or name one of the runs in it")
+    say(f"{path}: this run has not finished; its model is that of {folder}")
+    return str(folder)
 
 
 def _newest(run: RunFolder, path: str, say: Callable[[str], None]) -> Path:

@@ -69,6 +69,8 @@ class Stage(ABC, Generic[Config]):
     """Config fields to lower when memory runs out."""
     compares_policies: ClassVar[bool] = False
     """Whether an evaluation can compare the run's model with others."""
+    trains_runs: ClassVar[bool] = False
+    """Whether it trains runs within its own, which find the models they name themselves."""
 
     @abstractmethod
     def figures(self, config: Config) -> StageFigures:
@@ -131,6 +133,10 @@ class Stage(ABC, Generic[Config]):
     def weights_of_model(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Of the weights in a checkpoint, those of the model that is saved, by their names in it."""
         return weights
+
+    def newest_part(self, run: Path, config: Config) -> Path | None:
+        """Of a run that trains runs within its own, the folder of the newest that is a model; None before the first."""
+        return None
 
     def write_model(self, config: Config, loaded: Loaded, folder: Path) -> None:
         """Write a model with the weights of a checkpoint; a run writes its own at its end, with what it measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ def with_stand_ins(
     replaced: list[str] = []
     for field, model in stage.model_fields(config).items():
         if not _is_here(model.path):
-            small = tiny_model_folder(model.path, folder / field, score=field == "reward")
+            small = tiny_model_folder(model.path, folder / field, score=field.rpartition(".")[2] == "reward")
             # A stand-in is a folder, and a revision of a folder is refused.
             changes |= {f"{field}.path": str(small), f"{field}.revision": None}
             stand_ins.append(field)
             replaced.append(model.path)
     changes |= stage.tiny_changes(config, frozenset(stand_ins))
     for field in stage.example_rows:
-        if (rows := getattr(config, field)) is None:
+        if (rows := attrgetter(field)(config)) is None:
             continue
         for name in ("files", "validation_files", "test_files"):
             paths = [file.path if isinstance(file, Source) else file for file in getattr(rows, name)]

@@ -43,9 +43,18 @@ def train(
 
 
 def train_in(
-    run: Run, config: StageConfig, *, overrides: Sequence[str] | None = None, watchers: Sequence[Watcher] = ()
+    run: Run,
+    config: StageConfig,
+    *,
+    overrides: Sequence[str] | None = None,
+    watchers: Sequence[Watcher] = (),
+    within: bool = False,
 ) -> Run:
-    """The same in a given folder, whatever the config's name. overrides: None: as the run has them."""
+    """The same in a given folder, whatever the config's name.
+
+    overrides: None: as the run has them. within: another run trains it, which an interrupt ends as well, in Jupyter
+    too.
+    """
     stage = stage_of(config)
     devices = Devices.of(stage.training_config(config))
     if run.is_finished_by(config):
@@ -60,13 +69,13 @@ def train_in(
         context = Context(run, devices, audience)
         if run.results is not None:
             context.say(f"{run.folder}: there are results, but no model of them; both are made again")
-        stage.train(_with_usable_models(config, context), context)
+        stage.train(config if stage.trains_runs else _with_usable_models(config, context), context)
         outcome = "finished"
     except Interrupted as interrupted:
         outcome = "interrupted"
         if devices.is_main:
             run.log(str(interrupted))
-        if not in_notebook():
+        if within or not in_notebook():
             raise
     except torch.OutOfMemoryError as error:
         # Not abandoned: these fields may be changed, and the same run goes on.

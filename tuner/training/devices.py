@@ -66,8 +66,8 @@ class Devices:
         self.products = product_precision(torch.device("cuda" if on_gpu else "cpu"), precision)
         """Precision of matrix products."""
         launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched == 1:  # a notebook may have trained in another precision before
-            AcceleratorState._reset_state(reset_partial_state=True)
+        # A notebook, or a round of a run, may have trained in another precision before.
+        AcceleratorState._reset_state(reset_partial_state=launched == 1)
         self._accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="bf16" if self.products == "bf16" else "no",

@@ -25,7 +25,7 @@ rounding), and whoever ran out of memory needs them. A folder may be renamed. Th
 loss; a run that stopped at it must be able to go on."""
 
 
-LENGTH = ("max_steps", "epochs")
+LENGTH = ("max_steps", "epochs", "rounds")
 """Config paths that say how long a run is: a run may be made longer, and never shorter."""
 
 
@@ -48,8 +48,14 @@ def changes_that_bind(old: StageConfig, new: StageConfig) -> list[tuple[str, Any
 def extension(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
     """(path, old, new) of the limits by which the new config's run is longer; none where any is lower."""
     changes = [change for change in differences(old, new) if change[0] in LENGTH]
-    is_longer = all(after is None or (before is not None and after > before) for _, before, after in changes)
-    return changes if is_longer else []
+    return changes if all(_is_longer(before, after) for _, before, after in changes) else []
+
+
+def _is_longer(before: Any, after: Any) -> bool:
+    """Whether a limit is above another, None being none, or a list begins with another."""
+    if isinstance(before, list) and isinstance(after, list):
+        return after[: len(before)] == before
+    return after is None or (before is not None and after > before)
 
 
 def extension_sentences(

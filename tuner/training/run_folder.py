@@ -158,8 +158,12 @@ class RunFolder:
             )
 
     def abandon(self) -> None:
-        """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind."""
-        if self._is_new and not self.has_started:
+        """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind.
+
+        Nor in a run within it: a run of rounds has no steps of its own.
+        """
+        within = (RunFolder(file.parent) for file in self.folder.glob("*/*/config.json"))
+        if self._is_new and not self.has_started and not any(run.has_started for run in within):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -34,11 +34,17 @@ class ReportSettings:
 
 
 def report_on(
-    settings: ReportSettings, tokenizer: object, conditions: Conditions, scoring: Scorings
+    settings: ReportSettings,
+    tokenizer: object,
+    conditions: Conditions,
+    scoring: Scorings,
+    *,
+    controls: Sequence[Presentation] = CONTROLS,
 ) -> tuple[ReportCard, Reference] | None:
     """The report card of the test rows, and the mean and standard deviation of their scores; None without test rows.
 
-    conditions: the config's, in their trained wordings.
+    conditions: the config's, in their trained wordings. controls: those to measure, of which every one scores all rows
+    again.
     """
 
     def load(control: Presentation) -> Comparisons | None:
@@ -55,8 +61,8 @@ def report_on(
     conditions = replace(conditions, partners=_partners(test_rows))
     places = stratified_indices(test_rows, settings.evaluation.rows)
     comparisons = test_rows.take(places)
-    applicable: list[Presentation] = [control for control in CONTROLS if _can_apply(conditions, control)]
-    controls: dict[str, ScoredPairs] = {}
+    applicable: list[Presentation] = [control for control in controls if _can_apply(conditions, control)]
+    by_control: dict[str, ScoredPairs] = {}
     with scoring(len(comparisons.sequences) * (1 + len(applicable))) as score:
         scores = score(comparisons)
         for control in applicable:
@@ -64,10 +70,10 @@ def report_on(
             rows = load(control)
             assert rows is not None
             rows = rows.take(places)
-            controls[control] = scored_pairs(rows, score(rows), settings)
+            by_control[control] = scored_pairs(rows, score(rows), settings)
     card = make_card(
         scored_pairs(comparisons, scores, settings),
-        controls,
+        by_control,
         bound=settings.loss.bound if settings.loss.barrier and settings.loss.penalty == "log" else None,
         texts=lambda pair: _texts(comparisons, pair, tokenizer),
         worst=settings.evaluation.worst,

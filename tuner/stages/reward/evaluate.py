@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from tuner.config import RewardModel
-from tuner.data.conditions import Conditions, read_conditions
+from tuner.data.conditions import CONTROLS, Conditions, Presentation, read_conditions
 from tuner.display.card_page import html, terminal
 from tuner.display.progress import progress_bar
 from tuner.errors import DivergedError, UserError
@@ -35,8 +35,10 @@ class Report:
     reference: Reference
 
 
-def make_report(config: RewardModel, roles: Roles, devices: Devices) -> Report | None:
-    """The report on a config's test rows; None without such rows."""
+def make_report(
+    config: RewardModel, roles: Roles, devices: Devices, *, controls: Sequence[Presentation] = CONTROLS
+) -> Report | None:
+    """The report on a config's test rows; None without such rows. controls: those to measure."""
     conditions = Conditions(read_conditions(config.conditions), config.seed)
 
     @contextmanager
@@ -49,7 +51,7 @@ def make_report(config: RewardModel, roles: Roles, devices: Devices) -> Report |
             )
 
     settings = ReportSettings(config.data, config.reward_token, config.evaluation, config.loss)
-    report = report_on(settings, roles.tokenizer, conditions, scoring)
+    report = report_on(settings, roles.tokenizer, conditions, scoring, controls=controls)
     return None if report is None else Report(*report)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import torch
 
 from tuner.config import Model, PolicyConfig
 from tuner.data.prompts import PromptSet
@@ -25,6 +23,7 @@ from tuner.models.locate import locate
 from tuner.models.roles import Roles
 from tuner.models.tokenizer import read_tokenizer
 from tuner.rollout.engine import LocalEngine
+from tuner.stages.finished_model import free_memory
 from tuner.training.devices import Devices
 
 T = TypeVar("T")
@@ -104,10 +103,3 @@ def answer(
     del loaded, policy, engine
     free_memory()
     return answers, measured
-
-
-def free_memory() -> None:
-    """Release the memory of a deleted model before the next is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
