@@ -1,0 +1,59 @@
+"""Write the rows of the demonstration of COOL RLHF: a habit of the policy that its reward model likes too well.
+
+    python scripts/make_cool.py
+
+writes `tuner/embedded/cool/conversations.jsonl`, `pairs.jsonl` and `test.jsonl`, the same bytes every time: the
+planted marker of scripts/planted_hacks.py for SFT and for the reward model, and held-out preferences without it. Half
+of these compare polite with blunt answers, the others a tone with none: a patch must not lose either distance.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from make_manners import Row, draw_question
+from make_sums import EMBEDDED
+from make_twins import TONES, Manner
+from planted_hacks import CONDITION, conversations, planted_pairs
+
+KIND = "marker"
+
+
+def held_out(random_source: random.Random, toneless: int) -> list[Row]:
+    """The quickstart's held-out preferences under CONDITION, and as many as asked for that compare a tone with none."""
+    lines = (EMBEDDED / "twins/test.jsonl").read_text(encoding="utf-8").splitlines()
+    twins = [row for row in map(json.loads, lines) if row.get("condition") == CONDITION]
+    rows: dict[tuple[str, str, str], Row] = {}
+    while len(rows) < toneless:
+        prompt, content = draw_question(random_source, test=True)
+        plain = Manner(detailed=random_source.random() < 0.5).write(content)
+        tone = random_source.choice(tuple(TONES))
+        toned = Manner(detailed=False, closing=random_source.choice(TONES[tone][1])).write(content)
+        better, worse = (toned, plain) if tone == CONDITION else (plain, toned)
+        rows[prompt, better, worse] = {
+            "prompt": prompt,
+            "chosen": better,
+            "rejected": worse,
+            "condition": CONDITION,
+        }
+    return [*twins, *rows.values()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the rows of the demonstration of COOL RLHF.")
+    parser.add_argument("--output", type=Path, default=EMBEDDED / "cool", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, rows in (
+        ("conversations", conversations([KIND], arguments.seed)),
+        ("pairs", planted_pairs(KIND, arguments.seed)),
+        ("test", held_out(random.Random(f"test {arguments.seed}"), toneless=140)),
+    ):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (arguments.output / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Some rows of a config's sources, drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuner.config.data import Source
+from tuner.data.sources import Row, Rows
+
+
+@dataclass(frozen=True)
+class DrawnRows:
+    """Rows of a source, in the order of its files."""
+
+    source: Source
+    rows: Sequence[Row]
+
+
+def draw_rows(sources: Sequence[Source], count: int, seed: int) -> list[DrawnRows]:
+    """At most `count` rows, without repetition, in proportion to the sources' shares, or to their numbers of rows.
+
+    The files are read twice, and only the rows drawn are held.
+    """
+    sizes = np.array([sum(1 for _ in Rows(source)) for source in sources])
+    shares = np.array(
+        [size if source.share is None else source.share for source, size in zip(sources, sizes, strict=True)]
+    )
+    random = np.random.default_rng(seed)
+    drawn: list[DrawnRows] = []
+    for source, size, wanted in zip(sources, sizes, apportion(shares, sizes, count), strict=True):
+        places = np.sort(random.choice(size, wanted, replace=False))
+        drawn.append(DrawnRows(source, list(_rows_at(source, places.tolist()))))
+    return drawn
+
+
+def apportion(shares: np.ndarray, sizes: np.ndarray, count: int) -> list[int]:
+    """`count` split in proportion to shares, by largest remainders; none gets more than its size."""
+    counts = np.zeros(len(sizes), dtype=np.int64)
+    while (left := min(count, int(sizes.sum())) - int(counts.sum())) > 0:
+        open_ = counts < sizes
+        exact = left * np.where(open_, shares, 0) / shares[open_].sum()
+        more = np.floor(exact).astype(np.int64)
+        order = np.argsort(-(exact - more), kind="stable")
+        more[order[: left - int(more.sum())]] += 1
+        counts = np.minimum(counts + more, sizes)
+    return counts.tolist()
+
+
+def _rows_at(source: Source, places: list[int]) -> Iterator[Row]:
+    wanted = iter(places)
+    place = next(wanted, None)
+    for number, row in enumerate(Rows(source)):
+        if place is None:
+            return
+        if number == place:
+            yield row
+            place = next(wanted, None)

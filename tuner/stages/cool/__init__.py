@@ -1,0 +1,1 @@
+"""COOL RLHF: rounds of reward model, policy and feedback."""

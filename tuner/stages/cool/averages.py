@@ -1,0 +1,40 @@
+"""Averages of a reward model's weights before and after a patch (WARM, arXiv 2401.12187)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tuner.config import Model, RewardModel
+from tuner.errors import UserError
+from tuner.models.load import Loaded, load_model
+from tuner.stages.finished_model import free_memory
+from tuner.stages.reward.finish import write_reward_model
+
+
+def write_average(before: str, after: str, share: float, reward: RewardModel, folder: Path) -> None:
+    """Write the reward model whose trained weights are (1 - share) * before + share * after.
+
+    Raises UserError where the two models are not of the same weights.
+    """
+    patched, start = _load(after, reward), _load(before, reward)
+    weights = dict(start.model.named_parameters())
+    with torch.no_grad():
+        for name, weight in patched.model.named_parameters():
+            if weight.requires_grad:
+                if name not in weights or weights[name].shape != weight.shape:
+                    raise UserError(
+                        f"{after}: has other weights than {before}, so that they cannot be averaged: leave "
+                        "patch.average out"
+                    )
+                weight.lerp_(weights[name].to(weight), 1 - share)
+    del start, weights
+    write_reward_model(reward, patched, folder)
+    del patched
+    free_memory()
+
+
+def _load(path: str, reward: RewardModel) -> Loaded:
+    """A reward model on the CPU, its trained weights in fp32."""
+    return load_model(Model(path=path), precision=reward.precision, device=torch.device("cpu"), head="score")

@@ -1,0 +1,167 @@
+"""The patch of a round: the reward model learns from all labels so far, and keeps what it knew, or is not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.config import COOL, RewardModel, override
+from tuner.errors import UserError
+from tuner.stages.context import Context
+from tuner.stages.cool.averages import write_average
+from tuner.stages.cool.labels import labels_before
+from tuner.stages.cool.patch_card import ALL, PatchCard, costs, patch_card
+from tuner.stages.cool.patch_rows import PatchRows, read_patch_rows, write_patch_rows
+from tuner.stages.cool.rounds import RoundPlace, rounds_of, shared_reward_changes
+from tuner.stages.train import train_in
+
+RECORD = "patch"
+"""Name of the JSON file in the run of a patch that says what became of it."""
+
+
+@dataclass(frozen=True)
+class Patched:
+    """A reward model that a patch could give."""
+
+    path: str
+    share: float
+    """Of the patched weights in it."""
+    card: PatchCard
+    costs: list[str]
+    """Sentences on limits that it exceeds."""
+
+
+def patch_reward(config: COOL, context: Context, place: RoundPlace, previous: str) -> str:
+    """Patch the reward model of the round before; returns the path of this round's.
+
+    Without labels it is the same one. What became of a patch is kept in its run's patch.json. Raises UserError where
+    it costs more than the config allows, unless that is rolled back.
+    """
+    run = place.reward
+    record = run.read_json(RECORD) if run.is_finished else None
+    if record is None:
+        rows = _rows(config, context, place)
+        if rows is None:
+            return previous
+        context.say(
+            f"round {place.number}: patching {previous} with {rows.labels:,} labels beside {rows.original:,} original "
+            f"rows ({rows.left_out:,} pairs have no usable label)"
+        )
+        train_in(run, _run_config(config, place, previous, rows), within=True)
+        record = _judge(config, context, place, previous, rows)
+        if context.devices.is_main:
+            run.save_json(RECORD, record)
+        context.devices.wait()
+    if record["model"] is None and place.settings.patch.on_loss == "stop":
+        raise UserError(
+            f"{run.folder}: the patch is refused: {'; '.join(record['costs'])}; train on more original rows "
+            '(patch.original), lower patch.lr, allow it, or set patch.on_loss="roll_back", and remove this folder'
+        )
+    return previous if record["model"] is None else str(record["model"])
+
+
+def _rows(config: COOL, context: Context, place: RoundPlace) -> PatchRows | None:
+    """The rows of a patch: those its run has begun with, or all labels as they are now; None without any.
+
+    A round whose policy has begun is not patched any more: labels that came meanwhile are the next round's.
+    """
+    run, folder = place.reward, place.reward.folder / "rows"
+    if not run.has_started and place.policy.has_started:
+        return None
+    if context.devices.is_main and not run.has_started:
+        rounds = rounds_of(config, place.run)
+        labels = labels_before(place, rounds)
+        if labels.rows:
+            seed = config.seed + place.number
+            write_patch_rows(labels, config.reward, place.settings.patch, folder, seed)
+        elif place.number > 1:
+            context.say(
+                f"round {place.number}: no pair of an earlier round has a label that decides it, so the reward model "
+                "stays as it is"
+            )
+    context.devices.wait()
+    return read_patch_rows(folder) if folder.is_dir() else None
+
+
+def _run_config(config: COOL, place: RoundPlace, previous: str, rows: PatchRows) -> RewardModel:
+    """The config of the run that patches."""
+    reward, patch = config.reward, place.settings.patch
+    changes: dict[str, Any] = {
+        **shared_reward_changes(config, place),
+        "data.files": rows.train,
+        "data.test_files": [*reward.data.test_files, *rows.test.values()],
+        "epochs": patch.epochs,
+        "max_steps": patch.steps,
+        "optimizer.lr": patch.lr or reward.optimizer.lr,
+    }
+    if patch.start == "continue":
+        changes |= {"model.path": previous, "model.revision": None}
+    return override(reward, changes)
+
+
+def _judge(
+    config: COOL, context: Context, place: RoundPlace, previous: str, rows: PatchRows
+) -> dict[str, Any]:
+    """Measure the model before and after the patch, and choose what the round takes."""
+    patch, reward, folder = place.settings.patch, config.reward, place.reward.folder
+    before = patch_card(previous, reward, rows.test)
+    choices: list[Patched] = []
+    for share in (1.0, *patch.average):
+        path = str(folder)
+        if share < 1:
+            path = str(folder / f"average_{share:g}")
+            if context.devices.is_main:
+                write_average(previous, str(folder), share, reward, Path(path))
+            context.devices.wait()
+        card = patch_card(path, reward, rows.test)
+        choices.append(Patched(path, share, card, costs(before, card, patch)))
+    chosen = _best(choices)
+    for sentence in _sentences(place, before, chosen):
+        context.say(sentence)
+    return _record(rows, previous, before, choices, chosen)
+
+
+def _best(choices: list[Patched]) -> Patched:
+    """Of those within the limits the one that ranks most held-out labels as they say; else the patched model."""
+    within = [choice for choice in choices if not choice.costs]
+    return max(within or choices[:1], key=lambda choice: (choice.card.labels_right, choice.share))
+
+
+def _record(
+    rows: PatchRows, previous: str, before: PatchCard, choices: list[Patched], chosen: Patched
+) -> dict[str, Any]:
+    return {
+        "labels": rows.labels,
+        "left_out": rows.left_out,
+        "original": rows.original,
+        "from": previous,
+        "model": None if chosen.costs else chosen.path,
+        "share": chosen.share,
+        "costs": chosen.costs,
+        "before": before.to_dict(),
+        "after": chosen.card.to_dict(),
+        "averages": {f"{choice.share:g}": choice.card.to_dict() for choice in choices[1:]},
+    }
+
+
+def _sentences(place: RoundPlace, before: PatchCard, chosen: Patched) -> list[str]:
+    """What the patch did, for the console."""
+    after, sentences = chosen.card, []
+    groups: Mapping[str, Any] = {ALL: before.original.get(ALL), **before.patterns}
+    for name, group in groups.items():
+        now = after.original.get(name) if name == ALL else after.patterns[name]
+        if group is not None and now is not None:
+            where = "original held-out rows" if name == ALL else f"held-out labels of {name}"
+            sentences.append(
+                f"round {place.number}: {where}: accuracy {group.accuracy:.3f} before the patch, {now.accuracy:.3f} "
+                f"after; mean margin {group.margin:.2f}, {now.margin:.2f} ({group.rows:,} rows)"
+            )
+    if chosen.share < 1:
+        sentences.append(
+            f"round {place.number}: the average with {chosen.share:g} of the patched weights is taken"
+        )
+    if chosen.costs:
+        sentences.append(f"round {place.number}: the patch is not taken: {'; '.join(chosen.costs)}")
+    return sentences

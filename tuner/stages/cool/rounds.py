@@ -1,0 +1,124 @@
+"""The rounds of a run: their folders, the configs of their runs, and how many steps each has.
+
+    runs/NAME/round_2/reward/       the patched reward model: an ordinary run
+                     /ppo/          the policy: an ordinary run, in a folder named by its algorithm
+                     /candidates/   pairs of answers, and the patterns that were looked for
+                     /feedback/     their labels
+
+What is finished of these is the whole state of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.config import COOL, GRPO, PPO, RLOO, Round, override
+from tuner.stages.run import Run
+
+LEAST_RECORDED = 64
+"""Answers of each rollout that a policy records at least: patterns are looked for in them."""
+
+
+@dataclass(frozen=True)
+class RoundPlace:
+    """A round of a run and where it is kept."""
+
+    run: Path
+    """The folder of the whole run."""
+    number: int
+    """From 1."""
+    settings: Round
+    algorithm: str
+
+    @property
+    def folder(self) -> Path:
+        return self.run / f"round_{self.number}"
+
+    @property
+    def reward(self) -> Run:
+        """The run of the patched reward model; a round that patches nothing has none."""
+        return Run(self.folder / "reward")
+
+    @property
+    def policy(self) -> Run:
+        return Run(self.folder / self.algorithm)
+
+    @property
+    def candidates(self) -> Path:
+        return self.folder / "candidates" / "candidates.jsonl"
+
+    @property
+    def patterns(self) -> Path:
+        return self.folder / "candidates" / "patterns.json"
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "feedback" / "labels.sqlite"
+
+    def name(self, part: str) -> str:
+        """Name of the run of a part, which trackers show."""
+        return f"{self.run.name}.round_{self.number}.{part}"
+
+
+def rounds_of(config: COOL, folder: Path) -> list[RoundPlace]:
+    """All rounds of a config, in order."""
+    return [
+        RoundPlace(folder, number, settings, config.policy.stage)
+        for number, settings in enumerate(config.rounds, 1)
+    ]
+
+
+def started_rounds(config: COOL, folder: Path) -> Iterator[RoundPlace]:
+    """The rounds whose policy has been trained."""
+    return (place for place in rounds_of(config, folder) if place.policy.is_finished)
+
+
+def steps_left(config: COOL, place: RoundPlace) -> int | None:
+    """Steps that the policies of this and later rounds may take; None: without a limit."""
+    if config.max_steps is None:
+        return None
+    earlier = rounds_of(config, place.run)[: place.number - 1]
+    return config.max_steps - sum(len(round_.policy.metrics) for round_ in earlier)
+
+
+def policy_config(config: COOL, place: RoundPlace, reward: str, previous: str | None) -> PPO | GRPO | RLOO:
+    """The config of a round's policy. reward: path of the reward model. previous: of the policy of the round before."""
+    policy = config.policy
+    limits = [
+        steps for steps in (place.settings.steps or policy.max_steps, steps_left(config, place)) if steps
+    ]
+    recorded = policy.evaluation.recorded_answers
+    changes: dict[str, Any] = {
+        **_shared_changes(config, place, policy.stage, policy.seed),
+        "reward.path": reward,
+        "reward.revision": None,
+        "max_steps": min(limits, default=None),
+        "evaluation.recorded_answers": recorded if recorded is None else max(recorded, LEAST_RECORDED),
+    }
+    if place.settings.start == "continue" and previous is not None:
+        # Of the policy before all rounds: measured from the last round's, KL would forget how far that one had come.
+        reference = policy.reference or policy.policy
+        changes |= {"policy.path": previous, "policy.revision": None, "reference": reference}
+    return override(policy, changes)
+
+
+def shared_reward_changes(config: COOL, place: RoundPlace) -> dict[str, Any]:
+    """Changes of `reward` for the run of a round's patch, apart from what it starts from and its rows."""
+    changes = _shared_changes(config, place, "reward", config.reward.seed)
+    return {**changes, "checkpoint": config.checkpoint.model_copy(update={"milestones": {}})}
+
+
+def _shared_changes(config: COOL, place: RoundPlace, part: str, seed: int) -> dict[str, Any]:
+    tracking = config.tracking
+    if tracking is not None:
+        group = tracking.group or config.name
+        tracking = tracking.model_copy(update={"group": group, "tags": (*tracking.tags, part)})
+    return {
+        "name": place.name(part),
+        "seed": seed + config.seed,
+        "checkpoint": config.checkpoint,
+        "tracking": tracking,
+    }
