@@ -22,15 +22,19 @@ quickstart: $(VENV)/installed
 	@echo "  $(BIN)/tuner show configs/internlm2_7b_qlora.py              read a config for a real model"
 	@echo "  $(BIN)/tuner check configs/internlm2_7b_qlora.py --tiny      try it without the weights"
 
-# SFT, reward model, PPO: a finished run is not trained again, an interrupted one resumes.
+# SFT, reward model, PPO, and COOL RLHF in two rounds: a finished run is not trained again, an interrupted one resumes.
 pipeline: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
 	$(BIN)/tuner train configs/quickstart_reward.py
 	$(BIN)/tuner train configs/quickstart_ppo.py
+	$(BIN)/tuner train configs/quickstart_cool_sft.py
+	$(BIN)/tuner train configs/quickstart_cool_reward.py
+	$(BIN)/tuner train configs/quickstart_cool.py
 	@echo
 	@echo "What to type next:"
 	@echo "  $(BIN)/tuner eval runs/quickstart_ppo --against runs/quickstart_sft --trust"
 	@echo "  $(BIN)/tuner chat runs/quickstart_ppo"
+	@echo "  $(BIN)/tuner eval runs/quickstart_cool --trust"
 
 test: check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

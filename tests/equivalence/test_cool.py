@@ -1,0 +1,241 @@
+"""Rounds: what each leaves, and that killed anywhere, they go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tuner
+from tests.equivalence.conftest import SMALL_PPO, SMALL_REWARD
+from tests.equivalence.test_resume import Killed
+from tests.equivalence.test_run_models import contents
+from tuner.config import COOL, Candidates, Patch, Round, override
+from tuner.errors import UserError
+from tuner.feedback.store import LabelStore
+from tuner.stages.end_run import end_run
+from tuner.stages.run import Run
+from tuner.stages.run_models import usable_path
+
+TEST_FILES = [{"path": "tuner:twins/test.jsonl", "limit": 8}]
+PROMPTS = [{"path": "tuner:sums/train.jsonl", "condition": "brief", "limit": 30}]
+TEST_PROMPTS = [{"path": "tuner:sums/test.jsonl", "condition": "brief", "limit": 6}]
+
+
+def shorter(answer: str, row: dict[str, Any]) -> float:
+    return -len(answer)
+
+
+@pytest.fixture
+def cool(start) -> Callable[..., COOL]:
+    """Two rounds on the embedded model, some leaves changed."""
+
+    def small(changes: dict[str, Any] | None = None) -> COOL:
+        reward = start("reward", {"max_steps": 4, "data.test_files": TEST_FILES})
+        config = COOL(
+            name="cool",
+            reward=override(SMALL_REWARD, {"data.test_files": TEST_FILES}),
+            policy=override(
+                SMALL_PPO,
+                {
+                    "policy.path": "tuner:tiny",
+                    "adapter": {"r": 8, "alpha": 16},
+                    "reward.path": str(reward.folder),
+                    "prompts.files": PROMPTS,
+                    "prompts.test_files": TEST_PROMPTS,
+                    "replay": None,
+                    "evaluation.rule": f"{__file__}:is_sum",
+                },
+            ),
+            rounds=(
+                Round(steps=3),
+                Round(steps=2, patch=Patch(steps=3, max_accuracy_loss=1, min_margin=None)),
+            ),
+            candidates=Candidates(prompts=8, slow=16, fast=10),
+            feedback=(f"{__file__}:shorter",),  # type: ignore[arg-type]
+            merge=False,
+        )
+        return override(config, {"checkpoint.every": 1} | (changes or {}))
+
+    return small
+
+
+def is_sum(answer: str, row: dict[str, Any]) -> float:
+    return float("=" in answer)
+
+
+def left_behind(run: Run) -> dict[str, Any]:
+    """All that a run of rounds leaves, without times."""
+    results = json.loads((run.folder / "results.json").read_text())
+    for place in results["rounds"]:
+        for group in (place["labels"] or {}).get("groups", ()):
+            group.pop("median_seconds")
+    left: dict[str, Any] = {"results": results, "model": contents(run.model_folder)}
+    for number in (1, 2):
+        folder = run.folder / f"round_{number}"
+        for part in ("reward", "ppo"):
+            if (folder / part).is_dir():
+                left[f"{number} {part}"] = contents(folder / part / "model")
+        for file in sorted(folder.glob("candidates/*.json*")):
+            left[f"{number} {file.name}"] = file.read_text()
+        if (folder / "feedback").is_dir():
+            labels = LabelStore(folder / "feedback" / "labels.sqlite").labels()
+            left[f"{number} labels"] = [(label.item, label.choice, label.annotator) for label in labels]
+    return left
+
+
+def test_two_rounds(cool, tmp_path: Path) -> None:
+    run = tuner.train(cool(), runs=tmp_path)
+    left = left_behind(run)
+    first, second = left["results"]["rounds"]
+
+    assert first["patch"] is None
+    assert second["patch"]["labels"] > 0
+    assert [record["step"] for record in run.metrics] == [1, 2, 3, 4, 5]
+
+
+PLACES = {
+    "in the first policy": ("tuner.training.step.Step.finish", 2),
+    "between its answers": ("tuner.stages.cool.candidates.answer", 3),
+    "while candidates are written": ("tuner.stages.cool.candidates.json.dumps", 3),
+    "between two labels": ("tuner.feedback.store.LabelStore.record", 2),
+    "in the patch": ("tuner.training.step.Step.finish", 2),
+    "after the patch": ("tuner.stages.cool.patch.patch_card", 2),
+    "at the end": ("tuner.stages.cool.finish.replace_text", 1),
+}
+"""What a kill comes in, in the order of a run: a function, and the number of its call since the last kill."""
+
+
+def test_killed_in_every_part(cool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = cool()
+    whole = left_behind(tuner.train(config, runs=tmp_path / "whole"))
+    for target, call in PLACES.values():
+        with monkeypatch.context() as patched:
+            kill_at(patched, target, call)
+            with pytest.raises(Killed):
+                tuner.train(config, runs=tmp_path / "killed")
+    killed = left_behind(tuner.train(config, runs=tmp_path / "killed"))
+    assert without_places(killed) == without_places(whole)
+
+
+def kill_at(patched: pytest.MonkeyPatch, target: str, call: int) -> None:
+    """Raise Killed in place of this call of a function."""
+    calls = iter(range(1, call + 1))
+    module, _, name = target.rpartition(".")
+    owner: Any = pkgutil.resolve_name(module)
+    function = getattr(owner, name)
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return function(*arguments, **options)
+
+    patched.setattr(owner, name, killed)
+
+
+def without_places(left: dict[str, Any]) -> str:
+    """As JSON text, without the folder that a run is in."""
+    return json.dumps(left, default=str).replace("/killed/", "/").replace("/whole/", "/")
+
+
+STRICT = {"rounds.1.patch.max_accuracy_loss": 0.0, "rounds.1.patch.min_margin": 1.0}
+PEOPLE = {"feedback": [{"kind": "people", "overlap": 2}]}
+GOING_ON = {"feedback": [{"kind": "people", "overlap": 2, "wait": False}]}
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where a run of one round stands that waits for people, once a test has trained it."""
+    return {"runs": tmp_path_factory.mktemp("waiting")}
+
+
+def wait_for_people(config: COOL, waiting: dict[str, Path], runs: Path) -> None:
+    """Put a copy of the waiting run into a folder."""
+    folder = waiting["runs"] / "cool"
+    if not folder.exists():
+        with pytest.raises(UserError):
+            tuner.train(config, runs=waiting["runs"])
+    shutil.copytree(folder, runs / "cool")
+
+
+def label_all(store: LabelStore, annotator: str, verdict: str) -> list[str]:
+    """Label every pair of a round alike."""
+    items = [row[0] for row in store._database.execute("SELECT id FROM items ORDER BY id")]
+    for item in items:
+        store.record(annotator, item, verdict, policy="import")  # type: ignore[arg-type]
+    return items
+
+
+def test_people_are_waited_for(cool, waiting: dict[str, Path], tmp_path: Path) -> None:
+    """Two annotators at odds decide nothing, and a third settles it."""
+    config = cool(PEOPLE)
+    wait_for_people(config, waiting, tmp_path)
+    sentence = rf"pairs wait for \d+ labels by people: run `tuner label {tmp_path}/cool`"
+    with pytest.raises(UserError, match=sentence):
+        tuner.train(config, runs=tmp_path)
+    store = LabelStore(tmp_path / "cool" / "round_1" / "feedback" / "labels.sqlite")
+    items = label_all(store, "ann", "first")
+    label_all(store, "ben", "second")
+    store.record("cai", items[0], "second", policy="import")
+    run = tuner.train(config, runs=tmp_path)
+    first, second = run.results["rounds"]  # type: ignore[index]
+    assert {group["annotator"] for group in first["labels"]["groups"]} >= {"ann", "ben", "cai"}
+    patch = second["patch"]
+    held_out = sum(group["rows"] for group in patch["before"]["patterns"].values())
+    assert patch["labels"] + held_out == 1
+    assert patch["left_out"] == len(items) - 1
+
+
+def test_labels_that_come_late_are_used_by_the_next_round(
+    cool, waiting: dict[str, Path], tmp_path: Path
+) -> None:
+    wait_for_people(cool(PEOPLE), waiting, tmp_path)
+    run = tuner.train(cool(GOING_ON), runs=tmp_path)
+    log = (run.folder / "log.txt").read_text()
+    assert "no pair of an earlier round has a label that decides it" in log
+    assert not (run.folder / "round_2" / "reward").exists()
+    store = LabelStore(run.folder / "round_1" / "feedback" / "labels.sqlite")
+    items = label_all(store, "ann", "first")
+    rounds = [*cool(GOING_ON).model_dump(mode="json")["rounds"], {"steps": 1, "start": "continue"}]
+    rounds[2]["patch"] = {"steps": 2, "max_accuracy_loss": 1.0, "min_margin": None, "average": [0.5]}
+    longer = tuner.train(cool(GOING_ON | {"rounds": rounds}), runs=tmp_path)
+    last = longer.results["rounds"][2]  # type: ignore[index]
+    assert last["patch"]["labels"] > 0
+    assert last["patch"]["left_out"] + last["patch"]["labels"] >= len(items) - 3
+    assert list(last["patch"]["averages"]) == ["0.5"]
+    policy = Run(longer.folder / "round_3" / "ppo").config
+    assert policy.policy.path == str(longer.folder / "round_2" / "ppo")  # type: ignore[attr-defined]
+    assert policy.reference.path == "tuner:tiny"  # type: ignore[attr-defined]
+
+
+def test_a_patch_that_costs_too_much_is_refused_or_rolled_back(
+    cool, waiting: dict[str, Path], tmp_path: Path
+) -> None:
+    wait_for_people(cool(PEOPLE), waiting, tmp_path)
+    label_all(LabelStore(tmp_path / "cool" / "round_1" / "feedback" / "labels.sqlite"), "ann", "first")
+    with pytest.raises(UserError, match=r"the patch is refused: .*falls from .* below min_margin=1 of it"):
+        tuner.train(cool(GOING_ON | STRICT), runs=tmp_path)
+    rolled_back = GOING_ON | STRICT | {"rounds.1.patch.on_loss": "roll_back"}
+    run = tuner.train(cool(rolled_back), runs=tmp_path)
+    second = run.results["rounds"][1]  # type: ignore[index]
+    assert second["patch"]["model"] is None
+    assert "the patch is not taken" in (run.folder / "log.txt").read_text()
+    policy = Run(run.folder / "round_2" / "ppo").config
+    assert policy.reward.path == second["patch"]["from"]  # type: ignore[attr-defined]
+
+
+def test_an_unfinished_run_is_the_model_of_its_last_policy(
+    cool, waiting: dict[str, Path], tmp_path: Path
+) -> None:
+    wait_for_people(cool(PEOPLE), waiting, tmp_path)
+    said: list[str] = []
+    path = usable_path(str(tmp_path / "cool"), say=said.append)
+    assert path == str(tmp_path / "cool" / "round_1" / "ppo")
+    assert "has not finished; its model is that of" in said[0]
+    with pytest.raises(UserError, match="is made of several runs"):
+        end_run(tmp_path / "cool", trust=True)
