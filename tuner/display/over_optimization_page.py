@@ -143,9 +143,9 @@ def _law_sentences(signs: OverOptimization) -> list[str]:
     law = signs.law
     if law is None:
         return []
-    if law.turning_point is None:
+    turn, reached = law.turning_point_of(signs.points[0].round), signs.points[-1].distance
+    if turn is None:
         return [f"no turning point: {law.no_turning_point}"]
-    turn, reached = law.turning_point, signs.points[-1].distance
     place = "beyond" if reached > turn.value else "short of"
     return [
         f"the gold score turns at distance {_with_interval(turn)}; the run ended at {reached:.2f}, {place} it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tuner.display.plots import WIDTH, Axes, line, shortened, svg, text, ticks
 from tuner.evaluation.intervals import Interval
@@ -35,7 +35,8 @@ def golds_by_step(signs: OverOptimization) -> str:
         "all answers": [(float(point.step), point.gold) for point in signs.points],
         "best-scored tenth": [(float(step), gold) for step, gold in signs.golds_of_best],
     }
-    return _by_step("Gold score by step", "gold score", {name: line for name, line in series.items() if line})
+    drawn = {name: line for name, line in series.items() if line}
+    return lines_by_step("Gold score by step", "gold score", drawn, from_zero=True)
 
 
 def phrases_by_step(signs: OverOptimization) -> str:
@@ -44,7 +45,7 @@ def phrases_by_step(signs: OverOptimization) -> str:
         course.phrase.text: [(float(step), share) for step, share in course.shares]
         for course in signs.phrases
     }
-    return _by_step("Phrases that grow", "share of the recorded answers", series)
+    return lines_by_step("Phrases that grow", "share of the recorded answers", series, from_zero=True)
 
 
 def _over_distance(
@@ -78,12 +79,14 @@ def _over_distance(
     return svg(title, body, axes.bottom + 42)
 
 
-def _by_step(title: str, up: str, series: dict[str, Series]) -> str:
+def lines_by_step(title: str, up: str, series: Mapping[str, Series], *, from_zero: bool = False) -> str:
+    """Lines over steps, by name; empty where there are not two steps. from_zero: of values from 0 to 1."""
     steps = [step for values in series.values() for step, _ in values]
     if len(set(steps)) < 2:
         return ""
-    highest = max(value for values in series.values() for _, value in values)
-    axes = _axes((min(steps), max(steps)), (0.0, min(1.02, 1.1 * highest) or 1.0), keys=len(series))
+    drawn = [value for values in series.values() for _, value in values]
+    span = (0.0, min(1.02, 1.1 * max(drawn)) or 1.0) if from_zero else _padded(min(drawn), max(drawn))
+    axes = _axes((min(steps), max(steps)), span, keys=len(series))
     body = (
         axes.across(ticks(*axes.along), "{:,.0f}")
         + axes.upward(ticks(*axes.up, 5))

@@ -89,7 +89,7 @@ svg .grid{stroke:var(--line)}svg .chance{stroke:var(--ink);stroke-width:1.4;stro
 svg .whisker{stroke:var(--ink);stroke-width:1.6}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
-th,td{padding:4px 18px 4px 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
+th,td{padding:4px 18px 4px 0;text-align:left;vertical-align:top;overflow-wrap:break-word}
 th{color:var(--soft);font-weight:500;border-bottom:1px solid var(--line)}
 .number{text-align:right;white-space:nowrap}
 .worst{width:100%;min-width:860px;table-layout:fixed}.worst td{border-bottom:1px solid var(--line)}

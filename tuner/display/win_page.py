@@ -8,6 +8,8 @@ import numpy as np
 from rich.console import Group, RenderableType
 
 from tuner.data.conversation import Prompt
+from tuner.display.answer_sides import STYLE as STYLE_OF_SIDES
+from tuner.display.answer_sides import prompt_article, side
 from tuner.display.over_optimization_plots import STYLE as STYLE_OF_SIGNS
 from tuner.display.page_frame import figure_boxes, page
 from tuner.display.plots import BAR, WIDTH, Axes, key, line, shortened, svg, text
@@ -79,7 +81,7 @@ def policy_html(card: PolicyCard, title: str, signs: str = "") -> str:
     heading = f"{title} against {names}" if names else title
     return page(
         heading,
-        STYLE + _STYLE + STYLE_OF_SIGNS,
+        STYLE + STYLE_OF_SIDES + _STYLE + STYLE_OF_SIGNS,
         [
             f"<h1>{safe(heading)}</h1>",
             verdicts,
@@ -317,28 +319,24 @@ def _prompt(policies: Sequence[Contestant], index: int) -> str:
     header = [f"gap {_number(scores[0] - scores[1], '+.3f')}"] if len(scores) > 1 else []
     header += [*filter(None, [prompt.condition]), prompt.origin]
     best = max(scores)
-    sides = "".join(
-        _side(policy, index, side, won=len(scores) > 1 and score == best and min(scores) < best)
-        for policy, score, side in zip(policies, scores, "ab", strict=False)
+    sides = (
+        _side(policy, index, kind, won=len(scores) > 1 and score == best and min(scores) < best)
+        for policy, score, kind in zip(policies, scores, "ab", strict=False)
     )
-    return (
-        f"<article><header>{safe(' · '.join(header))}</header><pre>{safe(_prompt_text(prompt))}</pre>"
-        f'<div class="sides">{sides}</div></article>'
-    )
+    return prompt_article(header, _prompt_text(prompt), sides)
 
 
-def _side(policy: Contestant, index: int, side: str, *, won: bool) -> str:
-    """One policy's answer; side: "a" or "b", which is also its color."""
+def _side(policy: Contestant, index: int, kind: str, *, won: bool) -> str:
+    """One policy's answer; kind: "a" or "b", which is its color."""
     golds_A = policy.judged.golds_A
-    scores = f"score {_number(float(policy.judged.scores_A[index]))}"
-    scores += "" if golds_A is None else f" · gold {float(golds_A[index]):g}"
-    scores += "" if policy.answers.ended_A[index] else " · not ended"
+    facts = [
+        *(["higher"] if won else []),
+        f"score {_number(float(policy.judged.scores_A[index]))}",
+        *([] if golds_A is None else [f"gold {float(golds_A[index]):g}"]),
+        *([] if policy.answers.ended_A[index] else ["not ended"]),
+    ]
     answer = policy.answers.texts[index]
-    return (
-        f'<div class="side {side}{" won" if won else ""}"><b>{safe(policy.name)}</b> '
-        f"<span>{'higher · ' if won else ''}{scores}</span>"
-        f"<pre>{safe(answer) if answer.strip() else '<i>nothing</i>'}</pre></div>"
-    )
+    return side(policy.name, " · ".join(facts), answer, f"{kind} won" if won else kind)
 
 
 def _prompt_text(prompt: Prompt) -> str:
@@ -354,12 +352,5 @@ _STYLE = """
 svg .b.area{fill:var(--b);stroke:none;opacity:.72}svg .tie{fill:var(--line)}
 svg .rate{fill:var(--card);stroke:var(--ink);stroke-width:1.8}
 .method{margin-top:14px}
-article{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 16px 14px;margin:10px 0}
-article header{color:var(--soft);font-size:13px;overflow-wrap:anywhere}
-article pre{background:var(--paper);max-height:280px;overflow:auto}
-.sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:12px}
-.side{border-left:4px solid var(--line);padding-left:12px;min-width:0}.side b{overflow-wrap:anywhere}
-.side.a.won{border-color:var(--a)}.side.b.won{border-color:var(--b)}
-.side span{color:var(--soft);font-size:13px;white-space:nowrap}
 summary{font-weight:600;margin:24px 0 8px}td summary{font-weight:400;margin:0}
 """

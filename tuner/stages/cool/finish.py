@@ -14,6 +14,7 @@ from tuner.feedback.candidates import read_candidates
 from tuner.feedback.store import LabelStore
 from tuner.models.merge import merge
 from tuner.stages.context import Context
+from tuner.stages.cool.page import write_page
 from tuner.stages.cool.patch import RECORD
 from tuner.stages.cool.patterns import rewriting_of, share_of_form, start_and_end
 from tuner.stages.cool.rounds import RoundPlace, started_rounds
@@ -31,6 +32,7 @@ def finish_rounds(config: COOL, context: Context) -> None:
     if context.devices.is_main:
         text = "".join(map(to_json_line, _metrics(places)))
         replace_text(context.run.folder / "metrics.jsonl", text)
+        write_page(context, places, results)
     context.finish(results, lambda folder: _copy(last.model_folder, folder))
     if config.merge and context.devices.is_main and (last.model_folder / "adapter_config.json").is_file():
         _merge(context, last)

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.config import COOL, Model, TrainingConfig
+from tuner.config import COOL, Model, TrainingConfig, override
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
 from tuner.stages.cool.check import check_rounds
 from tuner.stages.cool.loop import cool
-from tuner.stages.cool.rounds import started_rounds
+from tuner.stages.cool.patch import RECORD
+from tuner.stages.cool.rounds import RoundPlace, started_rounds
 from tuner.stages.model_folder import TrainedModel
 from tuner.stages.registry import stage_of
+from tuner.stages.rl.evaluate import evaluate
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation, Preview, Stage
 from tuner.training.figures import StageFigures
@@ -74,11 +76,19 @@ class CoolStage(Stage[COOL]):
         return policies[-1] if policies else None
 
     def evaluate(self, run: Run, config: COOL, against: Sequence[str] = ()) -> Evaluation:
-        """The last policy against those of earlier rounds, the one it started from, and others."""
-        *earlier, last = started_rounds(config, run.folder)
-        policy: Any = last.policy.config
-        others = [*(str(place.policy.folder) for place in earlier), config.policy.policy.path, *against]
-        return stage_of(policy).evaluate(last.policy, policy, list(dict.fromkeys(others)))
+        """The last policy against those of earlier rounds, the one it started from, and others.
+
+        All are judged by the reward model that the last one was trained against.
+        """
+        places = list(started_rounds(config, run.folder))
+        names = {str(place.policy.folder): f"round {place.number}" for place in places}
+        last, *earlier = reversed(names)
+        others = [*earlier, config.policy.policy.path, *against]
+        # Of the config given: its rows and functions may be other ones than the round's run has.
+        policy = override(
+            config.policy, {"reward.path": _last_reward(config, places), "reward.revision": None}
+        )
+        return evaluate(Run(last), policy, others, title=run.folder.name, names=names)
 
     def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
         """Of the test prompts' answers, round by round."""
@@ -115,6 +125,17 @@ class CoolStage(Stage[COOL]):
         )
         changes = stage_of(config.policy).tiny_changes(config.policy, of_policy)
         return {f"policy.{path}": value for path, value in changes.items()}
+
+
+def _last_reward(config: COOL, places: Sequence[RoundPlace]) -> str:
+    """Path of the reward model of the last round, in the run's folder as it is named now, where a patch was taken."""
+    for place in reversed(places):
+        patch = place.reward.read_json(RECORD) or {}
+        if patch.get("model") is not None:
+            folder, share = place.reward.folder, patch["share"]
+            return str(folder if share == 1 else folder / f"average_{share:g}")
+    assert config.policy.reward_model is not None
+    return config.policy.reward_model.path
 
 
 STAGE = CoolStage()

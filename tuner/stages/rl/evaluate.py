@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,24 @@ from tuner.stages.stage import Evaluation
 from tuner.training.devices import Devices
 
 
-def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Evaluation:
+def evaluate(
+    run: Run,
+    config: PolicyConfig,
+    against: Sequence[str] = (),
+    *,
+    title: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Evaluation:
     """Judge the answers of a finished run's policy, and of others, to the config's test prompts.
 
-    against: runs, model folders or hub names. Each reads the prompts in its own chat template, or in the run's where
+    against: runs, model folders or hub names. title: of the page; None: the run's name. names: path -> name in tables,
+    where the folder's says too little. Each policy reads the prompts in its own chat template, or in the run's where
     it has none; sampling, reward, conditions and gold rule are the run's. One model is in memory at a time. Raises
     UserError, before any generation, where a model is missing or not a policy, and when there are no test prompts.
     """
-    title, signs = run.folder.name, over_optimization(run)
-    card, effects = _measure(run, config, against, [course.phrase.text for course in signs.phrases])
+    title, signs = title or run.folder.name, over_optimization(run)
+    grown = [course.phrase.text for course in signs.phrases]
+    card, effects = _measure(run, config, against, names or {}, grown)
     figures = {"over_optimization": sign_results(signs), "form": effect_results(effects)}
     return Evaluation(
         title,
@@ -63,7 +72,7 @@ def evaluate(run: Run, config: PolicyConfig, against: Sequence[str] = ()) -> Eva
 
 
 def _measure(
-    run: Run, config: PolicyConfig, against: Sequence[str], grown: Sequence[str]
+    run: Run, config: PolicyConfig, against: Sequence[str], names: Mapping[str, str], grown: Sequence[str]
 ) -> tuple[PolicyCard, list[FormEffect]]:
     """The policies' answers judged, and those of the run's rewritten in form. grown: phrases that grew in training."""
     folder, devices = run.folder, Devices.of(config)
@@ -72,13 +81,13 @@ def _measure(
     reward = find_reward(config, devices)
     prompts, chat_template = _test_prompts(run, config)
     others = list(dict.fromkeys(against))
-    names = _names(folder, others)
+    shown = _names(folder, others, names)
     # The config's trust covers the run's own model only; code of the models it is compared with never runs.
     trained = Model(path=str(run.model_folder), trust_remote_code=config.policy.trust_remote_code)
     models = [trained, *(Model(path=path) for path in others)]
     policy, *opponents = [
         entrant(name, path, model, config, prompts, chat_template)
-        for name, path, model in zip(names, [str(folder), *others], models, strict=True)
+        for name, path, model in zip(shown, [str(folder), *others], models, strict=True)
     ]
     policy_answers, ranges = answer(
         policy, config, devices, lambda roles: _replay_loss(config, roles, devices)
@@ -123,10 +132,13 @@ def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
     ).source
 
 
-def _names(folder: Path, others: Sequence[str]) -> list[str]:
-    """Names in tables: the last part of a folder's path, or the whole path where another policy has that name."""
+def _names(folder: Path, others: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """Names in tables: the given one, or the last part of a folder's path, or the whole path where another policy has
+    that name."""
     paths = [str(folder), *others]
-    short = [Path(path).resolve().name if Path(path).is_dir() else path for path in paths]
+    short = [
+        names.get(path) or (Path(path).resolve().name if Path(path).is_dir() else path) for path in paths
+    ]
     return [
         name if short.count(name) == 1 or not index else path
         for index, (name, path) in enumerate(zip(short, paths, strict=True))
