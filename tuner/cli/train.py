@@ -100,13 +100,11 @@ def _is_main() -> bool:
 
 def _print_summary(run: Run) -> None:
     """Print a finished run's results, where its files are, and what to run next."""
+    from tuner.display.table import print_measures
     from tuner.stages.registry import stage_of
 
     stage = stage_of(run.config)
-    for label, measures in stage.result_lines(run.results or {}).items():
-        texts = [f"{name} {value:.4f}" for name, value in measures.items() if value is not None]
-        if texts:
-            echo(f"{label + ':':<9}{'  '.join(texts)}")
+    print_measures(stage.result_lines(run.results or {}))
     lines = {"model": str(run.model_folder), "curves": str(run.folder / "curves.png")}
     if (run.model_folder / "adapter_config.json").is_file():
         lines["merge"] = (

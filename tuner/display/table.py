@@ -1,7 +1,7 @@
 """Tables on stdout: drawn by rich on a terminal, aligned plain lines where there is none."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tuner.display.rich_text import rich_text
 from tuner.printable import echo, printable
@@ -27,13 +27,32 @@ def print_table(
         echo(GAP.join(cells).rstrip())
 
 
+def print_measures(lines: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Print measures by name, of several times or rounds, by label: without a terminal a line for each label.
+
+    None and labels without measures are left out.
+    """
+    texts = {
+        label: {name: f"{value:.4f}" for name, value in measures.items() if value is not None}
+        for label, measures in lines.items()
+    }
+    texts = {label: measures for label, measures in texts.items() if measures}
+    if len(texts) > 1 and sys.stdout.isatty():
+        names = list(dict.fromkeys(name for measures in texts.values() for name in measures))
+        rows = [[label, *(measures.get(name, "–") for name in names)] for label, measures in texts.items()]
+        _draw(["", *names], rows, [""] * len(rows))
+        return
+    for label, measures in texts.items():
+        echo(f"{label + ':':<9}" + GAP.join(f"{name} {text}" for name, text in measures.items()))
+
+
 def _draw(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(head):
-        table.add_column(name, overflow="fold", no_wrap=place == 0)
+        table.add_column(rich_text(name), overflow="fold", no_wrap=place == 0)
     for row, style in zip(rows, styles, strict=True):
         table.add_row(*(rich_text(text) for text in row), style=style)
     Console().print(table)
