@@ -88,7 +88,7 @@ def lines_by_step(title: str, up: str, series: Mapping[str, Series], *, from_zer
     span = (0.0, min(1.02, 1.1 * max(drawn)) or 1.0) if from_zero else _padded(min(drawn), max(drawn))
     axes = _axes((min(steps), max(steps)), span, keys=len(series))
     body = (
-        axes.across(ticks(*axes.along), "{:,.0f}")
+        axes.across([step for step in ticks(*axes.along) if step == round(step)], "{:,.0f}")
         + axes.upward(ticks(*axes.up, 5))
         + "".join(_polyline(axes, values, number) for number, values in enumerate(series.values()))
         + axes.named(f"step; upward: {up}")
@@ -100,7 +100,7 @@ def lines_by_step(title: str, up: str, series: Mapping[str, Series], *, from_zer
 def _axes(along: tuple[float, float], up: tuple[float, float], keys: int) -> Axes:
     """Room for the keys above: two in a row."""
     top = 14 + 20 * -(-keys // 2)
-    return Axes(left=52, top=top, right=WIDTH - 14, bottom=top + 226, along=along, up=up)
+    return Axes(left=58, top=top, right=WIDTH - 14, bottom=top + 226, along=along, up=up)
 
 
 def _keys(axes: Axes, names: Sequence[str]) -> str:

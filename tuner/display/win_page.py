@@ -221,7 +221,7 @@ def _bars(card: PolicyCard, match: Match, judge: str) -> str:
         + key(axes.left, "a area", "won")
         + key(axes.left + 84, "tie", "tied")
         + key(axes.left + 168, "b area", "lost")
-        + axes.named("prompts; the dot is the win rate, ties counting half, with its 95% interval")
+        + axes.named("prompts; dot: win rate with its 95% interval, ties half")
     )
     title = f"{card.policy.name} against {match.other.name}, by the {card.judges[judge]}"
     return svg(title, body, height)

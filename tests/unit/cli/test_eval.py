@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import tuner
 from tuner.cli.eval import evaluate
 from tuner.config import (
+    COOL,
     DPO,
     GRPO,
     PPO,
@@ -27,9 +28,11 @@ from tuner.config import (
     Prompts,
     Replay,
     RewardModel,
+    Round,
     Sampling,
     Source,
     StageConfig,
+    to_json,
 )
 from tuner.errors import UserError
 from tuner.models.tiny import tiny_model_folder
@@ -173,6 +176,43 @@ def test_the_terminal_names_winner_and_opponent(runs):
     assert "against sft by the reward model" in " ".join(output.split())
     assert "Win rate of ppo" in output
     assert "polite" in output
+
+
+@pytest.fixture
+def cool(runs: Path, tmp_path: Path) -> Path:
+    """A run of two rounds, whose policies and patched reward model are copies of those runs."""
+    folder, (*_, reward, ppo) = tmp_path / "rounds", configs(runs)
+    for number in (1, 2):
+        shutil.copytree(runs / "ppo", folder / f"round_{number}" / "ppo")
+    shutil.copytree(runs / "reward", folder / "round_2" / "reward")
+    patch = {"model": "where/it/was/round_2/reward", "share": 1.0}
+    (folder / "round_2" / "reward" / "patch.json").write_text(json.dumps(patch))
+    shutil.copytree(runs / "ppo" / "model", folder / "model")
+    for name in ("results.json", "versions.json"):
+        shutil.copy2(runs / "ppo" / name, folder)
+    policy = ppo.model_copy(update={"reward": Model(path=str(runs / "gone"))})
+    feedback = (f"{runs / 'rule.py'}:gold",)
+    config = COOL(name="rounds", reward=reward, policy=policy, rounds=(Round(), Round()), feedback=feedback)  # type: ignore[arg-type]
+    (folder / "config.json").write_text(to_json(config))
+    return folder
+
+
+def test_the_last_round_against_the_earlier_ones_and_the_start(cool: Path, runs: Path, tmp_path: Path):
+    page = tmp_path / "page.html"
+    result = run(cool, "--against", runs / "dpo", "--json", "--html", page)
+    assert result.exit_code == 0, result.exception
+    evaluation = json.loads(result.stdout)
+    assert [other["name"] for other in evaluation["against"]] == ["round 1", "sft", "dpo"]
+    assert evaluation["against"][0]["wins"]["score"]["ties"] == 10, "both rounds have the same policy"
+    text = page.read_text(encoding="utf-8")
+    assert "<title>rounds against round 1, sft, dpo</title>" in text
+    assert "round 2 wins 50% [" in text
+
+
+def test_rounds_are_compared_on_other_prompts(cool: Path, tmp_path: Path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "What is 2 + 2?", "condition": "brief"}\n')
+    assert json.loads(run(cool, "--files", file, "--json").stdout)["prompts"] == 1
 
 
 def test_other_prompts(runs, tmp_path):

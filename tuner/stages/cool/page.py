@@ -20,7 +20,7 @@ from tuner.display.round_facts import (
     RunInRounds,
 )
 from tuner.display.rounds_page import rounds_page
-from tuner.evaluation.intervals import Interval, mean, share
+from tuner.evaluation.intervals import Interval, share
 from tuner.evaluation.over_optimization.report import law_over_rounds, over_optimization
 from tuner.feedback.agreement import report
 from tuner.feedback.candidates import read_candidates
@@ -73,7 +73,7 @@ def _round_facts(place: RoundPlace, results: Mapping[str, Any], end: Sequence[An
         courses=_courses(place),
         pattern_courses=_pattern_courses(place, list(results["hack"])),
         kl=results.get("kl"),
-        gold_at_end=mean(*_clustered([answer["gold"] for answer in golds], golds)) if golds else None,
+        gold_at_end=share(*_clustered([answer["gold"] for answer in golds], golds)) if golds else None,
         shares_at_end=_shares(list(results["hack"]), end),
         patterns=[
             PatternFacts(pattern["name"], pattern["share"], pattern["share_before"])
