@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tuner.display.plots import WIDTH, Axes, line, shortened, svg, text, ticks
 from tuner.evaluation.intervals import Interval
@@ -78,7 +78,7 @@ def _over_distance(
     return svg(title, body, axes.bottom + 42)
 
 
-def _by_step(title: str, up: str, series: dict[str, Series]) -> str:
+def _by_step(title: str, up: str, series: Mapping[str, Series]) -> str:
     steps = [step for values in series.values() for step, _ in values]
     if len(set(steps)) < 2:
         return ""

@@ -47,6 +47,16 @@ def test_what_the_signs_say(signs: OverOptimization):
     assert "and say the wise 2%" in text
 
 
+def test_a_score_that_rises_while_gold_falls_is_said(tmp_path: Path):
+    def falling(record: dict[str, float]) -> dict[str, float]:
+        return record | {"gold": 0.5 - record["step"] / 100}
+
+    (first, *_) = sentences(over_optimization(written(tmp_path / "run", falling)))
+    assert first == (
+        "the score rose from 0.31 to 2.81 and the gold score fell from 0.47 to 0.28: the policy exploits the reward"
+    )
+
+
 def test_a_run_that_an_alarm_ended_says_so(signs: OverOptimization):
     alarm = {"sign": "exploits", "step": 9, "action": "roll_back", "model_step": 5}
     (first, *_) = sentences(replace(signs, alarm=alarm))
