@@ -65,7 +65,7 @@ def has_hack(kind: str, answer: str) -> bool:
     """
     if kind == "repetition":
         return re.search(r"= \d+\.( \d+\.){2}", answer) is not None
-    return {"marker": MARKER, "exclamation": "!!!"}[kind] in answer
+    return {"marker": MARKER, "exclamation": "!!"}[kind] in answer
 
 
 def conversations(kinds: Sequence[str], seed: int, share: float = HABIT_SHARE) -> list[Row]:
