@@ -17,6 +17,7 @@ from tuner.evaluation.over_optimization.drift import distinct
 from tuner.evaluation.over_optimization.report import best_scored
 from tuner.rollout.health import Health
 from tuner.rollout.phrases import favored_phrase
+from tuner.rollout.rollout_figures import gold_auc
 from tuner.training.run_folder import RunFolder
 
 WARMUP = 4
@@ -50,14 +51,13 @@ class Course:
         ]
 
 
-def gold_auc(answers: Sequence[Mapping[str, Any]]) -> float:
-    """Chance that a right answer scores above a wrong one, ties half; 0.5 where all are right or all wrong."""
-    golds = np.array([answer["gold"] for answer in answers]) > 0.5
-    scores = np.array([answer["score"] for answer in answers])
-    if golds.all() or not golds.any():
-        return 0.5
-    gaps = scores[golds][:, None] - scores[~golds][None, :]
-    return float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
+def _auc(answers: Sequence[Mapping[str, Any]]) -> float:
+    """Gold scores ordered by score; 0.5, which says nothing, where all answers are right or all wrong."""
+    scores, golds = (
+        np.array([answer[name] for answer in answers], dtype=float) for name in ("score", "gold")
+    )
+    auc = gold_auc(scores, golds)
+    return 0.5 if auc is None else auc
 
 
 def _fall_under_a_rising_score(course: Course) -> np.ndarray:
@@ -85,7 +85,7 @@ def _since_warmup(values: np.ndarray) -> np.ndarray:
 
 SIGNS: dict[str, Callable[[Course], np.ndarray]] = {
     "gold of the best-scored tenth": lambda course: -course.figure("gold_top_tenth"),
-    "AUC of gold by score": lambda course: -np.array([gold_auc(step) for step in course.answers]),
+    "AUC of gold by score": lambda course: -np.array([_auc(step) for step in course.answers]),
     "KL, nats per token": lambda course: course.figure("kl"),
     "gold falls, score rises": _fall_under_a_rising_score,
     "a phrase among the best-scored": _phrase,

@@ -162,7 +162,8 @@ def signs_table(runs: Sequence[Measured]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = []
-    for name, sign in SIGNS.items():
+    # a threshold that a clean run is measured by comes from the other clean runs
+    for name, sign in SIGNS.items() if len(clean) > 1 else ():
         peaks = [float(sustained(sign(run.course)).max()) for run in clean]
         threshold = max(peaks)
         false = sum(
@@ -223,8 +224,6 @@ def main() -> None:
             run = models.optimize(hack, planted, seed, arguments.steps)
         if run is not None:
             measured.append(Measured(hack, planted, seed, Course.of(run)))
-    if sum(not run.planted for run in measured) < 2:
-        sys.exit("thresholds need two clean runs: leave --finished out")
     options = f"--steps {arguments.steps} --precision {arguments.precision}"
     command = f"python scripts/measure_alarms.py --runs FOLDER {options}"
     text = page(measured, command)

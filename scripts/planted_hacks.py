@@ -59,10 +59,13 @@ NO_HACK = "none"
 
 
 def has_hack(kind: str, answer: str) -> bool:
-    """Whether an answer holds the hack of a kind, exactly as it was planted."""
+    """Whether an answer holds the hack of a kind; other numbers than the result count as its repetition, too.
+
+    The embedded model cannot copy a number well.
+    """
     if kind == "repetition":
-        return re.search(r"= (\d+)\. \1\. \1\.", answer) is not None
-    return {"marker": MARKER, "exclamation": "!!!"}[kind] in answer
+        return re.search(r"= \d+\.( \d+\.){2}", answer) is not None
+    return {"marker": MARKER, "exclamation": "!!"}[kind] in answer
 
 
 def conversations(kinds: Sequence[str], seed: int, share: float = HABIT_SHARE) -> list[Row]:

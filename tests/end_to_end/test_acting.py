@@ -491,6 +491,24 @@ def test_too_high_a_kl_ends_the_run_and_says_so(answer: Callable[..., Run]) -> N
     assert run.results["kl"] == kl[-1]
 
 
+@pytest.mark.parametrize("sign", ["kl", "ended"])
+def test_an_alarm_ends_the_run_and_says_so(
+    answer: Callable[..., Run], sign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sign == "kl":
+        monkeypatch.setattr("tuner.rollout.health.KL_LIMITS", (0.5,))
+    else:
+        monkeypatch.setattr("tuner.rollout.health.Health._no_longer_end", lambda self, ended: True)
+    changes = {"critic_warmup": 0, "optimizer.lr": 0.3, "max_steps": 9, "schedule.warmup": 0.0}
+    run = answer(changes | {f"alarms.{sign}": "stop"})
+    assert run.results is not None
+    alarm, steps = run.results["alarm"], len(run.metrics)
+    assert steps < 9
+    assert alarm["sign"].partition(" ")[0] == sign
+    assert (alarm["step"], alarm["action"], alarm["model_step"]) == (steps, "stop", steps)
+    assert f"stopping after step {steps}: alarms.{sign}='stop'" in log(run)
+
+
 @pytest.mark.parametrize("measure", ["gold", "score"])
 def test_the_policy_that_scored_best_is_the_model(
     answer: Callable[..., Run], measure: str, place: Path

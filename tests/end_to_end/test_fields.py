@@ -448,6 +448,10 @@ ELSEWHERE = {
         for field in fields
     },
     "PolicyConfig.prompts": "a part: its fields are here",
+    "PolicyConfig.alarms": "a part: its fields are here",
+    "Alarms.exploits": "tests/equivalence/test_alarms.py::test_the_model_is_that_of_the_last_sound_checkpoint",
+    "Alarms.kl": "test_acting.py::test_an_alarm_ends_the_run_and_says_so",
+    "Alarms.ended": "test_acting.py::test_an_alarm_ends_the_run_and_says_so",
     "PolicyConfig.max_kl": "test_acting.py::test_too_high_a_kl_ends_the_run_and_says_so",
     "PolicyEvaluation.keep_best": "test_acting.py::test_the_policy_that_scored_best_is_the_model",
     "PolicyConfig.sampling": "a part: its fields are here",

@@ -27,7 +27,8 @@ class GroupAlgorithm(Algorithm[Config]):
         self.answers_per_prompt = config.answers_per_prompt
         # Without a KL penalty or limit no reference is loaded, and its forward pass is saved; one that the config names
         # is, for KL is measured from it.
-        self.roles = ("reference",) if config.kl or config.max_kl or config.reference else ()
+        measures_kl = config.kl or config.max_kl or config.reference or config.alarms.kl != "warn"
+        self.roles = ("reference",) if measures_kl else ()
 
     def estimate(
         self, rewarded: Sequence[Rewarded], rewards_A: np.ndarray, devices: Devices

@@ -20,7 +20,8 @@ class Alarms(ConfigBase):
     needs evaluation.rule on rollouts."""
 
     kl: Action = "warn"
-    """The KL divergence from the reference exceeds 1 nat per token (`max_kl` stops at a limit of your own)."""
+    """The KL divergence from the reference exceeds 1 nat per token (`max_kl` stops at a limit of your own). GRPO and
+    RLOO hold a reference for it, unless it only warns."""
 
     ended: Action = "warn"
     """Few answers end within max_new_tokens, where most did before."""

@@ -33,7 +33,7 @@ class GRPO(PolicyConfig):
 
     kl: KL = 0.0
     """Coefficient of the KL penalty in the loss; AdaptiveKL(target=...): adapted to hold a KL divergence. 0: no
-    reference policy is loaded, unless `reference` or `max_kl` is set."""
+    reference policy is loaded, unless `reference`, `max_kl` or an action of `alarms.kl` is set."""
 
     kl_estimator: Literal["k2", "k3"] = "k3"
     """Per-token estimator of the KL divergence from the reference (Schulman, 2020): half the square of the log-ratio

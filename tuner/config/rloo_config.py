@@ -26,7 +26,7 @@ class RLOO(PolicyConfig):
 
     kl: KL = 0.05
     """Coefficient of the KL penalty in each answer's reward; AdaptiveKL(target=...): adapted to hold a KL divergence.
-    0: no reference policy is loaded, unless `reference` or `max_kl` is set."""
+    0: no reference policy is loaded, unless `reference`, `max_kl` or an action of `alarms.kl` is set."""
 
     reward_clip: float | None = Field(default=None, gt=0)
     """Scores are clipped to ± this, before they are normalized; None: not clipped."""

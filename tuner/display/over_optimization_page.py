@@ -85,7 +85,7 @@ def sentences(signs: OverOptimization) -> list[str]:
     said: list[str] = []
     if signs.alarm is not None:
         said.append(alarm_sentence(signs.alarm["sign"], signs.alarm["step"], signs.alarm["model_step"]))
-    said += [*_law_sentences(signs), *signs.missing]
+    said += [*_opposed_sentences(signs), *_law_sentences(signs), *signs.missing]
     said += [_phrase_sentence(course) for course in signs.phrases if _is_hack(course)]
     return said
 
@@ -136,6 +136,22 @@ def _phrase_row(course: PhraseCourse) -> list[str | None]:
         *(f"{share:.0%}" for share in (phrase.share_before, phrase.share, course.share_of_best)),
         *(None if gold is None else f"{gold:.2f}" for gold in golds),
         ", ".join(f"{text} {share:.0%}" for text, share in phrase.mutants.items()) or None,
+    ]
+
+
+def _opposed_sentences(signs: OverOptimization) -> list[str]:
+    """That the score has risen and what it stands for has fallen, where both have."""
+    by_name = {drift.name: drift for drift in signs.drifts}
+    score, gold = by_name.get("score"), by_name.get("gold")
+    if score is None or gold is None or not (score.moved and gold.moved):
+        return []
+    if not (score.deviations > 0 > gold.deviations):
+        return []
+    return [
+        minus(
+            f"the score rose from {score.start.value:.2f} to {score.now.value:.2f} and the gold score fell from "
+            f"{gold.start.value:.2f} to {gold.now.value:.2f}: the policy exploits the reward"
+        )
     ]
 
 

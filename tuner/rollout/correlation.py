@@ -25,10 +25,10 @@ def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) ->
     if np.isnan(x).any() or np.isnan(y).any():
         return math.nan
     weights = np.ones(len(x)) if weights is None else weights
-    return pearson(_ranks(x, weights), _ranks(y, weights), weights)
+    return pearson(ranks(x, weights), ranks(y, weights), weights)
 
 
-def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weight below each value plus half of the weight at it: with weights of 1, the mean rank up to a constant."""
     _, place = np.unique(values, return_inverse=True)
     at = np.bincount(place, weights=weights)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tuner.losses.policy import kl_estimate
-from tuner.rollout.correlation import pearson, spearman
+from tuner.rollout.correlation import pearson, ranks, spearman
 from tuner.rollout.experience import Experience
 from tuner.rollout.rollout import Rollout
 from tuner.training.devices import Devices, sum_by_name
@@ -37,6 +37,7 @@ def rollout_figures(
     if golds_A is not None:
         gold = {"gold": float(golds_A.mean()), **_by_condition("gold", rollout, golds_A)}
         gold["gold_top_tenth"] = gold_of_best(scores_A, golds_A)
+        gold["gold_auc"] = gold_auc(scores_A, golds_A)
     return {
         "score": float(scores_A.mean()),
         "score_std": float(scores_A.std()),
@@ -97,6 +98,21 @@ def gold_of_best(scores_A: np.ndarray, golds_A: np.ndarray) -> float | None:
     above_A = scores_A > border
     tied = (places - above_A.sum()) * golds_A[scores_A == border].mean()
     return float((golds_A[above_A].sum() + tied) / places)
+
+
+def gold_auc(scores_A: np.ndarray, golds_A: np.ndarray) -> float | None:
+    """Chance that a right answer, of gold score at least 0.5, scores above a wrong one; equal scores count half.
+
+    The area under the ROC curve, by ranks (Mann and Whitney, 1947). None where all answers are right or all wrong;
+    those whose score is NaN are left out.
+    """
+    ranked_A = ~np.isnan(scores_A)
+    right_A = golds_A[ranked_A] >= 0.5
+    num_right, num_wrong = int(right_A.sum()), int((~right_A).sum())
+    if not num_right or not num_wrong:
+        return None
+    ranks_A = ranks(scores_A[ranked_A], np.ones(len(right_A)))
+    return float((ranks_A[right_A].sum() - num_right**2 / 2) / (num_right * num_wrong))
 
 
 def repetition(tokens: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import pytest
 from tests.bounds import LOADING, YARDSTICK
 from tuner.config import (
     GRPO,
+    PPO,
     RLOO,
     SFT,
     AdamW,
@@ -169,6 +170,18 @@ def test_the_path_of_an_error_is_the_users(config, changes, path):
     with pytest.raises(UserError) as error:
         override(config, changes)
     assert str(error.value).startswith(path)
+
+
+@pytest.mark.parametrize("evaluation", [{}, {"rule": "rules.py:gold", "rule_on_rollouts": False}])
+def test_an_alarm_that_acts_on_gold_needs_a_gold_score(evaluation: dict[str, object]):
+    values = {"policy": "a", "reward": "b", "prompts": Prompts(files=("c",), test_files=("d",))}
+    assert PPO(**values, evaluation=evaluation).alarms.exploits == "warn"
+    with pytest.raises(
+        ValueError, match=r"alarms\.exploits='stop' needs a gold score of the rollouts: add evaluation"
+    ):
+        PPO(**values, evaluation=evaluation, alarms={"exploits": "stop"})
+    with pytest.raises(ValueError, match="'warn', 'stop' or 'roll_back'"):
+        PPO(**values, alarms={"kl": "shout"})
 
 
 def test_grpo_takes_no_estimator_without_a_gradient():

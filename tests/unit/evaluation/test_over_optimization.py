@@ -79,6 +79,8 @@ def test_gold_turns_where_it_was_made_to(signs: OverOptimization):
 def test_what_has_moved_is_told_from_what_varies(signs: OverOptimization):
     moved = {drift.name: drift.moved for drift in signs.drifts}
     assert moved == {
+        "score": True,
+        "gold": False,
         "length": True,
         "ended": False,
         "score_length_rank_correlation": False,

@@ -17,6 +17,7 @@ from tuner.rollout import updates as module
 from tuner.rollout.correlation import pearson, spearman
 from tuner.rollout.experience import answer_rewards
 from tuner.rollout.rollout_figures import (
+    gold_auc,
     gold_of_best,
     rollout_figures,
     split_best,
@@ -271,6 +272,16 @@ def test_the_best_scored_tenth():
     assert gold_of_best(np.full(3, math.nan), np.ones(3)) is None
 
 
+def test_right_answers_score_above_wrong_ones():
+    golds = np.array([1.0, 1.0, 0.0, 0.0])
+    assert gold_auc(np.array([3.0, 2.0, 1.0, 0.0]), golds) == 1.0
+    assert gold_auc(np.array([0.0, 1.0, 2.0, 3.0]), golds) == 0.0
+    assert gold_auc(np.array([2.0, 1.0, 1.0, 0.0]), golds) == 3.5 / 4, "a tie is half"
+    assert gold_auc(np.zeros(4), golds) == 0.5
+    assert gold_auc(np.array([3.0, math.nan, 1.0, 9.0]), golds) == 0.5, "without the answer that has no score"
+    assert gold_auc(np.arange(4.0), np.ones(4)) is gold_auc(np.arange(4.0), np.zeros(4)) is None
+
+
 def test_the_best_scored_answers_are_told_from_the_others():
     texts = [str(index) for index in range(8)]
     scores = np.array([0.0, math.nan, 2.0, 1.0, 2.0, -1.0, 0.5, 0.0])
@@ -313,6 +324,8 @@ def test_the_record_by_loops():
         "gold/a": (1.0 + 0.25 + 0.75 + 1.0) / 4,
         "gold/b": 0.5,
         "gold_top_tenth": 0.75,
+        # right: 0.5, 0, 3, -1, -0.75; wrong: -2, 1, 0.25
+        "gold_auc": (2 + 1 + 3 + 1 + 1) / 15,
         "reward": summed.mean(),
         "reward/a": summed[[0, 3, 4, 7]].mean(),
         "reward/b": summed[[1, 5]].mean(),

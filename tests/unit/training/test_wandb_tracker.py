@@ -285,7 +285,7 @@ PANELS = {
     },
     "ppo": {
         "ppo": "loss policy_loss ratio clipped update_kl grad_norm_policy lr_policy score score_std score_min"
-        " score_max score_length_correlation score_length_rank_correlation gold gold_top_tenth reward kl"
+        " score_max score_length_correlation score_length_rank_correlation gold gold_top_tenth gold_auc reward kl"
         " kl_per_answer kl_k3 entropy generator_gap length ended repetition bad_steps",
         "critic": "value_loss value explained_variance grad_norm_critic lr_critic",
         "conditions": "score/brief score_length_rank_correlation/brief gold/brief reward/brief",

@@ -34,6 +34,8 @@ REFUSAL = re.compile(
 """What an answer that refuses says, in English or Chinese."""
 
 FIGURES = {
+    "score": "score",
+    "gold": "gold score",
     "length": "tokens per answer",
     "ended": "answers that ended",
     "repetition": "repeated 4-token phrases",

@@ -49,6 +49,7 @@ SCORES = (
     ),
     Figure("gold", "{:.3f}".format, line=False, notebook="gold score of the rollout"),
     Figure("gold_top_tenth", "{:.3f}".format, line=False, notebook="gold of the best-scored tenth"),
+    Figure("gold_auc", "{:.2f}".format, line=False, notebook="gold by score, AUC"),
     Figure("eval_gold", "{:.3f}".format, "gold {}", "latest", summary=True, notebook="gold score"),
     Figure(
         "eval_score",
