@@ -92,6 +92,11 @@ class RunFolder:
     def checkpoints_folder(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def answers_folder(self) -> Path:
+        """Rollouts that an engine with noise of its own has stored, of the steps that may be taken again."""
+        return self.folder / "answers"
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The contents of `NAME.json`; None where there is none. Raises UserError where it cannot be read."""
         path = self.folder / f"{name}.json"
@@ -150,8 +155,9 @@ class RunFolder:
             )
 
     def abandon(self) -> None:
-        """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind."""
-        if self._is_new and not self.has_started:
+        """Remove a folder that `start` made if no step was taken in it, and no rollout stored: bad input leaves nothing
+        behind."""
+        if self._is_new and not self.has_started and not self.answers_folder.is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:
