@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 import tuner
-from tests.equivalence.conftest import SMALL_PPO
+from tests.equivalence.conftest import SMALL_PPO, in_two_processes
 from tests.unit.rollout.vllm_stand_in import StandIn
 from tuner.config import GRPO, RLOO, Model, PolicyConfig, override
 from tuner.errors import UserError
@@ -135,6 +135,20 @@ def test_a_gap_above_the_bound_stops_the_run_which_goes_on_from_the_same_answers
     (record,) = tuner.train(override(stopping, {"engine.above_max_gap": "truncate"}), runs=tmp_path).metrics
     assert record["importance_weight"] > 0
     assert len(stand_in.completions) == asked
+
+
+def test_two_processes_correct_as_one_does(config, stand_in, tmp_path):
+    """From the same rollouts: the main process asks, all get the answers, and a gap is measured over all ranks."""
+    two = config("ppo", {"critic_warmup": 0, "max_steps": 2, "checkpoint.every": None})
+    run = tuner.train(two, runs=tmp_path / "one")
+    asked = len(stand_in.completions)
+    shutil.copytree(run.folder / "answers", tmp_path / "two" / "small" / "ppo" / "answers")
+    in_two_processes(tmp_path, {"small": two})
+    assert len(stand_in.completions) == asked
+    for record, other in zip(run.metrics, Run(tmp_path / "two" / "small" / "ppo").metrics, strict=True):
+        assert other["generator_gap_max"] == record["generator_gap_max"]
+        for name in ("generator_gap", "importance_weight", "policy_loss", "grad_norm_policy"):
+            assert other[name] == pytest.approx(record[name], rel=1e-3), name
 
 
 def test_check_says_what_the_engine_needs(config, tmp_path, monkeypatch):
