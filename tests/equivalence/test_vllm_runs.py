@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 import tuner
-from tests.equivalence.conftest import SMALL_PPO
+from tests.equivalence.conftest import SMALL_PPO, in_two_processes
 from tests.unit.rollout.vllm_stand_in import StandIn
 from tuner.config import GRPO, RLOO, Model, PolicyConfig, override
 from tuner.errors import UserError
@@ -95,7 +95,7 @@ def test_a_resumed_run_learns_from_the_same_answers(config, stand_in, tmp_path):
         "evaluation.every": 1,
         "evaluation.temperature": 1.0,
     }
-    whole = config("ppo", {**BOUNDLESS, **held_out})
+    whole = config("ppo", {**BOUNDLESS, **held_out, "max_steps": 2})
     run = tuner.train(whole, runs=tmp_path)
     before, weights = steady(run), load_file(run.model_folder / "adapter_model.safetensors")
     results, asked = run.results, len(stand_in.completions)
@@ -126,17 +126,29 @@ def test_a_gap_above_the_bound_is_corrected_by_truncated_weights(config, tmp_pat
 
 
 def test_a_gap_above_the_bound_stops_the_run_which_goes_on_from_the_same_answers(config, stand_in, tmp_path):
-    settings = {**BOUNDLESS, "engine.above_max_gap": "stop", "max_steps": 1}
-    tuner.train(config("grpo", settings), runs=tmp_path)
-    longer = config("grpo", {**settings, "engine.max_gap": 0.01, "max_steps": 2})
-    words = r'nats per token, above engine.max_gap=0.01: .* engine.above_max_gap="truncate"'
+    """Also at the first step, before which there is no checkpoint."""
+    stopping = config("grpo", {"engine.above_max_gap": "stop", "max_steps": 1})
+    words = r'nats per token, above engine.max_gap=0.05: .* engine.above_max_gap="truncate"'
     with pytest.raises(UserError, match=words):
-        tuner.train(longer, runs=tmp_path)
+        tuner.train(stopping, runs=tmp_path)
     asked = len(stand_in.completions)
-    run = tuner.train(override(longer, {"engine.above_max_gap": "truncate"}), runs=tmp_path)
-    assert len(run.metrics) == 2
-    assert "importance_weight" in run.metrics[-1]
+    (record,) = tuner.train(override(stopping, {"engine.above_max_gap": "truncate"}), runs=tmp_path).metrics
+    assert record["importance_weight"] > 0
     assert len(stand_in.completions) == asked
+
+
+def test_two_processes_correct_as_one_does(config, stand_in, tmp_path):
+    """From the same rollouts: the main process asks, all get the answers, and a gap is measured over all ranks."""
+    two = config("ppo", {"critic_warmup": 0, "max_steps": 2, "checkpoint.every": None})
+    run = tuner.train(two, runs=tmp_path / "one")
+    asked = len(stand_in.completions)
+    shutil.copytree(run.folder / "answers", tmp_path / "two" / "small" / "ppo" / "answers")
+    in_two_processes(tmp_path, {"small": two})
+    assert len(stand_in.completions) == asked
+    for record, other in zip(run.metrics, Run(tmp_path / "two" / "small" / "ppo").metrics, strict=True):
+        assert other["generator_gap_max"] == record["generator_gap_max"]
+        for name in ("generator_gap", "importance_weight", "policy_loss", "grad_norm_policy"):
+            assert other[name] == pytest.approx(record[name], rel=1e-3), name
 
 
 def test_check_says_what_the_engine_needs(config, tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tuner.rollout.vllm_client import KEY
 from tuner.rollout.vllm_server import DEFAULT_PYTHON, PYTHON
 
+PATIENCE = 600.0
+"""Seconds to wait for what a server that starts makes possible."""
 RULE = "def short(answer, row):\n    return 1 / (1 + len(answer))\n"
 
 
@@ -26,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.vllm)
+            # a server takes a minute to start on two idle cores, and each test starts a few
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,7 +61,7 @@ class Command:
         assert self.process.stdout is not None
         self.lines.extend(iter(self.process.stdout.readline, ""))
 
-    def wait_for(self, pattern: str, seconds: float = 300.0) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = PATIENCE) -> re.Match[str]:
         """The first line that matches; AssertionError, with all output, where none comes."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -94,8 +98,11 @@ def children(parent: int) -> list[int]:
     return [int(number) for number in place.read_text().split()] if place.exists() else []
 
 
-def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], Any], *commands: Command) -> None:
+    """Wait for a condition; AssertionError, with the output of commands that should bring it about, if it fails."""
+    deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline
+        alive = all(command.process.poll() is None for command in commands)
+        assert alive, ["".join(command.lines) for command in commands]
+        assert time.monotonic() < deadline, ["".join(command.lines) for command in commands]
         time.sleep(0.05)

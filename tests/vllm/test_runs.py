@@ -13,7 +13,7 @@ import pytest
 
 import tuner
 from tests.equivalence.conftest import SMALL_PPO
-from tests.vllm.conftest import RULE, Command, children, until
+from tests.vllm.conftest import PATIENCE, RULE, Command, children, until
 from tuner.config import PPO, Model, override, to_json
 from tuner.rollout.vllm_server import usable_port
 from tuner.stages.run import Run
@@ -59,15 +59,15 @@ def servers_of(command: Command) -> list[int]:
 def test_a_killed_run_goes_on_from_its_stored_rollouts(write, command, tmp_path):
     """SIGKILL at once, in the middle of a step: the server ends, too, and each step's answers are those of before."""
     run, first = Run(tmp_path / "runs" / "small"), command("train", write({}))
-    until(lambda: (run.folder / "answers" / "step_000002.safetensors").exists(), 300)
+    until(lambda: (run.folder / "answers" / "step_000002.safetensors").exists(), first)
     (server,) = servers_of(first)
     first.end(signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{server}").exists(), 60)
+    until(lambda: not Path(f"/proc/{server}").exists())
     stored = {path.name: path.read_bytes() for path in (run.folder / "answers").iterdir()}
     before = steady(run)
     assert len(before) >= 2
     second = command("train", "small.py")
-    assert second.process.wait(400) == 0, second.lines
+    assert second.process.wait(PATIENCE) == 0, second.lines
     assert steady(run)[: len(before)] == before
     assert len(run.metrics) == 4
     after = {path.name: path.read_bytes() for path in (run.folder / "answers").iterdir()}
@@ -101,7 +101,7 @@ def test_runs_share_a_server_that_is_killed_and_started_by_hand(write, command, 
     url = first.wait_for(r'engine=VLLM\(url="(.*)"\)')[1]
     run = Run(tmp_path / "runs" / "small")
     train = command("train", write({"engine": {"url": url, "retries": 20}, "max_steps": 30}))
-    until(lambda: (run.folder / "answers" / "step_000003.safetensors").exists(), 300)
+    until(lambda: (run.folder / "answers" / "step_000003.safetensors").exists(), train)
     (server,) = servers_of(first)
     os.killpg(server, signal.SIGKILL)
     assert first.process.wait(60) == 2
@@ -109,7 +109,7 @@ def test_runs_share_a_server_that_is_killed_and_started_by_hand(write, command, 
     train.wait_for("waiting for the vLLM server")
     second = command("serve-rollouts", "tuner:tiny", *options)
     second.wait_for("is served")
-    assert train.process.wait(300) == 0, train.lines
+    assert train.process.wait(PATIENCE) == 0, train.lines
     assert len(run.metrics) == 30
     assert all(record["generator_gap_max"] < FP32_GAP for record in run.metrics)
     assert second.end(signal.SIGINT) == 0

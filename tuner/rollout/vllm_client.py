@@ -82,7 +82,7 @@ class VLLMClient:
         self.url = url.rstrip("/")
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._timeout, self._concurrency = parts.netloc, timeout, concurrency
-        self._key = key or os.environ.get(KEY) or _kept_key(url)
+        self._key = key or os.environ.get(KEY)
 
     def is_ready(self) -> bool:
         """Whether the server answers requests now. Raises UserError where it refuses this client."""
@@ -174,8 +174,9 @@ class VLLMClient:
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
         """The content of a successful response."""
         headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        # read each time: a server that was started anew may have another
+        if key := self._key or _kept_key(self.url):
+            headers["Authorization"] = f"Bearer {key}"
         # a connection for each: the server closes idle ones, and a lost one could not be told from a died server
         connection = self._kind(self._host, timeout=self._timeout)
         try:

@@ -83,6 +83,10 @@ class RunFolder:
         return bool(self.metrics) or bool(checkpoints_in(self.checkpoints_folder))
 
     @property
+    def _holds_work(self) -> bool:
+        return self.has_started or self.answers_folder.is_dir()
+
+    @property
     def is_finished(self) -> bool:
         """Whether it has results and the model that they are of."""
         return self.results is not None and self.model_folder.is_dir()
@@ -99,6 +103,11 @@ class RunFolder:
     @property
     def checkpoints_folder(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def answers_folder(self) -> Path:
+        """Rollouts that an engine with noise of its own has stored, of the steps that may be taken again."""
+        return self.folder / "answers"
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The contents of `NAME.json`; None where there is none. Raises UserError where it cannot be read."""
@@ -158,12 +167,12 @@ class RunFolder:
             )
 
     def abandon(self) -> None:
-        """Remove a folder that `start` made if no step was taken in it: bad input leaves nothing behind.
+        """Remove a folder that `start` made, unless work would be lost: bad input leaves nothing behind.
 
-        Nor in a run within it: a run of rounds has no steps of its own.
+        Work is a step, a stored rollout, or any of it in a run within this one, as a run of rounds has.
         """
         within = (RunFolder(file.parent) for file in self.folder.glob("*/*/config.json"))
-        if self._is_new and not self.has_started and not any(run.has_started for run in within):
+        if self._is_new and not self._holds_work and not any(run._holds_work for run in within):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:

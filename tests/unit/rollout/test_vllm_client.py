@@ -120,14 +120,20 @@ def test_a_server_that_is_away_is_not_ready(stand_in):
 def test_the_key_is_sent_and_kept_for_this_user_alone(monkeypatch, tmp_path):
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
-    with StandIn(key="secret").serving() as url:
+    server = StandIn(key="secret")
+    with server.serving() as url:
+        client = VLLMClient(url, timeout=5.0)
         with pytest.raises(UserError, match=KEY):
-            VLLMClient(url, timeout=5.0).is_ready()
+            client.is_ready()
         assert VLLMClient(url, timeout=5.0, key="secret").is_ready()
         with keep_key(url, "secret"):
             (file,) = tmp_path.iterdir()
             assert file.stat().st_mode & 0o777 == 0o600
-            assert VLLMClient(url, timeout=5.0).is_ready()
+            assert client.is_ready()
+        server.key = "another"  # started anew
+        with keep_key(url, "another"):
+            assert client.is_ready()
         assert not list(tmp_path.iterdir())
+        server.key = "secret"
         monkeypatch.setenv(KEY, "secret")
         assert VLLMClient(url, timeout=5.0).is_ready()

@@ -41,7 +41,7 @@ def load_engine(config: PolicyConfig, context: Context, roles: Roles, ends: Coll
         base=lambda: served_base(config.policy, run.folder / "served_base", config.precision),
         say=context.say,
     )
-    stored = StoredAnswers(run.folder / "answers")
+    stored = StoredAnswers(run.answers_folder)
     return VLLMEngine(
         serving,
         stored,
