@@ -10,6 +10,9 @@ from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
 from tuner.stages.stage import Stage
 
+SCORING = ("reward", "further_rewards")
+"""Config fields whose models have a scalar head; of a tuple, with the number behind a dot."""
+
 
 def with_stand_ins(
     stage: Stage[Any], config: StageConfig, folder: Path
@@ -24,7 +27,7 @@ def with_stand_ins(
     replaced: list[str] = []
     for field, model in stage.model_fields(config).items():
         if not _is_here(model.path):
-            small = tiny_model_folder(model.path, folder / field, score=field == "reward")
+            small = tiny_model_folder(model.path, folder / field, score=field.startswith(SCORING))
             # A stand-in is a folder, and a revision of a folder is refused.
             changes |= {f"{field}.path": str(small), f"{field}.revision": None}
             stand_ins.append(field)

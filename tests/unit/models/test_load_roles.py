@@ -137,7 +137,7 @@ def requests() -> list[ScoreRequest]:
 
 def scored(roles: PolicyRoles) -> np.ndarray:
     with roles.roles.role("reward") as model:
-        return score_sequences(model, roles.sequences.make(requests()), 64, CPU)
+        return score_sequences(model, roles.reward_inputs["reward"].make(requests()), 64, CPU)
 
 
 def logprobs(roles, name, batch, train=False) -> torch.Tensor:
@@ -581,7 +581,7 @@ def test_only_the_roles_needed_are_loaded(folder, load, batch, layout, needed, w
     models = parts(folder, roles=frozenset(needed), reward=reward, layout=layout)
     loaded = load_policy_roles(models, CPU, nullcontext)
     assert list(loaded.roles) == ["policy", *needed]
-    assert (loaded.sequences is not None) == with_reward
+    assert list(loaded.reward_inputs) == (["reward"] if with_reward else [])
     assert set(loaded.fingerprints) == {"policy", "reward"} if with_reward else {"policy"}
     full = load(roles=layout)
     assert torch.equal(logprobs(loaded, "policy", batch), logprobs(full, "policy", batch))
