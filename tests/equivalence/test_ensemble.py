@@ -53,22 +53,25 @@ def both(ppo, start) -> Callable[..., PPO]:
     return made
 
 
-def test_killed_it_goes_on_bit_for_bit(both, tmp_path, monkeypatch):
+def test_the_record_is_that_of_both_reward_models(both, tmp_path, monkeypatch):
     compared: list[tuple[np.ndarray, np.ndarray]] = []
 
     def comparing(scores_A: np.ndarray, references_AM: np.ndarray, settings: Any) -> np.ndarray:
         compared.append((scores_A, references_AM))
         return preferences(scores_A, references_AM, settings)
 
-    config = both()
-    with monkeypatch.context() as patch:
-        patch.setattr("tuner.stages.rl.prepare.preferences", comparing)
-        whole = tuner.train(config, runs=tmp_path / "whole")
+    monkeypatch.setattr("tuner.stages.rl.prepare.preferences", comparing)
+    config = both({"max_steps": 2})
+    run = tuner.train(config, runs=tmp_path)
+    assert_the_record_is_true(run, compared)
+    assert_evaluation_scores_alike(config, run)
+
+
+def test_killed_it_goes_on_bit_for_bit(both, tmp_path):
+    whole = tuner.train(both(), runs=tmp_path / "whole")
     in_the_last_step = 2 * BOTH["mini_batches"] + 1
-    train_and_be_killed(config, tmp_path / "killed", Algorithm, "_learn_values", in_the_last_step)
-    assert_same(whole, tuner.train(config, runs=tmp_path / "killed"))
-    assert_the_record_is_true(whole, compared)
-    assert_evaluation_scores_alike(config, whole)
+    train_and_be_killed(both(), tmp_path / "killed", Algorithm, "_learn_values", in_the_last_step)
+    assert_same(whole, tuner.train(both(), runs=tmp_path / "killed"))
 
 
 def assert_the_record_is_true(run: Run, compared: list[tuple[np.ndarray, np.ndarray]]) -> None:
