@@ -166,6 +166,7 @@ def ppo(to: dict[str, Any], seen: str, base: dict[str, Any] | None = None, alike
 
 
 FRESH = {"policy": {"path": "tuner:tiny"}, "adapter": {"r": 4}, "roles": "separate", "critic_from": "policy"}
+UNSHAPED = {"reward_clip": None, "normalize_rewards": False}
 ADAPTIVE = {"kl": {"target": 1e-3, "horizon": 8}, "reference": {"path": "tuner:tiny"}}
 """From a reference that is far from the policy, so that its KL is above one target and below another."""
 PPO_CHANGES = {
@@ -193,6 +194,7 @@ PPO_CHANGES = {
     "PPO.whiten_advantages": ppo({"whiten_advantages": True}, "policy_loss"),
     "PolicyConfig.reward_clip": ppo({"reward_clip": 1e-3}, "reward"),
     "PolicyConfig.normalize_rewards": ppo({"normalize_rewards": False}, "reward"),
+    "PolicyConfig.preference_reward": ppo({"preference_reward": {}}, "reward", UNSHAPED),
     "PolicyConfig.missing_end_penalty": ppo(
         {"missing_end_penalty": 1.0}, "reward", {"normalize_rewards": False}
     ),
@@ -465,6 +467,14 @@ ELSEWHERE = {
             ("unit/rollout/test_vllm_client.py", ("timeout", "concurrency")),
         )
         for name in names
+    },
+    **{
+        f"PolicyConfig.{name}": "needs reward models with statistics: tests/equivalence/test_ensemble.py"
+        for name in ("further_rewards", "combine", "variance_coefficient")
+    },
+    **{
+        f"PreferenceReward.{name}": "tests/unit/rollout/test_ensemble.py::test_a_preference_is_the_mean_of_sigmoids"
+        for name in ("answers", "slope")
     },
     "PolicyConfig.evaluation": "a part: its fields are here",
     "PolicyConfig.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",

@@ -82,7 +82,7 @@ import sys, tuner
 from tuner.config import load_config, override
 config = override(load_config("quickstart_sft"), {"max_steps": 1, "data.limit": 40, "evaluation.rows": 4})
 tuner.train(config, runs=sys.argv[1])
-foreign = ("config.ppo", "config.grpo", "config.rloo", "config.policy_config", "config.reward_config", "stages.reward",
+foreign = ("config.ppo", "config.grpo", "config.rloo", "config.policy", "config.reward_config", "stages.reward",
            "stages.rl", "stages.dpo", "stages.kto", "rollout", "algorithms",
            "models.scorer", "models.reward", "losses.policy",
            "losses.reward", "evaluation.judge", "evaluation.report_card", "evaluation.win")

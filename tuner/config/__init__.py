@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from tuner.config.kto_config import KTO
     from tuner.config.model import Freeze, Model, Rope
     from tuner.config.overrides import override
-    from tuner.config.policy_config import AdaptiveKL, LengthPenalty, PolicyConfig, Rule
+    from tuner.config.policy_config import AdaptiveKL, PolicyConfig
+    from tuner.config.policy_rewards import LengthPenalty, PreferenceReward, Rule
     from tuner.config.ppo_config import PPO
     from tuner.config.ranking import FocalRanking
     from tuner.config.registry import config_class, register_stage, stage_names
@@ -74,8 +75,11 @@ _NAMES_BY_MODULE = {
     "overrides": ("override",),
     "policy_config": (
         "AdaptiveKL",
-        "LengthPenalty",
         "PolicyConfig",
+    ),
+    "policy_rewards": (
+        "LengthPenalty",
+        "PreferenceReward",
         "Rule",
     ),
     "ppo_config": ("PPO",),
@@ -147,6 +151,7 @@ __all__ = [
     "People",
     "PolicyConfig",
     "PolicyEvaluation",
+    "PreferenceReward",
     "Preferences",
     "Prompts",
     "Replay",

@@ -1,8 +1,8 @@
 """Config shared by the stages that train a policy by reinforcement learning."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tuner.config.adapter import Adapter
 from tuner.config.alarms import Alarms
@@ -10,35 +10,19 @@ from tuner.config.base import ConfigBase
 from tuner.config.data import Prompts, Replay
 from tuner.config.engine_config import VLLM, Engine
 from tuner.config.evaluation import PolicyEvaluation
-from tuner.config.functions import Function, is_function_reference
 from tuner.config.model import Model
+from tuner.config.policy_rewards import (
+    Combine,
+    LengthPenalty,
+    PreferenceReward,
+    Reward,
+    Rule,
+    as_model,
+    as_rule,
+)
 from tuner.config.sampling import Sampling
 from tuner.config.stage_config import TrainingConfig
 from tuner.config.training import AdamW, Checkpoint, Constant, Schedule
-
-
-class Rule(ConfigBase):
-    """A reward computed by code instead of a model."""
-
-    function: Function
-    """`file.py:name` of a module-level function (answer, row) -> float, where row (dict) holds the fields of the
-    prompt's row and its "condition"."""
-
-    weight: float = 1.0
-    """Factor of its scores."""
-
-
-class LengthPenalty(ConfigBase):
-    """A penalty on the length of answers.
-
-    With above = max_new_tokens - n and per_token = 1 / n it is DAPO's soft overlong punishment (arXiv 2503.14476).
-    """
-
-    per_token: float = Field(gt=0)
-    """Subtracted from an answer's score for every token beyond `above`, its end token included."""
-
-    above: int = Field(default=0, ge=0)
-    """Length in tokens up to which an answer costs nothing."""
 
 
 class AdaptiveKL(ConfigBase):
@@ -61,37 +45,6 @@ KL = Annotated[float, Field(ge=0)] | AdaptiveKL
 """KL penalty coefficient: a number, or what adapts it."""
 
 
-def _as_model(value: Any) -> Any:
-    """Accept a path in place of a model."""
-    return {"path": value} if isinstance(value, str) else value
-
-
-def _as_reward(value: Any) -> Any:
-    """Accept a function in place of a rule, and a path in place of a model."""
-    if is_function_reference(value) or (callable(value) and not isinstance(value, ConfigBase)):
-        return {"function": value}
-    return _as_model(value)
-
-
-def _as_rule(value: Any) -> Any:
-    """Accept a function in place of a rule."""
-    is_rule = isinstance(value, dict | Rule)
-    return cast("Any", value) if is_rule else {"function": value}
-
-
-def _reward_kind(value: Any) -> str:
-    """Tag of the union's member: its class's name."""
-    return "Rule" if isinstance(value, Rule) or (isinstance(value, dict) and "function" in value) else "Model"
-
-
-Reward = Annotated[
-    Annotated[Model, Tag("Model")] | Annotated[Rule, Tag("Rule")],
-    Discriminator(_reward_kind),
-    BeforeValidator(_as_reward),
-]
-"""Source of the reward: a reward model, or a rule."""
-
-
 class PolicyConfig(TrainingConfig):
     """Reinforcement learning of a policy from the scores of its own answers.
 
@@ -103,13 +56,13 @@ class PolicyConfig(TrainingConfig):
     algorithm: ClassVar[str]
     """`module:class` of the algorithm that turns a rollout into losses."""
 
-    policy: Annotated[Model, BeforeValidator(_as_model)]
+    policy: Annotated[Model, BeforeValidator(as_model)]
     """The model to train; its initial weights also serve as the reference policy, unless `reference` names another."""
 
     adapter: Adapter | None = None
     """Train an adapter of the policy instead of its weights. A policy that is a run with an adapter continues it."""
 
-    reference: Annotated[Model, BeforeValidator(_as_model)] | None = None
+    reference: Annotated[Model, BeforeValidator(as_model)] | None = None
     """The policy that KL is measured from (a run, a folder or a hub name), such as the SFT policy of a policy that an
     earlier round has trained; None: the policy as it starts. It must have the policy's tokenizer."""
 
@@ -117,7 +70,18 @@ class PolicyConfig(TrainingConfig):
     """The reward model (a run, a folder or a hub name), or a rule: `file.py:name` of a function (answer, row) ->
     float."""
 
-    added_rewards: tuple[Annotated[Rule, BeforeValidator(_as_rule)], ...] = ()
+    further_rewards: tuple[Annotated[Model, BeforeValidator(as_model)], ...] = ()
+    """Further reward models that score every answer: with `reward` an ensemble. Each one's scores are standardized by
+    the mean and standard deviation of its held-out answers, as its training recorded them. Where they disagree is
+    logged as `disagreement`."""
+
+    combine: Combine = "min"
+    """The score that `reward` and `further_rewards` give together: their "mean", "min" or "mean_minus_variance"."""
+
+    variance_coefficient: float = Field(default=0.1, ge=0)
+    """Coefficient of the variance in combine="mean_minus_variance" (0.1 in the PPO of Coste et al.)."""
+
+    added_rewards: tuple[Annotated[Rule, BeforeValidator(as_rule)], ...] = ()
     """Rules whose scores, times their weights, are added to the reward's: the sum is the score. Each part's mean is
     logged as score_of/NAME."""
 
@@ -169,6 +133,10 @@ class PolicyConfig(TrainingConfig):
     """Standardize scores by their running mean and standard deviation over the run. OpenRLHF's `normalize_reward` and
     trlX's `scale_reward="running"` do so by choice, TRL's `whiten_rewards` by the step's alone, verl does not."""
 
+    preference_reward: PreferenceReward | None = None
+    """Reward with the probability that an answer is preferred to the reference policy's, in place of the score itself;
+    takes the place of `reward_clip` and `normalize_rewards`. None: the score."""
+
     missing_end_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer truncated at max_new_tokens, before scores are clipped."""
 
@@ -211,6 +179,29 @@ class PolicyConfig(TrainingConfig):
     def reward_model(self) -> Model | None:
         """The reward model; None where a rule scores answers."""
         return self.reward if isinstance(self.reward, Model) else None
+
+    @property
+    def reward_models(self) -> tuple[Model, ...]:
+        """The reward models: `reward` and `further_rewards`; none where a rule scores answers."""
+        return (self.reward, *self.further_rewards) if isinstance(self.reward, Model) else ()
+
+    @model_validator(mode="after")
+    def _an_ensemble_is_of_models(self) -> Self:
+        if self.further_rewards and self.reward_model is None:
+            raise ValueError(
+                "further_rewards score beside a reward model, and reward is a rule: name a reward model in reward, and "
+                "add the rule by added_rewards"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_preference_is_bounded_already(self) -> Self:
+        if self.preference_reward is not None and (self.reward_clip is not None or self.normalize_rewards):
+            raise ValueError(
+                "preference_reward takes the place of reward_clip and normalize_rewards, which would distort a "
+                "probability: write reward_clip=None and normalize_rewards=False"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rows_fit_a_pass(self) -> Self:

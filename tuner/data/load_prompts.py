@@ -33,9 +33,25 @@ class RewardReader:
     """Names of the conditions it was trained with."""
     template: Template
     """The template it was trained with."""
+    further: tuple["RewardReader", ...] = ()
+    """Those of further reward models that score the same answers."""
 
     def check(self, prompt: Prompt) -> None:
-        """Raises UserError when the reward model cannot score answers to this prompt."""
+        """Raises UserError when a reward model cannot score answers to this prompt."""
+        self._check(prompt)
+        for reader in self.further:
+            reader.check(prompt)
+
+    def cache_inputs(self) -> dict[str, Any]:
+        """What decides which prompts pass, as plain values."""
+        values: dict[str, Any] = {
+            "conditions": sorted(self.conditions),
+            "reward template": self.template.source,
+        }
+        further = [reader.cache_inputs() for reader in self.further]
+        return values | ({"further reward models": further} if further else {})
+
+    def _check(self, prompt: Prompt) -> None:
         name = prompt.condition
         if name is not None and name not in self.conditions:
             trained_with = ", ".join(sorted(self.conditions)) or "none"
@@ -89,10 +105,9 @@ class PromptBuilder(Builder[Prompt, TokenizedPrompt, PromptSet]):
         super().__init__(data, tokenizer, progress)
         self._reader = reader
         self._num_weighted = 0
-        self.cache_inputs: Mapping[str, Any] = {
-            "conditions": None if reader is None else sorted(reader.conditions),
-            "reward template": None if reader is None else reader.template.source,
-        }
+        self.cache_inputs: Mapping[str, Any] = (
+            {"conditions": None, "reward template": None} if reader is None else reader.cache_inputs()
+        )
 
     def collector(self) -> PromptCollector:
         return PromptCollector()

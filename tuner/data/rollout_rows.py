@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +22,20 @@ KEYS = ("prompt", "answer", "prompt_number")
 
 
 def rollout_row(
-    prompt: Prompt, answer: str, *, number: int, score: float, gold: float | None, ended: bool
+    prompt: Prompt,
+    answer: str,
+    *,
+    number: int,
+    score: float,
+    gold: float | None,
+    ended: bool,
+    scores: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """The JSON values of an answer. A key without a value is null, but for `policy_system`, `tools` and `gold`, which
-    most runs lack.
+    """The JSON values of an answer. A key without a value is null, but for `policy_system`, `tools`, `gold` and
+    `scores`, which most runs lack.
 
-    number: of the prompt among the training prompts, from 0. gold: None without a rule.
+    number: of the prompt among the training prompts, from 0. gold: None without a rule. scores: by each reward model of
+    an ensemble, standardized; None without one.
     """
     asked = prompt.policy_input()
     optional = {
@@ -34,6 +43,7 @@ def rollout_row(
         "policy_system": None if len(asked.turns) == len(prompt.turns) else asked.turns[0].content,
         "tools": list(prompt.tools) or None,
         "gold": gold,
+        "scores": None if scores is None else list(scores),
     }
     return {
         "prompt": [message_of(turn) for turn in prompt.turns],

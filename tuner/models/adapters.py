@@ -299,6 +299,7 @@ def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         # not the add_adapter of PeftModelForSequenceClassification, which also wraps modules named like a head
         _peft().PeftModel.add_adapter(model, name, settings)
+    vars(model).pop("_tuner_layers", None)  # it may stand on layers that had no adapter
 
 
 def _peft() -> Any:

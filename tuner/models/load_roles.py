@@ -7,7 +7,7 @@ from what is built there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +27,6 @@ from tuner.models.adapters import (
     copy_adapter,
     is_adapted,
     load_beside,
-    load_reward_beside,
     refuse_changes_of_the_base,
     train_only,
 )
@@ -46,12 +45,14 @@ from tuner.models.load import (
 from tuner.models.locate import Location, locate
 from tuner.models.probe import prove_isolation
 from tuner.models.reward_record import FILE as REWARD_RECORD
+from tuner.models.reward_roles import REWARD, Host, RewardPlace, reward_role_names, reward_roles
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import RewardInputs, reward_template
 from tuner.models.tokenizer import read_tokenizer
 
-POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"
-"""Names of the roles; on a shared base those of their adapters, too, but for the policy's, which is peft's default."""
+POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
+"""Names of the roles but for reward models'; on a shared base those of their adapters, too, but for the policy's, which
+is peft's default."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class PolicyModels:
     seed: int
     """Seed of fresh adapters."""
     gradient_checkpointing: bool
+    further_rewards: tuple[Model, ...] = ()
+    """Further reward models beside `reward`."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a critic that starts from a reward model without a role."""
@@ -96,6 +99,14 @@ class PolicyModels:
         return self.reward if REWARD in self.roles else None
 
     @property
+    def rewards(self) -> dict[str, Model]:
+        """The reward models by role; none where there is none or it is not needed."""
+        if self.reward_role is None:
+            return {}
+        models = (self.reward_role, *self.further_rewards)
+        return dict(zip(reward_role_names(len(models)), models, strict=True))
+
+    @property
     def reference_role(self) -> Model | None:
         """The reference's own model, where it has one and its role is needed."""
         return self.reference if REFERENCE in self.roles else None
@@ -103,14 +114,15 @@ class PolicyModels:
 
 @dataclass(frozen=True)
 class PolicyRoles:
-    """The roles of a policy stage, and the inputs of its reward model."""
+    """The roles of a policy stage, and the inputs of its reward models."""
 
     roles: Roles
-    """`policy`, and those of `reference`, `critic` and `reward` that were needed."""
-    sequences: RewardInputs | None
-    """From answers and conditions to what the reward model reads; None without a reward role."""
+    """`policy`, and those of `reference`, `critic` and `reward` that were needed; `reward_2`, ... are further reward
+    models."""
+    reward_inputs: dict[str, RewardInputs]
+    """By role of a reward model: from answers and conditions to what it reads."""
     fingerprints: dict[str, str]
-    """Of the policy, a reference of its own and the reward model as they are loaded: bases and adapters."""
+    """Of the policy, a reference of its own and the reward models as they are loaded: bases and adapters."""
     description: str
     """Which roles stand on which base, in words."""
 
@@ -135,13 +147,13 @@ def load_policy_roles(
             recompute_activations(loaded.model)
         if device.type != "meta":
             prove_isolation(loaded, device, autocast())
-    sequences, fingerprints = None, {POLICY: _identity(loader.policy)}
+    inputs, fingerprints = {}, {POLICY: _identity(loader.policy)}
     if models.reference_role is not None:
         fingerprints[REFERENCE] = _identity(loader.reference)
-    if models.reward_role is not None:
-        sequences = RewardInputs.of(models.reward_role, loader.reward, roles[REWARD].loaded)
-        fingerprints[REWARD] = _identity(loader.reward)
-    return PolicyRoles(together, sequences, fingerprints, _description(roles, together))
+    for name, place in loader.rewards.items():
+        inputs[name] = RewardInputs.of(place.model, place.location, roles[name].loaded)
+        fingerprints[name] = _identity(place.location)
+    return PolicyRoles(together, inputs, fingerprints, _description(roles, together))
 
 
 class _Loader:
@@ -155,18 +167,22 @@ class _Loader:
             refuse_reward_model(self.reference, models.reference_role.path)
             check_precision(self.reference, models.precision)
             _check_reference(models.reference_role, self.reference, models.policy, self.policy)
-        if models.reward_role is not None:
-            check_precision(self.reward, models.precision)
-            _check_reward_model(models.reward_role, self.reward)
+        for place in self.rewards.values():
+            check_precision(place.location, models.precision)
+            place.check()
         if models.critic_starts_from == REWARD:
             _check_language(models, self.policy, self.reward)
         _check_critic_adapter(self)
 
     @cached_property
+    def rewards(self) -> dict[str, RewardPlace]:
+        """The reward models by role."""
+        return {name: RewardPlace(model, self._locate(model)) for name, model in self.models.rewards.items()}
+
+    @property
     def reward(self) -> Location:
-        """Location of the reward model, which is needed."""
-        assert self.models.reward_role is not None
-        return self._locate(self.models.reward_role)
+        """Location of the first reward model, which is needed."""
+        return self.rewards[REWARD].location
 
     @cached_property
     def reference(self) -> Location:
@@ -195,13 +211,6 @@ class _Loader:
             reference = replace(location.reference, fingerprint=fingerprint(location.base_folder))
             return replace(location, reference=reference)
         return location
-
-
-def _check_reward_model(model: Model, location: Location) -> None:
-    if not location.has_score:
-        raise UserError(
-            f"{model.path}: this is no reward model: it has no scalar head; train one from it first"
-        )
 
 
 def _check_reference(model: Model, location: Location, policy_model: Model, policy: Location) -> None:
@@ -285,14 +294,16 @@ def _shared(loader: _Loader) -> dict[str, Role]:
         copy_adapter(policy, ADAPTER, CRITIC)
         roles[CRITIC] = Role(loaded, CRITIC, ScalarHead(zeros, trained=True))
         trained.append(CRITIC)
+    host = Host(loader.policy, loaded)
     if models.reward_role is not None and _is_beside(loader.policy, loader.reward):
-        roles |= _reward_beside(loader, loaded)
+        roles |= _rewards(loader, [host], [REWARD])
         if models.critic_starts_from == REWARD:
             copy_adapter(policy, REWARD, CRITIC)
             roles[CRITIC] = Role(loaded, CRITIC, ScalarHead(zeros, trained=True))
             trained.append(CRITIC)
     else:
         roles |= _on_its_own_base(loader, loaded.adapter)
+    roles |= _further_rewards(loader, [host], roles)
     # last: peft makes an adapter that it activates trained, and adding one activates
     train_only(policy, *trained)
     activate(policy, ADAPTER)
@@ -305,7 +316,7 @@ def _shared_reference(loader: _Loader, loaded: Loaded) -> Role:
     if model is None:
         copy_adapter(loaded.model, ADAPTER, REFERENCE)
         return Role(loaded, REFERENCE)
-    if not _is_on_one_base(loader.policy, loader.reference):
+    if not loader.policy.shares_base_with(loader.reference):
         return Role(loader.load(model, train=False))
     if loader.reference.adapter_folder is None:
         refuse_changes_of_the_base(loaded.model)
@@ -322,14 +333,33 @@ def _whole_policy(loader: _Loader, loaded: Loaded) -> dict[str, Role]:
             f'{models.policy.path}: roles="shared" trains adapters on a frozen base, and this policy has none; '
             'add adapter=LoRA(), or write roles="separate"'
         )
-    return {POLICY: Role(loaded), **_on_its_own_base(loader, None)}
+    roles = {POLICY: Role(loaded), **_on_its_own_base(loader, None)}
+    return roles | _further_rewards(loader, [], roles)
 
 
-def _reward_beside(loader: _Loader, loaded: Loaded) -> dict[str, Role]:
-    """The reward model as an adapter and a head on the policy's base."""
-    assert loader.reward.adapter_folder is not None
-    head = load_reward_beside(loaded.model, loader.reward.adapter_folder, REWARD)
-    return {REWARD: Role(loaded, REWARD, ScalarHead(head.to(loader.device), trained=False))}
+def _rewards(loader: _Loader, hosts: Iterable[Host], names: Iterable[str]) -> dict[str, Role]:
+    """Some of the reward models, beside hosts on their bases where the layout shares them."""
+    return reward_roles(
+        {name: loader.rewards[name] for name in names},
+        hosts,
+        lambda model: loader.load(model, head="score", train=False),
+        shared=loader.models.layout == "shared",
+    )
+
+
+def _further_rewards(loader: _Loader, hosts: list[Host], roles: Mapping[str, Role]) -> dict[str, Role]:
+    """The reward models without a role yet: beside the policy, beside the first reward model, or on bases of their
+    own."""
+    first = roles.get(REWARD)
+    # a critic's adapter on a whole reward model is no adapter that was trained on the reward model's base
+    if first is not None and first.head is None and loader.reward.adapter_folder is not None:
+        hosts = [*hosts, Host(loader.reward, first.loaded)]
+    return _rewards(loader, hosts, [name for name in loader.rewards if name not in roles])
+
+
+def _is_beside(policy: Location, reward: Location) -> bool:
+    """Whether a reward model is an adapter on the policy's base."""
+    return reward.adapter_folder is not None and policy.shares_base_with(reward)
 
 
 def _on_its_own_base(loader: _Loader, policy_adapter: Adapter | None) -> dict[str, Role]:
@@ -364,8 +394,7 @@ def _separate(loader: _Loader) -> dict[str, Role]:
     roles = {POLICY: Role(loader.load(models.policy, adapter=models.adapter))}
     if REFERENCE in models.roles:
         roles[REFERENCE] = _separate_reference(loader)
-    if models.reward_role is not None:
-        roles[REWARD] = Role(loader.load(models.reward_role, head="score", train=False))
+    roles |= _rewards(loader, [], loader.rewards)
     if CRITIC in models.roles:
         roles[CRITIC] = _separate_critic(loader)
     return _in_order(roles)
@@ -397,7 +426,8 @@ def _separate_critic(loader: _Loader) -> Role:
 
 
 def _in_order(roles: dict[str, Role]) -> dict[str, Role]:
-    return {name: roles[name] for name in (POLICY, REFERENCE, CRITIC, REWARD) if name in roles}
+    first = [name for name in (POLICY, REFERENCE, CRITIC, REWARD) if name in roles]
+    return {name: roles[name] for name in dict.fromkeys([*first, *roles])}
 
 
 def _clear_head(critic: Role) -> None:
@@ -426,16 +456,3 @@ def _description(roles: dict[str, Role], together: Roles) -> str:
         held_in = loaded.base.quantization or loaded.precision
         parts.append(f"{', '.join(names)} on {loaded.base.path} ({held_in})")
     return "roles: " + "; ".join(parts)
-
-
-def _is_beside(policy: Location, reward: Location) -> bool:
-    """Whether a reward model is an adapter on the policy's base."""
-    return reward.adapter_folder is not None and _is_on_one_base(policy, reward)
-
-
-def _is_on_one_base(one: Location, other: Location) -> bool:
-    """Whether two models have the same base, held alike; by its path where no weights are at hand."""
-    bases = one.reference, other.reference
-    fields = ["quantization", "rope", "precision", "embedding_rows"]
-    fields.append("fingerprint" if all(base.fingerprint for base in bases) else "path")
-    return all(getattr(bases[0], name) == getattr(bases[1], name) for name in fields)

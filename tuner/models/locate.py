@@ -45,6 +45,13 @@ class Location:
         """The same location, its base loaded with these values of BaseReference."""
         return replace(self, reference=replace(self.reference, **changes))
 
+    def shares_base_with(self, other: "Location") -> bool:
+        """Whether both have the same base, held alike; by its path where no weights are at hand."""
+        bases = self.reference, other.reference
+        fields = ["quantization", "rope", "precision", "embedding_rows"]
+        fields.append("fingerprint" if all(base.fingerprint for base in bases) else "path")
+        return all(getattr(bases[0], name) == getattr(bases[1], name) for name in fields)
+
     @property
     def folder(self) -> Path:
         """The adapter's folder, or else the base's: chat template and reward record are read from it."""

@@ -39,7 +39,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Generates with the model that is being trained; each rank answers a share of the prompts.
+    """Generates with the model that is being trained, in one of its roles; each rank answers a share of the prompts.
 
     Sampling noise is addressed, not drawn from a generator with a state: it is a function of (seed, step, prompt
     index, token position) alone. So neither the batching, the number of ranks, nor a restart within the step changes
@@ -47,7 +47,7 @@ class LocalEngine:
     """
 
     roles: Roles
-    """Has the role `policy`."""
+    """Has the role that generates."""
     end_ids: Collection[int]
     """Tokens that end an answer."""
     sampling: Sampling
@@ -55,6 +55,8 @@ class LocalEngine:
     tokens_per_pass: int
     """Prompt tokens prefilled at a time; affects memory and speed, never the result."""
     devices: Devices
+    role: str = "policy"
+    """The role that generates."""
 
     def generate(
         self, prompts: Sequence[np.ndarray], *, step: int, temperature: float | None = None
@@ -64,7 +66,7 @@ class LocalEngine:
         temperature = sampling.temperature if temperature is None else temperature
 
         def answer_share(indices: list[int]) -> list[Answer]:
-            with self.roles.role("policy") as model:
+            with self.roles.role(self.role) as model:
                 return generate(
                     model,
                     [prompts[index].tolist() for index in indices],

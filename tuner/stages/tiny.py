@@ -11,6 +11,9 @@ from tuner.models.tiny import tiny_model_folder
 from tuner.resources import PREFIX, row_examples_folder
 from tuner.stages.stage import Stage
 
+SCORING = ("reward", "further_rewards")
+"""Names of config fields whose models have a scalar head."""
+
 
 def with_stand_ins(
     stage: Stage[Any], config: StageConfig, folder: Path
@@ -25,7 +28,8 @@ def with_stand_ins(
     replaced: list[str] = []
     for field, model in stage.model_fields(config).items():
         if not _is_here(model.path):
-            small = tiny_model_folder(model.path, folder / field, score=field.rpartition(".")[2] == "reward")
+            *_, name = (part for part in field.split(".") if not part.isdigit())
+            small = tiny_model_folder(model.path, folder / field, score=name in SCORING)
             # A stand-in is a folder, and a revision of a folder is refused.
             changes |= {f"{field}.path": str(small), f"{field}.revision": None}
             stand_ins.append(field)

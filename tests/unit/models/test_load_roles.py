@@ -137,7 +137,7 @@ def requests() -> list[ScoreRequest]:
 
 def scored(roles: PolicyRoles) -> np.ndarray:
     with roles.roles.role("reward") as model:
-        return score_sequences(model, roles.sequences.make(requests()), 64, CPU)
+        return score_sequences(model, roles.reward_inputs["reward"].make(requests()), 64, CPU)
 
 
 def logprobs(roles, name, batch, train=False) -> torch.Tensor:
@@ -581,7 +581,7 @@ def test_only_the_roles_needed_are_loaded(folder, load, batch, layout, needed, w
     models = parts(folder, roles=frozenset(needed), reward=reward, layout=layout)
     loaded = load_policy_roles(models, CPU, nullcontext)
     assert list(loaded.roles) == ["policy", *needed]
-    assert (loaded.sequences is not None) == with_reward
+    assert list(loaded.reward_inputs) == (["reward"] if with_reward else [])
     assert set(loaded.fingerprints) == {"policy", "reward"} if with_reward else {"policy"}
     full = load(roles=layout)
     assert torch.equal(logprobs(loaded, "policy", batch), logprobs(full, "policy", batch))
@@ -703,3 +703,54 @@ def shapes(loaded):
         name: (tuple(weight.shape), weight.dtype, weight.requires_grad)
         for name, weight in loaded.model.named_parameters()
     }
+
+
+# Several reward models
+
+SECOND = LoRA(r=6, alpha=8)
+"""Of another reward model's adapter on the same base: other weights."""
+
+
+def scored_by_all(roles: PolicyRoles) -> dict[str, list[float]]:
+    found = {}
+    for name, inputs in roles.reward_inputs.items():
+        with roles.roles.role(name) as model:
+            found[name] = score_sequences(model, inputs.make(requests()), 64, CPU).tolist()
+    return found
+
+
+def trained_names(roles: PolicyRoles) -> set[str]:
+    return {
+        name
+        for loaded in roles.roles.models
+        for name, weight in loaded.model.named_parameters()
+        if weight.requires_grad
+    }
+
+
+ENSEMBLES = {
+    # changes of the config, how the two reward models are held, and on how many models all roles stand
+    "on-the-policys-base": ({}, {}, {}, 1),
+    "on-another-base": ({}, {"precision": "bf16"}, {"precision": "bf16"}, 2),
+    "critic-beside": ({"critic_from": "reward"}, {"precision": "bf16"}, {"precision": "bf16"}, 2),
+    "on-two-bases": ({}, {}, {"precision": "bf16"}, 2),
+    "whole": ({}, {"lora": None}, {}, 2),
+    "separate": ({"roles": "separate"}, {}, {}, 5),
+}
+
+
+@pytest.mark.parametrize("kind", ENSEMBLES)
+def test_further_reward_models_share_bases_and_score_as_alone(load, folder, kind):
+    changes, first, second, num_models = ENSEMBLES[kind]
+    paths = [folder("score", **first), folder("score", **({"lora": SECOND} | second))]
+    one = load(reward=paths[0], **{"critic_from": "policy"} | changes)
+    both = load(reward=paths[0], further_rewards=(paths[1],), **{"critic_from": "policy"} | changes)
+    assert list(both.roles) == ["policy", "reference", "critic", "reward", "reward_2"]
+    assert len(both.roles.models) == num_models
+    assert trained_names(both) == trained_names(one)
+    assert set(both.fingerprints) == {"policy", "reward", "reward_2"}
+    other = load(reward=paths[1], **{"critic_from": "policy"} | changes)
+    scores = scored_by_all(both)
+    assert scores["reward"] == pytest.approx(scored_by_all(one)["reward"], rel=1e-5)
+    assert scores["reward_2"] == pytest.approx(scored_by_all(other)["reward"], rel=1e-5)
+    assert scores["reward"] != pytest.approx(scores["reward_2"], rel=1e-2)

@@ -15,12 +15,14 @@ from tuner.models.load import load_model
 from tuner.models.load_roles import load_policy_roles
 from tuner.models.memory import roles_bytes
 from tuner.models.positions import check_generated_length
+from tuner.models.reward_roles import reward_role_names
 from tuner.models.roles import Role, Roles
 from tuner.rollout.rules import load_rule
 from tuner.stages.check import META, CheckReport, memory_budget, model_figures
 from tuner.stages.rl.engine import engine_notes, refuse_engine
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run, reward_reader
+from tuner.stages.rl.reward_source import references
 from tuner.stages.rl.sampling_notes import sampling_notes
 
 
@@ -31,7 +33,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         load_rule(config.reward.function, "reward")
     for index, rule in enumerate(config.added_rewards):
         load_rule(rule.function, f"added_rewards.{index}")
-    algorithm, untrained_reward = algorithm_of(config), "reward" in stand_ins
+    algorithm, untrained_reward = algorithm_of(config), bool(_reward_fields(config) & stand_ins)
     roles = _load_roles(config, algorithm, stand_ins)
     check_generated_length(
         roles.loaded.transformer, config.prompts.max_length + config.sampling.max_new_tokens
@@ -80,23 +82,32 @@ def _load_roles(config: PolicyConfig, algorithm: Algorithm[Any], stand_ins: froz
     """The roles of a config, without weights.
 
     A reward model that is a small random one has no template and no conditions, and a critic cannot start from it, so
-    it is loaded apart from the others. Beside a stand-in, policy or reference, the reference is the policy: the
-    tokenizer of the other would be refused.
+    reward models are then loaded apart from the others. Beside a stand-in, policy or reference, the reference is the
+    policy: the tokenizer of the other would be refused.
     """
     models = policy_models(config, algorithm.roles)
     if stand_ins & {"policy", "reference"}:
         models = replace(models, reference=None)
-    if "reward" not in stand_ins:
-        return load_policy_roles(models, META, nullcontext).roles
+    if not _reward_fields(config) & stand_ins:
+        loaded = load_policy_roles(models, META, nullcontext)
+        references(config, loaded.reward_inputs)
+        return loaded.roles
     adapter = None if config.roles == "shared" else models.critic_adapter
     models = replace(models, reward=None, critic_from="policy", critic_adapter=adapter)
     models = replace(models, roles=models.roles - {"reward"})
-    assert config.reward_model is not None
-    reward = load_model(
-        config.reward_model, precision=config.precision, device=META, train=False, head="score"
-    )
+    rewards = {
+        name: Role(load_model(model, precision=config.precision, device=META, train=False, head="score"))
+        for name, model in zip(
+            reward_role_names(len(config.reward_models)), config.reward_models, strict=True
+        )
+    }
     roles = load_policy_roles(models, META, nullcontext).roles
-    return Roles({name: roles[name] for name in roles} | {"reward": Role(reward)}, nullcontext)
+    return Roles({name: roles[name] for name in roles} | rewards, nullcontext)
+
+
+def _reward_fields(config: PolicyConfig) -> set[str]:
+    """The config's fields that name reward models."""
+    return {"reward", *(f"further_rewards.{index}" for index in range(len(config.further_rewards)))}
 
 
 def _further_bases(config: PolicyConfig, roles: Roles, untrained_reward: bool) -> list[str]:
@@ -107,6 +118,11 @@ def _further_bases(config: PolicyConfig, roles: Roles, untrained_reward: bool) -
     sentences = {"reference": f"policy and reference {differ}"}
     if not untrained_reward:
         sentences["reward"] = f"policy and reward model {differ}, or the reward model is no adapter"
+        names = reward_role_names(len(config.reward_models))[1:]
+        for name, model in zip(names, config.further_rewards, strict=True):
+            sentences[name] = (
+                f"policy and the further reward model {model.path} {differ}, or it is no adapter"
+            )
     return [
         sentence
         for role, sentence in sentences.items()

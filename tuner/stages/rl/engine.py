@@ -1,4 +1,4 @@
-"""The engine that a policy stage's config names, and what it needs."""
+"""The engine that a policy stage's config names, and what it needs; and the reference's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tuner.models.load import Loaded
 from tuner.models.roles import Roles
 from tuner.models.served import is_servable, refuse_unservable
 from tuner.rollout.engine import Engine, LocalEngine
+from tuner.rollout.reference_answers import ReferenceAnswers
 from tuner.rollout.stored_answers import StoredAnswers
 from tuner.rollout.vllm_base import served_base
 from tuner.rollout.vllm_engine import VLLMEngine
@@ -21,6 +22,7 @@ from tuner.rollout.vllm_server import ServerSettings, VLLMServer, find_python, m
 from tuner.rollout.vllm_serving import Serving
 from tuner.stages.context import Context
 from tuner.training.checkpoint_names import checkpoints_in, step_of
+from tuner.training.devices import Devices
 from tuner.training.run_folder import RunFolder
 
 
@@ -53,6 +55,24 @@ def load_engine(config: PolicyConfig, context: Context, roles: Roles, ends: Coll
         oldest_step=lambda: _oldest_step(run),
         discard=lambda: _discard_base(run),
     )
+
+
+def reference_answers(
+    config: PolicyConfig, roles: Roles, ends: Collection[int], devices: Devices
+) -> ReferenceAnswers | None:
+    """The reference's answers that a config's rewards compare with; None where they compare with none.
+
+    roles: has the role `reference` where they do.
+    """
+    if config.preference_reward is None:
+        return None
+    # of another seed than the policy's: in the first step both are one model, and would give the same answers
+    seed = config.seed + 1
+    engine = LocalEngine(
+        roles, ends, config.sampling, seed, config.tokens_per_pass, devices, role="reference"
+    )
+    answers = config.preference_reward.answers
+    return ReferenceAnswers(engine, answers, config.missing_end_penalty, config.length_penalty)
 
 
 def refuse_engine(config: PolicyConfig, policy: Loaded) -> None:

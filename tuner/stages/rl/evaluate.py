@@ -29,8 +29,9 @@ from tuner.evaluation.over_optimization.report import over_optimization
 from tuner.evaluation.over_optimization.report import results as sign_results
 from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss
 from tuner.evaluation.win_rate import Contestant, PolicyCard, judge_all, policy_card, results
-from tuner.models.load import load_model
-from tuner.models.locate import Location, locate
+from tuner.models.load import Loaded, load_model
+from tuner.models.locate import locate
+from tuner.models.reward_roles import RewardPlace, reward_role_names, reward_roles
 from tuner.models.roles import Roles
 from tuner.models.scorer import RewardInputs
 from tuner.models.tokenizer import read_tokenizer
@@ -38,7 +39,7 @@ from tuner.rollout.reward_sources import RewardSource
 from tuner.rollout.rules import load_rule
 from tuner.stages.rl.entrants import answer, entrant
 from tuner.stages.rl.prompts import load_policy_prompts
-from tuner.stages.rl.reward_source import reward_source
+from tuner.stages.rl.reward_source import reward_source, scorer_of
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation
 from tuner.training.devices import Devices
@@ -102,19 +103,20 @@ def _measure(
         Contestant(contestant.name, contestant.path, texts, scores)
         for contestant, texts, scores in zip([policy, *opponents], answers, judged, strict=True)
     ]
-    scorer = "reward rule" if config.reward_model is None else "reward model"
-    return policy_card(first, rest, ranges, scorer), effects
+    return policy_card(first, rest, ranges, scorer_of(config)), effects
 
 
-def find_reward(config: PolicyConfig, devices: Devices) -> RewardSource | Location:
-    """The rule that scores, or the location of the reward model. Raises UserError where it is gone, or wrong."""
-    model = config.reward_model
-    if model is None:
-        return reward_source(config, None, None, devices)
-    location = locate(model, weights=False)
-    if not location.has_score:
-        raise UserError(f"{model.path}: this is no longer a reward model; restore it, or train again")
-    return location
+def find_reward(config: PolicyConfig, devices: Devices) -> RewardSource | dict[str, RewardPlace]:
+    """The rule that scores, or the places of the reward models by role. UserError where one is gone, or wrong."""
+    models = config.reward_models
+    if not models:
+        return reward_source(config, None, {}, devices)
+    places: dict[str, RewardPlace] = {}
+    for name, model in zip(reward_role_names(len(models)), models, strict=True):
+        places[name] = RewardPlace(model, locate(model, weights=False))
+        if not places[name].location.has_score:
+            raise UserError(f"{model.path}: this is no longer a reward model; restore it, or train again")
+    return places
 
 
 def _test_prompts(run: Run, config: PolicyConfig) -> tuple[PromptSet, str]:
@@ -161,16 +163,22 @@ def _judge(config: PolicyConfig, judge: Judge, answers: Sequence[Answers]) -> li
     return judged
 
 
-def load_reward(config: PolicyConfig, devices: Devices, reward: RewardSource | Location) -> RewardSource:
-    """What scores the answers. A reward model is loaded only now, when no policy is in memory any more."""
-    if not isinstance(reward, Location):
+def load_reward(
+    config: PolicyConfig, devices: Devices, reward: RewardSource | dict[str, RewardPlace]
+) -> RewardSource:
+    """What scores the answers. Reward models are loaded only now, when no policy is in memory any more."""
+    if not isinstance(reward, dict):
         return reward
-    assert config.reward_model is not None
-    loaded = load_model(
-        config.reward_model, precision=config.precision, device=devices.device, train=False, head="score"
-    )
-    inputs = RewardInputs.of(config.reward_model, reward, loaded)
-    return reward_source(config, Roles.of("reward", loaded, devices.autocast), inputs, devices)
+
+    def load(model: Model) -> Loaded:
+        return load_model(model, precision=config.precision, device=devices.device, train=False, head="score")
+
+    roles = reward_roles(reward, [], load, shared=config.roles == "shared")
+    inputs = {
+        name: RewardInputs.of(place.model, place.location, roles[name].loaded)
+        for name, place in reward.items()
+    }
+    return reward_source(config, Roles(roles, devices.autocast), inputs, devices)
 
 
 def _check_numbers(config: PolicyConfig, judged: Sequence[JudgedAnswers]) -> None:

@@ -47,6 +47,8 @@ SCORES = (
     Figure(
         "score_length_rank_correlation", "{:.2f}".format, line=False, notebook="score against length, ranks"
     ),
+    Figure("disagreement", "{:.3f}".format, line=False, notebook="disagreement of the reward models"),
+    Figure("reference_score", "{:.3f}".format, line=False, notebook="score of the reference's answers"),
     Figure("gold", "{:.3f}".format, line=False, notebook="gold score of the rollout"),
     Figure("gold_top_tenth", "{:.3f}".format, line=False, notebook="gold of the best-scored tenth"),
     Figure("gold_auc", "{:.2f}".format, line=False, notebook="gold by score, AUC"),
@@ -99,6 +101,7 @@ LARGE = (
 ANSWER_PANELS = (
     Panel("kl", "KL to the reference, per token", draw_series, PURPLE, shown=recorded),
     Panel("kl_coefficient", "KL coefficient", draw_series, PURPLE, shown=recorded),
+    Panel("disagreement", "disagreement of the reward models", draw_series, BLUE, shown=recorded),
     Panel(
         "gold_top_tenth",
         "rollout gold",  # short: the legend stands beside it

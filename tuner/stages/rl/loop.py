@@ -39,10 +39,11 @@ def _train(setup: Setup) -> None:
             step.batches = [row.batch for row in rows]  # saved where losses stay non-finite
             observed = setup.corrected(step, rollout, algorithm.observe(roles, rows))
         with step.part("scores"):
-            scores_A = setup.score(step, rollout)
+            scores = setup.score(step, rollout)
             golds_A = setup.gold(rollout)
+        references_AM = setup.reference_scores(step, rollout)
         with step.part("rewards"):
-            shaped_A = setup.shape(scores_A, rollout)
+            shaped_A = setup.shape(scores.total_A, rollout, references_AM)
             rewarded = algorithm.reward(observed, shaped_A)
             rewards_A = answer_rewards(rewarded, len(rollout), devices)
         with step.part("advantages"):
@@ -57,12 +58,12 @@ def _train(setup: Setup) -> None:
                 # An engine with a copy of the weights would silently go on sampling from the old policy.
                 setup.engine.weights_changed()
         step.tokens = rollout.num_tokens
-        setup.record_answers(step, rollout, scores_A, golds_A)
-        step.metrics |= rollout_figures(rollout, scores_A, rewards_A, golds_A)
+        setup.record_answers(step, rollout, scores, golds_A)
+        step.metrics |= rollout_figures(rollout, scores.total_A, rewards_A, golds_A)
         step.metrics |= algorithm.derived_figures(
             token_means(rollout, experiences, algorithm.token_figures, devices)
         )
         setup.adapt_kl(step, rollout)
-        setup.judge(step, rollout, scores_A)
+        setup.judge(step, rollout, scores.total_A)
         step.finish()
     setup.finish(before)

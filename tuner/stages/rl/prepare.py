@@ -12,9 +12,8 @@ import numpy as np
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
 from tuner.config import VLLM, AdaptiveKL, PolicyConfig
 from tuner.config.alarms import ACTIONS
-from tuner.data.dataset import Dataset, load_data
+from tuner.data.dataset import Dataset
 from tuner.data.examples import Examples
-from tuner.data.load_prompts import load_prompts
 from tuner.data.prompt_stream import PromptStream
 from tuner.data.prompts import PromptSet
 from tuner.data.replay import ReplayStream
@@ -27,24 +26,25 @@ from tuner.evaluation.judge import Judge
 from tuner.evaluation.position_loss import HeldOutReplay
 from tuner.losses.policy import adapted_coefficient
 from tuner.models.chat import end_ids
-from tuner.models.load_roles import PolicyRoles, load_policy_roles
+from tuner.models.load_roles import load_policy_roles
 from tuner.models.positions import check_generated_length
 from tuner.models.roles import Roles
 from tuner.rollout.engine import Engine
 from tuner.rollout.experience import Experience
 from tuner.rollout.health import Health, Sign
-from tuner.rollout.reward_sources import RewardSource, SummedReward, summed
+from tuner.rollout.reference_answers import ReferenceAnswers
+from tuner.rollout.reward_sources import RewardSource, Scores
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rollout_figures import split_best
 from tuner.rollout.rules import Rule, load_rule, rule_scores
 from tuner.rollout.sampler_gap import AnyObserved, SamplerGap, corrected
-from tuner.rollout.shaping import length_penalties, shape_scores
+from tuner.rollout.shaping import length_penalties, preferences, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
 from tuner.stages.model_folder import write_model_folder
-from tuner.stages.rl.engine import load_engine
-from tuner.stages.rl.models import policy_models
-from tuner.stages.rl.prompts import long_prompts, plan_run
+from tuner.stages.rl.engine import load_engine, reference_answers
+from tuner.stages.rl.models import model_paths, policy_models
+from tuner.stages.rl.prompts import load_rows, long_prompts
 from tuner.stages.rl.reward_source import reward_source
 from tuner.stages.rl.sampling_notes import sampling_notes
 from tuner.training.json_lines import read_json
@@ -62,6 +62,8 @@ class Setup:
     roles: Roles
     engine: Engine
     reward: RewardSource
+    references: ReferenceAnswers | None
+    """The reference policy's answers that rewards compare with; None where they compare with none."""
     stream: PromptStream
     replay: ReplayStream | None
     held_out: HeldOutPolicy
@@ -82,13 +84,23 @@ class Setup:
             self.context.run.save_json("before", before.to_dict())
         return before
 
-    def score(self, step: Step, rollout: Rollout) -> np.ndarray:
-        """Scores of the answers, float64 [A]; where they are a sum, the means of its parts are logged."""
-        if not isinstance(self.reward, SummedReward):
-            return self.reward.score(rollout.prompts, rollout.texts)
-        parts = self.reward.parts(rollout.prompts, rollout.texts)
-        step.metrics |= {f"score_of/{name}": float(part_A.mean()) for name, part_A in parts.items()}
-        return summed(parts)
+    def score(self, step: Step, rollout: Rollout) -> Scores:
+        """Scores of the answers; what they are made from is logged: parts of a sum, several reward models."""
+        scores = self.reward.detailed(rollout.prompts, rollout.texts)
+        step.metrics |= scores.figures()
+        return scores
+
+    def reference_scores(self, step: Step, rollout: Rollout) -> np.ndarray | None:
+        """Scores of the reference policy's answers to each answer's prompt, less their penalties, float64 [A, M]; None
+        where rewards compare with none."""
+        if self.references is None:
+            return None
+        with step.part("references"):
+            indices = self.stream.step(step.index)
+            answers = self.references.answer(self.stream.prompts, indices, step.index)
+            scores_R = self.reward.score(answers.prompts, answers.texts)
+            step.metrics["reference_score"] = float(scores_R.mean())
+            return self.references.compared(scores_R, answers, rollout.answers_per_prompt)
 
     def corrected(
         self, step: Step, rollout: Rollout, observed: Sequence[AnyObserved]
@@ -116,9 +128,17 @@ class Setup:
         devices, bounds = self.context.devices, (0.0, 1.0)
         return rule_scores(self.rule, name, rollout.prompts, rollout.texts, devices, bounds=bounds)
 
-    def shape(self, scores_A: np.ndarray, rollout: Rollout) -> np.ndarray:
-        """Shaped scores, float64 [A]. The moments that normalize them are part of the loop's state, which is saved."""
+    def shape(
+        self, scores_A: np.ndarray, rollout: Rollout, references_AM: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Shaped scores, float64 [A]. The moments that normalize them are part of the loop's state, which is saved.
+
+        references_AM: as `reference_scores` gives them.
+        """
         config, state = self.config, self.loop.state
+        preference = None
+        if references_AM is not None and config.preference_reward is not None:
+            preference = partial(preferences, references_AM=references_AM, settings=config.preference_reward)
         # In the saved state: with moments started anew, a resumed run would scale rewards differently.
         shaped_A, state["scores"] = shape_scores(
             scores_A,
@@ -128,6 +148,7 @@ class Setup:
             length_penalties_A=length_penalties(rollout.answer_lengths, config.length_penalty),
             clip=config.reward_clip,
             normalize=config.normalize_rewards,
+            preference=preference,
         )
         return shaped_A
 
@@ -167,7 +188,7 @@ class Setup:
             self.loop.state["kl_coefficient"] = algorithm.kl
 
     def record_answers(
-        self, step: Step, rollout: Rollout, scores_A: np.ndarray, golds_A: np.ndarray | None
+        self, step: Step, rollout: Rollout, scores: Scores, golds_A: np.ndarray | None
     ) -> None:
         """Write a rollout's first answers to rollouts.jsonl, and keep some for the next evaluation's samples."""
         if not self.context.devices.is_main:
@@ -181,7 +202,8 @@ class Setup:
                 rollout.prompts[index],
                 rollout.texts[index],
                 number=numbers[index // rollout.answers_per_prompt],
-                score=float(scores_A[index]),
+                score=float(scores.total_A[index]),
+                scores=scores.models_of(index),
                 gold=None if golds_A is None else float(golds_A[index]),
                 ended=rollout.answers[index].ended,
             )
@@ -261,17 +283,18 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     loaded = load_policy_roles(policy_models(config, algorithm.roles), devices.device, devices.autocast)
     roles = loaded.roles
     if devices.is_main:
+        paths = model_paths(config)
         for name, fingerprint in loaded.fingerprints.items():
-            context.run.pin(name, fingerprint, path=getattr(config, name).path)
+            context.run.pin(name, fingerprint, path=paths[name])
     context.seed_dropout(config.seed)
-    prompts, stream, replay = _load_rows(config, context, loaded)
+    prompts, stream, replay = load_rows(config, context, loaded)
     check_generated_length(
         roles.loaded.transformer, config.prompts.max_length + config.sampling.max_new_tokens
     )
     too_long = long_prompts(config, roles, prompts, replay)
     ends = end_ids(Template(config.prompts.template, roles.tokenizer), roles.tokenizer)
     engine = load_engine(config, context, roles, ends)
-    reward = reward_source(config, roles, loaded.sequences, devices)
+    reward = reward_source(config, roles, loaded.reward_inputs, devices)
     held_out = _held_out(config, context, roles, engine, reward, rule, prompts, replay)
     loop = context.loop(config, algorithm.trained(roles), stream, held_out)
     if loop.counters.step:  # a checkpoint was restored
@@ -287,29 +310,13 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
         roles=roles,
         engine=engine,
         reward=reward,
+        references=reference_answers(config, roles, ends, devices),
         stream=stream,
         replay=None if replay is None else _replay_stream(config, replay.train),
         held_out=held_out,
         rule=rule if config.evaluation.rule_on_rollouts else None,
         loop=loop,
     )
-
-
-def _load_rows(
-    config: PolicyConfig, context: Context, loaded: PolicyRoles
-) -> tuple[Dataset[PromptSet], PromptStream, Dataset[Examples] | None]:
-    """Prompts, their steps, and replayed rows. Raises UserError where a resumed run finds other rows than before."""
-    tokenizer = loaded.roles.tokenizer
-    # of the model in memory, so that one from a hub checks the prompts, too
-    reader = None if loaded.sequences is None else loaded.sequences.reader
-    with context.reading() as progress:  # one bar for both; an error must remove it
-        prompts = load_prompts(config.prompts, tokenizer, reader, progress=progress)
-        stream = plan_run(config, prompts)
-        replay = None
-        if config.replay is not None:
-            replay = load_data(config.replay.data, tokenizer, progress=progress)
-    context.pin_rows(*([prompts] if replay is None else [prompts, replay]))
-    return prompts, stream, replay
 
 
 def _replay_stream(config: PolicyConfig, rows: Examples) -> ReplayStream:

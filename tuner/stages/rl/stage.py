@@ -21,6 +21,7 @@ from tuner.stages.rl.evaluate import evaluate
 from tuner.stages.rl.figures import figures
 from tuner.stages.rl.loop import reinforce
 from tuner.stages.rl.prompts import load_policy_prompts, plan_run
+from tuner.stages.rl.reward_source import scorer_of
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation, Preview, Stage
 from tuner.stages.trust import code_named_by
@@ -41,7 +42,7 @@ class RLStage(Stage[PolicyConfig]):
         return figures(
             config.stage,  # type: ignore[attr-defined]  # a literal of each subclass
             critic="critic" in algorithm.roles,
-            scorer="reward rule" if config.reward_model is None else "reward model",
+            scorer=scorer_of(config),
             ratio_unit=algorithm.ratio_unit,
         )
 
@@ -109,7 +110,8 @@ class RLStage(Stage[PolicyConfig]):
 
     def model_fields(self, config: PolicyConfig) -> Mapping[str, Model]:
         models = {"policy": config.policy, "reference": config.reference, "reward": config.reward_model}
-        return {name: model for name, model in models.items() if model is not None}
+        further = {f"further_rewards.{index}": model for index, model in enumerate(config.further_rewards)}
+        return {name: model for name, model in models.items() if model is not None} | further
 
     def example_rows_for(self, config: PolicyConfig, field: str) -> str:
         raw_text = field == "replay" and config.replay is not None and config.replay.template is None
