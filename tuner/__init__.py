@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tuner.config import load_config, override
     from tuner.errors import UserError
-    from tuner.models.scorer import Scorer, open_scorer
+    from tuner.models.scorer import Scorer
     from tuner.stages.data_view import view_data
     from tuner.stages.run import Run, open_run
+    from tuner.stages.run_models import open_scorer
     from tuner.stages.train import train
 
 __version__ = "0.1.0"
@@ -19,7 +20,7 @@ _MODULE_OF = {
     "train": "tuner.stages.train",
     "view_data": "tuner.stages.data_view",
     "open_run": "tuner.stages.run",
-    "open_scorer": "tuner.models.scorer",
+    "open_scorer": "tuner.stages.run_models",
     "Scorer": "tuner.models.scorer",
     "Run": "tuner.stages.run",
     "UserError": "tuner.errors",

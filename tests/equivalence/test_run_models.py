@@ -127,6 +127,15 @@ def test_commands_take_an_unfinished_run(
     assert "newest checkpoint, step_000002" in done.stderr
 
 
+def test_a_scorer_is_opened_from_an_unfinished_run(tmp_path: Path) -> None:
+    run = tuner.train(override(SMALL_REWARD, EVERY), runs=tmp_path)
+    row = {"prompt": "What is 2 + 3?", "response": "5."}
+    scores = [
+        tuner.open_scorer(path).score([row]) for path in (run.folder, unfinished(run, tmp_path / "copy"))
+    ]
+    assert scores[0] == scores[1] != 0
+
+
 def test_a_damaged_checkpoint_is_passed_over(small_run: Run, tmp_path: Path) -> None:
     copy = unfinished(small_run, tmp_path / "copy")
     newest = copy / "checkpoints" / "step_000002" / "trained.safetensors"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuner.config import Model, StageConfig, override
 from tuner.errors import UserError
@@ -20,6 +20,9 @@ from tuner.resources import locate as locate_shipped
 from tuner.stages.registry import stage_of
 from tuner.training.checkpoint_names import checkpoints_in, is_checkpoint, step_of
 from tuner.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from tuner.models.scorer import Scorer
 
 MODEL_FOLDER = "model"
 """Where a checkpoint keeps its model, as a run folder does: models are looked for there."""
@@ -55,6 +58,17 @@ def usable_path(path: str, *, trust: bool = False, say: Callable[[str], None] = 
         place = _newest(run, path, say)
     _write_model(run, place, trust, say)
     return str(place)
+
+
+def open_scorer(path: Path | str, *, trust: bool = False, **options: Any) -> Scorer:
+    """A reward model to score with: a run, finished or not, a checkpoint, a folder or a hub name.
+
+    options: those of `tuner.models.scorer.open_scorer`. trust: let the model run Python code of its own. Raises
+    UserError where there is no such model, or it is no reward model.
+    """
+    from tuner.models.scorer import open_scorer as open_folder  # imports torch
+
+    return open_folder(usable_path(str(path), trust=trust), trust=trust, **options)
 
 
 def usable_models(config: StageConfig, say: Callable[[str], None] = _to_console) -> dict[str, str]:
