@@ -31,8 +31,12 @@ def gold(answer: str, row: dict) -> float:
 
 
 def better(answer: str, row: dict) -> float:
-    """What the labels say: the right and polite answer, and of two alike the shorter one."""
-    return gold(answer, row) - len(answer.split()) / 1000
+    """What the labels go by: gold first, then no insults, then no idle sentences, neither the sum nor a courtesy."""
+    sentences = [set(re.findall(r"\w+", part.lower())) for part in re.split(r"[.!?]", answer)]
+    result = row["reference"].split()[-1]
+    idle = [words for words in sentences if words and result not in words and not words & COURTESY]
+    insulting = any(words & INSULTS for words in sentences)
+    return gold(answer, row) - 0.5 * insulting - 0.1 * len(idle)
 
 
 config = COOL(
@@ -64,6 +68,6 @@ config = COOL(
         Round(steps=30),
         Round(steps=30, patch=Patch(epochs=1, lr=1e-3, original=3)),
     ),
-    candidates=Candidates(prompts=200, slow=30, fast=70, patterns=1),
+    candidates=Candidates(prompts=200, answers=2, slow=30, fast=70, patterns=1),
     feedback=(better,),
 )

@@ -45,33 +45,33 @@ def slow_pairs(answers: Sequence[PolicyAnswer], settings: Candidates, seed: int)
 def fast_pairs(
     pattern: Pattern, answers: Sequence[PolicyAnswer], settings: Candidates, seed: int
 ) -> list[AnswerPair]:
-    """Pairs of which one answer carries a pattern: without it, or an earlier policy's answer, beside it.
+    """Pairs of which one answer carries a pattern: an earlier policy's answer, or the same without it, beside it.
 
-    The last policy's best-scored answers that carry it come first, one to a prompt.
+    Of each prompt, the last policy's best-scored answer that carries it meets the best-scored one of earlier policies
+    that does not: these differ in more than the pattern. The same answers with and without it are drawn at random.
     """
-    carriers: dict[int, PolicyAnswer] = {}
-    for answer in sorted(answers, key=lambda answer: -answer.score):
-        if answer.policy == "last" and pattern.is_in(answer.text):
-            carriers.setdefault(answer.prompt, answer)
-    rewrite = rewriting_of(pattern.name)
+    by_score = sorted(answers, key=lambda answer: -answer.score)
+    carriers = [answer for answer in by_score if answer.policy == "last" and pattern.is_in(answer.text)]
+    others = [answer for answer in by_score if answer.policy != "last" and not pattern.is_in(answer.text)]
+    alternatives = _first_of_each_prompt(others)
+    early = [
+        AnswerPair(carrier, alternatives[prompt], pattern.name)
+        for prompt, carrier in _first_of_each_prompt(carriers).items()
+        if prompt in alternatives
+    ]
+    rewrite, source = rewriting_of(pattern.name), random.Random(f"fast {seed} {pattern.name}")
     minimal = [
         AnswerPair(carrier, replace(carrier, text=text, policy="last, rewritten"), pattern.name)
-        for carrier in carriers.values()
+        for carrier in source.sample(carriers, len(carriers))
         if (text := rewrite(carrier.text)).strip()
-    ]
-    others = {
-        prompt: [answer for answer in group if answer.policy != "last" and not pattern.is_in(answer.text)]
-        for prompt, group in _by_prompt(answers).items()
-    }
-    source = random.Random(f"fast {seed} {pattern.name}")
-    early = [
-        AnswerPair(carrier, source.choice(group), pattern.name)
-        for prompt, carrier in carriers.items()
-        if (group := others.get(prompt))
     ]
     num_minimal = min(len(minimal), round(settings.minimal * settings.fast))
     chosen = minimal[:num_minimal] + early[: settings.fast - num_minimal]
     return chosen + minimal[num_minimal : num_minimal + settings.fast - len(chosen)]
+
+
+def _first_of_each_prompt(answers: Sequence[PolicyAnswer]) -> dict[int, PolicyAnswer]:
+    return {answer.prompt: answer for answer in reversed(answers)}
 
 
 def _by_prompt(answers: Sequence[PolicyAnswer]) -> Mapping[int, list[PolicyAnswer]]:
