@@ -187,7 +187,7 @@ def signs_table(runs: Sequence[Measured]) -> list[str]:
 
 def page(runs: Sequence[Measured], command: str) -> str:
     """The tables of docs/over_optimization.md, between its markers."""
-    return "\n".join(["", *runs_table(runs), "", *signs_table(runs), "", provenance(command), ""])
+    return "\n".join(["", "", *runs_table(runs), "", *signs_table(runs), "", provenance(command), ""])
 
 
 def write(text: str) -> None:
