@@ -162,14 +162,13 @@ def signs_table(runs: Sequence[Measured]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = []
-    # a threshold that a clean run is measured by comes from the other clean runs
-    for name, sign in SIGNS.items() if len(clean) > 1 else ():
+    for name, sign in SIGNS.items() if clean else ():
         peaks = [float(sustained(sign(run.course)).max()) for run in clean]
         threshold = max(peaks)
-        false = sum(
-            peak > max(other for place, other in enumerate(peaks) if place != index)
-            for index, peak in enumerate(peaks)
-        )
+        false: Any = "–"
+        if len(clean) > 1:
+            # the threshold that a clean run is measured by comes from the others
+            false = sum(peak > max(peaks[:index] + peaks[index + 1 :]) for index, peak in enumerate(peaks))
         spoken = [first_step(sign(run.course), threshold) for run in planted]
         extremes = [float(sustained(sign(run.course)).max()) for run in planted]
         auc = _mean([(high > low) + 0.5 * (high == low) for high in extremes for low in peaks])
@@ -188,7 +187,7 @@ def signs_table(runs: Sequence[Measured]) -> list[str]:
 
 def page(runs: Sequence[Measured], command: str) -> str:
     """The tables of docs/over_optimization.md, between its markers."""
-    return "\n".join(["", *runs_table(runs), "", *signs_table(runs), "", provenance(command), ""])
+    return "\n".join(["", "", *runs_table(runs), "", *signs_table(runs), "", provenance(command), ""])
 
 
 def write(text: str) -> None:
