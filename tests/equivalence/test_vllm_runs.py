@@ -117,6 +117,7 @@ def test_a_gap_above_the_bound_is_corrected_by_truncated_weights(config, tmp_pat
     (record,) = run.metrics
     assert record["generator_gap"] > 0.05
     assert 0 < record["importance_weight"] <= 1.5
+    assert (run.folder / "log.txt").read_text().count("have truncated importance weights") == 1
     shutil.copytree(run.folder / "answers", tmp_path / "other" / kind / "answers")
     (other,) = tuner.train(config(kind, {**settings, **BOUNDLESS}), runs=tmp_path / "other").metrics
     assert "importance_weight" not in other

@@ -24,6 +24,12 @@ from tuner.rollout.experience import Observed
 from tuner.rollout.rollout import Rollout
 from tuner.training.devices import Devices
 
+CORRECTION = (
+    "above engine.max_gap: such steps have truncated importance weights; where it is more than a few tenths, the "
+    "server has another base than the run, or another precision"
+)
+"""What a run says, after the gap, when it first corrects one."""
+
 AnyObserved = TypeVar("AnyObserved", bound=Observed)
 
 
@@ -33,6 +39,9 @@ class SamplerGap:
 
     mean: float
     largest: float
+
+    def __str__(self) -> str:
+        return f"the server's log-probabilities differ from the trainer's by {self.mean:.3g} nats per token"
 
     @classmethod
     def of(cls, rollout: Rollout, observed: Sequence[Observed], devices: Devices) -> SamplerGap:
@@ -54,14 +63,14 @@ def corrected(
 ) -> Sequence[AnyObserved]:
     """The rows, with the engine's log-probabilities where the gap is above the bound.
 
-    Raises UserError where the config asks for a stop there, and where the gap is no number.
+    Raises UserError where the config asks for a stop there.
     """
-    if gap.mean <= engine.max_gap:
+    # a gap that is no number is the trainer's: its losses are not finite either, and the step is skipped for that
+    if gap.mean <= engine.max_gap or not math.isfinite(gap.mean):
         return observed
-    if engine.above_max_gap == "stop" or not math.isfinite(gap.mean):
+    if engine.above_max_gap == "stop":
         raise UserError(
-            f"the vLLM server's log-probabilities differ from the trainer's by {gap.mean:.3g} nats per token, above "
-            f"engine.max_gap={engine.max_gap:g}: does it serve this run's base, in its precision? Run the same command "
-            'again to go on from the stored rollout, with engine.above_max_gap="truncate" or a larger bound'
+            f"{gap}, above engine.max_gap={engine.max_gap:g}: does it serve this run's base, in its precision? To go "
+            'on from the stored rollout, run the same command with a larger bound, or engine.above_max_gap="truncate"'
         )
     return [replace(row, sampled_N=sampled_logprobs(rollout, row)) for row in observed]

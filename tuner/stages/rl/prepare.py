@@ -37,7 +37,7 @@ from tuner.rollout.reward_sources import RewardSource, Scores
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rollout_figures import split_best
 from tuner.rollout.rules import Rule, load_rule, rule_scores
-from tuner.rollout.sampler_gap import AnyObserved, SamplerGap, corrected
+from tuner.rollout.sampler_gap import CORRECTION, AnyObserved, SamplerGap, corrected
 from tuner.rollout.shaping import length_penalties, preferences, shape_scores
 from tuner.rollout.updates import Update, updates
 from tuner.stages.context import Context
@@ -112,7 +112,12 @@ class Setup:
             return observed
         gap = SamplerGap.of(rollout, observed, self.context.devices)
         step.metrics["generator_gap_max"] = gap.largest
-        return corrected(rollout, observed, gap, engine)
+        rows = corrected(rollout, observed, gap, engine)
+        if rows is not observed and not self.loop.state.get("gap_is_corrected"):
+            # Once a run, and not again when it is resumed.
+            self.loop.state["gap_is_corrected"] = True
+            self.loop.say(f"step {step.index + 1}: {gap}, {CORRECTION}")
+        return rows
 
     def gold(self, rollout: Rollout) -> np.ndarray | None:
         """Gold scores of the answers, float64 [A], which nothing is trained on; None without a rule.
