@@ -1,6 +1,7 @@
 """PPO rewarded by two reward models and by comparison with the reference: killed, shared out, and by another route."""
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_two_processes_equal_one(both, tmp_path):
             assert own[name] == pytest.approx(their[name], rel=2e-3, abs=1e-4)
 
 
-def test_what_an_ensemble_costs_and_what_it_refuses(both, start):
+def test_what_an_ensemble_costs_and_what_it_refuses(both, start, tmp_path):
     single = check(both({"further_rewards": []}))
     shared = check(both())
     assert shared.warnings == ()
@@ -139,9 +140,11 @@ def test_what_an_ensemble_costs_and_what_it_refuses(both, start):
     (warning,) = apart.warnings
     assert f"policy and the further reward model {far.folder} stand on two bases" in warning
     assert apart.peak_gib > shared.peak_gib
-    unmeasured = start("reward", {"max_steps": 2})
-    with pytest.raises(UserError, match=f"{unmeasured.folder}: no mean and standard deviation"):
-        check(both({"further_rewards": [{"path": str(unmeasured.folder)}]}))
+    unmeasured = shutil.copytree(start("reward", MEASURED).folder, tmp_path / "unmeasured")
+    record = unmeasured / "model" / "reward.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"reference": None}))
+    with pytest.raises(UserError, match=f"{unmeasured}: no mean and standard deviation"):
+        check(both({"further_rewards": [{"path": str(unmeasured)}]}))
     with pytest.raises(UserError, match="reward_clip=None and normalize_rewards=False"):
         both({"normalize_rewards": True})
     with pytest.raises(UserError, match="add the rule by added_rewards"):
