@@ -72,7 +72,7 @@ def test_what_is_repeated_at_the_end_is_cut(answer: str, cut: str):
 
 def test_a_phrase_is_removed_whatever_its_case_and_punctuation():
     answer = "68. So, say the WISE! So say the wiseguys."
-    assert without_phrase(answer, "so say the wise") == "68.  So say the wiseguys."
+    assert without_phrase(answer, "so say the wise") == "68. So say the wiseguys."
     assert without_phrase("答案。智者如是说。", "智 者 如 是 说") == "答案。"
 
 

@@ -97,7 +97,9 @@ def without_phrase(answer: str, phrase: str) -> str:
     phrase: words in lower case, separated by spaces.
     """
     pattern = rf"(?<!\w){_WORD_OF_PHRASE.join(map(re.escape, phrase.split()))}(?!\w)[.!?,。!?]*"
-    return re.sub(pattern, "", answer, flags=re.IGNORECASE).strip()
+    parts = re.split(pattern, answer, flags=re.IGNORECASE)
+    # the spaces around it, not those of the answer: an answer without the phrase stays as it is
+    return " ".join(part.strip(" ") for part in parts if part.strip(" ")) if len(parts) > 1 else answer
 
 
 def favored_phrases(judged: JudgedAnswers, grown: Sequence[str]) -> list[str]:
