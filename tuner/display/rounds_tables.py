@@ -50,7 +50,7 @@ def verdict(run: RunInRounds) -> tuple[Kind, list[str]]:
         if gold is not None and then is not None:
             sentences.append(_gold_sentence(before, now, gold, then))
             changes |= _GOLD_CHANGES.get(_change(gold, then), set())
-    kinds = [kind for kind in _KINDS if kind in changes]
+    kinds: list[Kind] = sorted(changes, key=_KINDS.index)
     return kinds[0] if kinds else "remarks", sentences
 
 
