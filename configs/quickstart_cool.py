@@ -66,7 +66,7 @@ config = COOL(
     ),
     rounds=(
         Round(steps=30),
-        Round(steps=30, patch=Patch(epochs=1, lr=1e-3, original=3)),
+        Round(steps=30, patch=Patch(original=6, lr=5e-4)),
     ),
     candidates=Candidates(prompts=200, answers=2, slow=30, fast=70, patterns=1),
     feedback=(better,),

@@ -85,7 +85,7 @@ def _labels(place: RoundPlace) -> dict[str, Any] | None:
         return None
     candidates, store = read_candidates(place.candidates), LabelStore(place.labels)
     try:
-        return {"pairs": len(candidates), **report(store.labels(), candidates)}
+        return {"candidates": len(candidates), **report(store.labels(), candidates)}
     finally:
         store.close()
 
