@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from tuner.config import Adapter, Freeze, Model, TrainingConfig
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.adapters import ADAPTER, is_adapted, is_of
-from tuner.models.load import Head, Loaded, load_model
+from tuner.models.load import Head, Loaded, Precision, load_model
 from tuner.models.locate import locate
 from tuner.models.save import save_model
 from tuner.training.checkpoint import write_atomically
@@ -66,12 +66,12 @@ def write_checkpoint_model(
     """
     from tuner.stages.registry import stage_of  # stages import this module
 
-    config: TrainingConfig = run.config
+    config = cast("TrainingConfig", run.config)  # which has checkpoints
     stage = stage_of(config)
     start = stage.trained_model(config)
     if model is not None:
         start = replace(start, model=model)
-    _refuse_another_base(run, start.model)
+    _refuse_another_base(run, start.model, config.precision)
     loaded = _with_weights(start, config, stage.weights_of_model(trained_weights(checkpoint)), checkpoint)
     stage.write_model(config, loaded, folder)
 
@@ -142,10 +142,10 @@ def _load(start: TrainedModel, config: TrainingConfig, device: torch.device) -> 
     )
 
 
-def _refuse_another_base(run: RunFolder, model: Model) -> None:
+def _refuse_another_base(run: RunFolder, model: Model, precision: Precision) -> None:
     """UserError where the run was bound to another base than is there now."""
     pinned = run.read_json("base") or run.read_json("policy") or {}
-    fingerprint = locate(model, run.config.precision).reference.fingerprint
+    fingerprint = locate(model, precision).reference.fingerprint
     if fingerprint not in str(pinned.get("fingerprint", fingerprint)):
         raise UserError(
             f"{run.folder}: its base {model.path} is another than when it was trained; put the old one back"

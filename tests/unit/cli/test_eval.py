@@ -36,6 +36,7 @@ from tuner.config import (
 )
 from tuner.errors import UserError
 from tuner.models.tiny import tiny_model_folder
+from tuner.stages.rl import entrants
 from tuner.stages.rl import evaluate as comparing
 
 app = typer.Typer()
@@ -236,7 +237,8 @@ def test_one_model_is_in_memory_at_a_time(runs, monkeypatch):
         models.append(weakref.ref(loaded.model))
         return loaded
 
-    monkeypatch.setattr(comparing, "load_model", tracked_load)
+    for module in (comparing, entrants):
+        monkeypatch.setattr(module, "load_model", tracked_load)
     assert run(runs / "ppo", "--against", runs / "sft", "--against", runs / "dpo").exit_code == 0
     assert len(models) == 4
 

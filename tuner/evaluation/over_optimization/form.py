@@ -104,8 +104,8 @@ def without_phrase(answer: str, phrase: str) -> str:
 
 def favored_phrases(judged: JudgedAnswers, grown: Sequence[str]) -> list[str]:
     """The phrase that the best-scored tenth favors, and those that grew in training, without duplicates."""
-    order: np.ndarray = np.argsort(-judged.scores_A, kind="stable")
-    texts, places = [judged.answers[index] for index in order.tolist()], num_best(len(order))
+    order: list[int] = np.argsort(-judged.scores_A, kind="stable").tolist()
+    texts, places = [judged.answers[index] for index in order], num_best(len(order))
     favored = favored_phrase(texts[:places], texts[places:])
     return list(dict.fromkeys([*([] if favored is None else [favored.text]), *grown]))
 

@@ -13,6 +13,7 @@ from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
 from tuner.stages.cool.check import check_rounds
 from tuner.stages.cool.loop import cool
+from tuner.stages.cool.page import PAGE
 from tuner.stages.cool.patch import RECORD
 from tuner.stages.cool.rounds import RoundPlace, started_rounds
 from tuner.stages.model_folder import TrainedModel
@@ -104,7 +105,9 @@ class CoolStage(Stage[COOL]):
         return lines
 
     def closing_lines(self, run: Run) -> Mapping[str, str]:
-        return {"next": f"tuner chat {run.folder}, tuner eval {run.folder} --trust"}
+        page = run.folder / PAGE
+        lines = {"rounds": str(page)} if page.is_file() else {}
+        return {**lines, "next": f"tuner chat {run.folder}, tuner eval {run.folder} --trust"}
 
     def model_fields(self, config: COOL) -> Mapping[str, Model]:
         parts = {"policy": config.policy, "reward": config.reward}
