@@ -26,7 +26,7 @@ ALL = ""
 JUDGES = ("score", "gold")
 """What decides which answer is better: the reward trained on, and the gold rule where the config names one."""
 
-Scorer = Literal["reward model", "reward rule"]
+Scorer = Literal["reward model", "reward models", "reward rule"]
 
 
 @dataclass(frozen=True, eq=False)

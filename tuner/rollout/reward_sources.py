@@ -27,7 +27,7 @@ class Scores:
 
     total_A: np.ndarray
     """The score of each answer, float64."""
-    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     """Of a sum: each part by name, float64 [A]."""
     models_KA: np.ndarray | None = None
     """Of an ensemble: the standardized score by each reward model, float64; None without one."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tuner.config import PolicyConfig, Rule
 from tuner.errors import UserError
+from tuner.evaluation.win_rate import Scorer
 from tuner.models.reward_record import Reference
 from tuner.models.roles import Roles
 from tuner.models.scorer import RewardInputs
@@ -51,7 +52,7 @@ def reward_source(
     return SummedReward(sources)
 
 
-def scorer_of(config: PolicyConfig) -> str:
+def scorer_of(config: PolicyConfig) -> Scorer:
     """What gives the scores, in words."""
     if config.reward_model is None:
         return "reward rule"
