@@ -85,7 +85,7 @@ def _beside(loaded: Loaded, location: Location, name: str) -> Role:
             load_beside(loaded.model, location.adapter_folder, name)
             return Role(loaded, name)
         head = load_reward_beside(loaded.model, location.adapter_folder, name)
-    device = next(loaded.transformer.parameters()).device
+    device = next(loaded.model.parameters()).device
     return Role(loaded, name, ScalarHead(head.to(device), trained=False))
 
 
