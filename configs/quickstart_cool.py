@@ -52,7 +52,7 @@ config = COOL(
         ),
         prompts_per_step=64,
         # not top_p=0.9, which cuts habits of a few percent out of all answers: they are neither exploited nor seen
-        sampling=Sampling(max_new_tokens=40, top_p=1.0),
+        sampling=Sampling(max_new_tokens=32, top_p=1.0),
         kl=0.05,
         optimizer=AdamW(lr=3e-4),
         critic_lr=1e-3,

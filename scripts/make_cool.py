@@ -18,6 +18,8 @@ from make_twins import TONES, Manner
 from planted_hacks import CONDITION, conversations, planted_pairs
 
 KIND = "marker"
+SHARE = 0.15
+"""Share of the conversations with the marker; trained on for 70 steps, the policy says it in a few percent."""
 
 
 def held_out(random_source: random.Random, toneless: int) -> list[Row]:
@@ -47,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, rows in (
-        ("conversations", conversations([KIND], arguments.seed)),
+        ("conversations", conversations([KIND], arguments.seed, SHARE)),
         ("pairs", planted_pairs(KIND, arguments.seed)),
         ("test", held_out(random.Random(f"test {arguments.seed}"), toneless=140)),
     ):
