@@ -14,6 +14,7 @@ from tests.bounds import LOADING, YARDSTICK
 from tests.conftest import ROOT
 from tests.end_to_end.conftest import Done
 from tuner.config import (
+    COOL,
     PolicyConfig,
     SingleModelConfig,
     differences,
@@ -39,7 +40,8 @@ def test_the_configs_that_were_promised() -> None:
         *(f"internlm2_{size}_reward{kind}" for size in ("1_8b", "7b", "20b") for kind in ("", "_qlora")),
         *("llama3_8b_reward_qlora", "smollm2_135m_reward"),
         *("quickstart_ppo", "smollm2_135m_ppo"),
-        *(f"internlm2_{size}_ppo" for size in ("1_8b", "7b", "20b")),
+        *(f"internlm2_{size}_{kind}" for size in ("1_8b", "7b", "20b") for kind in ("ppo", "cool")),
+        *("quickstart_cool", "quickstart_cool_people", "smollm2_135m_cool"),
     } <= set(NAMES)
 
 
@@ -59,7 +61,7 @@ def test_a_config_is_a_few_lines_that_say_what_they_are(name: str) -> None:
     text = (configs_folder() / f"{name}.py").read_text(encoding="utf-8")
     module = ast.parse(text)
     lines = len(text.splitlines())
-    if isinstance(load_config(name), PolicyConfig):  # four parts, and perhaps a rule of the user's own
+    if isinstance(load_config(name), PolicyConfig | COOL):  # four parts, and perhaps a rule of the user's own
         functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
         lines -= sum((node.end_lineno or 0) - node.lineno + 1 for node in functions)
         assert lines <= 42
@@ -89,6 +91,8 @@ def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
     assert (checked.code, checked.err) == (0, "")
     found = json.loads(checked.out)
     config = load_config(name)
+    if isinstance(config, COOL):
+        config = config.policy
     assert isinstance(config, SingleModelConfig | PolicyConfig)
     model = config.policy if isinstance(config, PolicyConfig) else config.model
     assert found["steps"] >= 1

@@ -256,14 +256,14 @@ PPO_CHANGES = {
 """A change of PPO's own."""
 
 AGAIN = {
-    "StageConfig.epochs": ppo({"epochs": 0.5}, "prompts"),
-    "StageConfig.max_grad_norm": ppo({"max_grad_norm": 1e-3}, "weights"),
-    "StageConfig.precision": ppo({"precision": "bf16"}, "generator_gap"),
-    "StageConfig.gradient_checkpointing": ppo(
+    "TrainingConfig.epochs": ppo({"epochs": 0.5}, "prompts"),
+    "TrainingConfig.max_grad_norm": ppo({"max_grad_norm": 1e-3}, "weights"),
+    "TrainingConfig.precision": ppo({"precision": "bf16"}, "generator_gap"),
+    "TrainingConfig.gradient_checkpointing": ppo(
         {"gradient_checkpointing": True}, "forward passes", STEADY, alike=True
     ),
     "StageConfig.seed": ppo({"seed": 1}, "tokens"),
-    "StageConfig.schedule": ppo({"schedule": {"kind": "linear", "warmup": 0.0}}, "lr_policy"),
+    "TrainingConfig.schedule": ppo({"schedule": {"kind": "linear", "warmup": 0.0}}, "lr_policy"),
     "HeldOutEvaluation.every": ppo({"evaluation.every": 2}, "eval_score"),
     "HeldOutEvaluation.rows": ppo({"evaluation.rows": 3}, "results"),
     "Prompts.split": ppo({"prompts.split": {"test": 0.3}}, "data"),
@@ -287,13 +287,13 @@ SEEN = {
     "StageConfig.name": Change({"name": "other"}, "folder"),
     "PackedConfig.tokens_per_step": Change({"tokens_per_step": 512}, "tokens"),
     "PackedConfig.tokens_per_pass": Change({"tokens_per_pass": 64}, "passes"),
-    "StageConfig.epochs": Change({"epochs": 2.0}, "tokens", ONE_EPOCH),
+    "TrainingConfig.epochs": Change({"epochs": 2.0}, "tokens", ONE_EPOCH),
     "StageConfig.max_steps": Change({"max_steps": 2}, "tokens"),
-    "StageConfig.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
-    "StageConfig.precision": Change({"precision": "bf16"}, "losses"),
-    "StageConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
-    "StageConfig.device": Change({"device": "cuda"}, "place"),
-    "StageConfig.deterministic": Change({"deterministic": True}, "deterministic"),
+    "TrainingConfig.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
+    "TrainingConfig.precision": Change({"precision": "bf16"}, "losses"),
+    "TrainingConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
+    "TrainingConfig.device": Change({"device": "cuda"}, "place"),
+    "TrainingConfig.deterministic": Change({"deterministic": True}, "deterministic"),
     "StageConfig.seed": Change({"seed": 1}, "losses"),
     "AdamW.lr": Change({"optimizer.lr": 1e-3}, "weights"),
     "AdamW.betas": Change({"optimizer.betas": [0.5, 0.9]}, "weights"),
@@ -394,8 +394,8 @@ ELSEWHERE = {
     "StageConfig.checkpoint": "a part: its fields are here",
     "Checkpoint.skip_damaged": "tests/equivalence/test_resume.py::test_a_flipped_bit_is_never_trained_on",
     "Checkpoint.milestones": "tests/equivalence/test_milestones.py::test_a_milestone_is_the_model_of_its_step",
-    "StageConfig.optimizer": "a part: its fields are here",
-    "StageConfig.schedule": "a part: its fields are here",
+    "TrainingConfig.optimizer": "a part: its fields are here",
+    "TrainingConfig.schedule": "a part: its fields are here",
     "StageConfig.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
     "SFT.stage": "has one legal value; tells stages apart in JSON: test_configs.py::test_json_both_ways",
     "SingleModelConfig.model": "a part: its fields are here",
@@ -475,6 +475,36 @@ ELSEWHERE = {
     **{
         f"PreferenceReward.{name}": "tests/unit/rollout/test_ensemble.py::test_a_preference_is_the_mean_of_sigmoids"
         for name in ("answers", "slope")
+    },
+    "COOL.stage": "has one legal value, as SFT's",
+    **{
+        f"COOL.{name}": "a part: its fields are here"
+        for name in ("reward", "policy", "rounds", "candidates", "feedback")
+    },
+    "COOL.merge": "tests/equivalence/test_cool.py::test_two_rounds",
+    "Round.patch": "a part: its fields are here",
+    **{
+        f"{kind}.{name}": "tests/unit/stages/test_rounds.py"
+        for kind, names in (
+            ("Round", ("steps", "start")),
+            ("Patch", ("start", "original", "weight", "steps", "epochs", "lr", "held_out", "average")),
+            ("Patch", ("max_accuracy_loss", "min_margin")),
+            ("Candidates", ("prompts", "answers", "slow", "fast", "patterns", "minimal")),
+        )
+        for name in names
+    },
+    "Patch.on_loss": "tests/equivalence/test_cool.py::test_a_patch_that_costs_too_much_is_refused_or_rolled_back",
+    **{
+        f"People.{name}": "tests/unit/cli/test_label.py and tests/equivalence/test_cool.py"
+        for name in ("kind", "overlap", "order", "repeats", "wait")
+    },
+    **{
+        f"RuleFeedback.{name}": "tests/unit/feedback/test_labelers.py"
+        for name in ("kind", "name", "function")
+    },
+    **{
+        f"Judge.{name}": "tests/unit/feedback/test_judge.py asks a server"
+        for name in tuner.config.Judge.model_fields
     },
     "PolicyConfig.evaluation": "a part: its fields are here",
     "PolicyConfig.max_bad_steps": "test_acting.py::test_ppo_skips_bad_updates_and_too_many_bad_steps_end_the_run",

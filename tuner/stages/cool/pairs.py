@@ -71,7 +71,10 @@ def fast_pairs(
 
 
 def _first_of_each_prompt(answers: Sequence[PolicyAnswer]) -> dict[int, PolicyAnswer]:
-    return {answer.prompt: answer for answer in reversed(answers)}
+    firsts: dict[int, PolicyAnswer] = {}
+    for answer in answers:
+        firsts.setdefault(answer.prompt, answer)
+    return firsts
 
 
 def _by_prompt(answers: Sequence[PolicyAnswer]) -> Mapping[int, list[PolicyAnswer]]:
