@@ -141,7 +141,7 @@ def test_candidates_fields(tmp_path: Path) -> None:
     assert [pair.first.prompt for pair in early] == [9, 8, 7], "the best-scored first"
     assert {pair.second.policy for pair in early} <= {"start", "early"}
     lines = [
-        {"step": step, "answer": f"{n}.{MARKER if step > 4 else ''}", "score": 1.0, "prompt_number": n}
+        {"step": step, "answer": f"sum {n}.{MARKER if step > 4 else ''}", "score": 1.0, "prompt_number": n}
         for step in range(1, 11)
         for n in range(40)
     ]
