@@ -130,7 +130,7 @@ def watched(monkeypatch) -> Watched:
     watch(stage, "rollout_figures", scored)
     watch(stage, "token_means", experienced)
     watch(stage, "prepare", lambda made, *args: setattr(found, "made", made))
-    watch(losses, "policy_loss", lambda sums, *args: found.policy.append((found.step, *args)))
+    watch(losses, "policy_loss", lambda sums, *args, **_: found.policy.append((found.step, *args)))
     watch(losses, "value_loss", lambda loss, *args: found.values.append((found.step, *args)))
     return found
 
