@@ -27,9 +27,9 @@ DECIDING = ("torch", "transformers", "peft", "bitsandbytes", "python", "processo
 """What must be as it was for SAME to be asked."""
 SAME = 1e-6
 """Relative tolerance where processor and versions are those of the recording: other code, other numbers."""
-ELSEWHERE = 1e-3
+ELSEWHERE = 2e-3
 """... and where they are not: eight updates, each off by the model's rounding of a gradient, which is 1.0e-4 for this
-model by tests/bounds.py::model_rounding. A learning rate off by a hundredth is still told apart."""
+model by tests/bounds.py::model_rounding, on both machines. A learning rate off by a hundredth is still told apart."""
 
 QLORA = SFT(
     name="golden",
@@ -65,7 +65,9 @@ def measure(config: SFT) -> dict[str, list[float]]:
 
 def place() -> dict[str, str]:
     """What decides the last digits here."""
-    found = {**versions(), "processor": _processor()}
+    # "AMD EPYC" names processors with AVX-512 and without
+    processor = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    found = {**versions(), "processor": processor}
     return {name: str(found[name]) for name in DECIDING}
 
 

@@ -1,6 +1,6 @@
 """Losses of short runs are those that were recorded: a change of numbers is meant, or it is a fault.
 
-To the last digits (1e-6) on the processor and versions of the recording, to 1e-3 elsewhere; never skipped.
+To the last digits (1e-6) on the processor and versions of the recording, to 2e-3 elsewhere; never skipped.
 """
 
 import math

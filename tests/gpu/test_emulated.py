@@ -104,8 +104,9 @@ def test_a_kernels_call_is_the_exact_path(kernel, window):
     ids=["lora", "all weights"],
     indirect=["kernel"],
 )
-def test_a_run_on_kernels_is_the_run_without(kernel, changes, tmp_path):
+def test_a_run_on_kernels_is_the_run_without(kernel, changes, tmp_path, monkeypatch):
     """bf16 under autocast, as a GPU trains; with all weights, rotary embeddings hand over fp32."""
+    monkeypatch.setattr("tuner.models.arithmetic.computes_in_bf16", lambda device: True)
     config = override(SMALL, {"precision": "bf16", "max_steps": 2, "data.limit": 40} | changes)
     emulated = tuner.train(config, runs=tmp_path / "emulated")
     assert WINDOWS
