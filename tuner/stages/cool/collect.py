@@ -17,7 +17,10 @@ def collect_labels(config: COOL, context: Context, place: RoundPlace) -> None:
 
     Raises UserError where people have not labeled all of them and the config waits for that; nothing is lost then.
     """
-    if context.devices.is_main:
+    has_pairs = (
+        place.candidates.stat().st_size > 0
+    )  # policies may have given the same answers, and no pattern
+    if context.devices.is_main and has_pairs:
         place.labels.parent.mkdir(parents=True, exist_ok=True)
         store = LabelStore(place.labels)
         try:

@@ -18,7 +18,7 @@ def cool(config: COOL, context: Context) -> None:
     assert config.policy.reward_model is not None
     reward, policy = config.policy.reward_model.path, None
     for place in rounds:
-        if steps_left(config, place) == 0:
+        if (left := steps_left(config, place)) is not None and left <= 0:
             context.say(
                 f"round {place.number} and later ones are left out: max_steps={config.max_steps} is reached"
             )
