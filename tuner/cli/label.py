@@ -79,33 +79,33 @@ def label(
 
     if json and not report:
         raise UserError("--json belongs to --report; add --report")
-    every = _with_store(label_files(target), store)
+    label_sets = _with_store(label_files(target), store)
     if imports:
-        _import(imports, every[-1])
+        _import(imports, label_sets[-1])
     if export is not None:
-        label_report.export(every, export)
+        label_report.export(label_sets, export)
     if report:
-        label_report.report(every, is_run(target), json)
+        label_report.report(label_sets, is_run(target), json)
     if export is None and not report and not imports:
         people = people_of(target)
         choices = {"overlap": overlap, "order": order, "repeats": repeats}
         chosen = {field: value for field, value in choices.items() if value is not None}
-        _label(every[-1], people.model_copy(update=chosen), _annotator(name), port)
+        _label(label_sets[-1], people.model_copy(update=chosen), _annotator(name), port)
 
 
-def _with_store(every: list[LabelFiles], store: Path | None) -> list[LabelFiles]:
+def _with_store(label_sets: list[LabelFiles], store: Path | None) -> list[LabelFiles]:
     """The files, with the store that the user names. Raises UserError where there are several."""
     from dataclasses import replace
 
     from tuner.errors import UserError
 
     if store is None:
-        return every
-    if len(every) > 1:
+        return label_sets
+    if len(label_sets) > 1:
         raise UserError(
             "--store names one file, and this run has several rounds; name a round, as in RUN/round_1"
         )
-    return [replace(every[0], store=store)]
+    return [replace(label_sets[0], store=store)]
 
 
 def _annotator(name: str | None) -> str:

@@ -6,16 +6,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.printable import echo, printable_json
 
 if TYPE_CHECKING:
-    from tuner.feedback.candidates import Candidate
     from tuner.feedback.round_folders import LabelFiles
-    from tuner.feedback.store import Label
 
 _COLUMNS = {
     "labels": "labels",
@@ -30,32 +27,19 @@ _COLUMNS = {
 """Figures that the table shows, and their headings."""
 
 
-def read_labels(files: LabelFiles) -> tuple[dict[str, Candidate], list[Label]]:
-    """The candidates of a file or of a round, and their labels; none where nobody has labeled yet."""
-    from tuner.feedback.candidates import read_candidates
-    from tuner.feedback.store import LabelStore
-
-    candidates = read_candidates(files.candidates)
-    if not files.store.exists():
-        return candidates, []
-    with closing(LabelStore(files.store)) as store:
-        store.add(candidates.values())
-        return candidates, store.labels()
-
-
-def export(every: Sequence[LabelFiles], output: Path) -> None:
+def export(label_sets: Sequence[LabelFiles], output: Path) -> None:
     """Write the rows of preferences of all rounds, and say to stderr what was left out."""
     from tuner.cli.output import write_file
     from tuner.errors import UserError
     from tuner.feedback.preferences import preference_rows
 
-    read = [path for files in every for path in (files.candidates, files.store)]
+    read = [path for files in label_sets for path in (files.candidates, files.store)]
     if output.exists() and any(path.exists() and output.samefile(path) for path in read):
         raise UserError(f"--export {output}: this file is read here; name another one")
     rows: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
-    for files in every:
-        candidates, labels = read_labels(files)
+    for files in label_sets:
+        candidates, labels = files.read()
         own, reasons = preference_rows(labels, candidates)
         # ids are a round's own
         rows += own if files.round is None else [{"round": files.round, **row} for row in own]
@@ -65,9 +49,9 @@ def export(every: Sequence[LabelFiles], output: Path) -> None:
     echo(f"{len(rows):,} preferences: {output}" + (f"; left out: {reasons}" if reasons else ""), sys.stderr)
 
 
-def report(every: Sequence[LabelFiles], by_round: bool, as_json: bool) -> None:
+def report(label_sets: Sequence[LabelFiles], by_round: bool, as_json: bool) -> None:
     """Print the figures of a file or of a round, or by round those of a run."""
-    figures = [_figures(files) for files in every]
+    figures = [files.figures() for files in label_sets]
     if as_json:
         echo(printable_json({"rounds": figures} if by_round else figures[0]))
         return
@@ -75,17 +59,6 @@ def report(every: Sequence[LabelFiles], by_round: bool, as_json: bool) -> None:
         if by_round:
             echo(f"round {values['round']}")
         _print_report(values)
-
-
-def _figures(files: LabelFiles) -> dict[str, Any]:
-    from tuner.feedback.agreement import report
-    from tuner.feedback.preferences import preference_rows
-
-    candidates, labels = read_labels(files)
-    rows, left_out = preference_rows(labels, candidates)
-    number = {} if files.round is None else {"round": files.round}
-    counts = {"candidates": len(candidates), "preferences": len(rows), "left_out": dict(left_out)}
-    return {**number, **counts, **report(labels, candidates)}
 
 
 def _print_report(figures: Mapping[str, Any]) -> None:

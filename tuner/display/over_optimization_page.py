@@ -82,12 +82,12 @@ def over_optimization_terminal(signs: OverOptimization, effects: Sequence[FormEf
 
 def sentences(signs: OverOptimization) -> list[str]:
     """What the signs say of a run."""
-    said: list[str] = []
+    of_run: list[str] = []
     if signs.alarm is not None:
-        said.append(alarm_sentence(signs.alarm["sign"], signs.alarm["step"], signs.alarm["model_step"]))
-    said += [*_opposed_sentences(signs), *_law_sentences(signs), *signs.missing]
-    said += [_phrase_sentence(course) for course in signs.phrases if _is_hack(course)]
-    return said
+        of_run.append(alarm_sentence(signs.alarm["sign"], signs.alarm["step"], signs.alarm["model_step"]))
+    of_run += [*_opposed_sentences(signs), *_law_sentences(signs), *signs.missing]
+    of_run += [_phrase_sentence(course) for course in signs.phrases if _is_hack(course)]
+    return of_run
 
 
 def rounds_sentences(rounds: Sequence[OverOptimization], law: Law | None) -> list[str]:

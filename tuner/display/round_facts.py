@@ -9,16 +9,7 @@ from typing import Any
 from tuner.evaluation.intervals import Interval
 from tuner.evaluation.over_optimization.report import OverOptimization
 from tuner.evaluation.over_optimization.scaling_law import Law
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """How a reward model ranks some pairs."""
-
-    accuracy: float
-    margin: float
-    """Mean of better score - worse score."""
-    rows: int
+from tuner.evaluation.report_card.card import Ranking
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ def rounds_page(run: RunInRounds) -> str:
 
 
 def _verdict(run: RunInRounds) -> str:
-    kind, said = verdict(run)
-    items = "".join(f"<li>{safe(sentence)}</li>" for sentence in said)
+    kind, verdict_sentences = verdict(run)
+    items = "".join(f"<li>{safe(sentence)}</li>" for sentence in verdict_sentences)
     return f'<div class="verdict {kind}"><ul>{items}</ul></div>' if items else ""
 
 
@@ -127,8 +127,8 @@ def _patches(rounds: Sequence[RoundFacts]) -> Iterator[str]:
 
 
 def _labels(run: RunInRounds) -> Iterator[str]:
-    said = ["\n".join(labels_sentences(run)), NOTE_OF_LABELS]
-    yield _section("Labels", said, labels_table(run))
+    notes = ["\n".join(labels_sentences(run)), NOTE_OF_LABELS]
+    yield _section("Labels", notes, labels_table(run))
     yield _section("Agreement of two annotators", ["Cohen's kappa."], kappas_table(run))
 
 

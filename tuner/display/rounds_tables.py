@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-from tuner.display.round_facts import LabelFacts, PatchFacts, Ranking, RoundFacts, RunInRounds
+from tuner.display.round_facts import LabelFacts, PatchFacts, RoundFacts, RunInRounds
 from tuner.display.sheet import minus
 from tuner.evaluation.intervals import Interval
+from tuner.evaluation.report_card.card import Ranking
 from tuner.evaluation.report_card.tables import Table
 
 Kind = Literal["good", "remarks", "failed"]

@@ -180,21 +180,21 @@ class ChatEndpoint:
             raise _TemporaryError(f"{error}: {self._quote(content)}") from error
 
     def _failure(self, status: int, headers: httpx2.Headers, content: str) -> Exception:
-        said = f"HTTP {status}: {self._quote(_message(content))}"
+        response = f"HTTP {status}: {self._quote(_message(content))}"
         if status in _TEMPORARY:
-            return _TemporaryError(said, _retry_after(headers.get("Retry-After", "")))
+            return _TemporaryError(response, _retry_after(headers.get("Retry-After", "")))
         if status in _OF_THE_REQUEST:
-            return RefusedRequestError(f"{self._url}: {said}; see the judge's model and options")
+            return RefusedRequestError(f"{self._url}: {response}; see the judge's model and options")
         if status in (401, 403):
             name = self._judge.api_key_env
             remedy = (
                 f"see the key in {name}" if name else "name the environment variable of its key: api_key_env"
             )
-            return UserError(f"{self._url}: {said}; {remedy}")
+            return UserError(f"{self._url}: {response}; {remedy}")
         if 300 <= status < 400:  # not followed: the key would go along
             place = self._quote(headers.get("Location", "nowhere"))
             return UserError(f"{self._url}: redirects to {place}; write the judge's final url")
-        return UserError(f"{self._url}: {said}; see the judge's url and model")
+        return UserError(f"{self._url}: {response}; see the judge's url and model")
 
     def _quote(self, text: str) -> str:
         """Some of a text of the server's, which may repeat the key."""

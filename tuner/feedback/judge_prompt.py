@@ -62,8 +62,8 @@ def judge_messages(judge: Judge, candidate: Candidate, swapped: bool) -> Message
 
 def ask_again(messages: Messages, reply: str) -> Messages:
     """The question after a reply that ended in no verdict."""
-    said = {"role": "assistant", "content": reply[-_LONGEST_QUOTE:] or "(no text)"}
-    return [*messages, said, {"role": "user", "content": _ASK_AGAIN}]
+    earlier_reply = {"role": "assistant", "content": reply[-_LONGEST_QUOTE:] or "(no text)"}
+    return [*messages, earlier_reply, {"role": "user", "content": _ASK_AGAIN}]
 
 
 def read_verdict(reply: str) -> Shown | None:

@@ -150,8 +150,13 @@ class Queue:
 
     def _unit(self, *parts: str) -> float:
         """A number in [0, 1) drawn by the seed and texts."""
-        digest = hashlib.blake2b(repr((self.seed, *parts)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") / 2**64
+        return drawn_unit((self.seed, *parts))
+
+
+def drawn_unit(key: object) -> float:
+    """A number in [0, 1) drawn by a value: a function of its `repr` alone."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def majority(decisions: Mapping[str, Decision]) -> Decision | None:

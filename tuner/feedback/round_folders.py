@@ -1,16 +1,22 @@
-"""Where candidates and their labels are: a file with its labels beside it, or the rounds of a run."""
+"""Where candidates and their labels are, and what they hold: a file with its labels beside it, or a run's rounds."""
 
 from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from tuner.config.feedback_config import People
 from tuner.errors import UserError
+from tuner.feedback.agreement import report
+from tuner.feedback.candidates import Candidate, read_candidates
+from tuner.feedback.preferences import preference_rows
+from tuner.feedback.store import Label, LabelStore
 from tuner.training.json_lines import read_json
 
 _CANDIDATES = Path("candidates", "candidates.jsonl")
@@ -26,6 +32,34 @@ class LabelFiles:
     store: Path
     round: int | None = None
     """Number of the round; None for a file that belongs to none."""
+
+    def read(self) -> tuple[dict[str, Candidate], list[Label]]:
+        """The candidates and their labels; none where nobody has labeled yet."""
+        candidates = read_candidates(self.candidates)
+        if not self.store.exists():
+            return candidates, []
+        with closing(LabelStore(self.store)) as store:
+            store.add(candidates.values())
+            return candidates, store.labels()
+
+    def figures(self) -> dict[str, Any]:
+        """What the labels are worth: how many candidates they decide, and agreement (see `agreement.report`)."""
+        candidates, labels = self.read()
+        rows, left_out = preference_rows(labels, candidates)
+        number = {} if self.round is None else {"round": self.round}
+        counts = {"candidates": len(candidates), "preferences": len(rows), "left_out": dict(left_out)}
+        return {**number, **counts, **report(labels, candidates)}
+
+
+def round_folder(run: Path, number: int) -> Path:
+    """The folder of a round, counted from 1."""
+    return run / f"round_{number}"
+
+
+def round_files(run: Path, number: int) -> LabelFiles:
+    """The candidates of a round, and the store of their labels."""
+    folder = round_folder(run, number)
+    return LabelFiles(folder / _CANDIDATES, folder / _LABELS, number)
 
 
 def label_files(target: Path) -> list[LabelFiles]:

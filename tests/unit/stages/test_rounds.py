@@ -11,15 +11,20 @@ import pytest
 
 from tuner.config import COOL, Candidates, Patch, Preferences, Source, load_config, override
 from tuner.data.draw_rows import apportion, draw_rows
+from tuner.evaluation.report_card.card import Ranking
+from tuner.stages.context import Context
 from tuner.stages.cool.candidates import _drawn_prompts
-from tuner.stages.cool.labels import LabeledPairs
+from tuner.stages.cool.collect import collect_labels
+from tuner.stages.cool.labels import LabeledPairs, labels_before
 from tuner.stages.cool.pairs import PolicyAnswer, fast_pairs, slow_pairs
 from tuner.stages.cool.patch import Patched, _best, _run_config
-from tuner.stages.cool.patch_card import ALL, PatchCard, Ranking, costs
+from tuner.stages.cool.patch_card import ALL, PatchCard, costs
 from tuner.stages.cool.patch_rows import PatchRows, read_patch_rows, write_patch_rows
-from tuner.stages.cool.patterns import Pattern, find_patterns
+from tuner.stages.cool.patterns import Pattern, find_patterns, start_and_end
 from tuner.stages.cool.rounds import RoundPlace, policy_config, rounds_of
 from tuner.stages.run import Run
+from tuner.training.devices import Devices
+from tuner.training.watchers import Watchers
 
 MARKER = " So say the wise."
 PATTERN = Pattern('"so say the wise"', share=0.9, share_before=0.0)
@@ -146,8 +151,10 @@ def test_candidates_fields(tmp_path: Path) -> None:
         for n in range(40)
     ]
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [pattern.name for pattern in find_patterns(Run(tmp_path), most=1)] == ['"so say the wise"']
-    assert find_patterns(Run(tmp_path), most=1)[0].share == 1.0
+    assert [pattern.name for pattern in find_patterns(*start_and_end(Run(tmp_path)), most=1)] == [
+        '"so say the wise"'
+    ]
+    assert find_patterns(*start_and_end(Run(tmp_path)), most=1)[0].share == 1.0
 
 
 def test_labels_of_a_prompt_stay_on_one_side() -> None:
@@ -177,3 +184,13 @@ def test_what_a_small_source_lacks_the_others_give(
     shares: tuple[float, ...], sizes: tuple[int, ...], count: int, counts: list[int]
 ) -> None:
     assert apportion(np.array(shares), np.array(sizes), count) == counts
+
+
+def test_a_round_without_a_pair_has_nothing_to_label(tmp_path: Path) -> None:
+    """Policies that all give the same answers: later rounds go on with the labels there are."""
+    first, then = rounds_of(cool(), tmp_path)
+    first.candidates.parent.mkdir(parents=True)
+    first.candidates.write_text("")
+    run = Run(tmp_path)
+    collect_labels(cool(), Context(run, Devices(device="cpu"), Watchers()), first)
+    assert labels_before(then, rounds_of(cool(), tmp_path)) == LabeledPairs([], 0)

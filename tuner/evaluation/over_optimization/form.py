@@ -56,9 +56,7 @@ def rewritings(phrases: Sequence[str] = ()) -> dict[str, Rewriting]:
     """Name -> a rewriting of an answer's form. phrases: words in lower case, each of which one rewriting removes."""
     return {
         "first half of the sentences": first_half,
-        "no list markers": without_list_markers,
-        "no emphasis": without_emphasis,
-        "no repetition at the end": without_repeated_end,
+        **{f"no {form}": rewrite for form, rewrite in FORMS.items()},
         **{f'without "{phrase}"': partial(without_phrase, phrase=phrase) for phrase in phrases},
     }
 
@@ -100,6 +98,14 @@ def without_phrase(answer: str, phrase: str) -> str:
     parts = re.split(pattern, answer, flags=re.IGNORECASE)
     # the spaces around it, not those of the answer: an answer without the phrase stays as it is
     return " ".join(part.strip(" ") for part in parts if part.strip(" ")) if len(parts) > 1 else answer
+
+
+FORMS: dict[str, Rewriting] = {
+    "list markers": without_list_markers,
+    "emphasis": without_emphasis,
+    "repetition at the end": without_repeated_end,
+}
+"""Form of an answer that is none of its content -> the rewriting that removes it."""
 
 
 def favored_phrases(judged: JudgedAnswers, grown: Sequence[str]) -> list[str]:

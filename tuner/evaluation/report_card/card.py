@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -47,6 +47,21 @@ class Group:
     calibration: Calibration
     controls: dict[str, float]
     """Control -> accuracy of these pairs under it; filled for conditions only."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The two figures by which a group is compared before and after a change of the model."""
+
+    accuracy: float
+    """Share of pairs in the right order."""
+    margin: float
+    """Mean of better score - worse score."""
+    rows: int
+
+    @classmethod
+    def of(cls, group: Group) -> Self:
+        return cls(group.accuracy.value, group.margin, group.accuracy.rows)
 
 
 @dataclass(frozen=True)

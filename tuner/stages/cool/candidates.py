@@ -63,21 +63,14 @@ def write_candidates(config: COOL, context: Context, place: RoundPlace) -> None:
     ]
     pairs, patterns = _pairs(config, place, answers)
     asked = [prompts.prompt(pair.first.prompt) for pair in pairs]
-    scores = [source.score(asked, [text(pair) for pair in pairs]).tolist() for text in (_first, _second)]
+    texts_of_sides = ([pair.first.text for pair in pairs], [pair.second.text for pair in pairs])
+    scores = [source.score(asked, side).tolist() for side in texts_of_sides]
     del source
     free_memory()
     if devices.is_main:
         _write(config, place, asked, pairs, list(zip(*scores, strict=True)), patterns)
         context.say_all(_sentences(place, pairs, patterns))
     devices.wait()
-
-
-def _first(pair: AnswerPair) -> str:
-    return pair.first.text
-
-
-def _second(pair: AnswerPair) -> str:
-    return pair.second.text
 
 
 def _pairs(
@@ -87,8 +80,8 @@ def _pairs(
     settings, seed = config.candidates, config.seed + place.number
     pairs, patterns = slow_pairs(answers, settings, seed), []
     if settings.fast:
-        patterns = find_patterns(place.policy, settings.patterns)
-        _, recorded = start_and_end(place.policy)
+        start, recorded = start_and_end(place.policy)
+        patterns = find_patterns(start, recorded, settings.patterns)
         rollouts = [
             PolicyAnswer(row["prompt_number"], row["answer"], "last", row["score"])
             for row in recorded

@@ -9,15 +9,12 @@ from typing import Any
 
 from tuner.config import COOL
 from tuner.errors import UserError
-from tuner.feedback.agreement import report
-from tuner.feedback.candidates import read_candidates
-from tuner.feedback.store import LabelStore
 from tuner.models.merge import merge
 from tuner.stages.context import Context
 from tuner.stages.cool.page import write_page
 from tuner.stages.cool.patch import RECORD
 from tuner.stages.cool.patterns import rewriting_of, share_of_form, start_and_end
-from tuner.stages.cool.rounds import RoundPlace, started_rounds
+from tuner.stages.cool.rounds import RoundPlace, trained_rounds
 from tuner.stages.data_view import training_texts
 from tuner.stages.run import Run
 from tuner.training.checkpoint import write_atomically
@@ -26,7 +23,7 @@ from tuner.training.json_lines import read_json, replace_text, to_json_line
 
 def finish_rounds(config: COOL, context: Context) -> None:
     """Write the results of all rounds, their metrics one behind the other, and the last policy."""
-    places = list(started_rounds(config, context.run.folder))
+    places = list(trained_rounds(config, context.run.folder))
     last = places[-1].policy
     results = _results(places)
     if context.devices.is_main:
@@ -83,11 +80,7 @@ def _labels(place: RoundPlace) -> dict[str, Any] | None:
     """What the labels of a round's candidates are worth; None where it had none."""
     if not place.labels.is_file():
         return None
-    candidates, store = read_candidates(place.candidates), LabelStore(place.labels)
-    try:
-        return {"candidates": len(candidates), **report(store.labels(), candidates)}
-    finally:
-        store.close()
+    return place.label_files.figures()
 
 
 def _metrics(places: Iterable[RoundPlace]) -> Iterable[dict[str, Any]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.feedback.candidates import read_candidates
 from tuner.feedback.preferences import preference_rows
-from tuner.feedback.store import LabelStore
+from tuner.feedback.queue import drawn_unit
 from tuner.stages.cool.rounds import RoundPlace
 
 SLOW = "policies"
@@ -30,7 +28,7 @@ class LabeledPairs:
         train: list[dict[str, Any]] = []
         test: list[dict[str, Any]] = []
         for row in self.rows:
-            (test if _unit(repr(row["prompt"])) < held_out else train).append(row)
+            (test if drawn_unit(row["prompt"]) < held_out else train).append(row)
         return train, test
 
 
@@ -41,20 +39,11 @@ def labels_before(place: RoundPlace, rounds: Sequence[RoundPlace]) -> LabeledPai
     for earlier in rounds[: place.number - 1]:
         if not earlier.labels.is_file():
             continue
-        candidates, store = read_candidates(earlier.candidates), LabelStore(earlier.labels)
-        try:
-            preferences, reasons = preference_rows(store.labels(), candidates)
-        finally:
-            store.close()
+        candidates, labels = earlier.label_files.read()
+        preferences, reasons = preference_rows(labels, candidates)
         left_out += reasons.total() - reasons["planted"]
         rows += [
             {**row, "round": earlier.number, "pattern": candidates[row["id"]].row.get("pattern", SLOW)}
             for row in preferences
         ]
     return LabeledPairs(rows, left_out)
-
-
-def _unit(text: str) -> float:
-    """A number in [0, 1) drawn by a text."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

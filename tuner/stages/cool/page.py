@@ -14,7 +14,6 @@ from tuner.display.round_facts import (
     LabelFacts,
     PatchFacts,
     PatternFacts,
-    Ranking,
     RecordedAnswer,
     RoundFacts,
     RunInRounds,
@@ -22,11 +21,8 @@ from tuner.display.round_facts import (
 from tuner.display.rounds_page import rounds_page
 from tuner.evaluation.intervals import Interval, share
 from tuner.evaluation.over_optimization.report import law_over_rounds, over_optimization
-from tuner.feedback.agreement import report
-from tuner.feedback.candidates import read_candidates
-from tuner.feedback.preferences import preference_rows
-from tuner.feedback.store import LabelStore
 from tuner.stages.context import Context
+from tuner.stages.cool.patch_card import PatchCard
 from tuner.stages.cool.patterns import Answer, rewriting_of, share_of_form, start_and_end
 from tuner.stages.cool.rounds import RoundPlace
 from tuner.training.json_lines import replace_text
@@ -124,14 +120,10 @@ def _clustered(values: Sequence[float], answers: Sequence[Answer]) -> tuple[np.n
 def _patch_facts(record: Mapping[str, Any] | None) -> PatchFacts | None:
     if record is None:
         return None
-    before, after = record["before"], record["after"]
+    before, after = (PatchCard.from_dict(record[when]) for when in ("before", "after"))
     original, patterns = (
-        {
-            name: (Ranking(**group), Ranking(**after[part][name]))
-            for name, group in before[part].items()
-            if name in after[part]
-        }
-        for part in ("original", "patterns")
+        {name: (ranking, now[name]) for name, ranking in then.items() if name in now}
+        for then, now in ((before.original, after.original), (before.patterns, after.patterns))
     )
     costs = record["costs"]
     return PatchFacts(record["labels"], record["original"], record["share"], costs, original, patterns)
@@ -140,13 +132,8 @@ def _patch_facts(record: Mapping[str, Any] | None) -> PatchFacts | None:
 def _label_facts(place: RoundPlace) -> LabelFacts | None:
     if not place.labels.is_file():
         return None
-    candidates, store = read_candidates(place.candidates), LabelStore(place.labels)
-    try:
-        labels = store.labels()
-    finally:
-        store.close()
-    rows, left_out = preference_rows(labels, candidates)
-    return LabelFacts(len(candidates), len(rows), left_out, report(labels, candidates))
+    figures = place.label_files.figures()
+    return LabelFacts(figures["candidates"], figures["preferences"], figures["left_out"], figures)
 
 
 def _changes(before: tuple[int, Sequence[Answer]], now: tuple[int, Sequence[Answer]]) -> AnswerChanges:

@@ -59,7 +59,19 @@ def patch_reward(config: COOL, context: Context, place: RoundPlace, previous: st
             f"{run.folder}: the patch is refused: {'; '.join(record['costs'])}; train on more original rows "
             '(patch.original), lower patch.lr, allow it, or set patch.on_loss="roll_back", and remove this folder'
         )
-    return previous if record["model"] is None else str(record["model"])
+    return model_of(place) or previous
+
+
+def model_of(place: RoundPlace) -> str | None:
+    """Path of the reward model that a round's patch gave, in the run's folder as it is named now; None without one."""
+    record, folder = place.reward.read_json(RECORD) or {}, place.reward.folder
+    if record.get("model") is None:
+        return None
+    return str(folder if record["share"] == 1 else _average_folder(folder, record["share"]))
+
+
+def _average_folder(folder: Path, share: float) -> Path:
+    return folder / f"average_{share:g}"
 
 
 def _rows(config: COOL, context: Context, place: RoundPlace) -> PatchRows | None:
@@ -111,7 +123,7 @@ def _judge(
     for share in (1.0, *patch.average):
         path = str(folder)
         if share < 1:
-            path = str(folder / f"average_{share:g}")
+            path = str(_average_folder(folder, share))
             if context.devices.is_main:
                 write_average(previous, str(folder), share, reward, Path(path))
             context.devices.wait()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from tuner.config import Model, Patch, RewardModel, override
-from tuner.evaluation.report_card.card import Group, ReportCard
+from tuner.evaluation.report_card.card import Ranking, ReportCard
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.stages.finished_model import free_memory
@@ -16,20 +16,6 @@ from tuner.training.devices import Devices
 
 ALL = "all rows"
 """Name of the group of all original rows, beside those of conditions."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """How a reward model ranks some pairs."""
-
-    accuracy: float
-    margin: float
-    """Mean of better score - worse score."""
-    rows: int
-
-    @classmethod
-    def of(cls, group: Group) -> Self:
-        return cls(group.accuracy.value, group.margin, group.accuracy.rows)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from tuner.evaluation.over_optimization.form import (
-    Rewriting,
-    without_emphasis,
-    without_list_markers,
-    without_phrase,
-    without_repeated_end,
-)
+from tuner.evaluation.over_optimization.form import FORMS, Rewriting, without_phrase
 from tuner.evaluation.over_optimization.report import best_scored
 from tuner.rollout.phrases import growing_phrases
 from tuner.stages.run import Run
@@ -23,11 +17,6 @@ LEAST_SHARE, MOST_BEFORE = 0.3, 0.5
 most the second part of that share."""
 PART = 5
 """The first and the last answers that are compared are each one such part of a run's steps."""
-_FORMS: dict[str, Rewriting] = {
-    "list markers": without_list_markers,
-    "emphasis": without_emphasis,
-    "repetition at the end": without_repeated_end,
-}
 
 Answer = dict[str, Any]
 """A row of rollouts.jsonl."""
@@ -54,7 +43,7 @@ class Pattern:
 
 def rewriting_of(pattern: str) -> Rewriting:
     """What removes the pattern of this name from an answer."""
-    return _FORMS.get(pattern) or partial(without_phrase, phrase=pattern.strip('"'))
+    return FORMS.get(pattern) or partial(without_phrase, phrase=pattern.strip('"'))
 
 
 def share_of_form(rewrite: Rewriting, answers: Sequence[str]) -> float:
@@ -70,15 +59,14 @@ def start_and_end(run: Run) -> tuple[list[Answer], list[Answer]]:
     return [answer for step in start for answer in step], [answer for step in end for answer in step]
 
 
-def find_patterns(run: Run, most: int) -> list[Pattern]:
-    """At most so many patterns of a policy run, those that grew most first.
+def find_patterns(start: Sequence[Answer], end: Sequence[Answer], most: int) -> list[Pattern]:
+    """At most so many patterns of a policy run, those that grew most first. start, end: see `start_and_end`.
 
     Whether a pattern is good or bad is for the labels to say: a policy that learns what it should also comes to use new
     phrases.
     """
-    start, end = start_and_end(run)
     before, best = [str(answer["answer"]) for answer in start], best_scored(end)
-    names = [*_FORMS, *(f'"{phrase.text}"' for phrase in growing_phrases(best, before, most))]
+    names = [*FORMS, *(f'"{phrase.text}"' for phrase in growing_phrases(best, before, most))]
     shares = [
         Pattern(name, *(share_of_form(rewriting_of(name), texts) for texts in (best, before)))
         for name in names

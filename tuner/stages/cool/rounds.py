@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import COOL, GRPO, PPO, RLOO, Round, override
+from tuner.feedback.round_folders import LabelFiles, round_files, round_folder
 from tuner.stages.run import Run
 
 LEAST_RECORDED = 64
@@ -35,7 +36,7 @@ class RoundPlace:
 
     @property
     def folder(self) -> Path:
-        return self.run / f"round_{self.number}"
+        return round_folder(self.run, self.number)
 
     @property
     def reward(self) -> Run:
@@ -47,16 +48,20 @@ class RoundPlace:
         return Run(self.folder / self.algorithm)
 
     @property
+    def label_files(self) -> LabelFiles:
+        return round_files(self.run, self.number)
+
+    @property
     def candidates(self) -> Path:
-        return self.folder / "candidates" / "candidates.jsonl"
+        return self.label_files.candidates
 
     @property
     def patterns(self) -> Path:
-        return self.folder / "candidates" / "patterns.json"
+        return self.candidates.with_name("patterns.json")
 
     @property
     def labels(self) -> Path:
-        return self.folder / "feedback" / "labels.sqlite"
+        return self.label_files.store
 
     def name(self, part: str) -> str:
         """Name of the run of a part, which trackers show."""
@@ -71,7 +76,7 @@ def rounds_of(config: COOL, folder: Path) -> list[RoundPlace]:
     ]
 
 
-def started_rounds(config: COOL, folder: Path) -> Iterator[RoundPlace]:
+def trained_rounds(config: COOL, folder: Path) -> Iterator[RoundPlace]:
     """The rounds whose policy has been trained."""
     return (place for place in rounds_of(config, folder) if place.policy.is_finished)
 

@@ -14,8 +14,8 @@ from tuner.stages.context import Context
 from tuner.stages.cool.check import check_rounds
 from tuner.stages.cool.loop import cool
 from tuner.stages.cool.page import PAGE
-from tuner.stages.cool.patch import RECORD
-from tuner.stages.cool.rounds import RoundPlace, started_rounds
+from tuner.stages.cool.patch import model_of
+from tuner.stages.cool.rounds import RoundPlace, trained_rounds
 from tuner.stages.model_folder import TrainedModel
 from tuner.stages.registry import stage_of
 from tuner.stages.rl.evaluate import evaluate
@@ -73,7 +73,7 @@ class CoolStage(Stage[COOL]):
 
     def newest_part(self, run: Path, config: COOL) -> Path | None:
         """The last policy that was trained."""
-        policies = [place.policy.folder for place in started_rounds(config, run)]
+        policies = [place.policy.folder for place in trained_rounds(config, run)]
         return policies[-1] if policies else None
 
     def evaluate(self, run: Run, config: COOL, against: Sequence[str] = ()) -> Evaluation:
@@ -81,7 +81,7 @@ class CoolStage(Stage[COOL]):
 
         All are judged by the reward model that the last one was trained against.
         """
-        places = list(started_rounds(config, run.folder))
+        places = list(trained_rounds(config, run.folder))
         names = {str(place.policy.folder): f"round {place.number}" for place in places}
         last, *earlier = reversed(names)
         others = [*earlier, config.policy.policy.path, *against]
@@ -132,13 +132,9 @@ class CoolStage(Stage[COOL]):
 
 def _last_reward(config: COOL, places: Sequence[RoundPlace]) -> str:
     """Path of the reward model of the last round, in the run's folder as it is named now, where a patch was taken."""
-    for place in reversed(places):
-        patch = place.reward.read_json(RECORD) or {}
-        if patch.get("model") is not None:
-            folder, share = place.reward.folder, patch["share"]
-            return str(folder if share == 1 else folder / f"average_{share:g}")
     assert config.policy.reward_model is not None
-    return config.policy.reward_model.path
+    patched = (model_of(place) for place in reversed(places))
+    return next(filter(None, patched), config.policy.reward_model.path)
 
 
 STAGE = CoolStage()
