@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
+from tuner.models.arithmetic import precision_notes
 
+PRECISION_NOTES = precision_notes(torch.device("cpu"), "bf16")
+"""What every run in bf16 says on this CPU: nothing where it has bf16 arithmetic."""
 SERVER = """
 import gc, json, os, sys, traceback
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as main does without a terminal, before the imports
