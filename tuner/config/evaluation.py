@@ -12,7 +12,8 @@ class HeldOutEvaluation(ConfigBase):
     """How often held-out rows are evaluated, and on how many of them."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations during training; None: about ten evaluations over the run."""
+    """Steps between evaluations during training; None: about ten evaluations over the run, or fewer, so that they cost
+    no more than a tenth of it."""
 
     rows: int | None = Field(default=None, ge=1)
     """Maximum number of rows evaluated, of the validation and of the test rows each; None: all."""

@@ -29,6 +29,9 @@ class PromptStream:
     """Order of the prompts in an epoch (0-based): int64 [N]."""
     exhausted: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     """Step (0-based) -> sources with a share that it exhausts in the first epoch while others go on."""
+    answers_per_prompt: int = 1
+    max_new_tokens: int = 0
+    """Tokens of an answer, at most."""
 
     def __len__(self) -> int:
         """Number of whole steps; 1 for a run shorter than a step, whose only step is not whole."""
@@ -56,6 +59,11 @@ class PromptStream:
         """The epoch of a step; its batches and totals are only known after the rollout."""
         return Contents(epoch=self.epoch(step))
 
+    def tokens_until(self, step: int) -> int:
+        """Tokens of the first so many steps, where all prompts have the mean length and all answers the maximum."""
+        answers = self.bounds(step - 1)[1] * self.answers_per_prompt
+        return round(answers * (float(self.prompts.lengths.mean()) + self.max_new_tokens))
+
     def origins(self, step: int) -> list[str]:
         """`file:line` of a step's prompts."""
         return [self.prompts.origin(index) for index in self.step(step).tolist()]
@@ -68,8 +76,12 @@ def plan_prompts(
     epochs: float,
     seed: int,
     sources: Sequence[Source] = (),
+    answers_per_prompt: int = 1,
+    max_new_tokens: int = 0,
 ) -> PromptStream:
     """Plan a whole run. sources: of the prompts; where they have shares, the order keeps to them.
+
+    max_new_tokens: of an answer.
 
     Raises UserError when the run would have no prompt at all.
     """
@@ -82,7 +94,14 @@ def plan_prompts(
     shares = [source.share for source in sources if source.share is not None]
     ones = np.ones(count, dtype=np.int64)  # shares are of prompts, whatever their lengths
     order = mixed(ones, prompts.sources, shares, seed) if shares else shuffled(count, seed)
-    stream = PromptStream(prompts, drawn, prompts_per_step, order)
+    stream = PromptStream(
+        prompts,
+        drawn,
+        prompts_per_step,
+        order,
+        answers_per_prompt=answers_per_prompt,
+        max_new_tokens=max_new_tokens,
+    )
     ends: dict[int, list[str]] = {}
     for step, source in _exhausted(stream) if len(shares) > 1 else ():
         ends.setdefault(step, []).append(sources[source].path)

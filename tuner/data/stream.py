@@ -87,6 +87,10 @@ class Stream:
         """All tokens of a step, in the loss or not."""
         return int(self.lengths[self.steps[step].samples].sum())
 
+    def tokens_until(self, step: int) -> int:
+        """All tokens of the first so many steps."""
+        return sum(map(self.tokens, range(step)))
+
 
 def make_stream(
     examples: Examples | Comparisons,

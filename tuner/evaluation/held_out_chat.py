@@ -17,6 +17,7 @@ from tuner.models.forward import token_loss
 from tuner.models.generate import generate
 from tuner.models.roles import Roles
 from tuner.training.devices import Devices
+from tuner.training.evaluation_cost import DECODING_COST
 from tuner.training.watchers import Sample
 
 Score = Callable[[str, str], float]
@@ -42,6 +43,12 @@ class HeldOutRows:
         self._batches = (
             make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
         )
+
+    @property
+    def tokens(self) -> int:
+        """Cost of a measurement with its samples, in tokens of a forward pass; the samples are decoded side by side."""
+        steps = self._config.max_new_tokens if self._batches and self._config.samples else 0
+        return sum(len(batch.tokens_T) for batch in self._batches) + steps * DECODING_COST
 
     def metrics(self) -> dict[str, float]:
         """`loss`, for the loop; empty without rows."""

@@ -35,6 +35,11 @@ class HeldOutPairs:
         self._roles, self._devices, self._loss = roles, devices, loss
         self._batches = make_batches(comparisons, tokens_per_pass) if comparisons is not None else []
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a measurement passes through the model."""
+        return sum(len(batch.tokens_T) for batch in self._batches)
+
     def metrics(self) -> dict[str, float]:
         """Mean `loss` as in training, and `accuracy` over the pairs (a tie counts half); empty without rows."""
         if not self._batches:

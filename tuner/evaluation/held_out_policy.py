@@ -48,7 +48,7 @@ class PolicyMeasurement:
 class HeldOutPolicy:
     """Measures the policy of a run; every rank takes a share, all get the result.
 
-    judge: None without held-out prompts.
+    judge: None without held-out prompts. max_new_tokens: of an answer to one of these.
     """
 
     def __init__(
@@ -58,14 +58,22 @@ class HeldOutPolicy:
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
         evaluation: PolicyEvaluation,
+        max_new_tokens: int,
     ) -> None:
         self._judge, self._replay, self._engine = judge, replay, engine
-        self._tokenizer, self._evaluation = tokenizer, evaluation
+        self._tokenizer, self._evaluation, self._max_new_tokens = tokenizer, evaluation, max_new_tokens
         self._judged: JudgedAnswers | None = None
         self.rollout_samples: Sequence[Sample] = ()
         """Answers of the last rollout, shown where no prompt is held out."""
         self.last: PolicyMeasurement | None = None
         """The last measurement; None before the first."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a measurement, at most: of the prompts, their answers and the replay rows. Steps of training sample
+        answers, too, so that decoding costs both the same."""
+        lengths = [] if self._judge is None else self._judge.prompts.lengths
+        return int(sum(lengths)) + len(lengths) * self._max_new_tokens + self._replay.tokens
 
     def measure(self) -> PolicyMeasurement:
         """Sample answers to the held-out prompts, judge them, and take the loss of the held-out replay rows."""

@@ -43,6 +43,11 @@ class HeldOutReplay:
         self._roles, self._devices = roles, devices
         self._batches: Sequence[Batch] = [] if examples is None else make_batches(examples, tokens_per_pass)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a measurement passes through the policy."""
+        return sum(len(batch.tokens_T) for batch in self._batches)
+
     def losses_by_position(self) -> list[RangeLoss]:
         """The policy's loss by position, without the ranges in which no token counts.
 

@@ -24,6 +24,7 @@ from tuner.stages.context import Context
 from tuner.stages.model_folder import write_model_folder
 from tuner.stages.stage import Stage
 from tuner.training.divergence import refuse_weights
+from tuner.training.evaluation_cost import evaluation_interval, interval_sentences
 from tuner.training.pair_plan import PairPlan
 from tuner.training.resume_rules import extension_sentences, reach_sentences
 from tuner.training.schedules import learning_rate
@@ -53,13 +54,18 @@ def train_with_trl(
     # before a checkpoint is loaded: the reference is the model as it starts
     validation, test = (trainer.with_reference(part) for part in (validation, test))
     context.watchers.begin(context.run.folder, config, step_of(checkpoint), trainer.args.max_steps)
-    planned = plan(len(train), context.devices.world).planned
-    sentences += reach_sentences(config.max_steps, planned, config.epochs)
+    planned, max_steps = plan(len(train), context.devices.world), trainer.args.max_steps
+    sentences += reach_sentences(config.max_steps, planned.planned, config.epochs)
+    evaluated = 0 if validation is None else len(validation)
+    interval = evaluation_interval(max_steps, evaluated, planned.seen)
+    if evaluated and trainer.settings.evaluation.every is None:
+        sentences += interval_sentences(max_steps, interval)
     context.say_all([*sentences, *_extension_sentences(config, context, trainer, step_of(checkpoint))])
     trainer.signals.agree(context.devices)
     callback = RunCallback(
         *(trainer, context.run, context.devices, context.watchers),
         validation=validation,
+        evaluation_interval=interval,
         on_start=lambda: _measure("before", context, trainer, test),
     )
     trainer.train_from(checkpoint, callback)

@@ -20,7 +20,7 @@ from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError, gener
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices
 from tuner.training.divergence import diverged, refuse_weights
-from tuner.training.evaluation_cost import EvaluationCost
+from tuner.training.evaluation_cost import EvaluationCost, evaluation_interval, interval_sentences
 from tuner.training.json_lines import finite
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
@@ -46,6 +46,10 @@ class Steps(Protocol):
         """One rank's share of a step, known before the step begins."""
         ...
 
+    def tokens_until(self, step: int) -> int:
+        """Tokens of the first so many steps over all ranks; of answers that are sampled, at most so many."""
+        ...
+
     def origins(self, step: int) -> list[str]:
         """`file:line` of the step's rows."""
         ...
@@ -53,6 +57,11 @@ class Steps(Protocol):
 
 class HeldOut(Protocol):
     """Rows on which the model is measured and never trained; every rank makes the same calls."""
+
+    @property
+    def tokens(self) -> int:
+        """Cost of `metrics` and `samples` over all ranks, in tokens of a forward pass."""
+        ...
 
     def metrics(self) -> dict[str, float]:
         """Measure the held-out rows: means by name, `loss` and perhaps others; empty without such rows."""
@@ -92,6 +101,9 @@ class Loop:
         self._run, self._devices, self._watchers = run, devices, watchers
         self._updater = Updater(trained, settings, self.total_steps, devices)
         self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
+        self._evaluation_interval = evaluation_interval(
+            self.total_steps, held_out.tokens, steps.tokens_until(self.total_steps)
+        )
         self._evaluation_cost, self._began = EvaluationCost(), time.perf_counter()
         self._write_milestone = write_milestone
         self._is_suspicious = False
@@ -99,6 +111,8 @@ class Loop:
         sentences = [*self._resume(), *self._extension_sentences()]
         sentences += reach_sentences(settings.max_steps, len(steps), config.epochs)
         sentences += self._milestone_sentences()
+        if settings.evaluation.every is None and held_out.tokens:
+            sentences += interval_sentences(self.total_steps, self._evaluation_interval)
         # after _resume: trackers continue from the restored step
         watchers.begin(run.folder, config, self.counters.step, self.total_steps)
         if self.counters.step and devices.is_main:
@@ -202,7 +216,7 @@ class Loop:
         means = step.means() if step.is_finite else dict.fromkeys(step.means())
         self.counters.count(step.tokens, step.is_finite, means.get("loss"))
         record = self._record(step, means)
-        if self._settings.evaluates_at(self.counters.step, self.total_steps):
+        if self._settings.evaluates_at(self.counters.step, self.total_steps, self._evaluation_interval):
             started = time.perf_counter()
             self._evaluate(record)
             seconds = time.perf_counter() - started

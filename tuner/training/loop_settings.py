@@ -45,9 +45,9 @@ class LoopSettings:
         measure = getattr(self.evaluation, "keep_best", None)
         return {"gold": "held-out gold score", "score": "held-out score"}.get(str(measure), "validation loss")
 
-    def evaluates_at(self, step: int, total_steps: int) -> bool:
-        """Whether held-out rows are measured after this many steps: by default ten times over the run."""
-        return _is_due(self.evaluation.every or max(1, total_steps // 10), step, total_steps)
+    def evaluates_at(self, step: int, total_steps: int, interval: int) -> bool:
+        """Whether held-out rows are measured after this many steps. interval: where the config names none."""
+        return _is_due(self.evaluation.every or interval, step, total_steps)
 
     def saves_at(self, step: int, total_steps: int) -> bool:
         """Whether a checkpoint is written after this many steps."""

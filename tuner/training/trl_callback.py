@@ -29,14 +29,17 @@ class RunCallback(TrainerCallback):
         watchers: Watchers,
         *,
         validation: Dataset | None,
+        evaluation_interval: int,
         on_start: Callable[[], Any],
     ) -> None:
-        """validation: rows that are measured as often as the settings say; None: none.
+        """validation: rows that are measured as often as the settings say; None: none. evaluation_interval: steps
+        between measurements where the settings name none.
 
         on_start: called before the first step of a new run. (A model that transformers evaluates before `train` is
         taken for prepared, and its ranks are trained apart.)
         """
         self._trainer, self._settings, self._validation = trainer, trainer.settings, validation
+        self._evaluation_interval = evaluation_interval
         self._run, self._devices, self._watchers, self._on_start = run, devices, watchers, on_start
         # TRL's own count begins at 0 again when a run resumes
         self._tokens_before = int((run.metrics or [{"tokens": 0}])[-1]["tokens"])
@@ -67,7 +70,9 @@ class RunCallback(TrainerCallback):
             return
         record = self._record(state, logs)
         is_finite = None not in record.values()
-        if is_finite and self._settings.evaluates_at(state.global_step, state.max_steps):
+        if is_finite and self._settings.evaluates_at(
+            state.global_step, state.max_steps, self._evaluation_interval
+        ):
             measures = self._trainer.measure(self._validation)
             record |= {f"eval_{name}": value for name, value in measures.items()}
         if self._devices.is_main:

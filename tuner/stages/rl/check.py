@@ -44,15 +44,13 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     replay = None if config.replay is None else load_data(config.replay.data, roles.tokenizer)
     stream = plan_run(config, prompts)
     steps = min(len(stream), config.max_steps or len(stream))
-    answers = min(config.prompts_per_step, stream.drawn) * algorithm.answers_per_prompt
-    tokens_per_answer = float(prompts.train.lengths.mean()) + config.sampling.max_new_tokens
     trained = (weight for part in algorithm.trained(roles).values() for weight in part.parameters.values())
     return CheckReport(
         **model_figures(roles.loaded),
         trained=sum(weight.numel() for weight in trained),
         data="; ".join(str(part.report) for part in (prompts, replay) if part is not None),
         steps=steps,
-        tokens=round(steps * answers * tokens_per_answer),
+        tokens=stream.tokens_until(steps),
         passes=None,
         fill=min(config.prompts_per_step, stream.drawn) / config.prompts_per_step,
         peak_gib=policy_peak(config, algorithm, roles) / 2**30,

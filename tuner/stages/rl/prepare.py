@@ -344,4 +344,4 @@ def _held_out(
     replayed = stratified_subset(None if replay is None else replay.test, evaluation.rows)
     judge = None if test is None else Judge(test, reward, rule, str(evaluation.rule), devices)
     rows = HeldOutReplay(replayed, roles, devices, config.tokens_per_pass)
-    return HeldOutPolicy(judge, rows, engine, roles.tokenizer, evaluation)
+    return HeldOutPolicy(judge, rows, engine, roles.tokenizer, evaluation, config.sampling.max_new_tokens)

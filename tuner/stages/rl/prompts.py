@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tuner.algorithms.algorithm import algorithm_of
 from tuner.config import PolicyConfig
 from tuner.data.dataset import Dataset, Progress, load_data
 from tuner.data.examples import Examples
@@ -93,4 +94,6 @@ def plan_run(config: PolicyConfig, prompts: Dataset[PromptSet]) -> PromptStream:
         epochs=config.epochs,
         seed=config.seed,
         sources=config.prompts.sources,
+        answers_per_prompt=algorithm_of(config).answers_per_prompt,
+        max_new_tokens=config.sampling.max_new_tokens,
     )
