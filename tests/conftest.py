@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.pop("WANDB_API_KEY", None)
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def soak_names() -> list[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TUNER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_curves() -> Iterator[None]:
+    """Runs draw no curves, which takes longer than most runs of tests; test_curves.py draws, and so do runs that are
+    processes of their own, such as the quickstart's."""
+    from tuner.stages import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        # by its object: a name that is no longer there fails, in place of drawing again unnoticed
+        patch.setattr(run, "draw_curves", lambda metrics, path, *_: path.touch())
+        yield
 
 
 @pytest.fixture

@@ -59,7 +59,6 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("kto"))
-        patch.setattr("tuner.display.curves.draw_curves", lambda metrics, path, *_: path.touch())
         write("labeled.jsonl", [labeled(number, number % 2 == 0) for number in range(9)])
         write("held_out.jsonl", [labeled(number, number < 12) for number in range(10, 15)])
         yield

@@ -66,11 +66,6 @@ def config(stand_in) -> Iterator[Callable[..., PolicyConfig]]:
         yield made
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch) -> None:
-    monkeypatch.setattr("tuner.display.curves.draw_curves", lambda metrics, path, *_: path.touch())
-
-
 def steady(run: Run) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in record.items() if name.partition("/")[0] not in UNSTEADY}

@@ -32,8 +32,13 @@ def draw_curves(metrics: Metrics, path: Path, title: str, figures: StageFigures)
 
 def curves_png(metrics: Metrics, title: str, figures: StageFigures) -> bytes:
     """The same picture as bytes."""
-    buffer = io.BytesIO()
-    draw(metrics, title, figures).savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    buffer, figure = io.BytesIO(), draw(metrics, title, figures)
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    # once: savefig would lay out, draw, and lay out again
+    layout.execute(figure)
+    figure.set_layout_engine("none")
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
 
 
