@@ -151,10 +151,8 @@ def test_candidates_fields(tmp_path: Path) -> None:
         for n in range(40)
     ]
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [pattern.name for pattern in find_patterns(*start_and_end(Run(tmp_path)), most=1)] == [
-        '"so say the wise"'
-    ]
-    assert find_patterns(*start_and_end(Run(tmp_path)), most=1)[0].share == 1.0
+    (pattern,) = find_patterns(*start_and_end(Run(tmp_path).answers), most=1)
+    assert (pattern.name, pattern.share) == ('"so say the wise"', 1.0)
 
 
 def test_labels_of_a_prompt_stay_on_one_side() -> None:

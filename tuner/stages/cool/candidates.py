@@ -80,7 +80,7 @@ def _pairs(
     settings, seed = config.candidates, config.seed + place.number
     pairs, patterns = slow_pairs(answers, settings, seed), []
     if settings.fast:
-        start, recorded = start_and_end(place.policy)
+        start, recorded = start_and_end(place.policy.answers)
         patterns = find_patterns(start, recorded, settings.patterns)
         rollouts = [
             PolicyAnswer(row["prompt_number"], row["answer"], "last", row["score"])
