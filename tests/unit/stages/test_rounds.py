@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit.rollout.test_ensemble import PROMPTS, ensemble
+from tests.unit.rollout.test_ensemble import rule as number_rule
 from tuner.config import COOL, Candidates, Patch, Preferences, Source, load_config, override
 from tuner.data.draw_rows import apportion, draw_rows
+from tuner.errors import UserError
 from tuner.evaluation.report_card.card import Ranking
 from tuner.stages.context import Context
-from tuner.stages.cool.candidates import _drawn_prompts
+from tuner.stages.cool.candidates import _drawn_prompts, pair_scores
 from tuner.stages.cool.collect import collect_labels
 from tuner.stages.cool.labels import LabeledPairs, labels_before
-from tuner.stages.cool.pairs import PolicyAnswer, fast_pairs, slow_pairs
+from tuner.stages.cool.pairs import AnswerPair, PolicyAnswer, fast_pairs, slow_pairs
 from tuner.stages.cool.patch import Patched, _best, _run_config
 from tuner.stages.cool.patch_card import ALL, PatchCard, costs
 from tuner.stages.cool.patch_rows import PatchRows, read_patch_rows, write_patch_rows
@@ -153,6 +156,19 @@ def test_candidates_fields(tmp_path: Path) -> None:
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (pattern,) = find_patterns(*start_and_end(Run(tmp_path).answers), most=1)
     assert (pattern.name, pattern.share) == ('"so say the wise"', 1.0)
+
+
+def test_candidates_have_the_scores_of_each_reward_model() -> None:
+    pairs = [
+        AnswerPair(*(PolicyAnswer(0, text, "last", 0.0) for text in sides), pattern="p")
+        for sides in (("1", "7"), ("4", "7"))
+    ]
+    assert pair_scores(ensemble("min"), PROMPTS[:2], pairs) == [[[-1, 1], [3, -3]], [[0, 1], [0, -3]]]
+    assert pair_scores(number_rule("number"), PROMPTS[:2], pairs) == [[[1, 7]], [[4, 7]]]
+    people = {"feedback": [{"kind": "people", "order": "disagreement"}]}
+    with pytest.raises(UserError, match="needs several reward models, and policy has one"):
+        cool(people)
+    assert cool(people | {"policy.further_rewards": ["runs/another"]}).policy.further_rewards
 
 
 def test_labels_of_a_prompt_stay_on_one_side() -> None:
