@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import tuner
 from tests.equivalence.conftest import SMALL_PPO, SMALL_REWARD
 from tests.equivalence.test_resume import Killed
-from tests.equivalence.test_run_models import contents
+from tests.equivalence.test_run_models import contents, unfinished
 from tuner.config import COOL, Candidates, Patch, Round, override
 from tuner.errors import UserError
 from tuner.feedback.store import LabelStore
@@ -31,12 +32,17 @@ def shorter(answer: str, row: dict[str, Any]) -> float:
     return -len(answer)
 
 
-@pytest.fixture
-def cool(start) -> Callable[..., COOL]:
+@pytest.fixture(scope="module")
+def reward(start) -> Run:
+    """The run of the first reward model, with the checkpoint of its last step."""
+    return start("reward", {"max_steps": 4, "data.test_files": TEST_FILES, "checkpoint.every": 4})
+
+
+@pytest.fixture(scope="module")
+def cool(reward: Run) -> Callable[..., COOL]:
     """Two rounds on the embedded model, some leaves changed."""
 
     def small(changes: dict[str, Any] | None = None) -> COOL:
-        reward = start("reward", {"max_steps": 4, "data.test_files": TEST_FILES})
         config = COOL(
             name="cool",
             reward=override(SMALL_REWARD, {"data.test_files": TEST_FILES}),
@@ -54,7 +60,7 @@ def cool(start) -> Callable[..., COOL]:
             ),
             rounds=(
                 Round(steps=3),
-                Round(steps=2, patch=Patch(steps=3, max_accuracy_loss=1, min_margin=None)),
+                Round(steps=2, patch=Patch(steps=3, max_accuracy_loss=1, min_margin=None, average=(0.5,))),
             ),
             candidates=Candidates(prompts=8, slow=16, fast=10),
             feedback=(f"{__file__}:shorter",),  # type: ignore[arg-type]
@@ -84,19 +90,27 @@ def left_behind(run: Run) -> dict[str, Any]:
         for file in sorted(folder.glob("candidates/*.json*")):
             left[f"{number} {file.name}"] = file.read_text()
         if (folder / "feedback").is_dir():
-            labels = LabelStore(folder / "feedback" / "labels.sqlite").labels()
-            left[f"{number} labels"] = [(label.item, label.choice, label.annotator) for label in labels]
+            left[f"{number} labels"] = stored_labels(folder)
     return left
 
 
-def test_two_rounds(cool, tmp_path: Path) -> None:
-    run = tuner.train(cool(), runs=tmp_path)
-    left = left_behind(run)
-    first, second = left["results"]["rounds"]
+def stored_labels(folder: Path) -> list[tuple[str, str, str]]:
+    """Of a round: item, label and annotator."""
+    labels = LabelStore(folder / "feedback" / "labels.sqlite").labels()
+    return [(label.item, label.choice, label.annotator) for label in labels]
 
+
+@pytest.fixture(scope="module")
+def whole(cool, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two rounds that nothing interrupts."""
+    return tuner.train(cool(), runs=tmp_path_factory.mktemp("whole"))
+
+
+def test_two_rounds(whole: Run) -> None:
+    first, second = left_behind(whole)["results"]["rounds"]
     assert first["patch"] is None
     assert second["patch"]["labels"] > 0
-    assert [record["step"] for record in run.metrics] == [1, 2, 3, 4, 5]
+    assert [record["step"] for record in whole.metrics] == [1, 2, 3, 4, 5]
 
 
 PLACES = {
@@ -111,16 +125,23 @@ PLACES = {
 """What a kill comes in, in the order of a run: a function, and the number of its call since the last kill."""
 
 
-def test_killed_in_every_part(cool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = cool()
-    whole = left_behind(tuner.train(config, runs=tmp_path / "whole"))
+@pytest.fixture(scope="module")
+def killed(cool, reward: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The two rounds, killed in every part; the run of the first reward model has not finished."""
+    runs = tmp_path_factory.mktemp("killed")
+    first = unfinished(reward, runs / "reward")
+    config = cool({"policy.reward.path": str(first)})
     for target, call in PLACES.values():
-        with monkeypatch.context() as patched:
+        with pytest.MonkeyPatch.context() as patched:
             kill_at(patched, target, call)
             with pytest.raises(Killed):
-                tuner.train(config, runs=tmp_path / "killed")
-    killed = left_behind(tuner.train(config, runs=tmp_path / "killed"))
-    assert without_places(killed) == without_places(whole)
+                tuner.train(config, runs=runs)
+    return tuner.train(config, runs=runs)
+
+
+def test_killed_in_every_part_after_an_unfinished_reward_model(whole: Run, killed: Run) -> None:
+    """As never killed, and after the finished one: policies, scores of candidates, cards and averages of the patch."""
+    assert without_places(left_behind(killed)) == without_places(left_behind(whole))
 
 
 def kill_at(patched: pytest.MonkeyPatch, target: str, call: int) -> None:
@@ -139,8 +160,8 @@ def kill_at(patched: pytest.MonkeyPatch, target: str, call: int) -> None:
 
 
 def without_places(left: dict[str, Any]) -> str:
-    """As JSON text, without the folder that a run is in."""
-    return json.dumps(left, default=str).replace("/killed/", "/").replace("/whole/", "/")
+    """As JSON text, of each path only its end below the folder that runs are in."""
+    return re.sub(r'/[^"]*?/((cool/|reward")[^"]*)', r"\1", json.dumps(left, default=str))
 
 
 STRICT = {"rounds.1.patch.max_accuracy_loss": 0.0, "rounds.1.patch.min_margin": 1.0}

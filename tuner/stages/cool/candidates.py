@@ -49,7 +49,7 @@ def write_candidates(config: COOL, context: Context, place: RoundPlace) -> None:
     """Have a round's policies answer some prompts, and write the pairs to be labeled."""
     if place.candidates.is_file():
         return
-    policy: Any = place.policy.config
+    policy: Any = context.with_usable_models(place.policy.config)
     devices = Devices.of(policy)
     with context.reading() as progress:
         prompts, chat_template = _prompts(place, policy, progress)

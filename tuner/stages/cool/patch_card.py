@@ -44,15 +44,13 @@ class PatchCard:
         return sum(group.accuracy * group.rows for group in self.patterns.values()) / max(rows, 1)
 
 
-def patch_card(path: str, reward: RewardModel, held_out: Mapping[str, str]) -> PatchCard:
+def patch_card(model: Model, reward: RewardModel, held_out: Mapping[str, str]) -> PatchCard:
     """Measure a reward model on the test rows of `reward`, and on files of held-out labels by their pattern.
 
     All ranks call it together.
     """
     devices = Devices.of(reward)
-    loaded = load_model(
-        Model(path=path), precision=reward.precision, device=devices.device, train=False, head="score"
-    )
+    loaded = load_model(model, precision=reward.precision, device=devices.device, train=False, head="score")
     roles = Roles.of("reward", loaded, devices.autocast)
     original = make_report(reward, roles, devices, controls=())
     labels = None

@@ -86,9 +86,7 @@ class CoolStage(Stage[COOL]):
         last, *earlier = reversed(names)
         others = [*earlier, config.policy.policy.path, *against]
         # Of the config given: its rows and functions may be other ones than the round's run has.
-        policy = override(
-            config.policy, {"reward.path": _last_reward(config, places), "reward.revision": None}
-        )
+        policy = override(config.policy, {"reward": _last_reward(config, places)})
         return evaluate(Run(last), policy, others, title=run.folder.name, names=names)
 
     def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
@@ -130,11 +128,11 @@ class CoolStage(Stage[COOL]):
         return {f"policy.{path}": value for path, value in changes.items()}
 
 
-def _last_reward(config: COOL, places: Sequence[RoundPlace]) -> str:
-    """Path of the reward model of the last round, in the run's folder as it is named now, where a patch was taken."""
+def _last_reward(config: COOL, places: Sequence[RoundPlace]) -> Model:
+    """The reward model of the last round, in the run's folder as it is named now, where a patch was taken."""
     assert config.policy.reward_model is not None
-    patched = (model_of(place) for place in reversed(places))
-    return next(filter(None, patched), config.policy.reward_model.path)
+    patched = (model_of(config, place) for place in reversed(places))
+    return next(filter(None, patched), config.policy.reward_model)
 
 
 STAGE = CoolStage()
