@@ -111,6 +111,8 @@ def test_two_rounds(whole: Run) -> None:
     assert first["patch"] is None
     assert second["patch"]["labels"] > 0
     assert [record["step"] for record in whole.metrics] == [1, 2, 3, 4, 5]
+    average = json.loads((whole.folder / "round_2/reward/average_0.5/reward.json").read_text())
+    assert average["reference"]["standard_deviation"] > 0, "without it, no part of an ensemble"
 
 
 PLACES = {

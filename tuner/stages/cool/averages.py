@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from tuner.config import Model, RewardModel
 from tuner.errors import UserError
 from tuner.models.load import Loaded, load_model
+from tuner.models.reward_record import Reference, write_reward_record
 from tuner.stages.finished_model import free_memory
-from tuner.stages.reward.finish import write_reward_model
+from tuner.stages.reward.finish import make_record, write_reward_model
 
 
 def write_average(before: Model, after: Model, share: float, reward: RewardModel, folder: Path) -> None:
@@ -33,6 +35,11 @@ def write_average(before: Model, after: Model, share: float, reward: RewardModel
     write_reward_model(reward, patched, folder)
     del patched
     free_memory()
+
+
+def write_scores(folder: Path, reward: RewardModel, reference: Reference | None) -> None:
+    """Record how an average scores held-out answers, without which it could be no part of an ensemble."""
+    write_reward_record(folder, replace(make_record(reward, None), reference=reference))
 
 
 def _load(model: Model, reward: RewardModel) -> Loaded:

@@ -10,7 +10,7 @@ from typing import Any
 from tuner.config import COOL, Model, RewardModel, override
 from tuner.errors import UserError
 from tuner.stages.context import Context
-from tuner.stages.cool.averages import write_average
+from tuner.stages.cool.averages import write_average, write_scores
 from tuner.stages.cool.labels import labels_before
 from tuner.stages.cool.patch_card import ALL, PatchCard, costs, patch_card
 from tuner.stages.cool.patch_rows import PatchRows, read_patch_rows, write_patch_rows
@@ -128,7 +128,7 @@ def _judge(
     """Measure the model before and after the patch, and choose what the round takes."""
     patch, reward, folder = place.settings.patch, config.reward, place.reward.folder
     start = context.usable_model(previous)
-    before = patch_card(start, reward, rows.test)
+    before, _ = patch_card(start, reward, rows.test)
     whole, choices = _patched_model(config, folder), list[Patched]()
     for share in (1.0, *patch.average):
         model = whole
@@ -137,7 +137,9 @@ def _judge(
             if context.devices.is_main:
                 write_average(start, whole, share, reward, Path(model.path))
             context.devices.wait()
-        card = patch_card(model, reward, rows.test)
+        card, scores = patch_card(model, reward, rows.test)
+        if share < 1 and context.devices.is_main:
+            write_scores(Path(model.path), reward, scores)
         choices.append(Patched(model.path, share, card, costs(before, card, patch)))
     chosen = _best(choices)
     for sentence in _sentences(place, before, chosen):
