@@ -16,12 +16,14 @@ import tuner
 from tests.equivalence.conftest import SMALL_PPO, SMALL_REWARD
 from tests.equivalence.test_resume import Killed
 from tests.equivalence.test_run_models import contents, unfinished
+from tests.unit.training.test_wandb_tracker import records
 from tuner.config import COOL, Candidates, Patch, Round, override
 from tuner.errors import UserError
 from tuner.feedback.store import LabelStore
 from tuner.stages.end_run import end_run
 from tuner.stages.run import Run
 from tuner.stages.run_models import usable_path
+from tuner.training.wandb_tracker import run_id
 
 TEST_FILES = [{"path": "tuner:twins/test.jsonl", "limit": 8}]
 PROMPTS = [{"path": "tuner:sums/train.jsonl", "condition": "brief", "limit": 30}]
@@ -129,10 +131,10 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def killed(cool, reward: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The two rounds, killed in every part; the run of the first reward model has not finished."""
+    """The two rounds, killed in every part, logged to W&B; the run of the first reward model has not finished."""
     runs = tmp_path_factory.mktemp("killed")
     first = unfinished(reward, runs / "reward")
-    config = cool({"policy.reward.path": str(first)})
+    config = cool({"tracking": {"mode": "offline", "tags": ["mine"]}, "policy.reward.path": str(first)})
     for target, call in PLACES.values():
         with pytest.MonkeyPatch.context() as patched:
             kill_at(patched, target, call)
@@ -144,6 +146,40 @@ def killed(cool, reward: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_killed_in_every_part_after_an_unfinished_reward_model(whole: Run, killed: Run) -> None:
     """As never killed, and after the finished one: policies, scores of candidates, cards and averages of the patch."""
     assert without_places(left_behind(killed)) == without_places(left_behind(whole))
+
+
+def test_the_runs_of_rounds_are_jobs_of_one_group(killed: Run) -> None:
+    """In W&B; each goes on under its id, and has the panels of its stage."""
+    panels = {"ppo": {"ppo", "critic", "time"}, "reward": {"train", "eval", "data"}}
+    for part, num_starts in (("round_1/ppo", 2), ("round_2/reward", 2), ("round_2/ppo", 1)):
+        name, stage = part.replace("/", "."), part.rpartition("/")[2]
+        files = sorted((killed.folder / part).glob("wandb/offline-run-*/*.wandb"))
+        assert len(files) == num_starts
+        for file in files:
+            written = grouped(records(file))
+            run = written["run"][0]
+            assert (run.run_group, run.job_type, run.display_name) == ("cool", name, f"cool.{name}")
+            assert list(run.tags) == ["mine", stage]
+            assert run.run_id == run_id(killed.folder / part)
+            globs = {metric.glob_name for metric in written["metric"]}
+            assert {f"{panel}/*" for panel in panels[stage]} <= globs
+        steps = [step for file in files for step in logged_steps(file)]
+        assert sorted(set(steps)) == [record["step"] for record in Run(killed.folder / part).metrics]
+
+
+def grouped(written: list[Any]) -> dict[str, list[Any]]:
+    """Kind -> W&B's records of it."""
+    kinds: dict[str, list[Any]] = {}
+    for record in written:
+        kind = record.WhichOneof("record_type")
+        kinds.setdefault(kind, []).append(getattr(record, kind))
+    return kinds
+
+
+def logged_steps(file: Path) -> list[int]:
+    rows = grouped(records(file)).get("history", [])
+    items = [item for row in rows for item in row.item]
+    return [json.loads(item.value_json) for item in items if "step" in (item.key, *item.nested_key)]
 
 
 def kill_at(patched: pytest.MonkeyPatch, target: str, call: int) -> None:

@@ -119,7 +119,9 @@ def _shared_changes(config: COOL, place: RoundPlace, part: str, seed: int) -> di
     tracking = config.tracking
     if tracking is not None:
         group = tracking.group or config.name
-        tracking = tracking.model_copy(update={"group": group, "tags": (*tracking.tags, part)})
+        job_type = f"{place.folder.name}.{part}"
+        changes = {"group": group, "job_type": job_type, "tags": (*tracking.tags, part)}
+        tracking = tracking.model_copy(update=changes)
     return {
         "name": place.name(part),
         "seed": seed + config.seed,
