@@ -187,11 +187,11 @@ def _argilla_row(
 
 def _status(statuses: set[Any]) -> Status:
     """The status of a response from those of its questions."""
-    known: tuple[Status, ...] = ("discarded", "draft")
-    return next(
-        (status for status in known if status in statuses),
-        "submitted" if statuses == {"submitted"} else "unknown",
-    )
+    if "discarded" in statuses:
+        return "discarded"
+    if "draft" in statuses:
+        return "draft"
+    return "submitted" if statuses == {"submitted"} else "unknown"
 
 
 def _ranked(value: Any) -> Any:
