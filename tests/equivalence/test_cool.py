@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import tuner
 from tests.equivalence.conftest import SMALL_PPO, SMALL_REWARD
 from tests.equivalence.test_resume import Killed
 from tests.equivalence.test_run_models import contents, unfinished
 from tests.unit.training.test_wandb_tracker import records
+from tuner.cli.main import app
 from tuner.config import COOL, Candidates, Patch, Round, override
 from tuner.errors import UserError
 from tuner.feedback.store import LabelStore
 from tuner.stages.end_run import end_run
 from tuner.stages.run import Run
 from tuner.stages.run_models import usable_path
+from tuner.training.lock import FolderLock
 from tuner.training.wandb_tracker import run_id
 
 TEST_FILES = [{"path": "tuner:twins/test.jsonl", "limit": 8}]
@@ -296,5 +299,27 @@ def test_an_unfinished_run_is_the_model_of_its_last_policy(
     path = usable_path(str(tmp_path / "cool"), say=said.append)
     assert path == str(tmp_path / "cool" / "round_1" / "ppo")
     assert "has not finished; its model is that of" in said[0]
-    with pytest.raises(UserError, match="is made of several runs"):
+    with pytest.raises(UserError, match="none of the runs in it is in training now"):
         end_run(tmp_path / "cool", trust=True)
+
+
+def test_stop_ends_the_run_that_is_in_training_and_the_rounds_go_on(
+    cool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = cool(PEOPLE), tmp_path / "cool"
+    with monkeypatch.context() as patched:
+        kill_at(patched, "tuner.training.step.Step.finish", 3)
+        with pytest.raises(Killed):
+            tuner.train(config, runs=tmp_path)
+    lock = FolderLock(folder)
+    lock.acquire()
+    asked = CliRunner().invoke(app, ["train", "--stop", str(folder)])
+    lock.release()
+    assert asked.stdout.startswith(f"{folder}/round_1/ppo: asked to end")
+    assert f"goes on with what follows it in {folder}" in asked.stdout
+    ended = CliRunner().invoke(app, ["train", "--stop", str(folder), "--trust"])
+    assert ended.exit_code == 0, ended.output
+    assert f"{folder}/round_1/ppo has ended; `tuner train` with the config of {folder}" in ended.stdout
+    with pytest.raises(UserError, match="wait for"):
+        tuner.train(config, runs=tmp_path)
+    assert (Run(folder / "round_1" / "ppo").results or {})["ended_early"] == {"step": 2, "of": 3}

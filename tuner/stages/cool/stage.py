@@ -15,7 +15,7 @@ from tuner.stages.cool.check import check_rounds
 from tuner.stages.cool.loop import cool
 from tuner.stages.cool.page import PAGE
 from tuner.stages.cool.patch import model_of
-from tuner.stages.cool.rounds import RoundPlace, trained_rounds
+from tuner.stages.cool.rounds import RoundPlace, rounds_of, trained_rounds
 from tuner.stages.model_folder import TrainedModel
 from tuner.stages.registry import stage_of
 from tuner.stages.rl.evaluate import evaluate
@@ -75,6 +75,12 @@ class CoolStage(Stage[COOL]):
         """The last policy that was trained."""
         policies = [place.policy.folder for place in trained_rounds(config, run)]
         return policies[-1] if policies else None
+
+    def unfinished_part(self, run: Path, config: COOL) -> Path | None:
+        """The reward model or the policy that is in training."""
+        parts = [part for place in rounds_of(config, run) for part in (place.reward, place.policy)]
+        begun = (part for part in parts if part.has_started and not part.is_finished)
+        return next((part.folder for part in begun), None)
 
     def evaluate(self, run: Run, config: COOL, against: Sequence[str] = ()) -> Evaluation:
         """The last policy against those of earlier rounds, the one it started from, and others.
