@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tuner
-from tests.equivalence.conftest import SMALL_PPO, SMALL_REWARD
+from tests.equivalence.conftest import SMALL_PPO, SMALL_REWARD, TRAIN, in_two_processes
+from tests.equivalence.test_ppo import assert_close
 from tests.equivalence.test_resume import Killed
 from tests.equivalence.test_run_models import contents, unfinished
+from tests.equivalence.test_same_result import assert_close as assert_close_reward
 from tests.unit.training.test_wandb_tracker import records
 from tuner.cli.main import app
 from tuner.config import COOL, Candidates, Patch, Round, override
@@ -50,7 +53,9 @@ def cool(reward: Run) -> Callable[..., COOL]:
     def small(changes: dict[str, Any] | None = None) -> COOL:
         config = COOL(
             name="cool",
-            reward=override(SMALL_REWARD, {"data.test_files": TEST_FILES}),
+            reward=override(
+                SMALL_REWARD, {"data.test_files": TEST_FILES, "data.max_length": 96, "tokens_per_pass": 192}
+            ),
             policy=override(
                 SMALL_PPO,
                 {
@@ -61,6 +66,7 @@ def cool(reward: Run) -> Callable[..., COOL]:
                     "prompts.test_files": TEST_PROMPTS,
                     "replay": None,
                     "evaluation.rule": f"{__file__}:is_sum",
+                    "tokens_per_pass": 64,
                 },
             ),
             rounds=(
@@ -118,6 +124,69 @@ def test_two_rounds(whole: Run) -> None:
     assert [record["step"] for record in whole.metrics] == [1, 2, 3, 4, 5]
     average = json.loads((whole.folder / "round_2/reward/average_0.5/reward.json").read_text())
     assert average["reference"]["standard_deviation"] > 0, "without it, no part of an ensemble"
+
+
+UNTIL_THE_SECOND_POLICY = f"""
+import sys
+from tuner.stages.cool import loop
+
+def train_first(config, context, place, *models, train=loop.train_policy):
+    if place.number == 2:
+        sys.exit()
+    return train(config, context, place, *models)
+
+loop.train_policy = train_first
+{TRAIN}"""
+"""What each of two processes does: from the first policy to the patch, with its cards and average."""
+
+
+def test_two_processes_label_and_patch_as_one(cool, whole: Run, tmp_path: Path) -> None:
+    """After a policy of a single process."""
+    folder = tmp_path / "two" / "case" / "cool"
+    shutil.copytree(whole.folder / "round_1/ppo", folder / "round_1/ppo")
+    in_two_processes(tmp_path, {"case": cool()}, UNTIL_THE_SECOND_POLICY)
+    assert_patched_alike(whole.folder, folder)
+
+
+def test_two_processes_equal_one_over_two_rounds(cool, whole: Run, tmp_path: Path) -> None:
+    in_two_processes(tmp_path, {"case": cool()})
+    folder = tmp_path / "two" / "case" / "cool"
+    assert_patched_alike(whole.folder, folder)
+    for part in ("round_1/ppo", "round_2/ppo"):
+        assert_close(Run(whole.folder / part), Run(folder / part))
+    assert_alike(whole.results, Run(folder).results)
+
+
+def assert_patched_alike(one: Path, two: Path) -> None:
+    """The same candidates and labels; scores, cards and weights as far as Adam carries a rounding on."""
+    rows = [(run / "round_1/candidates/candidates.jsonl").read_text().splitlines() for run in (one, two)]
+    assert_alike(*(list(map(json.loads, lines)) for lines in rows))
+    assert stored_labels(one / "round_1") == stored_labels(two / "round_1") != []
+    patched = [Run(run / "round_2/reward") for run in (one, two)]
+    assert patched[1].read_json("versions")["processes"] == 2  # type: ignore[index]
+    assert_close_reward(*patched)
+    assert_alike(*(run.read_json("patch") for run in patched))
+    averages = [load_file(run.folder / "average_0.5/adapter_model.safetensors") for run in patched]
+    for name, tensor in averages[0].items():
+        assert (tensor - averages[1][name]).norm() <= 2e-3 * tensor.norm(), name
+
+
+def assert_alike(one: Any, two: Any, place: str = "") -> None:
+    """Plain values that are the same, but for the folder of their runs, and numbers that a rounding moved."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), place
+        for name, value in one.items():
+            assert_alike(value, two[name], f"{place}/{name}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), place
+        for index, values in enumerate(zip(one, two, strict=True)):
+            assert_alike(*values, f"{place}/{index}")
+    elif isinstance(one, float) and not place.endswith("median_seconds"):
+        assert one == pytest.approx(two, rel=2e-3, abs=1e-4), place
+    elif place.endswith("/model"):
+        assert (one is None, Path(str(one)).name) == (two is None, Path(str(two)).name)
+    elif not place.endswith("median_seconds"):
+        assert one == two, place
 
 
 PLACES = {
