@@ -522,7 +522,7 @@ ELSEWHERE = {
     },
     **{
         f"Wandb.{name}": "tests/unit/training/test_wandb_tracker.py reads it from wandb's own files"
-        for name in ("project", "entity", "group", "tags", "notes", "mode", "x_axis")
+        for name in ("project", "entity", "group", "job_type", "tags", "notes", "mode", "x_axis")
     },
 }
 

@@ -11,12 +11,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.unit.feedback.conftest import row
+from tuner.feedback.candidates import read_candidates
 from tuner.feedback.store import LabelStore
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -28,6 +30,10 @@ ATTACK = (
 )
 SIZES = {"wide": (1280, 900), "phone": (390, 844)}
 ESCAPE = "\ue00c"
+SHOWN = """
+const ready = document.readyState === "complete" && performance.now() - opened >= UNSEEN;
+return ready ? document.querySelector("[name=showing]").value : null"""
+"""What is shown, by a script in the page; null where it takes no keys yet."""
 
 
 class Browser:
@@ -52,6 +58,10 @@ class Browser:
     def press(self, key: str) -> None:
         """Press a key, after the time in which the page takes none."""
         time.sleep(0.3)
+        self.strike(key)
+
+    def strike(self, key: str) -> None:
+        """Press a key at once."""
         actions = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         self._send("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
 
@@ -133,6 +143,38 @@ def test_keys_label_and_no_script_of_a_row_runs(browser: Browser, address: str, 
     store.close()
     once = [("left", ""), ("right", ""), ("tie", ""), ("unsure", ""), ("skip", "")]
     assert labels == [*once, ("right", "1z"), ("tie", "")]
+
+
+def test_240_pairs_an_hour_leave_the_time_to_their_reader(
+    browser: Browser, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Of 15 s a pair the page takes at most a fifth, by keys pressed as soon as it takes them (`pytest -rP`)."""
+    rows = [row(n, answers=[f"{n} {word} " * 50 for word in ("early", "late")]) for n in range(400)]
+    file = tmp_path / "candidates.jsonl"
+    file.write_text("".join(json.dumps(values) + "\n" for values in rows))
+    store = LabelStore(tmp_path / "labels.sqlite")
+    store.add(read_candidates(file).values())
+    for values in rows[:200]:
+        store.record("ann", values["id"], "tie", policy="import")
+    command = (sys.executable, "-m", "tuner", "label", file, "--name", "ann", "--port", 0)
+    browser.open(first_match(start(*command), r"(http://\S+)"))
+    shown, seconds = next_pair(browser, None), list[float]()
+    for number in range(20):
+        began = time.monotonic()
+        browser.strike("12"[number % 2])
+        shown = next_pair(browser, shown)
+        seconds.append(time.monotonic() - began)
+    assert len(store.labels()) == 220
+    store.close()
+    print(f"the page takes {median(seconds):.2f} s a pair, at most {max(seconds):.2f} s")
+    assert median(seconds) < 3
+
+
+def next_pair(browser: Browser, shown: str | None) -> str:
+    """Wait until another pair takes keys."""
+    while (pair := browser.run(SHOWN)) in (None, shown):
+        time.sleep(0.01)
+    return pair
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -103,8 +103,9 @@ def test_a_stopped_run_ends_at_its_checkpoint(tmp_path: Path, monkeypatch: pytes
     config = override(SMALL, {"schedule": Constant()})
     run = interrupted(config, tmp_path, monkeypatch)
     renamed = run.folder.rename(tmp_path / "renamed")
-    ended = end_run(renamed)
-    assert ended is not None
+    ending = end_run(renamed)
+    ended = ending.run
+    assert ending.has_ended
     short = tuner.train(override(config, {"max_steps": 2}), runs=tmp_path / "short")
     assert contents(ended.model_folder) == contents(short.model_folder)
     assert (ended.results or {})["ended_early"] == {"step": 2, "of": 5}
@@ -190,7 +191,7 @@ def test_a_run_that_another_process_trains_ends_with_success(tmp_path: Path) -> 
     while not run.folder.is_dir() or not run.metrics:
         assert process.poll() is None
         time.sleep(0.1)
-    assert end_run(run.folder) is None
+    assert not end_run(run.folder).has_ended
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "model:" in printed

@@ -35,7 +35,7 @@ def train(
         typer.Option(
             metavar="RUN",
             help="Instead of training: end this run early and make its model what it has learned so far, also where "
-            "it is training now in another process.",
+            "it is training now in another process. Of a run in rounds, the run in it that is in training ends.",
         ),
     ] = None,
     trust: Trust = False,
@@ -87,11 +87,20 @@ def _stop(folder: Path, trust: bool) -> None:
     """End a run early: in this process, unless another one trains it."""
     from tuner.stages.end_run import end_run
 
-    run = end_run(folder, trust=trust)
-    if run is None:
-        echo(f"{folder}: asked to end; the process that trains it finishes its step and writes the model")
-    else:
-        _print_summary(run)
+    ending = end_run(folder, trust=trust)
+    run = ending.run
+    within = run.folder != folder
+    if not ending.has_ended:
+        then = f", and goes on with what follows it in {folder}" if within else ""
+        echo(
+            f"{run.folder}: asked to end; the process that trains it finishes its step and writes the model{then}"
+        )
+        return
+    _print_summary(run)
+    if within:
+        echo(
+            f"{run.folder} has ended; `tuner train` with the config of {folder} goes on with what follows it"
+        )
 
 
 def _is_main() -> bool:

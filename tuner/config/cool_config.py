@@ -158,6 +158,16 @@ class COOL(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _reward_models_can_disagree(self) -> Self:
+        orders = [part.order for part in self.feedback if isinstance(part, People)]
+        if "disagreement" in orders and not self.policy.further_rewards:
+            raise ValueError(
+                'feedback: People(order="disagreement") needs several reward models, and policy has one: name others '
+                "in policy.further_rewards, or choose another order"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _labels_are_of_something(self) -> Self:
         if len(self.rounds) > 1 and not self.candidates.slow and not self.candidates.fast:
             raise ValueError(

@@ -134,7 +134,11 @@ class Wandb(ConfigBase):
     """Team or user name; None: the account's default."""
 
     group: str | None = None
-    """Name of the group the run belongs to."""
+    """Name of the group the run belongs to; None: in a run of rounds, the name of that run."""
+
+    job_type: str | None = None
+    """What the run is within its group, such as "train"; the runs within a run of rounds are "round_1.reward",
+    "round_1.ppo", and so on."""
 
     tags: tuple[str, ...] = ()
     """Tags to filter runs by."""

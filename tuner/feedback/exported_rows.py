@@ -1,6 +1,6 @@
 """Rows that Argilla and Label Studio export, brought to one shape.
 
-Argilla 2: `records.to_list(flatten=True)`, and `records.to_json`, which leaves out whether a response was submitted.
+Argilla 2: `records.to_list(flatten=True)`, and `records.to_json`, which leaves out the status of a response.
 Argilla 1: `FeedbackRecord`s as JSON, and the rows of `format_as("datasets")`.
 Label Studio: the exports JSON and JSON_MIN of a labeling config with a Pairwise or Choices tag.
 """
@@ -11,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from tuner.data.row_files import Row
 from tuner.data.turns import is_json, is_object, key_names
@@ -21,6 +21,10 @@ ID = "candidate"
 """Key of a candidate's id in the metadata of a record (Argilla) or the data of a task (Label Studio)."""
 
 
+Status = Literal["submitted", "discarded", "draft", "unknown"]
+"""What an annotator did with a response; "unknown": the export does not say, so that it may be a draft."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What an annotator of another tool said of a row."""
@@ -28,8 +32,7 @@ class Response:
     annotator: str
     values: tuple[Any, ...]
     """Of the questions or tags, in order, as the tool writes them."""
-    is_skipped: bool = False
-    is_draft: bool = False
+    status: Status = "submitted"
     seconds: float = 0.0
 
 
@@ -85,7 +88,7 @@ def _annotation(annotation: Mapping[str, Any]) -> Response:
     return Response(
         f"label-studio:{_name(annotation.get('completed_by'))}",
         tuple(value for value in values if value is not None),
-        is_skipped=bool(annotation.get("was_cancelled") or annotation.get("skipped")),
+        "discarded" if annotation.get("was_cancelled") or annotation.get("skipped") else "submitted",
         seconds=_seconds(annotation.get("lead_time")),
     )
 
@@ -131,6 +134,9 @@ def _argilla(values: Mapping[str, Any], origin: str) -> ExportedRow:
             value = question.get("value") if is_object(question) else question
             by_user[_user(answer)].append((value, answer.get("status")))
         by_user[_user(answer)].append((None, answer.get("status")))  # discarded without a value
+    if is_object(written) and values.get("status") == "completed" and len(by_user) == 1:
+        # Of a single response the record's status tells: only what was submitted completes a record.
+        by_user = {user: [(value, "submitted") for value, _ in answers] for user, answers in by_user.items()}
     metadata = values.get("metadata")
     return _argilla_row(metadata, (values.get("id"), values.get("external_id")), fields, by_user, origin)
 
@@ -171,13 +177,21 @@ def _argilla_row(
         Response(
             f"argilla:{user}",
             tuple(_ranked(value) for value, _ in answers if value is not None),
-            is_skipped=any(status == "discarded" for _, status in answers),
-            is_draft=any(status == "draft" for _, status in answers),
+            _status({status for _, status in answers}),
         )
         for user, answers in by_user.items()
     )
     others = (str(identity) for identity in ids if identity is not None)
     return ExportedRow(own or next(others, None), _texts(fields), responses, origin)
+
+
+def _status(statuses: set[Any]) -> Status:
+    """The status of a response from those of its questions."""
+    if "discarded" in statuses:
+        return "discarded"
+    if "draft" in statuses:
+        return "draft"
+    return "submitted" if statuses == {"submitted"} else "unknown"
 
 
 def _ranked(value: Any) -> Any:

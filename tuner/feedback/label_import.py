@@ -35,6 +35,8 @@ class Import:
     changed: int = 0
     """Labels that differ from what the same annotator had said, which stands."""
     drafts: int = 0
+    unknown: int = 0
+    """Responses that may be drafts: the export does not say which were submitted."""
     without_response: int = 0
     """Rows nobody has labeled."""
     unmatched: list[str] = field(default_factory=list[str])
@@ -51,6 +53,8 @@ class Import:
         counts = {
             "labels differ from what the same annotator had said before, which stands": self.changed,
             "drafts were left out": self.drafts,
+            "responses were left out that may be drafts, since `to_json` of Argilla 2 leaves out what was submitted: "
+            "export `records.to_list(flatten=True)` instead": self.unknown,
             "rows have no response": self.without_response,
         }
         sentences += [f"{self.file}: {count:,} {what}" for what, count in counts.items() if count]
@@ -101,8 +105,9 @@ class _Match:
 
 
 def _store(response: Response, match: _Match, origin: str, store: LabelStore, result: Import) -> None:
-    if response.is_draft:
-        result.drafts += 1
+    if response.status in ("draft", "unknown"):
+        result.drafts += response.status == "draft"
+        result.unknown += response.status == "unknown"
         return
     verdict = _response_verdict(response, match)
     if verdict is None:
@@ -121,7 +126,7 @@ def _store(response: Response, match: _Match, origin: str, store: LabelStore, re
 
 
 def _response_verdict(response: Response, match: _Match) -> Verdict | None:
-    if response.is_skipped:
+    if response.status == "discarded":
         return "skip"
     return next((verdict for value in response.values if (verdict := _verdict(value, match.places))), None)
 

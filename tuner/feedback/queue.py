@@ -54,7 +54,8 @@ class Queue:
             if candidate.gold is None and len(candidate.scores) < needed:
                 raise UserError(
                     f'{candidate.origin}: the order "{self.order}" needs "scores" of at least {needed} reward models, '
-                    f"and the row has {len(candidate.scores)}; add them, or label in random order"
+                    f"and the row has {len(candidate.scores)}; add them (a run in rounds writes those of its policy's "
+                    "reward and further_rewards), or label in random order"
                 )
 
     def next(self, annotator: str) -> Showing | None:

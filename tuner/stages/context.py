@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from tuner.config import PackedConfig, StageConfig, TrainingConfig
+from tuner.config import Model, PackedConfig, StageConfig, TrainingConfig, override
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.inspection import errors
 from tuner.display.progress import reading_bar
@@ -23,13 +23,15 @@ from tuner.models.roles import Roles
 from tuner.stages.registry import stage_of
 from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
-from tuner.stages.run_models import write_milestone
+from tuner.stages.run_models import usable_models, usable_path, write_milestone
 from tuner.training.devices import Devices
 from tuner.training.divergence import refuse_measures
 from tuner.training.loop import HeldOut, Loop, Steps
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
 from tuner.training.watchers import Watchers
+
+Config = TypeVar("Config", bound=StageConfig)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,24 @@ class Context:
         """Say each of some sentences."""
         for sentence in sentences:
             self.say(sentence)
+
+    def with_usable_models(self, config: Config) -> Config:
+        """The config with paths under which the models it names are loaded. All ranks call it together.
+
+        A run is bound to what the user wrote; which checkpoint that was is told by the model's fingerprint.
+        """
+        changes = usable_models(config, self.say) if self.devices.is_main else {}
+        changes = self.devices.gather([changes])[0]
+        return override(config, changes) if changes else config
+
+    def usable_model(self, model: Model) -> Model:
+        """The same for a single model."""
+        path = (
+            usable_path(model.path, trust=model.trust_remote_code, say=self.say)
+            if self.devices.is_main
+            else ""
+        )
+        return model.model_copy(update={"path": self.devices.gather([path])[0]})
 
     def load_role(self, config: PackedConfig, role: str, head: Head = "language") -> Roles:
         """Load the config's model in its one role, on this rank's device.

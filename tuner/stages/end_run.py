@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.errors import UserError
@@ -12,31 +13,51 @@ from tuner.stages.trust import code_named_by, refuse_code
 from tuner.training.checkpoint_names import checkpoints_in
 
 
-def end_run(folder: Path, *, trust: bool = False) -> Run | None:
-    """End a run after its running step, or where no process trains it at its last checkpoint; returns the ended run.
+@dataclass(frozen=True)
+class Ending:
+    """What `--stop` did."""
 
-    None where another process trains it: that one finishes its step, writes the model, and ends with exit code 0.
+    run: Run
+    """The run that ends: of a run made of runs, the one in it that is in training."""
+    has_ended: bool
+    """False: another process trains it, which finishes its step, writes the model, and goes on as after any end."""
+
+
+def end_run(folder: Path, *, trust: bool = False) -> Ending:
+    """End a run after its running step, or where no process trains it at its last checkpoint.
+
     trust: the user's word for code that the run's config names. Raises UserError where the run has finished already,
-    or has no checkpoint to end at.
+    has no checkpoint to end at, or is made of runs of which none is in training.
     """
     run = open_run(folder)
     if run.is_finished:
         raise UserError(f"{folder}: this run has finished, so there is nothing to stop")
+    is_training = run.is_training
     if stage_of(run.config).trains_runs:
-        raise UserError(
-            f"{folder}: is made of several runs; end the one that is training, which this one then goes on from"
-        )
-    if run.is_training:
+        run = _part_in_training(run)
+    if is_training or run.is_training:
         run.request_end()
-        return None
+        return Ending(run, has_ended=False)
     if not checkpoints_in(run.checkpoints_folder):
-        raise UserError(f"{folder}: this run has no checkpoint yet, so there is nothing to make a model of")
+        raise UserError(
+            f"{run.folder}: this run has no checkpoint yet, so there is nothing to make a model of"
+        )
     config = run.config
     if not trust:
-        refuse_code(folder, code_named_by(config))
+        refuse_code(run.folder, code_named_by(config))
     run.request_end()
     try:
-        return train_in(run, config)
+        return Ending(train_in(run, config), has_ended=True)
     except BaseException:
         run.withdraw_end()  # or the next process that goes on with it would end it
         raise
+
+
+def _part_in_training(run: Run) -> Run:
+    part = stage_of(run.config).unfinished_part(run.folder, run.config)
+    if part is None:
+        raise UserError(
+            f"{run.folder}: none of the runs in it is in training now, so there is nothing to stop; it is between two "
+            "of them, or waits for labels"
+        )
+    return Run(part)

@@ -138,6 +138,10 @@ class Stage(ABC, Generic[Config]):
         """Of a run that trains runs within its own, the folder of the newest that is a model; None before the first."""
         return None
 
+    def unfinished_part(self, run: Path, config: Config) -> Path | None:
+        """Of a run that trains runs within its own, the folder of the one that has begun and not ended, if any."""
+        return None
+
     def write_model(self, config: Config, loaded: Loaded, folder: Path) -> None:
         """Write a model with the weights of a checkpoint; a run writes its own at its end, with what it measured."""
         from tuner.stages.model_folder import write_model_folder

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from tuner.config import StageConfig, override
+from tuner.config import StageConfig
 from tuner.display.notebook import NotebookWatcher, in_notebook
 from tuner.display.progress import ProgressWatcher
 from tuner.errors import UserError
 from tuner.stages.context import Context
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
-from tuner.stages.run_models import usable_models
 from tuner.training.checkpoint import explain_write
 from tuner.training.devices import Devices
 from tuner.training.figures import StageFigures
@@ -69,7 +68,7 @@ def train_in(
         context = Context(run, devices, audience)
         if run.results is not None:
             context.say(f"{run.folder}: there are results, but no model of them; both are made again")
-        stage.train(config if stage.trains_runs else _with_usable_models(config, context), context)
+        stage.train(config if stage.trains_runs else context.with_usable_models(config), context)
         outcome = "finished"
     except Interrupted as interrupted:
         outcome = "interrupted"
@@ -91,16 +90,6 @@ def train_in(
         audience.end(outcome)
         run.release()
     return run
-
-
-def _with_usable_models(config: StageConfig, context: Context) -> StageConfig:
-    """The config with paths under which the models it names are loaded.
-
-    The run itself is bound to what the user wrote; which checkpoint that was is told by the model's fingerprint.
-    """
-    changes = usable_models(config, context.say) if context.devices.is_main else {}
-    changes = context.devices.gather([changes])[0]
-    return override(config, changes) if changes else config
 
 
 def _watchers(config: StageConfig, figures: StageFigures) -> list[Watcher]:

@@ -140,6 +140,7 @@ class WandbTracker:
             project=tracking.project,
             entity=tracking.entity,
             group=tracking.group,
+            job_type=tracking.job_type,
             tags=list(tracking.tags),
             notes=tracking.notes,
             name=config.name or run_folder.name,

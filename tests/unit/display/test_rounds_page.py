@@ -27,6 +27,7 @@ from tuner.display.rounds_tables import (
 from tuner.evaluation.intervals import Interval
 from tuner.stages.cool.page import SHOWN as ANSWERS_SHOWN
 from tuner.stages.cool.page import run_in_rounds
+from tuner.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +181,8 @@ def bare(places: list[Any], results: list[dict[str, Any]]) -> None:
     for place, result in zip(places, results, strict=True):
         for name in ("gold", "score"):
             del result[name]
-        result |= {"kl": None, "hack": {}, "patterns": [], "patch": None}
+        result |= {"kl": None, "hack": {}, "patterns": [], "patch": None, "labels": None}
         (place.policy.folder / "metrics.jsonl").write_text('{"step": 1}\n', encoding="utf-8")
-        place.labels.unlink(missing_ok=True)
 
 
 def one_answer(places: list[Any], results: list[dict[str, Any]]) -> None:
@@ -205,6 +205,14 @@ def test_a_run_that_lacks_much_has_a_page(take_away: Callable[..., None], tmp_pa
     assert Page(page).open == []
     assert "Rounds side by side" in page
     assert not re.search(r"\bnan\b|None", page.replace("set evaluation.recorded_answers to None", ""))
+
+
+def test_recorded_answers_are_read_once_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    places, results = written_rounds(tmp_path)
+    read, answers = list[Path](), RunFolder.answers.fget
+    monkeypatch.setattr(RunFolder, "answers", property(lambda run: read.append(run.folder) or answers(run)))
+    run_in_rounds("cool", places, results)
+    assert read == [place.policy.folder for place in places]
 
 
 def test_one_round_alone_compares_nothing(tmp_path: Path):

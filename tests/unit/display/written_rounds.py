@@ -94,6 +94,7 @@ def _results(place: RoundPlace, is_last: bool) -> dict[str, Any]:
         "hack": {PATTERN: 0.0},
         "patterns": [] if is_last else [pattern],
         "patch": None if number == 1 else patch,
+        "labels": place.label_files.figures() if place.labels.is_file() else None,
     }
 
 

@@ -127,22 +127,22 @@ def test_label_studio_minimal(store: LabelStore, tmp_path: Path) -> None:
     }
 
 
-def test_argilla_2_nested(store: LabelStore, tmp_path: Path) -> None:
-    load(
+def test_argilla_2_nested_counts_what_was_submitted_for_certain(store: LabelStore, tmp_path: Path) -> None:
+    """A completed record has a submitted response: which one, is certain where there is only one."""
+    mine, other = {"value": "right", "user_id": BOB}, {"value": "left", "user_id": ANN}
+    comment = [{"value": "too long", "user_id": BOB}]
+    done = load(
         tmp_path,
         store,
-        record(
-            1,
-            {
-                "better": [{"value": "left", "user_id": ANN}, {"value": "right", "user_id": BOB}],
-                "comment": [{"value": "too long", "user_id": BOB}],
-            },
-            {"candidate": "item1"},
-        ),
-        record(2, {}),
+        record(1, {"better": [mine], "comment": comment}, {"candidate": "item1"}, status="completed"),
+        record(2, {"better": [mine, other]}, status="completed"),
+        record(3, {"better": [mine]}),
+        record(4, {}),
     )
-    assert labels(store) == {(f"argilla:{ANN}", "item1"): "first", (f"argilla:{BOB}", "item1"): "second"}
-    assert [label.comment for label in store.labels()] == ["", "too long"]
+    assert labels(store) == {(f"argilla:{BOB}", "item1"): "second"}
+    assert [label.comment for label in store.labels()] == ["too long"]
+    assert done.unknown == 3
+    assert "3 responses were left out that may be drafts" in done.sentences()[1]
 
 
 def test_argilla_2_flat_knows_drafts(store: LabelStore, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The engine on a server that loses requests, adapters and itself: every prompt has one answer, of these weights."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from tests.conftest import ROOT
 from tests.unit.rollout.vllm_stand_in import StandIn, completion, cut_short, failure
 from tuner.config import VLLM, LoRA, Model, Sampling
 from tuner.errors import UserError
@@ -16,8 +20,9 @@ from tuner.models.load import load_model
 from tuner.models.roles import Roles
 from tuner.rollout import vllm_serving
 from tuner.rollout.stored_answers import StoredAnswers
-from tuner.rollout.vllm_client import KEY
+from tuner.rollout.vllm_client import KEY, VLLMClient
 from tuner.rollout.vllm_engine import VLLMEngine
+from tuner.rollout.vllm_server import usable_port
 from tuner.rollout.vllm_serving import Serving
 from tuner.training.devices import Devices
 
@@ -236,37 +241,54 @@ def test_too_many_failures_in_a_row_end_the_run_in_words(engine, stand_in, said)
     assert len(said) == 2
 
 
-def test_a_server_that_comes_back_is_waited_for(engine, stand_in, said, monkeypatch):
-    """It is away when a step begins, and comes back without the adapter."""
-    policy = engine(patience=20.0)
-    policy.generate(PROMPTS[:1], step=0)
-    (name,) = stand_in.adapters
-    looks = iter([False, False, True])
+class ByHand:
+    """A server process that somebody else starts, at one address."""
 
-    def back() -> bool:
-        stand_in.adapters.clear()
-        return next(looks)
+    def __init__(self) -> None:
+        self.port, self.processes = usable_port(), list[subprocess.Popen[bytes]]()
+        self.url = f"http://127.0.0.1:{self.port}"
 
-    monkeypatch.setattr(policy.serving._client, "is_ready", back)
-    policy.generate(PROMPTS, step=1)
-    assert list(stand_in.adapters) == [name]
-    assert sum("waiting for the vLLM server" in sentence for sentence in said) == 1
+    def start(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "tests.unit.rollout.vllm_stand_in", "--port", str(self.port)]
+        self.processes.append(subprocess.Popen([*command, *arguments], cwd=ROOT))
 
 
-def test_a_server_that_stays_away_ends_the_run_in_words(engine, stand_in, roles, devices, said, tmp_path):
-    with StandIn().serving() as gone:
-        pass
-    serving = Serving(
-        VLLM(url=gone, patience=0.05),
-        roles.loaded,
-        tmp_path / "policy",
-        server=None,
-        base=lambda: Path(),
-        say=said.append,
-    )
-    with pytest.raises(UserError, match=r"no vLLM server has answered there for 0.05 s; start it with"):
-        serving.complete("0" * 64, [{"prompt": [1], "max_tokens": 1}])
-    assert len(said) == 1
+@pytest.fixture
+def by_hand(monkeypatch) -> Iterator[ByHand]:
+    """The process dies after it has given four answers."""
+    monkeypatch.setattr(vllm_serving, "BACKOFF", 0.01)
+    monkeypatch.delenv(KEY, raising=False)
+    server = ByHand()
+    server.start("--answers", "4")
+    client = VLLMClient(server.url, timeout=5.0)
+    while not client.is_ready():
+        time.sleep(0.05)
+    yield server
+    for process in server.processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_server_that_died_is_waited_for(by_hand, roles, said, tmp_path, comes_back):
+    """In mid-generation: another one at its address is given the adapter, and what the first one owes."""
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if comes_back and "waiting for the vLLM server" in sentence:
+            by_hand.start()
+
+    config = VLLM(url=by_hand.url, concurrency=1, retries=2, patience=60.0 if comes_back else 0.2)
+    policy = tmp_path / "policy"
+    serving = Serving(config, roles.loaded, policy, server=None, base=lambda: Path(), say=say)
+    requests = [{"prompt": [1], "max_tokens": 3, "seed": seed} for seed in range(10)]
+    if comes_back:
+        assert len(serving.complete("0" * 64, requests)) == 10
+        assert [process.poll() is None for process in by_hand.processes] == [False, True]
+    else:
+        with pytest.raises(UserError, match=r"no vLLM server has answered there for 0.2 s; start it with"):
+            serving.complete("0" * 64, requests)
+    assert ["6 answers are requested again" in said[0], "waiting" in said[1], len(said)] == [True, True, 2]
 
 
 def reply(content: dict[str, Any]) -> Any:

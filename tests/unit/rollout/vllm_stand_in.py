@@ -37,6 +37,8 @@ class StandIn:
         self.replies: Iterator[Reply] = iter(())
         """What the next requests of completions get instead."""
         self.end = 2
+        self.answers_left: int | None = None
+        """Answers after which its process dies; None: as many as it is asked for."""
         self._noise = itertools.count()
         self._lock = threading.Lock()
         routes = [
@@ -90,6 +92,10 @@ class StandIn:
             return response
         if body["model"] not in ("base", *self.adapters):
             return failure(404, f"The model `{body['model']}` does not exist.")
+        if self.answers_left is not None:
+            self.answers_left -= 1
+            if self.answers_left < 0:
+                os._exit(1)
         self.completions.append(body)
         return JSONResponse(completion(self._tokens(body)))
 
@@ -129,4 +135,7 @@ def failure(status: int, message: str) -> Response:
 
 if __name__ == "__main__":
     port = int(sys.argv[sys.argv.index("--port") + 1])
-    uvicorn.run(StandIn(os.environ.get("VLLM_API_KEY")).app, port=port, log_level="error", lifespan="off")
+    stand_in = StandIn(os.environ.get("VLLM_API_KEY"))
+    if "--answers" in sys.argv:
+        stand_in.answers_left = int(sys.argv[sys.argv.index("--answers") + 1])
+    uvicorn.run(stand_in.app, port=port, log_level="error", lifespan="off")

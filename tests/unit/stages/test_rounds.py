@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuner.config import COOL, Candidates, Patch, Preferences, Source, load_config, override
+from tests.unit.rollout.test_ensemble import PROMPTS, ensemble
+from tests.unit.rollout.test_ensemble import rule as number_rule
+from tuner.config import COOL, Candidates, Model, Patch, Preferences, Source, load_config, override
 from tuner.data.draw_rows import apportion, draw_rows
+from tuner.errors import UserError
 from tuner.evaluation.report_card.card import Ranking
 from tuner.stages.context import Context
-from tuner.stages.cool.candidates import _drawn_prompts
+from tuner.stages.cool.candidates import _drawn_prompts, pair_scores
 from tuner.stages.cool.collect import collect_labels
 from tuner.stages.cool.labels import LabeledPairs, labels_before
-from tuner.stages.cool.pairs import PolicyAnswer, fast_pairs, slow_pairs
-from tuner.stages.cool.patch import Patched, _best, _run_config
+from tuner.stages.cool.pairs import AnswerPair, PolicyAnswer, fast_pairs, slow_pairs
+from tuner.stages.cool.patch import RECORD, Patched, _best, _run_config, model_of
 from tuner.stages.cool.patch_card import ALL, PatchCard, costs
 from tuner.stages.cool.patch_rows import PatchRows, read_patch_rows, write_patch_rows
 from tuner.stages.cool.patterns import Pattern, find_patterns, start_and_end
@@ -46,13 +49,13 @@ def rows(count: int) -> PatchRows:
 
 def test_round_fields() -> None:
     config = cool({"rounds.1.steps": 7})
-    again = policy_config(config, second(config), "runs/patched", "runs/first")
+    again = policy_config(config, second(config), Model(path="runs/patched"), "runs/first")
     assert (again.max_steps, again.reward_model.path) == (7, "runs/patched")  # type: ignore[union-attr]
     assert (again.policy.path, again.reference) == ("runs/quickstart_cool_sft", None)
     assert again.checkpoint.milestones == {"early": 0.25, "middle": 0.5}
     assert again.evaluation.recorded_answers == 64
     config = cool({"rounds.1.start": "continue", "seed": 5})
-    onward = policy_config(config, second(config), "runs/patched", "runs/first")
+    onward = policy_config(config, second(config), Model(path="runs/patched"), "runs/first")
     assert onward.policy.path == "runs/first"
     assert onward.reference is not None
     assert onward.reference.path == "runs/quickstart_cool_sft"
@@ -64,21 +67,21 @@ def test_max_steps_are_those_of_all_rounds(tmp_path: Path) -> None:
     first, then = rounds_of(config, tmp_path)
     first.policy.folder.mkdir(parents=True)
     (first.policy.folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}}}\n' for n in range(1, 7)))
-    assert policy_config(config, first, "runs/r", None).max_steps == 6
-    assert policy_config(config, then, "runs/r", None).max_steps == 4
+    assert policy_config(config, first, Model(path="runs/r"), None).max_steps == 6
+    assert policy_config(config, then, Model(path="runs/r"), None).max_steps == 4
 
 
 def test_patch_fields(tmp_path: Path) -> None:
     changes = {"steps": 9, "epochs": 2.0, "lr": 3e-4}
     config = cool({f"rounds.1.patch.{name}": value for name, value in changes.items()})
-    run = _run_config(config, second(config), "runs/first_reward", rows(4))
+    run = _run_config(config, second(config), Model(path="runs/first_reward"), rows(4))
     assert (run.max_steps, run.epochs, run.optimizer.lr) == (9, 2.0, 3e-4)
     assert run.model.path == "runs/first_reward"
     assert [source.path for source in run.data.sources] == ["labels.jsonl"]
     assert [source.path for source in run.data.test_sources] == ["tuner:cool/test.jsonl", "held_out.jsonl"]
     assert run.checkpoint.milestones == {}
     config = cool({"rounds.1.patch.start": "restart", "rounds.1.patch.lr": None})
-    run = _run_config(config, second(config), "runs/first_reward", rows(4))
+    run = _run_config(config, second(config), Model(path="runs/first_reward"), rows(4))
     assert (run.model.path, run.optimizer.lr) == ("tuner:tiny", config.reward.optimizer.lr)
     labels = LabeledPairs(
         [{"prompt": f"{n} + 1", "chosen": "a", "rejected": "b", "pattern": "p"} for n in range(40)], 3
@@ -92,6 +95,20 @@ def test_patch_fields(tmp_path: Path) -> None:
     assert len(Path(written.test["p"]).read_text().splitlines()) == 40 - written.labels
     assert read_patch_rows(tmp_path / "rows") == written
     assert write_patch_rows(labels, config.reward, Patch(held_out=0), tmp_path / "all", seed=0).labels == 40
+
+
+def test_the_first_reward_model_is_loaded_as_the_config_says(tmp_path: Path) -> None:
+    """With its revision and its trust; what is patched from it keeps the trust, for policies and for its cards."""
+    changes = {"policy.reward": {"path": "org/reward", "revision": "v2", "trust_remote_code": True}}
+    config = cool(changes)
+    place, first = second(config, tmp_path), config.policy.reward_model
+    assert first is not None
+    assert policy_config(config, place, first, None).reward_model == first
+    assert _run_config(config, place, first, rows(4)).model == first
+    place.reward.folder.mkdir(parents=True)
+    place.reward.save_json(RECORD, {"model": "a folder that was moved", "share": 0.5})
+    average = Model(path=str(place.reward.folder / "average_0.5"), trust_remote_code=True)
+    assert model_of(config, place) == average
 
 
 def card(accuracy: float, margin: float, labels: float) -> PatchCard:
@@ -151,10 +168,21 @@ def test_candidates_fields(tmp_path: Path) -> None:
         for n in range(40)
     ]
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [pattern.name for pattern in find_patterns(*start_and_end(Run(tmp_path)), most=1)] == [
-        '"so say the wise"'
+    (pattern,) = find_patterns(*start_and_end(Run(tmp_path).answers), most=1)
+    assert (pattern.name, pattern.share) == ('"so say the wise"', 1.0)
+
+
+def test_candidates_have_the_scores_of_each_reward_model() -> None:
+    pairs = [
+        AnswerPair(*(PolicyAnswer(0, text, "last", 0.0) for text in sides), pattern="p")
+        for sides in (("1", "7"), ("4", "7"))
     ]
-    assert find_patterns(*start_and_end(Run(tmp_path)), most=1)[0].share == 1.0
+    assert pair_scores(ensemble("min"), PROMPTS[:2], pairs) == [[[-1, 1], [3, -3]], [[0, 1], [0, -3]]]
+    assert pair_scores(number_rule("number"), PROMPTS[:2], pairs) == [[[1, 7]], [[4, 7]]]
+    people = {"feedback": [{"kind": "people", "order": "disagreement"}]}
+    with pytest.raises(UserError, match="needs several reward models, and policy has one"):
+        cool(people)
+    assert cool(people | {"policy.further_rewards": ["runs/another"]}).policy.further_rewards
 
 
 def test_labels_of_a_prompt_stay_on_one_side() -> None:

@@ -33,7 +33,9 @@ def _config(**tracking: Any) -> SFT:
         name="tiny_run",
         model=Model(path="tuner:tiny"),
         data=Chat(files=("rows.jsonl",)),
-        tracking=Wandb(project="shelf", group="first", tags=("a", "b"), notes="why", **tracking),
+        tracking=Wandb(
+            project="shelf", group="first", job_type="trial", tags=("a", "b"), notes="why", **tracking
+        ),
     )
 
 
@@ -152,7 +154,8 @@ def test_going_on_continues_the_same_run_even_over_logged_steps(tracked: Path) -
 
 def test_project_group_tags_notes_and_config_are_the_configs(tracked: Path) -> None:
     run = _only(_files(tracked)[0], "run")[0]
-    assert (run.project, run.run_group, list(run.tags), run.notes) == ("shelf", "first", ["a", "b"], "why")
+    assert (run.project, run.run_group, run.job_type) == ("shelf", "first", "trial")
+    assert (list(run.tags), run.notes) == (["a", "b"], "why")
     assert run.display_name == "tiny_run"
     logged = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert logged["optimizer"]["lr"] == 2e-4

@@ -54,7 +54,12 @@ class OverOptimization:
 
 def over_optimization(run: RunFolder, round_number: int = 1) -> OverOptimization:
     """The signs of a policy run. round_number: of its round of reward model and policy, from 1."""
-    records, answers = run.metrics, run.answers
+    return signs_of(run, run.answers, round_number)
+
+
+def signs_of(run: RunFolder, answers: Mapping[int, Sequence[Answer]], round_number: int) -> OverOptimization:
+    """The same of a run whose recorded answers are read already."""
+    records = run.metrics
     points = _points(records, round_number)
     best = [
         (int(record["step"]), float(record["gold_top_tenth"]))

@@ -49,7 +49,7 @@ def write_candidates(config: COOL, context: Context, place: RoundPlace) -> None:
     """Have a round's policies answer some prompts, and write the pairs to be labeled."""
     if place.candidates.is_file():
         return
-    policy: Any = place.policy.config
+    policy: Any = context.with_usable_models(place.policy.config)
     devices = Devices.of(policy)
     with context.reading() as progress:
         prompts, chat_template = _prompts(place, policy, progress)
@@ -63,12 +63,11 @@ def write_candidates(config: COOL, context: Context, place: RoundPlace) -> None:
     ]
     pairs, patterns = _pairs(config, place, answers)
     asked = [prompts.prompt(pair.first.prompt) for pair in pairs]
-    texts_of_sides = ([pair.first.text for pair in pairs], [pair.second.text for pair in pairs])
-    scores = [source.score(asked, side).tolist() for side in texts_of_sides]
+    scores = pair_scores(source, asked, pairs)
     del source
     free_memory()
     if devices.is_main:
-        _write(config, place, asked, pairs, list(zip(*scores, strict=True)), patterns)
+        _write(config, place, asked, pairs, scores, patterns)
         context.say_all(_sentences(place, pairs, patterns))
     devices.wait()
 
@@ -80,7 +79,7 @@ def _pairs(
     settings, seed = config.candidates, config.seed + place.number
     pairs, patterns = slow_pairs(answers, settings, seed), []
     if settings.fast:
-        start, recorded = start_and_end(place.policy)
+        start, recorded = start_and_end(place.policy.answers)
         patterns = find_patterns(start, recorded, settings.patterns)
         rollouts = [
             PolicyAnswer(row["prompt_number"], row["answer"], "last", row["score"])
@@ -145,6 +144,19 @@ def _scored(
     ]
 
 
+def pair_scores(
+    source: RewardSource, asked: Sequence[Prompt], pairs: Sequence[AnswerPair]
+) -> list[list[list[float]]]:
+    """Of each pair, for each reward model of an ensemble both answers' scores; otherwise both scores, once."""
+    sides = ([pair.first.text for pair in pairs], [pair.second.text for pair in pairs])
+    first, second = (source.detailed(asked, texts) for texts in sides)
+    by_model = [
+        np.atleast_2d(scores.total_A if scores.models_KA is None else scores.models_KA)
+        for scores in (first, second)
+    ]
+    return np.stack(by_model, axis=-1).swapaxes(0, 1).tolist()
+
+
 def _policies(place: RoundPlace, policy: PolicyConfig) -> dict[str, Model]:
     """Name -> the model of each policy that answers."""
     run, trusted = place.policy, policy.policy.trust_remote_code
@@ -159,7 +171,7 @@ def _write(
     place: RoundPlace,
     asked: Sequence[Prompt],
     pairs: Sequence[AnswerPair],
-    scores: Sequence[tuple[float, float]],
+    scores: Sequence[list[list[float]]],
     patterns: Sequence[Pattern],
 ) -> None:
     """Write the folder of candidates, whole or not at all. asked, scores: of each pair."""
@@ -167,7 +179,7 @@ def _write(
         name: wordings.seen[0] for name, wordings in read_conditions(config.reward.conditions).items()
     }
     rows = [
-        {"id": f"{place.number}-{number}", **_row(pair, prompt, guidelines), "scores": [list(of_pair)]}
+        {"id": f"{place.number}-{number}", **_row(pair, prompt, guidelines), "scores": of_pair}
         for number, (pair, prompt, of_pair) in enumerate(zip(pairs, asked, scores, strict=True), 1)
     ]
 

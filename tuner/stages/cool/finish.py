@@ -67,7 +67,7 @@ def _round_results(place: RoundPlace, patterns: Sequence[str]) -> dict[str, Any]
 
 def _shares(run: Run, patterns: Sequence[str]) -> dict[str, float]:
     """Pattern of any round -> the share of the recorded answers in the run's last part that carry it."""
-    _, end = start_and_end(run)
+    _, end = start_and_end(run.answers)
     texts = [str(row["answer"]) for row in end]
     return {name: share_of_form(rewriting_of(name), texts) for name in patterns}
 

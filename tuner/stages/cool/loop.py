@@ -16,7 +16,7 @@ def cool(config: COOL, context: Context) -> None:
     """Train a policy in rounds, each against a reward model that has learned from the labels of all rounds before."""
     rounds = rounds_of(config, context.run.folder)
     assert config.policy.reward_model is not None
-    reward, policy = config.policy.reward_model.path, None
+    reward, policy = config.policy.reward_model, None
     for place in rounds:
         if (left := steps_left(config, place)) is not None and left <= 0:
             context.say(

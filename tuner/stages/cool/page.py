@@ -20,10 +20,10 @@ from tuner.display.round_facts import (
 )
 from tuner.display.rounds_page import rounds_page
 from tuner.evaluation.intervals import Interval, share
-from tuner.evaluation.over_optimization.report import law_over_rounds, over_optimization
+from tuner.evaluation.over_optimization.report import law_over_rounds, signs_of
 from tuner.stages.context import Context
 from tuner.stages.cool.patch_card import PatchCard
-from tuner.stages.cool.patterns import Answer, rewriting_of, share_of_form, start_and_end
+from tuner.stages.cool.patterns import Answer, Recorded, rewriting_of, share_of_form, start_and_end
 from tuner.stages.cool.rounds import RoundPlace
 from tuner.training.json_lines import replace_text
 
@@ -45,19 +45,21 @@ def run_in_rounds(
     name: str, places: Sequence[RoundPlace], results: Sequence[Mapping[str, Any]]
 ) -> RunInRounds:
     """What the page shows. results: of each round."""
-    ends = [_last_answers(place) for place in places]
-    rounds = [_round_facts(*facts) for facts in zip(places, results, ends, strict=True)]
+    recorded = [place.policy.answers for place in places]  # the largest file of a run: read once
+    rounds = [_round_facts(*facts) for facts in zip(places, results, recorded, strict=True)]
+    ends = [_last_answers(answers) for answers in recorded]
     changes = [_changes(*two) for two in pairwise(zip([place.number for place in places], ends, strict=True))]
     return RunInRounds(name, rounds, law_over_rounds([place.signs for place in rounds]), changes)
 
 
-def _last_answers(place: RoundPlace) -> list[Answer]:
+def _last_answers(answers: Recorded) -> list[Answer]:
     """The recorded answers of the last part of a round that have a score."""
-    _, end = start_and_end(place.policy)
+    _, end = start_and_end(answers)
     return [answer for answer in end if answer["score"] is not None]
 
 
-def _round_facts(place: RoundPlace, results: Mapping[str, Any], end: Sequence[Answer]) -> RoundFacts:
+def _round_facts(place: RoundPlace, results: Mapping[str, Any], answers: Recorded) -> RoundFacts:
+    end = _last_answers(answers)
     golds = [answer for answer in end if answer.get("gold") is not None]
     wrong = [answer for answer in golds if answer["gold"] == 0]
     return RoundFacts(
@@ -67,7 +69,7 @@ def _round_facts(place: RoundPlace, results: Mapping[str, Any], end: Sequence[An
             name: (results[name]["before"], results[name]["after"]) for name in _MEASURES if name in results
         },
         courses=_courses(place),
-        pattern_courses=_pattern_courses(place, list(results["hack"])),
+        pattern_courses=_pattern_courses(answers, list(results["hack"])),
         kl=results.get("kl"),
         gold_at_end=share(*_clustered([answer["gold"] for answer in golds], golds)) if golds else None,
         shares_at_end=_shares(list(results["hack"]), end),
@@ -76,8 +78,8 @@ def _round_facts(place: RoundPlace, results: Mapping[str, Any], end: Sequence[An
             for pattern in results["patterns"]
         ],
         patch=_patch_facts(results["patch"]),
-        labels=_label_facts(place),
-        signs=over_optimization(place.policy, place.number),
+        labels=_label_facts(results["labels"]),
+        signs=signs_of(place.policy, answers, place.number),
         best_without_gold=_shown(place.number, sorted(wrong, key=lambda answer: -answer["score"])),
         worst_scored=_shown(place.number, sorted(end, key=lambda answer: answer["score"])),
     )
@@ -92,11 +94,9 @@ def _courses(place: RoundPlace) -> dict[str, list[tuple[float, float]]]:
     }
 
 
-def _pattern_courses(place: RoundPlace, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+def _pattern_courses(answers: Recorded, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
     """Pattern -> (step, share of its recorded answers that carry it)."""
-    texts = {
-        step: [str(answer["answer"]) for answer in answers] for step, answers in place.policy.answers.items()
-    }
+    texts = {step: [str(answer["answer"]) for answer in of_step] for step, of_step in answers.items()}
     return {
         name: [(step, share_of_form(rewriting_of(name), of_step)) for step, of_step in texts.items()]
         for name in names
@@ -129,10 +129,9 @@ def _patch_facts(record: Mapping[str, Any] | None) -> PatchFacts | None:
     return PatchFacts(record["labels"], record["original"], record["share"], costs, original, patterns)
 
 
-def _label_facts(place: RoundPlace) -> LabelFacts | None:
-    if not place.labels.is_file():
+def _label_facts(figures: Mapping[str, Any] | None) -> LabelFacts | None:
+    if figures is None:
         return None
-    figures = place.label_files.figures()
     return LabelFacts(figures["candidates"], figures["preferences"], figures["left_out"], figures)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config import COOL, RewardModel, override
+from tuner.config import COOL, Model, RewardModel, override
 from tuner.errors import UserError
 from tuner.stages.context import Context
-from tuner.stages.cool.averages import write_average
+from tuner.stages.cool.averages import write_average, write_scores
 from tuner.stages.cool.labels import labels_before
 from tuner.stages.cool.patch_card import ALL, PatchCard, costs, patch_card
 from tuner.stages.cool.patch_rows import PatchRows, read_patch_rows, write_patch_rows
@@ -33,8 +33,8 @@ class Patched:
     """Sentences on limits that it exceeds."""
 
 
-def patch_reward(config: COOL, context: Context, place: RoundPlace, previous: str) -> str:
-    """Patch the reward model of the round before; returns the path of this round's.
+def patch_reward(config: COOL, context: Context, place: RoundPlace, previous: Model) -> Model:
+    """Patch the reward model of the round before; returns this round's.
 
     Without labels it is the same one. What became of a patch is kept in its run's patch.json. Raises UserError where
     it costs more than the config allows, unless that is rolled back.
@@ -46,8 +46,8 @@ def patch_reward(config: COOL, context: Context, place: RoundPlace, previous: st
         if rows is None:
             return previous
         context.say(
-            f"round {place.number}: patching {previous} with {rows.labels:,} labels beside {rows.original:,} original "
-            f"rows ({rows.left_out:,} pairs have no usable label)"
+            f"round {place.number}: patching {previous.path} with {rows.labels:,} labels beside {rows.original:,} "
+            f"original rows ({rows.left_out:,} pairs have no usable label)"
         )
         train_in(run, _run_config(config, place, previous, rows), within=True)
         record = _judge(config, context, place, previous, rows)
@@ -59,15 +59,23 @@ def patch_reward(config: COOL, context: Context, place: RoundPlace, previous: st
             f"{run.folder}: the patch is refused: {'; '.join(record['costs'])}; train on more original rows "
             '(patch.original), lower patch.lr, allow it, or set patch.on_loss="roll_back", and remove this folder'
         )
-    return model_of(place) or previous
+    return model_of(config, place) or previous
 
 
-def model_of(place: RoundPlace) -> str | None:
-    """Path of the reward model that a round's patch gave, in the run's folder as it is named now; None without one."""
+def model_of(config: COOL, place: RoundPlace) -> Model | None:
+    """The reward model that a round's patch gave, in the run's folder as it is named now; None without one."""
     record, folder = place.reward.read_json(RECORD) or {}, place.reward.folder
     if record.get("model") is None:
         return None
-    return str(folder if record["share"] == 1 else _average_folder(folder, record["share"]))
+    return _patched_model(
+        config, folder if record["share"] == 1 else _average_folder(folder, record["share"])
+    )
+
+
+def _patched_model(config: COOL, folder: Path) -> Model:
+    """A reward model that patches gave, loaded as policies load the first one."""
+    assert config.policy.reward_model is not None
+    return config.policy.reward_model.model_copy(update={"path": str(folder), "revision": None})
 
 
 def _average_folder(folder: Path, share: float) -> Path:
@@ -97,7 +105,7 @@ def _rows(config: COOL, context: Context, place: RoundPlace) -> PatchRows | None
     return read_patch_rows(folder) if folder.is_dir() else None
 
 
-def _run_config(config: COOL, place: RoundPlace, previous: str, rows: PatchRows) -> RewardModel:
+def _run_config(config: COOL, place: RoundPlace, previous: Model, rows: PatchRows) -> RewardModel:
     """The config of the run that patches."""
     reward, patch = config.reward, place.settings.patch
     changes: dict[str, Any] = {
@@ -109,30 +117,34 @@ def _run_config(config: COOL, place: RoundPlace, previous: str, rows: PatchRows)
         "optimizer.lr": patch.lr or reward.optimizer.lr,
     }
     if patch.start == "continue":
-        changes |= {"model.path": previous, "model.revision": None}
+        kept = ("path", "revision", "trust_remote_code")
+        changes |= {f"model.{name}": getattr(previous, name) for name in kept}
     return override(reward, changes)
 
 
 def _judge(
-    config: COOL, context: Context, place: RoundPlace, previous: str, rows: PatchRows
+    config: COOL, context: Context, place: RoundPlace, previous: Model, rows: PatchRows
 ) -> dict[str, Any]:
     """Measure the model before and after the patch, and choose what the round takes."""
     patch, reward, folder = place.settings.patch, config.reward, place.reward.folder
-    before = patch_card(previous, reward, rows.test)
-    choices: list[Patched] = []
+    start = context.usable_model(previous)
+    before, _ = patch_card(start, reward, rows.test)
+    whole, choices = _patched_model(config, folder), list[Patched]()
     for share in (1.0, *patch.average):
-        path = str(folder)
+        model = whole
         if share < 1:
-            path = str(_average_folder(folder, share))
+            model = _patched_model(config, _average_folder(folder, share))
             if context.devices.is_main:
-                write_average(previous, str(folder), share, reward, Path(path))
+                write_average(start, whole, share, reward, Path(model.path))
             context.devices.wait()
-        card = patch_card(path, reward, rows.test)
-        choices.append(Patched(path, share, card, costs(before, card, patch)))
+        card, scores = patch_card(model, reward, rows.test)
+        if share < 1 and context.devices.is_main:
+            write_scores(Path(model.path), reward, scores)
+        choices.append(Patched(model.path, share, card, costs(before, card, patch)))
     chosen = _best(choices)
     for sentence in _sentences(place, before, chosen):
         context.say(sentence)
-    return _record(rows, previous, before, choices, chosen)
+    return _record(rows, previous.path, before, choices, chosen)
 
 
 def _best(choices: list[Patched]) -> Patched:

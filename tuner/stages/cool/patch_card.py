@@ -9,6 +9,7 @@ from typing import Any, Self
 from tuner.config import Model, Patch, RewardModel, override
 from tuner.evaluation.report_card.card import Ranking, ReportCard
 from tuner.models.load import load_model
+from tuner.models.reward_record import Reference
 from tuner.models.roles import Roles
 from tuner.stages.finished_model import free_memory
 from tuner.stages.reward.evaluate import make_report
@@ -44,15 +45,15 @@ class PatchCard:
         return sum(group.accuracy * group.rows for group in self.patterns.values()) / max(rows, 1)
 
 
-def patch_card(path: str, reward: RewardModel, held_out: Mapping[str, str]) -> PatchCard:
+def patch_card(
+    model: Model, reward: RewardModel, held_out: Mapping[str, str]
+) -> tuple[PatchCard, Reference | None]:
     """Measure a reward model on the test rows of `reward`, and on files of held-out labels by their pattern.
 
-    All ranks call it together.
+    Also returns the distribution of its scores on the test rows, if there are any. All ranks call it together.
     """
     devices = Devices.of(reward)
-    loaded = load_model(
-        Model(path=path), precision=reward.precision, device=devices.device, train=False, head="score"
-    )
+    loaded = load_model(model, precision=reward.precision, device=devices.device, train=False, head="score")
     roles = Roles.of("reward", loaded, devices.autocast)
     original = make_report(reward, roles, devices, controls=())
     labels = None
@@ -64,10 +65,11 @@ def patch_card(path: str, reward: RewardModel, held_out: Mapping[str, str]) -> P
         labels = make_report(test, roles, devices, controls=())
     del loaded, roles
     free_memory()
-    return PatchCard(
+    card = PatchCard(
         {} if original is None else _original_groups(original.card),
         {} if labels is None else _pattern_groups(labels.card, held_out),
     )
+    return card, None if original is None else original.reference
 
 
 def costs(before: PatchCard, after: PatchCard, patch: Patch) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from tuner.evaluation.over_optimization.form import FORMS, Rewriting, without_phrase
 from tuner.evaluation.over_optimization.report import best_scored
 from tuner.rollout.phrases import growing_phrases
-from tuner.stages.run import Run
 
 LEAST_SHARE, MOST_BEFORE = 0.3, 0.5
 """A form is a pattern where at least the first share of the best-scored answers carry it, and of the earlier answers at
@@ -20,6 +19,8 @@ PART = 5
 
 Answer = dict[str, Any]
 """A row of rollouts.jsonl."""
+Recorded = Mapping[int, Sequence[Answer]]
+"""Step -> its recorded answers, in order; see `RunFolder.answers`."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def share_of_form(rewrite: Rewriting, answers: Sequence[str]) -> float:
     return sum(rewrite(answer) != answer for answer in answers) / len(answers) if answers else 0.0
 
 
-def start_and_end(run: Run) -> tuple[list[Answer], list[Answer]]:
+def start_and_end(recorded: Recorded) -> tuple[list[Answer], list[Answer]]:
     """The recorded answers of the first and of the last part of a policy run."""
-    steps = list(run.answers.values())
+    steps = list(recorded.values())
     size = -(-len(steps) // PART)
     start, end = steps[:size], steps[len(steps) - size :]
     return [answer for step in start for answer in step], [answer for step in end for answer in step]

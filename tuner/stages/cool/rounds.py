@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config import COOL, GRPO, PPO, RLOO, Round, override
+from tuner.config import COOL, GRPO, PPO, RLOO, Model, Round, override
 from tuner.feedback.round_folders import LabelFiles, round_files, round_folder
 from tuner.stages.run import Run
 
@@ -89,8 +89,8 @@ def steps_left(config: COOL, place: RoundPlace) -> int | None:
     return config.max_steps - sum(len(round_.policy.metrics) for round_ in earlier)
 
 
-def policy_config(config: COOL, place: RoundPlace, reward: str, previous: str | None) -> PPO | GRPO | RLOO:
-    """The config of a round's policy. reward: path of the reward model. previous: of the policy of the round before."""
+def policy_config(config: COOL, place: RoundPlace, reward: Model, previous: str | None) -> PPO | GRPO | RLOO:
+    """The config of a round's policy. reward: its reward model. previous: path of the policy of the round before."""
     policy = config.policy
     limits = [
         steps for steps in (place.settings.steps or policy.max_steps, steps_left(config, place)) if steps
@@ -98,8 +98,7 @@ def policy_config(config: COOL, place: RoundPlace, reward: str, previous: str | 
     recorded = policy.evaluation.recorded_answers
     changes: dict[str, Any] = {
         **_shared_changes(config, place, policy.stage, policy.seed),
-        "reward.path": reward,
-        "reward.revision": None,
+        "reward": reward,
         "max_steps": min(limits, default=None),
         "evaluation.recorded_answers": recorded if recorded is None else max(recorded, LEAST_RECORDED),
     }
@@ -120,7 +119,9 @@ def _shared_changes(config: COOL, place: RoundPlace, part: str, seed: int) -> di
     tracking = config.tracking
     if tracking is not None:
         group = tracking.group or config.name
-        tracking = tracking.model_copy(update={"group": group, "tags": (*tracking.tags, part)})
+        job_type = f"{place.folder.name}.{part}"
+        changes = {"group": group, "job_type": job_type, "tags": (*tracking.tags, part)}
+        tracking = tracking.model_copy(update=changes)
     return {
         "name": place.name(part),
         "seed": seed + config.seed,

@@ -15,7 +15,7 @@ from tuner.stages.cool.check import check_rounds
 from tuner.stages.cool.loop import cool
 from tuner.stages.cool.page import PAGE
 from tuner.stages.cool.patch import model_of
-from tuner.stages.cool.rounds import RoundPlace, trained_rounds
+from tuner.stages.cool.rounds import RoundPlace, rounds_of, trained_rounds
 from tuner.stages.model_folder import TrainedModel
 from tuner.stages.registry import stage_of
 from tuner.stages.rl.evaluate import evaluate
@@ -76,6 +76,12 @@ class CoolStage(Stage[COOL]):
         policies = [place.policy.folder for place in trained_rounds(config, run)]
         return policies[-1] if policies else None
 
+    def unfinished_part(self, run: Path, config: COOL) -> Path | None:
+        """The reward model or the policy that is in training."""
+        parts = [part for place in rounds_of(config, run) for part in (place.reward, place.policy)]
+        begun = (part for part in parts if part.has_started and not part.is_finished)
+        return next((part.folder for part in begun), None)
+
     def evaluate(self, run: Run, config: COOL, against: Sequence[str] = ()) -> Evaluation:
         """The last policy against those of earlier rounds, the one it started from, and others.
 
@@ -86,9 +92,7 @@ class CoolStage(Stage[COOL]):
         last, *earlier = reversed(names)
         others = [*earlier, config.policy.policy.path, *against]
         # Of the config given: its rows and functions may be other ones than the round's run has.
-        policy = override(
-            config.policy, {"reward.path": _last_reward(config, places), "reward.revision": None}
-        )
+        policy = override(config.policy, {"reward": _last_reward(config, places)})
         return evaluate(Run(last), policy, others, title=run.folder.name, names=names)
 
     def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
@@ -130,11 +134,11 @@ class CoolStage(Stage[COOL]):
         return {f"policy.{path}": value for path, value in changes.items()}
 
 
-def _last_reward(config: COOL, places: Sequence[RoundPlace]) -> str:
-    """Path of the reward model of the last round, in the run's folder as it is named now, where a patch was taken."""
+def _last_reward(config: COOL, places: Sequence[RoundPlace]) -> Model:
+    """The reward model of the last round, in the run's folder as it is named now, where a patch was taken."""
     assert config.policy.reward_model is not None
-    patched = (model_of(place) for place in reversed(places))
-    return next(filter(None, patched), config.policy.reward_model.path)
+    patched = (model_of(config, place) for place in reversed(places))
+    return next(filter(None, patched), config.policy.reward_model)
 
 
 STAGE = CoolStage()
