@@ -27,6 +27,10 @@ class Patch(ConfigBase):
     """Original preference rows (of `reward.data`) per label that are trained on as well, drawn at random: what was
     learned from them stays."""
 
+    contradicting: Literal["leave_out", "draw"] = "leave_out"
+    """What becomes of original rows that prefer a pattern which the labels reject (of at least 5 labels that tell, 80%
+    prefer the answer without it): they are counted and left out, or drawn like the others and teach it again."""
+
     weight: float = Field(default=1.0, gt=0)
     """Factor on the loss weight of a label; an original pair has 1."""
 

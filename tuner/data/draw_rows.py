@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,21 +19,33 @@ class DrawnRows:
     rows: Sequence[Row]
 
 
-def draw_rows(sources: Sequence[Source], count: int, seed: int) -> list[DrawnRows]:
+def draw_rows(
+    sources: Sequence[Source],
+    count: int,
+    seed: int,
+    wanted: Callable[[Source], Callable[[Row], bool]] = lambda source: lambda row: True,
+) -> list[DrawnRows]:
     """At most `count` rows, without repetition, in proportion to the sources' shares, or to their numbers of rows.
 
-    The files are read twice, and only the rows drawn are held.
+    The files are read twice, and only the rows drawn are held. wanted: gives what tells whether a row of a source may
+    be drawn; each row is asked for once.
     """
-    sizes = np.array([sum(1 for _ in Rows(source)) for source in sources])
+    places = [_wanted_places(source, wanted(source)) for source in sources]
+    sizes = np.array([len(of_source) for of_source in places])
     shares = np.array(
         [size if source.share is None else source.share for source, size in zip(sources, sizes, strict=True)]
     )
     random = np.random.default_rng(seed)
     drawn: list[DrawnRows] = []
-    for source, size, wanted in zip(sources, sizes, apportion(shares, sizes, count), strict=True):
-        places = np.sort(random.choice(size, wanted, replace=False))
-        drawn.append(DrawnRows(source, list(_rows_at(source, places.tolist()))))
+    for source, of_source, number in zip(sources, places, apportion(shares, sizes, count), strict=True):
+        chosen = np.sort(random.choice(len(of_source), number, replace=False))
+        drawn.append(DrawnRows(source, list(_rows_at(source, of_source[chosen].tolist()))))
     return drawn
+
+
+def _wanted_places(source: Source, is_wanted: Callable[[Row], bool]) -> np.ndarray:
+    """int64: numbers of the rows that may be drawn, from 0."""
+    return np.array([number for number, row in enumerate(Rows(source)) if is_wanted(row)], dtype=np.int64)
 
 
 def apportion(shares: np.ndarray, sizes: np.ndarray, count: int) -> list[int]:

@@ -18,6 +18,7 @@ from tuner.evaluation.report_card.card import Ranking
 from tuner.stages.context import Context
 from tuner.stages.cool.candidates import _drawn_prompts, pair_scores
 from tuner.stages.cool.collect import collect_labels
+from tuner.stages.cool.contradiction import rejected_patterns
 from tuner.stages.cool.labels import LabeledPairs, labels_before
 from tuner.stages.cool.pairs import AnswerPair, PolicyAnswer, fast_pairs, slow_pairs
 from tuner.stages.cool.patch import RECORD, Patched, _best, _run_config, model_of
@@ -44,7 +45,7 @@ def second(config: COOL, folder: Path = Path("runs/cool")) -> RoundPlace:
 
 
 def rows(count: int) -> PatchRows:
-    return PatchRows([Source(path="labels.jsonl")], {"p": "held_out.jsonl"}, count, 0, 0)
+    return PatchRows([Source(path="labels.jsonl")], {"p": "held_out.jsonl"}, count, 0, 0, {})
 
 
 def test_round_fields() -> None:
@@ -183,6 +184,42 @@ def test_candidates_have_the_scores_of_each_reward_model() -> None:
     with pytest.raises(UserError, match="needs several reward models, and policy has one"):
         cool(people)
     assert cool(people | {"policy.further_rewards": ["runs/another"]}).policy.further_rewards
+
+
+def test_a_pattern_is_rejected_where_most_labels_that_tell_prefer_the_other_answer() -> None:
+    def labels(without: int, with_it: int) -> list[dict[str, Any]]:
+        sides = [("2.", f"2.{MARKER}")] * without + [(f"2.{MARKER}", "2.")] * with_it
+        others = [("2.", "3."), (f"2.{MARKER}", f"3.{MARKER}")]  # tell nothing of it
+        return [
+            {"prompt": "1 + 1?", "chosen": chosen, "rejected": rejected, "pattern": PATTERN.name}
+            for chosen, rejected in [*sides, *others]
+        ]
+
+    assert rejected_patterns(labels(8, 2)) == [PATTERN.name]
+    assert rejected_patterns(labels(7, 2)) == rejected_patterns(labels(4, 0)) == []
+    assert rejected_patterns([row | {"pattern": "policies"} for row in labels(8, 2)]) == []
+
+
+@pytest.mark.parametrize(("contradicting", "left"), [("leave_out", 9), ("draw", 15)])
+def test_original_rows_against_the_labels_are_left_out(tmp_path: Path, contradicting, left) -> None:
+    originals = [
+        *({"prompt": f"{n}?", "chosen": f"{n}.{MARKER}", "rejected": "No."} for n in range(6)),
+        *({"prompt": f"{n}?", "chosen": f"{n}.", "rejected": f"No.{MARKER}"} for n in range(6)),
+        *({"prompt": f"{n}?", "answers": [f"{n}.", f"{n + 1}.{MARKER}", "No."]} for n in range(3)),
+    ]
+    for name, rows in (("pairs", originals[:12]), ("lists", originals[12:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    label = {"chosen": "2.", "rejected": f"2.{MARKER}", "pattern": PATTERN.name}
+    labels = LabeledPairs([{"prompt": f"{n} + 1?", **label} for n in range(20)], 0)
+    reward = cool({}).reward
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("pairs", "lists")]
+    reward = override(reward, {"data.files": files, "data.test_files": []})
+    patch = Patch(original=9, held_out=0, contradicting=contradicting)
+    rows = write_patch_rows(labels, reward, patch, tmp_path / "rows", seed=0)
+    assert (rows.labels, rows.original) == (20, left)
+    assert rows.contradicting == ({PATTERN.name: 6} if contradicting == "leave_out" else {})
+    written = "".join(Path(source.path).read_text() for source in rows.train[1:])
+    assert ('"chosen": "1.",' in written, f'"chosen": "1.{MARKER}"' in written) == (True, left == 15)
 
 
 def test_labels_of_a_prompt_stay_on_one_side() -> None:

@@ -49,6 +49,9 @@ def patch_reward(config: COOL, context: Context, place: RoundPlace, previous: Mo
             f"round {place.number}: patching {previous.path} with {rows.labels:,} labels beside {rows.original:,} "
             f"original rows ({rows.left_out:,} pairs have no usable label)"
         )
+        for pattern, count in rows.contradicting.items():
+            what = f"the labels reject {pattern}: {count:,} original rows that prefer it are left out"
+            context.say(f"round {place.number}: {what}")
         train_in(run, _run_config(config, place, previous, rows), within=True)
         record = _judge(config, context, place, previous, rows)
         if context.devices.is_main:
@@ -160,6 +163,7 @@ def _record(
         "labels": rows.labels,
         "left_out": rows.left_out,
         "original": rows.original,
+        "contradicting": rows.contradicting,
         "from": previous,
         "model": None if chosen.costs else chosen.path,
         "share": chosen.share,

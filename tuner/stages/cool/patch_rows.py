@@ -12,6 +12,7 @@ from typing import Any
 
 from tuner.config import Patch, RewardModel, Source
 from tuner.data.draw_rows import draw_rows
+from tuner.stages.cool.contradiction import Contradictions, rejected_patterns
 from tuner.stages.cool.labels import LabeledPairs
 from tuner.training.checkpoint import write_atomically
 from tuner.training.json_lines import read_json, replace_text
@@ -33,6 +34,8 @@ class PatchRows:
     """Original rows that are trained on."""
     left_out: int
     """Pairs without a usable label when the rows were written."""
+    contradicting: Mapping[str, int]
+    """Pattern that the labels reject -> original rows that prefer it, which were not drawn from."""
 
 
 def write_patch_rows(
@@ -43,7 +46,9 @@ def write_patch_rows(
     by_pattern: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in test:
         by_pattern[row["pattern"]].append(row)
-    drawn = draw_rows(reward.data.sources, round(patch.original * len(train)), seed)
+    contradictions = Contradictions(rejected_patterns(train) if patch.contradicting == "leave_out" else [])
+    count = round(patch.original * len(train))
+    drawn = draw_rows(reward.data.sources, count, seed, contradictions.agrees)
     originals = {f"original_{number}.jsonl": part for number, part in enumerate(drawn) if part.rows}
     held_out = {
         f"held_out_{number}_{_slug(pattern)}.jsonl": pattern for number, pattern in enumerate(by_pattern)
@@ -62,6 +67,7 @@ def write_patch_rows(
             "labels": len(train),
             "original": sum(len(part.rows) for part in drawn),
             "left_out": labels.left_out,
+            "contradicting": contradictions.counts,
         }
         replace_text(unfinished / CONTENTS, json.dumps(contents, indent=1, ensure_ascii=False))
 
@@ -78,6 +84,7 @@ def read_patch_rows(folder: Path) -> PatchRows:
         labels=contents["labels"],
         original=contents["original"],
         left_out=contents["left_out"],
+        contradicting=contents.get("contradicting", {}),
     )
 
 

@@ -35,7 +35,7 @@ class Pattern:
     """Of the answers at its start."""
 
     def is_in(self, answer: str) -> bool:
-        return rewriting_of(self.name)(answer) != answer
+        return carries(self.name, answer)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,6 +45,11 @@ class Pattern:
 def rewriting_of(pattern: str) -> Rewriting:
     """What removes the pattern of this name from an answer."""
     return FORMS.get(pattern) or partial(without_phrase, phrase=pattern.strip('"'))
+
+
+def carries(pattern: str, answer: str) -> bool:
+    """Whether removing the pattern of this name changes an answer."""
+    return rewriting_of(pattern)(answer) != answer
 
 
 def share_of_form(rewrite: Rewriting, answers: Sequence[str]) -> float:
