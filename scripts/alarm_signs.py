@@ -121,7 +121,8 @@ def shipped_alarm(course: Course) -> int | None:
     health = Health()
     for record, answers in zip(course.records, course.answers, strict=True):
         best = best_scored(answers)
-        signs = health.judge(record, record["step"] > WARMUP, 1.0, best, [])
+        others = [""] * (len(answers) - len(best))
+        signs = health.judge(record, record["step"] > WARMUP, 1.0, best, others)
         if any(sign.kind == "exploits" for sign in signs):
             return int(record["step"])
     return None

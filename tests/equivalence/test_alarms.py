@@ -46,7 +46,7 @@ def outcome(run: Run) -> tuple[dict[str, bytes], Any, list[float]]:
 def _few_answers_speak() -> Iterator[None]:
     """A rollout of 8 answers has a best tenth of one, for which two wrong steps would be no sign."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tuner.rollout.health.LOW_GOLD_CHANCE", 1.0)
+        patch.setattr("tuner.rollout.health.CHANCE", 1.0)
         yield
 
 

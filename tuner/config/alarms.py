@@ -16,8 +16,8 @@ class Alarms(ConfigBase):
     "roll_back" (its model also becomes that of the last checkpoint at which no sign had begun)."""
 
     exploits: Action = "warn"
-    """The answers that score best are wrong by the gold rule (`gold_top_tenth`), so the policy exploits the reward;
-    needs evaluation.rule on rollouts."""
+    """The answers that score best are wrong by the gold rule (`gold_top_tenth`), or the score no longer tells right
+    answers from wrong ones (`gold_auc`), so the policy exploits the reward; needs evaluation.rule on rollouts."""
 
     kl: Action = "warn"
     """The KL divergence from the reference exceeds 1 nat per token (`max_kl` stops at a limit of your own). GRPO and

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 from tuner.rollout.phrases import favored_phrase
@@ -22,9 +23,20 @@ FLAT_STEPS = 3
 LOW_GOLD, LOW_GOLD_STEPS = 0.17, 2
 """What scores best is wrong where the gold score of a rollout's best-scored tenth is at most the first (one right
 answer of six) in at least so many steps in a row."""
-LOW_GOLD_CHANCE = 1e-4
+CHANCE = 1e-4
 """The largest chance of such steps that is taken for a sign, were the answers as often right as before: a tenth of few
 answers is low by chance, and so is one of answers that were never right."""
+
+NO_AUC, AUC_STEPS = 0.5, 3
+"""The score no longer tells right answers from wrong ones where their AUC (`gold_auc`) is on average at most the first,
+which is that of scores drawn at random, in the last so many steps, and was higher before by more than chance (CHANCE).
+An AUC that falls and stays above it is no sign: it does so, too, where a policy comes to make fewer plain mistakes."""
+DEVIATIONS = NormalDist().inv_cdf(1 - CHANCE)
+
+EXPLOITS = (
+    "the policy begins to exploit the reward: raise kl, take the policy of an earlier checkpoint "
+    '(evaluation.keep_best="gold"), or train the reward model on such answers (rollouts.jsonl)'
+)
 
 Figures = Mapping[str, float | None]
 
@@ -57,6 +69,10 @@ class Health:
     """Gold scores of the best-scored tenth of the earlier steps: their sum and their number."""
     low_gold: list[float] = field(default_factory=lambda: [0.0, 0])
     """The same of the steps in a row, up to the last, in which it was low."""
+    earlier_auc: list[float] = field(default_factory=lambda: [0.0, 0])
+    """AUC of gold by score in the steps before the last ones: its sum, and the number of steps."""
+    last_auc: list[list[float]] = field(default_factory=list[list[float]])
+    """The same of the last AUC_STEPS steps that have one, each with its variance by chance."""
     reported: list[str] = field(default_factory=list[str])
     """Names of the signs that were reported."""
     suspicious: bool = False
@@ -92,14 +108,19 @@ class Health:
                     "a prompt all get the same score; give prompts that are neither always nor never answered right",
                 )
             )
-        sentence = self._exploits(figures.get("gold_top_tenth"), len(best))
-        if sentence is not None:
-            shown.append(Sign("exploits", sentence))
-        self.suspicious = bool(shown) or self.low_gold[1] > 0
+        sentences = [
+            self._best_are_wrong(figures.get("gold_top_tenth"), len(best)),
+            self._order_is_lost(figures.get("gold_auc"), figures.get("gold"), len(best) + len(others)),
+        ]
+        shown += [
+            Sign("exploits", f"{sentence}; {EXPLOITS}") for sentence in sentences if sentence is not None
+        ]
+        begins = self.low_gold[1] > 0 or (self.last_auc and self.last_auc[-1][0] <= NO_AUC)
+        self.suspicious = bool(shown) or bool(begins)
         new = [sign for sign in shown if self._is_new(sign.name)]
         return [_with_phrase(sign, best, others) if sign.kind == "exploits" else sign for sign in new]
 
-    def _exploits(self, gold: float | None, num_best: int) -> str | None:
+    def _best_are_wrong(self, gold: float | None, num_best: int) -> str | None:
         """Takes in a step's gold score of the best-scored tenth; a sentence where what scores best is wrong by now."""
         if gold is None:
             return None
@@ -108,13 +129,31 @@ class Health:
         self.low_gold = _with(self.low_gold, gold) if gold <= LOW_GOLD < before else [0.0, 0]
         steps = int(self.low_gold[1])
         chance = chance_of_mean(_mean(self.low_gold), before, steps * num_best)
-        if steps < LOW_GOLD_STEPS or chance > LOW_GOLD_CHANCE:
+        if steps < LOW_GOLD_STEPS or chance > CHANCE:
             return None
         return (
             f"the answers that score best are wrong: gold among the best-scored tenth is at most {LOW_GOLD} in the "
-            f"last {steps} steps, where the mean of all earlier ones is {before:.2f}; the policy begins to exploit the "
-            'reward: raise kl, take the policy of an earlier checkpoint (evaluation.keep_best="gold"), or train the '
-            "reward model on such answers (rollouts.jsonl)"
+            f"last {steps} steps, where the mean of all earlier ones is {before:.2f}"
+        )
+
+    def _order_is_lost(self, auc: float | None, gold: float | None, answers: int) -> str | None:
+        """Takes in a step's AUC; a sentence where the score no longer tells right answers from wrong ones."""
+        if auc is None or gold is None or answers < 2:
+            return None
+        if len(self.last_auc) == AUC_STEPS:
+            oldest, *self.last_auc = self.last_auc
+            self.earlier_auc = _with(self.earlier_auc, oldest[0])
+        self.last_auc.append([auc, auc_variance(gold, answers)])
+        if len(self.last_auc) < AUC_STEPS or self.earlier_auc[1] < AUC_STEPS:
+            return None
+        now, before = sum(auc for auc, _ in self.last_auc) / AUC_STEPS, _mean(self.earlier_auc)
+        variance = sum(variance for _, variance in self.last_auc) / AUC_STEPS
+        deviation = math.sqrt(variance / AUC_STEPS + variance / self.earlier_auc[1])
+        if now > NO_AUC or before - now < DEVIATIONS * deviation:
+            return None
+        return (
+            "the score no longer tells right answers from wrong ones: the chance that a right one scores above a wrong "
+            f"one (gold_auc) is {now:.2f} in the last {AUC_STEPS} steps, and was {before:.2f} before"
         )
 
     def _signs(self, figures: Figures) -> list[Sign]:
@@ -162,6 +201,12 @@ def chance_of_mean(mean: float, expected: float, count: int) -> float:
     divergence = (1 - mean) * math.log((1 - mean) / (1 - expected))
     divergence += mean * math.log(mean / expected) if mean else 0.0
     return math.exp(-count * divergence)
+
+
+def auc_variance(gold: float, answers: int) -> float:
+    """Variance by chance of the AUC of so many answers, of which the share `gold` is right (Mann and Whitney, 1947)."""
+    right = min(max(round(gold * answers), 1), answers - 1)
+    return (answers + 1) / (12 * right * (answers - right))
 
 
 def _with_phrase(sign: Sign, best: Sequence[str], others: Sequence[str]) -> Sign:

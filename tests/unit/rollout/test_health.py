@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tuner.rollout.health import Health, chance_of_mean
+from tuner.rollout.rollout_figures import gold_auc
 
 SOUND = {"kl": 0.01, "kl_k3": 0.01, "ended": 0.9}
 
@@ -101,6 +102,52 @@ def test_gold_that_does_not_change_is_silent():
         shares = draw.binomial(count, rate, (60, 50)) / count
         runs = [[SOUND | {"gold_top_tenth": share} for share in run] for run in shares.tolist()]
         assert sum(bool(judged(run, num_best=count)) for run in runs) == 0, (rate, count)
+
+
+def aucs(*values: float, gold: float = 0.25) -> list[dict[str, float]]:
+    """Steps of which the score orders right and wrong answers so well."""
+    return [SOUND | {"gold": gold, "gold_auc": value} for value in values]
+
+
+def judged_aucs(steps: list[dict[str, float]]) -> list[tuple[int, str]]:
+    """Of 64 answers each."""
+    return judged(steps, num_best=6, others=["6."] * 58)
+
+
+def test_a_score_that_no_longer_tells_right_answers_from_wrong_ones_is_said_once():
+    steps = aucs(0.9, 0.8, 0.95, 0.85, 0.7, 0.6, 0.62, 0.5, 0.4, 0.3, 0.2, 0.1)
+    ((step, sentence),) = judged_aucs(steps)
+    assert step == 9, "the first of which the last three have a mean of at most 0.5"
+    assert (
+        "(gold_auc) is 0.40 in the last 3 steps, and was 0.77 before; the policy begins to exploit"
+        in sentence
+    )
+    assert [step for step, _ in judged_aucs(steps[:8] + aucs(0.9) + steps[8:])] == [11], (
+        "a step alone is chance"
+    )
+
+
+def test_an_order_that_was_never_there_or_only_fades_is_silent():
+    """A reward model that knows nothing of the rule, and a policy that comes to make only mistakes nobody sees."""
+    assert judged_aucs(aucs(*[0.5, 0.55, 0.45, 0.4] * 20)) == []
+    assert judged_aucs(aucs(*np.linspace(0.98, 0.52, 60).tolist())) == []
+    assert judged_aucs([SOUND | {"gold": 0.0, "gold_auc": None}] * 9) == []
+    few = aucs(0.9, 0.8, 0.9, 0.8, 0.9, 0.2, 0.5, 0.3, gold=0.02)
+    assert judged_aucs(few) == [], "of one right answer, any order is chance"
+
+
+def test_an_order_that_does_not_change_is_silent():
+    """In 3,000 steps of 60 runs each, whatever the rate of right answers and how well they are ordered."""
+    draw = np.random.default_rng(1)
+    for rate, shift in ((0.1, 0.0), (0.3, 0.5), (0.5, 1.5)):
+        for _ in range(60):
+            right_SA = draw.random((50, 64)) < rate
+            scores_SA = draw.normal(size=(50, 64)) + shift * right_SA
+            steps = [
+                SOUND | {"gold": right_A.mean(), "gold_auc": gold_auc(scores_A, right_A.astype(float))}
+                for scores_A, right_A in zip(scores_SA, right_SA, strict=True)
+            ]
+            assert judged_aucs(steps) == [], (rate, shift)
 
 
 def test_the_chance_of_a_mean_bounds_the_binomial_one():
