@@ -133,9 +133,11 @@ class Algorithm(ABC, Generic[Config]):
 
     def learn_replay(self, step: Step, roles: Roles, update: Update) -> None:
         """Accumulate the gradients of the replayed rows' language modeling loss (PPO-ptx, arXiv 2203.02155)."""
-        coefficient = 0.0 if self.config.replay is None else self.config.replay.coefficient
-        for batch in update.replayed:
-            with roles.role("policy", train=True) as model:
+        if self.config.replay is None:
+            return
+        coefficient = self.config.replay.coefficient
+        with roles.role("policy", train=True) as model:
+            for batch in update.replayed:
                 step.add(token_loss(model, batch), "replay_tokens", "replay_loss", factor=coefficient)
                 # Inside the role: switched before, its adapter would silently get no gradient.
                 step.backward()

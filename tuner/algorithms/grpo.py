@@ -54,9 +54,9 @@ class GRPO(GroupAlgorithm[GRPOConfig]):
     def learn(self, step: Step, roles: Roles, update: Update) -> None:
         config = self.config
         per = "answer_tokens" if config.normalization == "token" else "answers"
-        for experience in update.experiences:
-            assert isinstance(experience, WeightedExperience)
-            with roles.role("policy", train=True) as model:
+        with roles.role("policy", train=True) as model:
+            for experience in update.experiences:
+                assert isinstance(experience, WeightedExperience)
                 logprobs_N, weights_N = self.new_logprobs(step, model, experience), experience.weights_N
                 sampler_N = self.sampler_weights(step, experience)
                 sums = policy_loss(

@@ -106,8 +106,8 @@ class PPO(Algorithm[PPOConfig]):
         self._learn_values(step, roles, update)
 
     def _learn_policy(self, step: Step, roles: Roles, update: Update) -> None:
-        for experience in update.experiences:
-            with roles.role("policy", train=True) as model:
+        with roles.role("policy", train=True) as model:
+            for experience in update.experiences:
                 logprobs_N = self.new_logprobs(step, model, experience)
                 sums = policy_loss(
                     logprobs_N,
@@ -121,9 +121,9 @@ class PPO(Algorithm[PPOConfig]):
                 step.backward()
 
     def _learn_values(self, step: Step, roles: Roles, update: Update) -> None:
-        for experience in update.experiences:
-            assert isinstance(experience, ValuedExperience)
-            with roles.role("critic", train=True) as model:
+        with roles.role("critic", train=True) as model:
+            for experience in update.experiences:
+                assert isinstance(experience, ValuedExperience)
                 values_N = values(model, experience.row.batch)
                 loss = value_loss(values_N, experience.returns_N, experience.values_N, self.config.value_clip)
                 step.add(loss, per="answer_tokens", name="value_loss")

@@ -47,9 +47,9 @@ class RLOO(GroupAlgorithm[RLOOConfig]):
         )
 
     def learn(self, step: Step, roles: Roles, update: Update) -> None:
-        for experience in update.experiences:
-            assert isinstance(experience, AnswerExperience)
-            with roles.role("policy", train=True) as model:
+        with roles.role("policy", train=True) as model:
+            for experience in update.experiences:
+                assert isinstance(experience, AnswerExperience)
                 sums = answer_policy_loss(
                     self.new_logprobs(step, model, experience),
                     experience.old_N,

@@ -20,8 +20,8 @@ def reward(config: RewardModel, context: Context) -> None:
     )
     loop = context.loop(config, context.trained(config, roles), plan(config, data), held_out)
     for step in loop:
-        for batch in step.batches:
-            with roles.role("reward", train=True) as model:
+        with roles.role("reward", train=True) as model:
+            for batch in step.batches:
                 sums = pair_sums(scores(model, batch), batch, config.loss)
                 step.add(sums.ranking, per="pairs", name="ranking")
                 step.add(sums.penalty, per="answers", name="penalty")

@@ -22,8 +22,8 @@ def sft(config: SFT, context: Context) -> None:
     loop = context.loop(config, context.trained(config, roles), plan(config, data), validation)
     before = measure_before(context, test, loop)
     for step in loop:
-        for batch in step.batches:
-            with roles.role("policy", train=True) as model:
+        with roles.role("policy", train=True) as model:
+            for batch in step.batches:
                 step.add(token_loss(model, batch), per="tokens")
                 step.backward()
         step.finish()
