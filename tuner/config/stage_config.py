@@ -9,6 +9,7 @@ from tuner.config.base import FOLDER_NAME, ConfigBase
 from tuner.config.data import Data
 from tuner.config.evaluation import Validation
 from tuner.config.model import Freeze, Model
+from tuner.config.parallel import Parallel
 from tuner.config.training import AdamW, Checkpoint, Cosine, Schedule, Wandb
 
 
@@ -50,6 +51,9 @@ class StageConfig(ConfigBase):
 class TrainingConfig(StageConfig):
     """A stage with a training loop of its own."""
 
+    holds_shards: ClassVar[bool] = True
+    """Whether `parallel.shard` can be more than 1."""
+
     epochs: float = Field(default=1.0, gt=0, le=10_000)
     """Passes over the training rows (reinforcement learning: over the prompts)."""
 
@@ -75,6 +79,18 @@ class TrainingConfig(StageConfig):
 
     deterministic: bool = False
     """Deterministic CUDA kernels, for bit-exact resuming at some cost in speed; CPU runs always resume bit-exactly."""
+
+    parallel: Parallel = Parallel()
+    """How several processes hold the model together."""
+
+    @model_validator(mode="after")
+    def _shards_can_be_held(self) -> Self:
+        if self.parallel.shard > 1 and not self.holds_shards:
+            raise ValueError(
+                f"parallel.shard={self.parallel.shard}: TRL's trainers hold the model whole in every process; leave "
+                "parallel out"
+            )
+        return self
 
 
 class SingleModelConfig(TrainingConfig):

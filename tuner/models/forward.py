@@ -12,10 +12,12 @@ from tuner.data.batch import Batch
 from tuner.losses.logprob import entropies_of_head, logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
 from tuner.models.positions import check_length
+from tuner.models.sharding import gathered
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import segment_arguments
 
 
+@gathered
 def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Weighted sum of the cross entropy (nats) of the tokens the loss is taken on: a scalar in fp32."""
     causal = unwrapped(model)
@@ -36,6 +38,7 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     )
 
 
+@gathered
 def token_logprobs(
     model: torch.nn.Module, batch: Batch, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -66,11 +69,13 @@ def token_logprobs(
     return logprobs_N, entropies_N
 
 
+@gathered
 def values(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The critic's value before each token the loss is taken on, fp32 [N]: the scalar head at the preceding token."""
     return _scalars(model, hidden_states(model, batch)[batch.learned_N - 1])
 
 
+@gathered
 def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Score of every segment, fp32 [S]: the scalar head at the segment's last token."""
     return _scalars(model, hidden_states(model, batch)[batch.offsets[1:].long() - 1])

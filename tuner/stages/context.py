@@ -20,6 +20,7 @@ from tuner.models.load import Head, load_model
 from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
+from tuner.models.sharding import shard
 from tuner.stages.registry import stage_of
 from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
@@ -74,7 +75,18 @@ class Context:
             recompute_activations(loaded.model)
         # After loading: fresh adapters come from the plain seed, so that all ranks start from equal weights.
         self.seed_dropout(config.seed)
-        return Roles.of(role, loaded, self.devices.autocast)
+        roles = Roles.of(role, loaded, self.devices.autocast)
+        self.hold_together(roles)
+        return roles
+
+    def hold_together(self, roles: Roles) -> None:
+        """Hold the frozen weights of the roles' models in shards, where the config says so.
+
+        Raises UserError for a model that cannot be.
+        """
+        if (processes := self.devices.mesh.shards) is not None:
+            for loaded in roles.models:
+                shard(loaded, processes)
 
     def trained(self, config: PackedConfig, roles: Roles) -> dict[str, Trained]:
         """The trained weights of a stage with one role, as one set."""

@@ -49,7 +49,7 @@ def patch_card(path: str, reward: RewardModel, held_out: Mapping[str, str]) -> P
 
     All ranks call it together.
     """
-    devices = Devices.of(reward)
+    devices = Devices.unsharded(reward)
     loaded = load_model(
         Model(path=path), precision=reward.precision, device=devices.device, train=False, head="score"
     )
