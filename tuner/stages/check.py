@@ -21,6 +21,7 @@ from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, Weights, peak_bytes
 from tuner.models.positions import Positions
 from tuner.models.rope import describe_rope
+from tuner.models.sharding import refuse_shards
 from tuner.stages.row_lengths import long_rows
 from tuner.training.resume_rules import reach_sentences
 
@@ -115,6 +116,7 @@ def memory_budget(
         gradient_checkpointing=config.gradient_checkpointing,
         adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
         language_head=language_head,
+        shards=config.parallel.shard,
     )
 
 
@@ -131,6 +133,8 @@ def check_model(
         seed=config.seed,
         head=head,
     )
+    if config.parallel.shard > 1:
+        refuse_shards(loaded)
     return CheckedModel(config, loaded)
 
 
