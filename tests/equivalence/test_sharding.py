@@ -1,8 +1,9 @@
-"""Frozen weights in shards: several processes hold them together, and train what one process would.
+"""Layouts: processes that hold frozen weights, or compute rows, together train what one process would.
 
-Replicated and sharded, the same processes add the same numbers in the same order: they are compared bit for bit. One
-process adds them in another order. Adam divides by the square root of small squares, so that a rounding becomes as
-much as a whole step of the learning rate where a gradient is nearly zero; with a large eps it stays a rounding.
+Replicated and in shards, the same processes add the same numbers in the same order: they are compared bit for bit. One
+process, and processes that compute rows together, add them in another order. Adam divides by the square root of small
+squares, so that a rounding becomes as much as a whole step of the learning rate where a gradient is nearly zero; with a
+large eps it stays a rounding.
 """
 
 import json
@@ -24,7 +25,8 @@ from tuner.config import GRPO, RLOO, override
 from tuner.stages.run import Run
 
 NF4 = {"model.quantization": "nf4"}
-STEADY = {"optimizer.eps": 1e-2, "max_steps": 4, "gradient_checkpointing": True}
+STEADY = {"optimizer.eps": 1e-2, "max_steps": 3, "gradient_checkpointing": True}
+SHARDS, ROWS = {"parallel.shard": 2}, {"parallel.sequence": 2}
 WITHOUT = ("seconds", "tokens_per_second", "memory_gib")
 TIMES = "seconds/"
 
@@ -38,13 +40,13 @@ from tuner.training.step import Step
 
 folder, names, rank = Path(sys.argv[1]), sys.argv[2:], os.environ["RANK"]
 
-hold = Context.hold_together
-def holding(self, roles):
-    hold(self, roles)
+lay_out = Context.lay_out
+def laying_out(self, roles):
+    lay_out(self, roles)
     frozen = [w for loaded in roles.models for w in loaded.model.parameters() if not w.requires_grad]
     local = [w.to_local() if isinstance(w, DTensor) else w for w in frozen]
-    held[self.run.folder.name] = sum(w.nbytes for w in local) / sum(w.nbytes for w in frozen)
-Context.hold_together = holding
+    held[self.run.folder.name] = sum(w.nbytes for w in local) / max(1, sum(w.nbytes for w in frozen))
+Context.lay_out = laying_out
 
 class Killed(BaseException):
     pass
@@ -59,9 +61,9 @@ Step.finish = finishing
 for name in names:
     held, kill_after = {}, None
     config = from_json((folder / f"{name}.json").read_text())
-    for kill_after, shard in json.loads((folder / "kills.json").read_text()).get(name, []):
+    for kill_after, layout in json.loads((folder / "kills.json").read_text()).get(name, []):
         try:
-            tuner.train(override(config, {"parallel.shard": shard}), runs=folder / "two" / name)
+            tuner.train(override(config, layout), runs=folder / "two" / name)
         except Killed:
             pass
     if kill_after is None:
@@ -109,7 +111,7 @@ def policies(start) -> dict:
         "prompts.test_files": [{"path": "tuner:sums/test.jsonl", "condition": "polite", "limit": 5}],
         "replay.test_files": [{"path": "tuner:sums/test.jsonl", "limit": 3}],
         "evaluation.every": 2,
-        "max_steps": 3,
+        "max_steps": 2,
         "optimizer.eps": 1e-3,
         "gradient_checkpointing": True,
         "tokens_per_pass": 96,
@@ -131,7 +133,7 @@ def policies(start) -> dict:
     }
 
 
-def test_two_processes_that_hold_one_base(policies, tmp_path):
+def test_two_processes(policies, tmp_path):
     """In one launch, as importing costs more than training: every stage, and a run that moves between layouts."""
     chat = {"data.split.validation": 0.2, "evaluation.every": 2, "evaluation.samples": 3}
     chat |= {"evaluation.max_new_tokens": 5, "tokens_per_pass": 128}
@@ -149,41 +151,57 @@ def test_two_processes_that_hold_one_base(policies, tmp_path):
         "reward": override(SMALL_REWARD, STEADY | pairs | NF4),
         **policies,
     }
+    all_weights = override(SMALL, STEADY | chat | {"adapter": None, "optimizer.lr": 1e-3})
+    of_rows = ("nf4", "reward", "ppo")
     cases = {
-        f"{name}-{shard}": override(config, {"parallel.shard": shard})
-        for name, config in configs.items()
-        for shard in (1, 2)
+        **{f"{name}-whole": config for name, config in configs.items()},
+        **{f"{name}-shards": override(config, SHARDS) for name, config in configs.items()},
+        **{f"{name}-rows": override(configs[name], SHARDS | ROWS) for name in of_rows},
+        "all-weights-rows": override(all_weights, ROWS),
     }
     moving = override(configs["nf4"], {"checkpoint.every": 1})
-    (tmp_path / "kills.json").write_text(json.dumps({"moving": [[0, 1], [2, 2]]}))
+    kills = {"moving": [[0, SHARDS], [1, SHARDS | ROWS]]}
+    (tmp_path / "kills.json").write_text(json.dumps(kills))
     in_two_processes(tmp_path, cases | {"moving": moving}, TRAIN, {"TUNER_CACHE": str(tmp_path / "cache")})
-    for name, config in configs.items():
-        replicated, sharded = (Run(tmp_path / "two" / f"{name}-{shard}" / config.name) for shard in (1, 2))
-        assert sharded.read_json("versions")["processes"] == 2
-        assert held(tmp_path, f"{name}-1", 2) == [1.0, 1.0]
-        # small weights, such as norms of an odd length, are not cut into equal parts
-        assert held(tmp_path, f"{name}-2", 2) == pytest.approx([0.5, 0.5], abs=0.02)
-        assert_same_bits(replicated, sharded)
-        assert_equal(tuner.train(config, runs=tmp_path / "one" / name), sharded)
-    assert {step["passes"] for step in Run(tmp_path / "two/idle-2/small").metrics} == {1}
-    assert {step["passes"] for step in Run(tmp_path / "two/nf4-2/small").metrics} == {5}  # three, and two
-    # two processes, one of them idle, then in shards, then one process
+
+    def two(case: str) -> Run:
+        return Run(tmp_path / "two" / case / cases[case].name)
+
+    for name, config in {**configs, "all-weights": all_weights}.items():
+        one = tuner.train(config, runs=tmp_path / "one" / name)
+        if name in configs:
+            assert two(f"{name}-shards").read_json("versions")["processes"] == 2
+            assert held(tmp_path, f"{name}-whole", 2) == [1.0, 1.0]
+            # small weights, such as norms of an odd length, are not cut into equal parts
+            assert held(tmp_path, f"{name}-shards", 2) == pytest.approx([0.5, 0.5], abs=0.02)
+            assert_same_bits(two(f"{name}-whole"), two(f"{name}-shards"))
+            assert_equal(one, two(f"{name}-shards"))
+        if f"{name}-rows" in cases:
+            assert_equal(one, two(f"{name}-rows"))
+    assert {step["passes"] for step in two("idle-shards").metrics} == {1}
+    assert {step["passes"] for step in two("nf4-shards").metrics} == {5}  # three, and two
+    # killed in each of two layouts, then one process
     moved = Run(tmp_path / "two" / "moving" / "small")
-    assert len(moved.metrics) == 3
-    assert record(moved) == record(Run(tmp_path / "two/nf4-2/small"))[:3]
+    assert len(moved.metrics) == 2
+    assert record(moved)[0] == record(two("nf4-shards"))[0]
     assert_equal(tuner.train(moving, runs=tmp_path / "two" / "moving"), Run(tmp_path / "one/nf4/small"))
 
 
-def test_replicas_of_shards(tmp_path):
-    """Four processes, of which two and two hold the base."""
-    configs = {"nf4": override(SMALL, STEADY | NF4 | {"tokens_per_pass": 128, "parallel.shard": 2})}
+def test_four_processes(tmp_path):
+    """Two replicas of shards, which compute rows together; and more processes than heads of keys and values."""
+    small = override(SMALL, STEADY | {"tokens_per_pass": 128})
+    configs = {
+        "replicas": override(small, NF4 | SHARDS | ROWS),
+        "heads": override(small, {"parallel.sequence": 4}),
+    }
     (tmp_path / "kills.json").write_text("{}")
     in_processes(4, tmp_path, configs, TRAIN)
-    four = Run(tmp_path / "two" / "nf4" / "small")
-    assert four.read_json("versions")["processes"] == 4
-    assert held(tmp_path, "nf4", 4) == pytest.approx([0.5] * 4, abs=0.02)
-    whole = override(configs["nf4"], {"parallel.shard": 1})
-    assert_equal(tuner.train(whole, runs=tmp_path / "one"), four)
+    assert held(tmp_path, "replicas", 4) == pytest.approx([0.5] * 4, abs=0.02)
+    for name, config in configs.items():
+        four = Run(tmp_path / "two" / name / "small")
+        assert four.read_json("versions")["processes"] == 4
+        alone = override(config, {"parallel": {}})
+        assert_equal(tuner.train(alone, runs=tmp_path / "one" / name), four)
 
 
 def held(folder: Path, name: str, processes: int) -> list[float]:

@@ -51,8 +51,8 @@ class StageConfig(ConfigBase):
 class TrainingConfig(StageConfig):
     """A stage with a training loop of its own."""
 
-    holds_shards: ClassVar[bool] = True
-    """Whether `parallel.shard` can be more than 1."""
+    in_layouts: ClassVar[bool] = True
+    """Whether `parallel` can say anything but that each process is for itself."""
 
     epochs: float = Field(default=1.0, gt=0, le=10_000)
     """Passes over the training rows (reinforcement learning: over the prompts)."""
@@ -84,12 +84,13 @@ class TrainingConfig(StageConfig):
     """How several processes hold the model together."""
 
     @model_validator(mode="after")
-    def _shards_can_be_held(self) -> Self:
-        if self.parallel.shard > 1 and not self.holds_shards:
-            raise ValueError(
-                f"parallel.shard={self.parallel.shard}: TRL's trainers hold the model whole in every process; leave "
-                "parallel out"
-            )
+    def _has_a_layout(self) -> Self:
+        for name in ("shard", "sequence"):
+            if (size := getattr(self.parallel, name)) > 1 and not self.in_layouts:
+                raise ValueError(
+                    f"parallel.{name}={size}: TRL's trainers hold the model whole, and compute rows of their own, in "
+                    "every process; leave parallel out"
+                )
         return self
 
 

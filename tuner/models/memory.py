@@ -36,6 +36,8 @@ class MemoryBudget:
     """Whether logits are computed."""
     shards: int = 1
     """Processes that hold the frozen weights together."""
+    row_processes: int = 1
+    """Processes that compute a row together."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _head_bytes(budget: MemoryBudget, head: ScalarHead) -> int:
 
 def _activation_bytes(budget: MemoryBudget, shape: Any, embedding_bytes: int) -> float:
     plain = 2 if budget.precision == "bf16" else 4
-    tokens, layers = budget.tokens_per_pass, shape.num_hidden_layers
+    tokens, layers = -(-budget.tokens_per_pass // budget.row_processes), shape.num_hidden_layers
     # kept by one layer for its backward pass: two norms' and two blocks' in- and outputs, q, k, v, and the MLP's three
     layer = tokens * plain * (10 * shape.hidden_size + 4 * shape.intermediate_size)
     if budget.adapter_dropout > 0:  # the adapters' own inputs, in fp32 after dropout

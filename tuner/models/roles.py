@@ -68,6 +68,11 @@ class _WithHead(torch.nn.Module):
         """The base's, where that is in shards; see `gathered`."""
         return unwrapped(self.model).run_pass
 
+    @property
+    def row_processes(self) -> Any:
+        """The base's, where several compute its rows; see `RowPart`."""
+        return unwrapped(self.model).row_processes
+
 
 class Roles:
     """The roles of a stage, one open at a time. The first is the one the stage trains and saves."""

@@ -22,6 +22,7 @@ from tuner.models.memory import MemoryBudget, Weights, peak_bytes
 from tuner.models.positions import Positions
 from tuner.models.rope import describe_rope
 from tuner.models.sharding import refuse_shards
+from tuner.models.shared_rows import refuse_shared_rows
 from tuner.stages.row_lengths import long_rows
 from tuner.training.resume_rules import reach_sentences
 
@@ -117,6 +118,7 @@ def memory_budget(
         adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
         language_head=language_head,
         shards=config.parallel.shard,
+        row_processes=config.parallel.sequence,
     )
 
 
@@ -133,9 +135,16 @@ def check_model(
         seed=config.seed,
         head=head,
     )
+    refuse_model_in_layout(config, loaded)
+    return CheckedModel(config, loaded)
+
+
+def refuse_model_in_layout(config: TrainingConfig, loaded: Loaded) -> None:
+    """Raise UserError for a model that cannot be laid out over processes as a config says."""
     if config.parallel.shard > 1:
         refuse_shards(loaded)
-    return CheckedModel(config, loaded)
+    if config.parallel.sequence > 1:
+        refuse_shared_rows(loaded, config.parallel.sequence)
 
 
 def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:

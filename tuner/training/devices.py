@@ -87,7 +87,7 @@ class Devices:
                 f"{launched} processes were launched, but accelerate joins {self.world}: run `accelerate config`"
             )
         self.mesh = Mesh.of(parallel or Parallel(), self.rank, self.world, self.device)
-        """Which processes hold a model together."""
+        """Which processes hold a model, or compute a row, together."""
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Self:
@@ -151,10 +151,13 @@ class Devices:
             torch.cuda.synchronize(self.device)
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Each value summed over all ranks; a rank that lacks a name adds nothing to it."""
+        """Each value summed over all ranks; a rank that lacks a name adds nothing to it.
+
+        Ranks that compute their rows together have the same values, which count once.
+        """
         # not all_reduce, which needs the same names on every rank; added in the order of ranks, all get the
         # same bits
-        return sum_by_name(self.gather([values]))
+        return sum_by_name(self.gather([values] if self.mesh.leads_row else []))
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all ranks joined, by rank; the same on every rank."""
@@ -175,9 +178,8 @@ class Devices:
 
         work: makes a pass, perhaps an empty one, and returns a result for each of its indices.
         """
-        return self._in_order(
-            [pair for share in self.share.of(passes) for pair in zip(share, work(share), strict=True)]
-        )
+        results = [pair for share in self.share.of(passes) for pair in zip(share, work(share), strict=True)]
+        return self._in_order(results if self.mesh.leads_row else [])
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks, in flat buckets.

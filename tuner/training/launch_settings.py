@@ -23,8 +23,8 @@ _SAME = {
     "FSDP_OFFLOAD_PARAMS": (("false",), "weights stay on the devices (false)"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "gradient_checkpointing is a field of the config (false)"),
     "PARALLELISM_CONFIG_TP_SIZE": (("1",), "no layer is split over processes (1)"),
-    "PARALLELISM_CONFIG_CP_SIZE": (("1",), "no row is split over processes (1)"),
-    "PARALLELISM_CONFIG_SP_SIZE": (("1",), "no row is split over processes (1)"),
+    "PARALLELISM_CONFIG_CP_SIZE": (("1",), "parallel.sequence says which processes compute rows together (1)"),
+    "PARALLELISM_CONFIG_SP_SIZE": (("1",), "parallel.sequence says which processes compute rows together (1)"),
 }  # fmt: skip
 """Setting -> the values that say what tuner does, and what that is."""
 

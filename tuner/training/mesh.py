@@ -1,4 +1,4 @@
-"""The layout of a run's processes: groups that hold a model's frozen weights together, side by side."""
+"""The layout of a run's processes: which of them hold a model's frozen weights, or compute a row, together."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ if TYPE_CHECKING:  # a run in one process does not load it
 
 @dataclass(frozen=True)
 class Mesh:
-    """Replicas × shards: each replica holds the frozen weights once, in shards over its neighboring processes."""
+    """One process's place in a layout. Groups are of neighboring processes, so that they lie on one machine where a
+    machine has as many devices: those that hold the weights once, and those that compute a row."""
 
     share: Share
-    """This process's part of the passes of a step: every process trains on rows of its own."""
+    """The part of a step's passes that this process makes, with the others of its row."""
     shards: DeviceMesh | None
-    """The processes of this one's replica; None: it holds the weights whole."""
+    """The processes that hold the frozen weights together with this one; None: it holds them whole."""
+    row: DeviceMesh | None
+    """The processes that compute rows together with this one; None: it computes them alone."""
 
     @classmethod
     def of(cls, parallel: Parallel, rank: int, world: int, device: torch.device) -> Self:
@@ -30,11 +33,22 @@ class Mesh:
         Raises UserError where so many processes cannot be laid out so.
         """
         parallel.refuse(world)
-        share = Share(rank, world, equal=parallel.shard > 1)
-        if parallel.shard == 1:
-            return cls(share, None)
-        from torch.distributed.device_mesh import init_device_mesh
+        share = Share(rank // parallel.sequence, world // parallel.sequence, equal=parallel.shard > 1)
+        return cls(
+            share, _neighbors(parallel.shard, world, device), _neighbors(parallel.sequence, world, device)
+        )
 
-        # shards beside each other, so that they lie on one machine where a machine has as many devices
-        sizes, names = (world // parallel.shard, parallel.shard), ("replica", "shard")
-        return cls(share, init_device_mesh(device.type, sizes, mesh_dim_names=names)["shard"])
+    @property
+    def leads_row(self) -> bool:
+        """Whether this process is the first of those that compute its rows: what they have in common counts once."""
+        return self.row is None or self.row.get_local_rank() == 0
+
+
+def _neighbors(size: int, world: int, device: torch.device) -> DeviceMesh | None:
+    """This process's group of `size` neighbors; None where it is alone. All processes make the call together."""
+    if size == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    sizes, names = (world // size, size), ("groups", "group")
+    return init_device_mesh(device.type, sizes, mesh_dim_names=names)["group"]

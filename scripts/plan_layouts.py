@@ -2,8 +2,8 @@
 
 No weights are read, and nothing is measured on a device: `tuner check CONFIG --gpus N` prints the same of any config.
 
-    python scripts/plan_shards.py            # print the table
-    python scripts/plan_shards.py --write    # and put it into docs/scaling.md
+    python scripts/plan_layouts.py            # print the table
+    python scripts/plan_layouts.py --write    # and put it into docs/scaling.md
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import torch
 
 from tuner.algorithms.algorithm import algorithm_of
 from tuner.config import Model, load_config, override
+from tuner.errors import UserError
 from tuner.models.internlm2 import InternLM2Config
 from tuner.models.load import load_model
 from tuner.models.load_roles import PolicyModels, load_policy_roles
 from tuner.models.memory import peak_bytes
 from tuner.resources import locate
-from tuner.stages.check import META, memory_budget
+from tuner.stages.check import META, memory_budget, refuse_model_in_layout
 from tuner.stages.rl.check import policy_peak
 
 SHAPES = {
@@ -32,16 +33,23 @@ SHAPES = {
     "20b": {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48, "num_attention_heads": 48},
 }  # fmt: skip
 """InternLM2 report (arXiv 2403.17297), table 2, and the released config.json of each."""
-LAYOUTS = (1, 2, 4, 8)
+LAYOUTS: dict[str, dict[str, int]] = {
+    "one process": {},
+    "shard=2": {"shard": 2},
+    "shard=8": {"shard": 8},
+    "sequence=2": {"sequence": 2},
+    "shard=8, sequence=8": {"shard": 8, "sequence": 8},
+}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "7B, LoRA": ("internlm2_7b_lora", {}),
     "7B, LoRA, rows of 32k": ("internlm2_7b_lora", {"tokens_per_pass": 32_768, "tokens_per_step": 32_768}),
+    "7B, all weights, rows of 32k": ("internlm2_7b_full", {}),
     "20B, QLoRA": ("internlm2_20b_qlora", {}),
     "20B, QLoRA, rows of 16k": ("internlm2_20b_qlora", {"tokens_per_pass": 16_384}),
-    "20B, PPO, four roles on one 4-bit base": ("internlm2_20b_ppo", {}),
+    "20B, PPO, three roles on one 4-bit base": ("internlm2_20b_ppo", {}),
 }
 """Label -> shipped config, and what is changed in it."""
-BEGIN, END = "<!-- plan: scripts/plan_shards.py -->\n", "<!-- end of plan -->\n"
+BEGIN, END = "<!-- plan: scripts/plan_layouts.py -->\n", "<!-- end of plan -->\n"
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 
 
@@ -62,16 +70,20 @@ def main() -> None:
 
 def make_table(folder: Path) -> str:
     """Peak memory of a process in GiB, a row for each config and a column for each layout."""
-    heads = [f"shard={shards}" if shards > 1 else "whole" for shards in LAYOUTS]
-    lines = [f"| config | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(LAYOUTS)}"]
+    lines = [f"| config | {' | '.join(LAYOUTS)} |", f"| --- |{' ---: |' * len(LAYOUTS)}"]
     for label, (name, changes) in CONFIGS.items():
         base = model_folder(folder / label, SHAPES[name.split("_")[1]])
-        peaks = [
-            peak(override(load_config(name), changes | {"parallel.shard": shards}), base)
-            for shards in LAYOUTS
-        ]
-        lines.append(f"| {label} | {' | '.join(f'{gib:.1f}' for gib in peaks)} |")
+        configs = [override(load_config(name), changes | {"parallel": layout}) for layout in LAYOUTS.values()]
+        lines.append(f"| {label} | {' | '.join(cell(config, base) for config in configs)} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(config: Any, base: Path) -> str:
+    """Peak memory in GiB; a dash where the model cannot be laid out so."""
+    try:
+        return f"{peak(config, base):.1f}"
+    except UserError:
+        return "–"
 
 
 def peak(config: Any, base: Path) -> float:
@@ -80,6 +92,7 @@ def peak(config: Any, base: Path) -> float:
         return _policy_peak(config, base)
     model = Model(path=str(base), quantization=config.model.quantization)
     loaded = load_model(model, precision=config.precision, device=META, adapter=config.adapter)
+    refuse_model_in_layout(config, loaded)
     budget = memory_budget(config, config.tokens_per_pass, language_head=True)
     return peak_bytes(budget, [loaded]) / 2**30
 
