@@ -431,8 +431,49 @@ def test_a_gpu_asked_for_and_absent(tuner: Tuner, folder: Path) -> None:
 
 
 def test_sharding_that_would_silently_be_something_else(tuner: Tuner, folder: Path) -> None:
-    done = tuner("train", "mine.py", env={"ACCELERATE_USE_FSDP": "true"})
-    assert_one_sentence(done, "FSDP", "choose plain multi-GPU or multi-CPU in `accelerate config`")
+    env = {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}
+    done = tuner("train", "mine.py", env=env)
+    assert_one_sentence(done, "fsdp_offload_params=true", "stay on the devices", "in `accelerate config`")
+    done = tuner("train", "mine.py", env={"ACCELERATE_USE_DEEPSPEED": "true"})
+    assert_one_sentence(done, "DeepSpeed", "choose multi-GPU or FSDP in `accelerate config`")
+    assert_nothing_is_left(folder)
+
+
+def test_a_layout_that_processes_do_not_fill(tuner: Tuner, folder: Path) -> None:
+    done = tuner("train", "mine.py", "parallel.shard=2")
+    assert_one_sentence(done, "parallel.shard=2: 1 process cannot be", "--processes", "lower it")
+    done = tuner("check", "mine.py", "parallel.shard=2", "--gpus", "3")
+    assert_one_sentence(done, "parallel.shard=2: 3 processes cannot be divided into groups of 2")
+    assert_nothing_is_left(folder)
+
+
+def test_models_that_cannot_be_held_in_shards(tuner: Tuner, folder: Path) -> None:
+    done = tuner("check", "mine.py", "parallel.shard=2", "adapter=null")
+    assert_one_sentence(done, "parallel.shard: all weights of", "are trained", "add adapter=LoRA()")
+    done = tuner("check", "mine.py", "parallel.shard=2", "model.quantization=int8")
+    assert_one_sentence(done, "is in 8 bit", 'quantization="nf4"')
+    done = tuner("train", "quickstart_dpo", "parallel.shard=2")
+    assert_one_sentence(done, "parallel.shard=2: TRL's trainers hold the model whole", "leave parallel out")
+    done = tuner("train", "quickstart_dpo", "parallel.sequence=2")
+    assert_one_sentence(
+        done, "parallel.sequence=2: TRL's trainers", "rows of their own", "leave parallel out"
+    )
+    assert_nothing_is_left(folder)
+
+
+def test_models_whose_rows_cannot_be_shared(tuner: Tuner, folder: Path) -> None:
+    done = tuner("check", "mine.py", "parallel.sequence=3")
+    assert_one_sentence(done, "parallel.sequence=3", "4 attention heads", "choose a divisor of the first")
+    rope = 'model.rope={"scaling": "dynamic", "factor": 2.0}'
+    done = tuner("check", "mine.py", "parallel.sequence=2", rope)
+    assert_one_sentence(
+        done,
+        "scales positions by the length",
+        "(dynamic)",
+        'Rope(scaling="yarn" or "linear"',
+        "or leave it out",
+    )
+    assert_nothing_is_left(folder)
 
 
 @pytest.mark.parametrize("place", ["rows.jsonl", "rows.jsonl/below"])

@@ -293,6 +293,8 @@ SEEN = {
     "TrainingConfig.precision": Change({"precision": "bf16"}, "losses"),
     "TrainingConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
     "TrainingConfig.device": Change({"device": "cuda"}, "place"),
+    "Parallel.shard": Change({"parallel.shard": 2}, "error"),  # of a single process
+    "Parallel.sequence": Change({"parallel.sequence": 2}, "error"),
     "TrainingConfig.deterministic": Change({"deterministic": True}, "deterministic"),
     "StageConfig.seed": Change({"seed": 1}, "losses"),
     "AdamW.lr": Change({"optimizer.lr": 1e-3}, "weights"),

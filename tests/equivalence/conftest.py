@@ -177,10 +177,27 @@ def in_two_processes(
     folder: Path, cases: Mapping[str, StageConfig], script: str = TRAIN, env: Mapping[str, str] | None = None
 ) -> None:
     """Train configs, by name, in two gloo processes in one launch, which costs what importing costs."""
+    in_processes(2, folder, cases, script, env)
+
+
+def in_processes(
+    count: int,
+    folder: Path,
+    cases: Mapping[str, StageConfig],
+    script: str = TRAIN,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """The same in any number of processes."""
     for name, config in cases.items():
         (folder / f"{name}.json").write_text(to_json(config))
     (folder / "two.py").write_text(script)
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        f"--num_processes={count}",
+        "--num_machines=1",
+    ]
     plain = ["--mixed_precision=no", "--dynamo_backend=no"]
     done = subprocess.run(
         [sys.executable, *launch, *plain, str(folder / "two.py"), str(folder), *cases],

@@ -21,6 +21,10 @@ def check(
         bool, typer.Option(help="Replace missing models and data by a small model and example rows.")
     ] = False,
     memory: Annotated[bool, typer.Option(help="Also estimate the peak memory per device.")] = False,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="The same in a run of this many GPUs, whose layout (parallel) is checked."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Dry run: check config, data, chat template and model without training, and count the steps."""
@@ -29,6 +33,10 @@ def check(
     from tuner.config import load_config, override
 
     run_config = override(load_config(config), overrides or [])
+    if gpus is not None:
+        from tuner.stages.preflight import refuse_layout
+
+        refuse_layout(run_config, gpus)
     if not tiny:
         from tuner.stages.preflight import preflight
 
@@ -47,7 +55,7 @@ def check(
         "data": report.data,
         "plan": f"{report.steps:,} steps{passes}, {report.tokens:,} tokens, steps {report.fill:.1%} full",
     }
-    if memory:
+    if memory or gpus is not None:
         lines["memory"] = f"peak of about {report.peak_gib:.2f} GiB per device (an estimate)"
     if report.replaced:
         lines["tiny"] = f"replaced by small stand-ins: {', '.join(report.replaced)}"

@@ -54,13 +54,16 @@ def train(
     if config is None:
         raise UserError("train: missing argument 'config'; see `tuner train --help`")
     from tuner.config import load_config, override
-    from tuner.stages.preflight import preflight
+    from tuner.stages.preflight import preflight, refuse_layout
 
     # Before ranks are launched: a mistake in the config is then reported once, not by every rank.
     run_config = override(load_config(config), overrides or [])
-    preflight(run_config, runs / str(run_config.name))
     # LOCAL_RANK: under torchrun or accelerate this process is a rank already, and would launch ranks itself.
-    if processes > 1 and "LOCAL_RANK" not in os.environ:
+    is_rank = "LOCAL_RANK" in os.environ
+    world = int(os.environ.get("WORLD_SIZE", "1")) if is_rank else processes
+    preflight(run_config, runs / str(run_config.name))
+    refuse_layout(run_config, world)
+    if processes > 1 and not is_rank:
         from tuner.cli.launch import launch
 
         raise typer.Exit(launch(["train", config, *(overrides or []), "--runs", str(runs)], processes))

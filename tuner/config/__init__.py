@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tuner.config.kto_config import KTO
     from tuner.config.model import Freeze, Model, Rope
     from tuner.config.overrides import override
+    from tuner.config.parallel import Parallel
     from tuner.config.policy_config import AdaptiveKL, PolicyConfig
     from tuner.config.policy_rewards import LengthPenalty, PreferenceReward, Rule
     from tuner.config.ppo_config import PPO
@@ -73,6 +74,7 @@ _NAMES_BY_MODULE = {
         "Rope",
     ),
     "overrides": ("override",),
+    "parallel": ("Parallel",),
     "policy_config": (
         "AdaptiveKL",
         "PolicyConfig",
@@ -147,6 +149,7 @@ __all__ = [
     "Model",
     "PackedConfig",
     "PairEvaluation",
+    "Parallel",
     "Patch",
     "People",
     "PolicyConfig",

@@ -21,6 +21,7 @@ class DPO(SingleModelConfig):
 
     implementation: ClassVar[str] = "tuner.stages.dpo.stage"
     keeps_milestones: ClassVar[bool] = False
+    in_layouts: ClassVar[bool] = False
 
     stage: Literal["dpo"] = "dpo"
     """Name of the stage, in JSON."""

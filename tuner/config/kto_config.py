@@ -22,6 +22,7 @@ class KTO(SingleModelConfig):
 
     implementation: ClassVar[str] = "tuner.stages.kto.stage"
     keeps_milestones: ClassVar[bool] = False
+    in_layouts: ClassVar[bool] = False
 
     stage: Literal["kto"] = "kto"
     """Name of the stage, in JSON."""

@@ -9,6 +9,7 @@ from tuner.config.base import FOLDER_NAME, ConfigBase
 from tuner.config.data import Data
 from tuner.config.evaluation import Validation
 from tuner.config.model import Freeze, Model
+from tuner.config.parallel import Parallel
 from tuner.config.training import AdamW, Checkpoint, Cosine, Schedule, Wandb
 
 
@@ -50,6 +51,9 @@ class StageConfig(ConfigBase):
 class TrainingConfig(StageConfig):
     """A stage with a training loop of its own."""
 
+    in_layouts: ClassVar[bool] = True
+    """Whether `parallel` can say anything but that each process is for itself."""
+
     epochs: float = Field(default=1.0, gt=0, le=10_000)
     """Passes over the training rows (reinforcement learning: over the prompts)."""
 
@@ -75,6 +79,19 @@ class TrainingConfig(StageConfig):
 
     deterministic: bool = False
     """Deterministic CUDA kernels, for bit-exact resuming at some cost in speed; CPU runs always resume bit-exactly."""
+
+    parallel: Parallel = Parallel()
+    """How several processes hold the model together."""
+
+    @model_validator(mode="after")
+    def _has_a_layout(self) -> Self:
+        for name in ("shard", "sequence"):
+            if (size := getattr(self.parallel, name)) > 1 and not self.in_layouts:
+                raise ValueError(
+                    f"parallel.{name}={size}: TRL's trainers hold the model whole, and compute rows of their own, in "
+                    "every process; leave parallel out"
+                )
+        return self
 
 
 class SingleModelConfig(TrainingConfig):

@@ -73,9 +73,15 @@ class Batch:
 
 BatchOrPairs = TypeVar("BatchOrPairs", Batch, Pairs)
 
+_NO_SAMPLE = np.zeros(1, np.int32), np.zeros(1, np.float32)
+
 
 def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """Pack samples, each (tokens int32 [t], loss weights float32 [t]), into one row, in their order."""
+    """Pack samples, each (tokens int32 [t], loss weights float32 [t]), into one row, in their order.
+
+    Of no samples: a row of one token without a loss, for a pass that other processes need company in (see `Share`).
+    """
+    samples = samples or [_NO_SAMPLE]
     borders = np.cumsum([0, *(len(tokens) for tokens, _ in samples)])
     positions = np.concatenate([np.arange(len(tokens)) for tokens, _ in samples])
     # concatenate copies: the next line must not write into the dataset, which the cache maps from disk
@@ -96,8 +102,9 @@ def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
 
 def gather(examples: Examples | Comparisons, indices: Sequence[int]) -> Batch:
     """Pack the samples, or the comparisons with all their answers and pairs, of these indices into one row."""
+    indices = np.asarray(indices, np.int64)  # of no samples, numpy would take a list for floats
     if isinstance(examples, Examples):
-        return make_batch([examples.example(index) for index in indices])
+        return make_batch([examples.example(index) for index in indices.tolist()])
     answers, pairs = examples.answers(indices), examples.pairs(indices)
     first_segments = np.cumsum([0, *np.diff(examples.offsets)[indices]])[:-1]  # of each comparison
     first_of_pair = np.repeat(first_segments, np.diff(examples.pair_offsets)[indices])
@@ -110,12 +117,6 @@ def gather(examples: Examples | Comparisons, indices: Sequence[int]) -> Batch:
             margins_P=_tensor(examples.margins[pairs]),
         ),
     )
-
-
-def make_batches(examples: Examples | Comparisons, tokens_per_pass: int) -> list[Batch]:
-    """A whole small set as packed rows: for evaluation on held-out rows."""
-    groups = pack_all(examples.lengths, tokens_per_pass)
-    return [gather(examples, group) for group in groups]
 
 
 def pack_all(lengths: np.ndarray, tokens_per_pass: int) -> list[list[int]]:

@@ -7,11 +7,8 @@ change memory and speed, never what a step trains on.
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-
-T = TypeVar("T")
 
 LOOKAHEAD = 512
 """Samples that may be passed over to fill the end of a step; a bound keeps the order close to the shuffle."""
@@ -172,9 +169,28 @@ def _best_subset(sizes: list[int], room: int) -> set[int]:
     return subset
 
 
-def deal(items: Sequence[T], rank: int, world: int) -> list[T]:
-    """One rank's share of some passes or rows, dealt round-robin; it may be empty."""
-    return list(items[rank::world])
+@dataclass(frozen=True)
+class Share:
+    """One process's part of the passes that all of them make together."""
+
+    rank: int = 0
+    world: int = 1
+    equal: bool = False
+    """Whether every process makes as many passes as the others: those that hold a model in shards gather its layers
+    together, and each waits for the others to make the same pass."""
+
+    def of(self, passes: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """This process's passes, as indices of samples, dealt round-robin.
+
+        It may get none; where all make as many, it gets empty ones for those it lacks.
+        """
+        own = list(passes[self.rank :: self.world])
+        lacking = -(-len(passes) // self.world) - len(own) if self.equal else 0
+        return [*own, *([()] * lacking)]
+
+
+ALONE = Share()
+"""The share of a process that is the only one: all."""
 
 
 def shuffled(count: int, seed: int) -> Callable[[int], np.ndarray]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tuner.config.data import Source
-from tuner.data.packing import mixed, shuffled
+from tuner.data.packing import ALONE, Share, mixed, shuffled
 from tuner.data.prompts import PromptSet
 from tuner.data.stream import Contents
 from tuner.errors import UserError
@@ -55,7 +55,7 @@ class PromptStream:
         begin = index * self.prompts_per_step
         return begin, min(begin + self.prompts_per_step, self.drawn)
 
-    def contents(self, step: int, rank: int = 0, world: int = 1) -> Contents:
+    def contents(self, step: int, share: Share = ALONE) -> Contents:
         """The epoch of a step; its batches and totals are only known after the rollout."""
         return Contents(epoch=self.epoch(step))
 

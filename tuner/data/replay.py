@@ -11,7 +11,7 @@ import numpy as np
 from tuner.config import Source
 from tuner.data.batch import Batch, gather
 from tuner.data.examples import Examples
-from tuner.data.packing import deal, mixed, pack, shuffled
+from tuner.data.packing import Share, mixed, pack, shuffled
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,10 @@ class ReplayStream:
             row = self._row(drawn)
         return rows, {"drawn": drawn, "owed": owed}
 
-    def batches(self, rows: Sequence[int], rank: int, world: int) -> list[Batch]:
+    def batches(self, rows: Sequence[int], share: Share) -> list[Batch]:
         """One rank's batches of the drawn rows, packed."""
         groups = pack(list(map(self._length, rows)), self.tokens_per_pass)
-        return [
-            gather(self.examples, [rows[index] for index in group]) for group in deal(groups, rank, world)
-        ]
+        return [gather(self.examples, [rows[index] for index in group]) for group in share.of(groups)]
 
     def target_weight(self, rows: Sequence[int]) -> float:
         """Summed loss weight of some rows' target tokens, over all ranks."""

@@ -11,7 +11,7 @@ from tuner.config import Source
 from tuner.data.batch import Batch, gather
 from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
-from tuner.data.packing import StepPlan, deal, exhausted, mixed, pack, plan_steps, shuffled
+from tuner.data.packing import ALONE, Share, StepPlan, exhausted, mixed, pack, plan_steps, shuffled
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ class Stream:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def contents(self, step: int, rank: int = 0, world: int = 1) -> Contents:
+    def contents(self, step: int, share: Share = ALONE) -> Contents:
         """One rank's batches of a step, with the totals and metrics of the whole step."""
         passes, totals, tokens = self.passes(step), self.totals(step), self.tokens(step)
         weights = {"weight_per_token": totals["tokens"] / tokens} if "tokens" in totals else totals
         return Contents(
             epoch=self.steps[step].epoch,
-            batches=[self.batch(samples) for samples in deal(passes, rank, world)],
+            batches=[self.batch(samples) for samples in share.of(passes)],
             totals=totals,
             tokens=tokens,
             metrics={**weights, "fill": tokens / self.tokens_per_step, "passes": len(passes)},
         )
 
-    def batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
+    def batches(self, step: int, share: Share = ALONE) -> Sequence[Batch]:
         """One rank's batches of a step; it may get none when there are fewer passes than ranks."""
-        return self.contents(step, rank, world).batches
+        return self.contents(step, share).batches
 
     def origins(self, step: int) -> list[str]:
         """`file:line` of the step's rows."""
@@ -71,7 +71,7 @@ class Stream:
         samples = self.steps[step].samples
         lengths = self.lengths[samples]
         groups = pack(lengths.tolist(), self.tokens_per_pass)
-        # passes of like size stand side by side, and `deal` gives these to different ranks
+        # passes of like size stand side by side, and are dealt to different ranks
         groups.sort(key=lambda group: -int(lengths[group].sum()))
         return [samples[group].tolist() for group in groups]
 

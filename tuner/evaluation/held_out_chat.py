@@ -8,9 +8,8 @@ import numpy as np
 
 from tuner.config import Evaluation
 from tuner.config.functions import Function, load_function
-from tuner.data.batch import make_batches
+from tuner.data.batch import gather, pack_all
 from tuner.data.examples import Examples
-from tuner.data.packing import deal
 from tuner.data.subset import stratified_subset
 from tuner.errors import UserError
 from tuner.models.forward import token_loss
@@ -40,15 +39,15 @@ class HeldOutRows:
         self._examples, self._roles, self._devices, self._config = examples, roles, devices, config
         self._score = load_score(config.score)
         self._end_ids, self._tokens_per_pass = end_ids, tokens_per_pass
-        self._batches = (
-            make_batches(examples, tokens_per_pass) if examples is not None and len(examples) else []
-        )
+        self._passes = pack_all(examples.lengths, tokens_per_pass) if examples else []
 
     @property
     def tokens(self) -> int:
         """Cost of a measurement with its samples, in tokens of a forward pass; the samples are decoded side by side."""
-        steps = self._config.max_new_tokens if self._batches and self._config.samples else 0
-        return sum(len(batch.tokens_T) for batch in self._batches) + steps * DECODING_COST
+        if not self._examples:
+            return 0
+        steps = self._config.max_new_tokens if self._config.samples else 0
+        return int(self._examples.lengths.sum()) + steps * DECODING_COST
 
     def metrics(self) -> dict[str, float]:
         """`loss`, for the loop; empty without rows."""
@@ -57,10 +56,12 @@ class HeldOutRows:
 
     def loss(self) -> float | None:
         """Mean loss in nats per token that it is taken on, weighted as in training; None without rows."""
-        if not self._batches:
+        if not self._passes:
             return None
+        assert self._examples is not None
         sums = {"loss": 0.0, "weight": 0.0}
-        for batch in deal(self._batches, self._devices.rank, self._devices.world):
+        for rows in self._devices.share.of(self._passes):
+            batch = gather(self._examples, rows)
             with self._roles.role("policy") as model:
                 sums["loss"] += token_loss(model, batch.to(self._devices.device)).item()
             sums["weight"] += float(batch.weights_N.sum())
@@ -101,7 +102,8 @@ class HeldOutRows:
                 for place, prompt, answer in zip(places, prompts, answers, strict=True)
             ]
 
-        return self._devices.share_out(len(rows), answer)
+        with self._roles.whole("policy"):  # answers differ in length, and processes in their number
+            return self._devices.share_out(len(rows), answer)
 
     def _sample(self, row: int, prompt: list[int], answer: list[int]) -> Sample:
         assert self._examples is not None

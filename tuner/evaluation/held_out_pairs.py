@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tuner.config import FocalRanking, PairEvaluation
-from tuner.data.batch import make_batches
+from tuner.data.batch import gather, pack_all
 from tuner.data.comparisons import Comparisons
-from tuner.data.packing import deal
 from tuner.data.subset import stratified_subset
 from tuner.models.forward import scores
 from tuner.models.pair_sums import pair_sums
@@ -33,19 +32,22 @@ class HeldOutPairs:
     ) -> None:
         comparisons = stratified_subset(comparisons, evaluation.rows)
         self._roles, self._devices, self._loss = roles, devices, loss
-        self._batches = make_batches(comparisons, tokens_per_pass) if comparisons is not None else []
+        self._comparisons = comparisons
+        self._passes = [] if comparisons is None else pack_all(comparisons.lengths, tokens_per_pass)
 
     @property
     def tokens(self) -> int:
         """Tokens that a measurement passes through the model."""
-        return sum(len(batch.tokens_T) for batch in self._batches)
+        return 0 if self._comparisons is None else int(self._comparisons.lengths.sum())
 
     def metrics(self) -> dict[str, float]:
         """Mean `loss` as in training, and `accuracy` over the pairs (a tie counts half); empty without rows."""
-        if not self._batches:
+        if not self._passes:
             return {}
+        assert self._comparisons is not None
         sums: dict[str, float] = dict.fromkeys(("ranking", "penalty", "right", "pairs", "answers"), 0.0)
-        for batch in deal(self._batches, self._devices.rank, self._devices.world):
+        for rows in self._devices.share.of(self._passes):
+            batch = gather(self._comparisons, rows)
             assert batch.pairs is not None
             with self._roles.role("reward") as model:
                 batch = batch.to(self._devices.device)
@@ -76,11 +78,8 @@ def score_comparisons(
     advance: called with the number of answers that this rank has scored since its last call.
     """
     sequences = comparisons.sequences
-    share = deal(range(len(sequences)), devices.rank, devices.world)
-    tokens = [sequences.example(index)[0] for index in share]
+    tokens = [sequences.example(index)[0] for index in range(len(sequences))]
     with roles.role("reward") as model:
-        scored = score_sequences(model, tokens, tokens_per_pass, devices.device, advance)
-    result = np.zeros(len(sequences))
-    for indices, values in devices.gather([(share, scored)]):
-        result[indices] = values
-    return result
+        return score_sequences(
+            model, tokens, tokens_per_pass, devices.device, advance=advance, by_pass=devices.by_pass
+        )

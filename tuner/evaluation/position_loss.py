@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tuner.data.batch import Batch, make_batches
+from tuner.data.batch import gather, pack_all
 from tuner.data.examples import Examples
-from tuner.data.packing import deal
 from tuner.models.forward import token_logprobs
 from tuner.models.roles import Roles
 from tuner.training.devices import Devices
@@ -41,12 +40,13 @@ class HeldOutReplay:
         self, examples: Examples | None, roles: Roles, devices: Devices, tokens_per_pass: int
     ) -> None:
         self._roles, self._devices = roles, devices
-        self._batches: Sequence[Batch] = [] if examples is None else make_batches(examples, tokens_per_pass)
+        self._examples = examples
+        self._passes = [] if examples is None else pack_all(examples.lengths, tokens_per_pass)
 
     @property
     def tokens(self) -> int:
         """Tokens that a measurement passes through the policy."""
-        return sum(len(batch.tokens_T) for batch in self._batches)
+        return 0 if self._examples is None else int(self._examples.lengths.sum())
 
     def losses_by_position(self) -> list[RangeLoss]:
         """The policy's loss by position, without the ranges in which no token counts.
@@ -54,8 +54,9 @@ class HeldOutReplay:
         Every rank computes a share of the rows; all ranks get the result.
         """
         sums: dict[str, float] = {}
-        for batch in deal(self._batches, self._devices.rank, self._devices.world):
-            batch = batch.to(self._devices.device)
+        for rows in self._devices.share.of(self._passes):
+            assert self._examples is not None
+            batch = gather(self._examples, rows).to(self._devices.device)
             with self._roles.role("policy") as model:
                 logprobs_N, _ = token_logprobs(model, batch)
             _add(sums, batch.positions_T[batch.learned_N], -logprobs_N, batch.weights_N)
@@ -84,6 +85,8 @@ def by_position(before: Sequence[RangeLoss], after: Sequence[RangeLoss]) -> list
 def _add(
     sums: dict[str, float], positions_N: torch.Tensor, losses_N: torch.Tensor, weights_N: torch.Tensor
 ) -> None:
+    if not len(positions_N):  # an empty pass, which has no last position
+        return
     ranges_N = torch.bucketize(positions_N, _borders(int(positions_N.max())).to(positions_N), right=True)
     for number in ranges_N.unique().tolist():
         inside_N = ranges_N == number

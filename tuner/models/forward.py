@@ -5,6 +5,8 @@ Shapes: T tokens of the row, N of them with a loss, S segments, D hidden size, V
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from transformers import PreTrainedModel
 
@@ -12,30 +14,35 @@ from tuner.data.batch import Batch
 from tuner.losses.logprob import entropies_of_head, logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
 from tuner.models.positions import check_length
+from tuner.models.sharding import gathered
+from tuner.models.shared_rows import RowPart
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import segment_arguments
 
 
+@gathered
 def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Weighted sum of the cross entropy (nats) of the tokens the loss is taken on: a scalar in fp32."""
     causal = unwrapped(model)
     # the state before a token predicts it; a segment's first token never has a loss (make_batch), else it
-    # would be predicted from the sample packed before. Selected before the head: logits of all tokens would
-    # dominate memory
-    hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
-    targets_N = batch.tokens_T[batch.learned_N]
+    # would be predicted from the sample packed before
+    states = _States.at(batch.learned_N - 1, model, batch)
+    targets_N, weights_N = batch.tokens_T[batch.learned_N[states.own]], batch.weights_N[states.own]
     # the fused loss multiplies by head.weight itself, so it serves plain matrices only
     if (head := _matrix(causal)) is not None:
-        return cross_entropy(hidden_ND, head.weight, targets_N, batch.weights_N, head.bias)
-    return cross_entropy_of_head(
-        lambda hidden_CD: _logits(causal, hidden_CD),
-        hidden_ND,
-        targets_N,
-        batch.weights_N,
-        causal.config.vocab_size,
-    )
+        loss = cross_entropy(states.hidden_ND, head.weight, targets_N, weights_N, head.bias)
+    else:
+        loss = cross_entropy_of_head(
+            lambda hidden_CD: _logits(causal, hidden_CD),
+            states.hidden_ND,
+            targets_N,
+            weights_N,
+            causal.config.vocab_size,
+        )
+    return states.part.summed(loss)
 
 
+@gathered
 def token_logprobs(
     model: torch.nn.Module, batch: Batch, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -45,8 +52,9 @@ def token_logprobs(
     are enabled; else None. The batch's weights are ignored.
     """
     causal = unwrapped(model)
-    hidden_ND = hidden_states(model, batch)[batch.learned_N - 1]
-    targets_N, vocabulary = batch.tokens_T[batch.learned_N], causal.config.vocab_size
+    states = _States.at(batch.learned_N - 1, model, batch)
+    hidden_ND, vocabulary = states.hidden_ND, causal.config.vocab_size
+    targets_N = batch.tokens_T[batch.learned_N[states.own]]
     learned = entropy and torch.is_grad_enabled()
     measured = entropy and not learned
 
@@ -63,32 +71,66 @@ def token_logprobs(
         )
     if learned:
         entropies_N = entropies_of_head(logits, hidden_ND, vocabulary, temperature)
-    return logprobs_N, entropies_N
+    return states.joined(logprobs_N), None if entropies_N is None else states.joined(entropies_N)
 
 
+@gathered
 def values(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The critic's value before each token the loss is taken on, fp32 [N]: the scalar head at the preceding token."""
-    return _scalars(model, hidden_states(model, batch)[batch.learned_N - 1])
+    states = _States.at(batch.learned_N - 1, model, batch)
+    return states.joined(_scalars(model, states.hidden_ND))
 
 
+@gathered
 def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Score of every segment, fp32 [S]: the scalar head at the segment's last token."""
-    return _scalars(model, hidden_states(model, batch)[batch.offsets[1:].long() - 1])
+    states = _States.at(batch.offsets[1:].long() - 1, model, batch)
+    return states.joined(_scalars(model, states.hidden_ND))
 
 
 def hidden_states(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Outputs of the last layer after the final norm, [T, D]; each segment attends to itself only.
 
-    Raises UserError for a segment that is longer than learned positions go.
+    Of a row that several processes compute together, those of this one's part. Raises UserError for a segment that is
+    longer than learned positions go.
     """
-    check_length(model, batch.longest, "; shorten the longest")
+    return _part_states(model, RowPart.of(model, batch))
+
+
+@dataclass(frozen=True)
+class _States:
+    """Last hidden states at some places of a row; of several processes' row, at those in this one's part."""
+
+    part: RowPart
+    own: slice
+    """Which of the places are in this part."""
+    hidden_ND: torch.Tensor
+    count: int
+    """Places in the whole row."""
+
+    @classmethod
+    def at(cls, places_N: torch.Tensor, model: torch.nn.Module, batch: Batch) -> _States:
+        """places_N: ascending. Selected before a head is applied: logits of all tokens would dominate memory."""
+        part = RowPart.of(model, batch)
+        own, local_N = part.places(places_N)
+        return cls(part, own, _part_states(model, part)[local_N], len(places_N))
+
+    def joined(self, values_N: torch.Tensor) -> torch.Tensor:
+        """Values at all places of the row, from those at this part's."""
+        return self.part.joined(values_N, self.own, self.count)
+
+
+def _part_states(model: torch.nn.Module, part: RowPart) -> torch.Tensor:
+    row, (first, end) = part.row, part.bounds
+    check_length(model, row.longest, "; shorten the longest")
     backbone = unwrapped(model).get_decoder()
     output = backbone(
-        input_ids=batch.tokens_T[None],
-        position_ids=batch.positions_T[None],
+        input_ids=row.tokens_T[None, first:end],
+        position_ids=row.positions_T[None, first:end],
         # a cache would hold every layer's keys and values until the backward pass is done
         use_cache=False,
-        **segment_arguments(batch),
+        **segment_arguments(row),
+        **({} if part.processes is None else {"row_processes": part.processes}),
     )
     return output.last_hidden_state[0]
 

@@ -48,7 +48,8 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return plain_name(name), module
     raise UserError(
-        f"freeze.all_but_last_layers: {type(model).__name__} has no stack of layers; use freeze.names"
+        f"{type(model).__name__} has no stack of layers, as freeze.all_but_last_layers and parallel.shard need; use "
+        "freeze.names, or leave parallel out"
     )
 
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from tuner.losses.chunked_softmax import CHUNK_ELEMENTS
 from tuner.models.coverage import quantizable
+from tuner.models.freeze import decoder_layers
 from tuner.models.load import Loaded, Precision
 from tuner.models.roles import Roles, ScalarHead
 from tuner.models.unwrap import unwrapped
@@ -15,6 +18,8 @@ from tuner.models.unwrap import unwrapped
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in 4 bit, its share of a block's 8-bit scale (64 weights) and of that scale's fp32 one (256 blocks)."""
 _QUANTIZED_BYTES = {"nf4": NF4_BYTES, "int8": 1.0}
+_PACKED_BYTES = {NF4_BYTES: 0.5, 1.0: 1.0}
+"""Of a weight in so many bytes, what is not its share of scales."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class MemoryBudget:
     """Dropout of the adapter's inputs; 0 without an adapter."""
     language_head: bool
     """Whether logits are computed."""
+    shards: int = 1
+    """Processes that hold the frozen weights together."""
+    row_processes: int = 1
+    """Processes that compute a row together."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Weights:
     """Number of trained weights."""
     embedding_bytes: int
     """Size of one number of the embedding: layers pass on hidden states in its dtype."""
+    scales_bytes: float
+    """Memory of the scales of quantized weights, a part of `frozen_bytes`."""
 
     @classmethod
     def of(cls, loaded: Loaded) -> Weights:
@@ -50,17 +61,9 @@ class Weights:
         """
         transformer = unwrapped(loaded.model)
         embedding = transformer.get_input_embeddings().weight
-        quantized_bytes = _QUANTIZED_BYTES.get(loaded.base.quantization or "")
-        quantized = set() if quantized_bytes is None else quantizable(loaded.model)
-        frozen, trained = 0.0, 0
-        for weight in loaded.model.parameters():
-            if weight.requires_grad:
-                trained += weight.numel()
-            elif quantized_bytes is not None and id(weight) in quantized:
-                frozen += weight.numel() * quantized_bytes
-            else:
-                frozen += weight.numel() * weight.element_size()
-        return cls(frozen, trained, embedding.element_size())
+        frozen, scales = _frozen_bytes(loaded, loaded.model)
+        trained = sum(weight.numel() for weight in loaded.model.parameters() if weight.requires_grad)
+        return cls(frozen, trained, embedding.element_size(), scales)
 
 
 def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.0) -> float:
@@ -69,17 +72,47 @@ def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.
     models: all that are held, built on the meta device; the activations are those of the first. Weights, gradients
     and optimizer state are counted exactly; activations as those of one layer, plus each layer's input where gradient
     checkpointing keeps only that. cache: keys and values held while answers are generated, when there are no
-    activations.
+    activations. With shards, a process holds the frozen weights whole while they are loaded and while answers are
+    generated, and in training its share, and what a pass gathers.
     """
     weights = [Weights.of(loaded) for loaded in models]
-    state = sum(part.frozen_bytes + part.trained * _trained_bytes(budget) for part in weights)
+    trained = sum(part.trained for part in weights) * _trained_bytes(budget)
+    whole = in_training = sum(part.frozen_bytes for part in weights)
+    if budget.shards > 1:
+        scales = sum(part.scales_bytes for part in weights)
+        in_training = scales + (whole - scales) / budget.shards + max(map(_gathered_bytes, models))
     shape = unwrapped(models[0].model).config
-    return state + max(_activation_bytes(budget, shape, weights[0].embedding_bytes), cache)
+    activations = _activation_bytes(budget, shape, weights[0].embedding_bytes)
+    return trained + max(in_training + activations, whole + cache)
 
 
 def roles_bytes(budget: MemoryBudget, roles: Roles, cache: float = 0.0) -> float:
     """`peak_bytes` of a stage with several roles: every distinct model once, and the roles' own heads."""
     return peak_bytes(budget, roles.models, cache) + sum(_head_bytes(budget, head) for head in roles.heads)
+
+
+def _frozen_bytes(loaded: Loaded, part: nn.Module) -> tuple[float, float]:
+    """Memory of the frozen weights in a part of a model, and that of the scales among it."""
+    size = _QUANTIZED_BYTES.get(loaded.base.quantization or "")
+    quantized = set() if size is None else quantizable(loaded.model)
+    frozen = scales = 0.0
+    for weight in part.parameters():
+        if weight.requires_grad:
+            continue
+        if size is not None and id(weight) in quantized:
+            frozen += weight.numel() * size
+            scales += weight.numel() * (size - _PACKED_BYTES[size])
+        else:
+            frozen += weight.numel() * weight.element_size()
+    return frozen, scales
+
+
+def _gathered_bytes(loaded: Loaded) -> float:
+    """Memory of the weights in shards that a pass gathers at a time: those outside of layers, a layer and the next."""
+    layers = [_frozen_bytes(loaded, layer) for layer in decoder_layers(loaded.model)[1]]
+    total, scales = _frozen_bytes(loaded, loaded.model)
+    of_layers = [frozen - scales for frozen, scales in layers]
+    return total - scales - sum(of_layers) + 2 * max(of_layers)
 
 
 def _trained_bytes(budget: MemoryBudget) -> int:
@@ -95,7 +128,7 @@ def _head_bytes(budget: MemoryBudget, head: ScalarHead) -> int:
 
 def _activation_bytes(budget: MemoryBudget, shape: Any, embedding_bytes: int) -> float:
     plain = 2 if budget.precision == "bf16" else 4
-    tokens, layers = budget.tokens_per_pass, shape.num_hidden_layers
+    tokens, layers = -(-budget.tokens_per_pass // budget.row_processes), shape.num_hidden_layers
     # kept by one layer for its backward pass: two norms' and two blocks' in- and outputs, q, k, v, and the MLP's three
     layer = tokens * plain * (10 * shape.hidden_size + 4 * shape.intermediate_size)
     if budget.adapter_dropout > 0:  # the adapters' own inputs, in fp32 after dropout

@@ -11,6 +11,7 @@ import torch
 
 from tuner.models.adapters import ADAPTER, activate, belongs_to
 from tuner.models.load import Loaded
+from tuner.models.sharding import whole
 from tuner.models.unwrap import unwrapped
 
 
@@ -61,6 +62,16 @@ class _WithHead(torch.nn.Module):
 
     def get_decoder(self) -> torch.nn.Module:
         return unwrapped(self.model).get_decoder()
+
+    @property
+    def run_pass(self) -> Any:
+        """The base's, where that is in shards; see `gathered`."""
+        return unwrapped(self.model).run_pass
+
+    @property
+    def row_processes(self) -> Any:
+        """The base's, where several compute its rows; see `RowPart`."""
+        return unwrapped(self.model).row_processes
 
 
 class Roles:
@@ -123,6 +134,10 @@ class Roles:
     def trained(self, name: str | None = None) -> dict[str, torch.nn.Parameter]:
         """A role's trained weights by name, in the model's order; by default the first role's."""
         return self[name or next(iter(self._roles))].trained()
+
+    def whole(self, name: str) -> AbstractContextManager[None]:
+        """Hold the model of a role whole meanwhile, also where processes share it; all enter and leave together."""
+        return whole(self[name].loaded.model)
 
     @contextmanager
     def role(self, name: str, *, train: bool = False) -> Iterator[torch.nn.Module]:

@@ -34,25 +34,39 @@ WINDOW = 4096
 """Conversations read ahead to fill passes; bounds the memory of a stream."""
 
 
+def in_turn(passes: Sequence[Sequence[int]], work: Callable[[Sequence[int]], Sequence[float]]) -> list[float]:
+    """Results for the indices in some passes, by index; all passes are made here."""
+    results = {
+        index: result for indices in passes for index, result in zip(indices, work(indices), strict=True)
+    }
+    return [results[index] for index in sorted(results)]
+
+
 @torch.no_grad()
 def score_sequences(
     model: torch.nn.Module,
     sequences: Sequence[np.ndarray],
     tokens_per_pass: int,
     device: torch.device,
+    *,
     advance: Callable[[int], None] = lambda count: None,
+    by_pass: Callable[..., Sequence[float]] = in_turn,
 ) -> np.ndarray:
     """Score of each sequence of tokens (int32 [t]), float64 [sequences], in their order, independent of the packing.
 
-    advance: called after each pass with the number of sequences it scored.
+    advance: called after each pass with the number of sequences it scored. by_pass: makes the passes, as `in_turn`
+    does, perhaps in several processes; a pass may be empty.
     """
-    result = np.zeros(len(sequences))
+
+    def score_pass(indices: Sequence[int]) -> list[float]:
+        rows = [(sequences[index], np.zeros(len(sequences[index]), dtype=np.float32)) for index in indices]
+        scores_S = scores(model, make_batch(rows).to(device)).double().tolist()
+        advance(len(indices))
+        return scores_S[: len(indices)]  # an empty pass has a segment that nobody asked for
+
     lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)
-    for group in pack_all(lengths, tokens_per_pass) if len(sequences) else ():
-        rows = [(sequences[index], np.zeros(len(sequences[index]), dtype=np.float32)) for index in group]
-        result[group] = scores(model, make_batch(rows).to(device)).double().cpu().numpy()
-        advance(len(group))
-    return result
+    passes = pack_all(lengths, tokens_per_pass) if len(sequences) else []
+    return np.array(by_pass(passes, score_pass), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from tuner.data.batch import Batch
+from tuner.models.exchange import own_tokens, whole_segments
+
+if TYPE_CHECKING:  # rows of one process do not load it
+    from torch.distributed.device_mesh import DeviceMesh
 
 NAME = "varlen"
 CAPABILITY = (8, 0)
@@ -64,10 +68,12 @@ def varlen_attention(
     segment_borders: tuple[int, ...] | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    row_processes: DeviceMesh | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each segment of one packed row; returns ([1, T, H, D], None).
 
+    row_processes: those that compute the row together, each with its part of the tokens; segments are the whole row's.
     Raises ValueError when segments are missing, as attention would then silently cross samples or left padding, and
     for soft caps, sinks and attention dropout, which are not supported.
     """
@@ -80,6 +86,10 @@ def varlen_attention(
     if torch.is_autocast_enabled(query_1HTD.device.type):  # full training: rotary embeddings are in fp32
         dtype = torch.get_autocast_dtype(query_1HTD.device.type)
         query_1HTD, key_1KTD, value_1KTD = (part.to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
+    if row_processes is not None:
+        query_1HTD, key_1KTD, value_1KTD = (
+            whole_segments(part, row_processes) for part in (query_1HTD, key_1KTD, value_1KTD)
+        )
     # the flash kernels have no fp32
     if query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):
         attend = _flash if _flash_function() is not None else _torch_varlen
@@ -95,9 +105,12 @@ def varlen_attention(
             scaling,
             sliding_window,
         )
-        return out_THD[None], None
-    lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
-    out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
+        out_1HTD = out_THD[None].transpose(1, 2)
+    else:
+        lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
+        out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
+    if row_processes is not None:
+        out_1HTD = own_tokens(out_1HTD, row_processes)
     return out_1HTD.transpose(1, 2), None
 
 

@@ -84,7 +84,8 @@ class LocalEngine:
                     tokens_per_pass=self.tokens_per_pass,
                 )
 
-        return self.devices.share_out(len(prompts), answer_share)
+        with self.roles.whole(self.role):  # answers differ in length, and processes in their number
+            return self.devices.share_out(len(prompts), answer_share)
 
     def weights_changed(self) -> None:
         """Nothing to do: the trained weights are the ones it generates with."""

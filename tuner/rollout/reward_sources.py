@@ -75,13 +75,14 @@ class ModelReward(RewardSource):
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """See RewardSource."""
 
-        def score_share(indices: list[int]) -> list[float]:
-            requests = [ScoreRequest.of(prompts[index], answers[index]) for index in indices]
-            sequences = self.inputs.make(requests)
-            with self.roles.role(self.role) as model:
-                return score_sequences(model, sequences, self.tokens_per_pass, self.devices.device).tolist()
+        def tokens_of(indices: list[int]) -> list[np.ndarray]:
+            return self.inputs.make([ScoreRequest.of(prompts[index], answers[index]) for index in indices])
 
-        return np.array(self.devices.share_out(len(answers), score_share))
+        devices, sequences = self.devices, self.devices.share_out(len(answers), tokens_of)
+        with self.roles.role(self.role) as model:
+            return score_sequences(
+                model, sequences, self.tokens_per_pass, devices.device, by_pass=devices.by_pass
+            )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuner.data.batch import Batch, make_batch
 from tuner.data.conversation import Prompt
-from tuner.data.packing import deal, pack
+from tuner.data.packing import pack
 from tuner.data.prompts import PromptSet
 from tuner.models.generate import Answer
 from tuner.rollout.engine import Engine
@@ -89,8 +89,8 @@ class Rollout:
             groups = pack(lengths.tolist(), tokens_per_pass)
             # Fullest first: rows are dealt in turns, and each rank gets about as much work.
             groups.sort(key=lambda group, lengths=lengths: -int(lengths[group].sum()))
-            local = deal(groups, devices.rank, devices.world)
-            rows += [self._row(number, part[group], devices.device) for group in local]
+            local = devices.share.of(groups)
+            rows += [self._row(number, part[list(group)], devices.device) for group in local]
         return rows
 
     def _row(self, mini_batch: int, answers: np.ndarray, device: torch.device) -> Row:

@@ -17,6 +17,7 @@ from tuner.losses.policy import kl_estimate
 from tuner.rollout.correlation import pearson, ranks, spearman
 from tuner.rollout.experience import Experience
 from tuner.rollout.rollout import Rollout
+from tuner.rollout.sampler_gap import sampled_logprobs
 from tuner.training.devices import Devices, sum_by_name
 
 NGRAM = 4
@@ -124,9 +125,6 @@ def repetition(tokens: np.ndarray) -> float:
 def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures) -> dict[str, float]:
     """Sums over the tokens of one row, and their number; added up over rows and ranks."""
     old_N, reference_N = experience.old_N, experience.reference_N
-    generated: list[np.ndarray] = [
-        rollout.answers[index].logprobs for index in experience.row.answers.tolist()
-    ]
     figures: dict[str, torch.Tensor] = {}
     if reference_N is not None:
         figures |= {
@@ -136,7 +134,7 @@ def _token_sums(rollout: Rollout, experience: Experience, further: TokenFigures)
         }
     figures |= {
         "entropy": experience.entropies_N,
-        "generator_gap": (old_N - torch.from_numpy(np.concatenate(generated)).to(old_N)).abs(),
+        "generator_gap": (old_N - sampled_logprobs(rollout, experience)).abs(),
         **further(experience),
     }
     sums: list[float] = torch.stack(

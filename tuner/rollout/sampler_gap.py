@@ -55,7 +55,8 @@ class SamplerGap:
 def sampled_logprobs(rollout: Rollout, observed: Observed) -> torch.Tensor:
     """The engine's log-probabilities of a row's answer tokens, fp32 [N]."""
     sampled: list[np.ndarray] = [rollout.answers[index].logprobs for index in observed.row.answers.tolist()]
-    return torch.from_numpy(np.concatenate(sampled)).to(observed.old_N)
+    # an empty one first: a row without answers has none to join
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *sampled])).to(observed.old_N)
 
 
 def corrected(

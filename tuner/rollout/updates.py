@@ -51,12 +51,14 @@ def updates(
         batches: Sequence[Batch] = ()
         if replay is not None and len(share):
             totals["replay_tokens"] = replay.target_weight(share.tolist())
-            local = replay.batches(share.tolist(), devices.rank, devices.world)
+            local = replay.batches(share.tolist(), devices.share)
             batches = [batch.to(devices.device) for batch in local]
+        # Rows without a loss are passed through the model only where others wait for as many passes.
+        keeps_all = devices.share.equal and len(learned) > 0
         # May be empty on a rank, which takes the step all the same: all join in summing gradients.
         part_experiences = [
             of_learned(experience)
             for experience in experiences
-            if experience.row.mini_batch == part and experience.row.learned_S.any()
+            if experience.row.mini_batch == part and (keeps_all or experience.row.learned_S.any())
         ]
         yield Update(part_experiences, batches, totals)

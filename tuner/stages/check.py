@@ -21,6 +21,8 @@ from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, Weights, peak_bytes
 from tuner.models.positions import Positions
 from tuner.models.rope import describe_rope
+from tuner.models.sharding import refuse_shards
+from tuner.models.shared_rows import refuse_shared_rows
 from tuner.stages.row_lengths import long_rows
 from tuner.training.resume_rules import reach_sentences
 
@@ -115,6 +117,8 @@ def memory_budget(
         gradient_checkpointing=config.gradient_checkpointing,
         adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
         language_head=language_head,
+        shards=config.parallel.shard,
+        row_processes=config.parallel.sequence,
     )
 
 
@@ -131,7 +135,16 @@ def check_model(
         seed=config.seed,
         head=head,
     )
+    refuse_model_in_layout(config, loaded)
     return CheckedModel(config, loaded)
+
+
+def refuse_model_in_layout(config: TrainingConfig, loaded: Loaded) -> None:
+    """Raise UserError for a model that cannot be laid out over processes as a config says."""
+    if config.parallel.shard > 1:
+        refuse_shards(loaded)
+    if config.parallel.sequence > 1:
+        refuse_shared_rows(loaded, config.parallel.sequence)
 
 
 def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:

@@ -20,6 +20,8 @@ from tuner.models.load import Head, load_model
 from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
+from tuner.models.sharding import shard
+from tuner.models.shared_rows import share_rows
 from tuner.stages.registry import stage_of
 from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
@@ -94,7 +96,21 @@ class Context:
             recompute_activations(loaded.model)
         # After loading: fresh adapters come from the plain seed, so that all ranks start from equal weights.
         self.seed_dropout(config.seed)
-        return Roles.of(role, loaded, self.devices.autocast)
+        roles = Roles.of(role, loaded, self.devices.autocast)
+        self.lay_out(roles)
+        return roles
+
+    def lay_out(self, roles: Roles) -> None:
+        """Lay the roles' models out over the processes as the config says: their frozen weights, and their rows.
+
+        Raises UserError for a model that cannot be.
+        """
+        mesh = self.devices.mesh
+        for loaded in roles.models:
+            if mesh.row is not None:
+                share_rows(loaded, mesh.row)
+            if mesh.shards is not None:
+                shard(loaded, mesh.shards)
 
     def trained(self, config: PackedConfig, roles: Roles) -> dict[str, Trained]:
         """The trained weights of a stage with one role, as one set."""

@@ -17,7 +17,7 @@ def load_finished(
     run: Run, config: SingleModelConfig, role: str, head: Head = "language"
 ) -> tuple[Devices, Roles]:
     """The config's devices, and on them the run's trained model in its one role."""
-    devices = Devices.of(config)
+    devices = Devices.unsharded(config)
     # Quantization and rope are recorded with the saved weights; a revision of a local folder is refused.
     model = config.model.model_copy(
         update={"path": str(run.model_folder), "revision": None, "quantization": None, "rope": None}

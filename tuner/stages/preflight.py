@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from tuner.config import Model, Source, StageConfig
+from tuner.config import Model, Parallel, Source, StageConfig
 from tuner.config.base import ConfigBase
 from tuner.config.functions import is_function_reference
 from tuner.config.model import refuse_missing_model
@@ -37,6 +37,13 @@ def preflight(config: StageConfig, folder: Path | None = None) -> None:
             raise UserError(f"{leaf.path} {leaf.value!r}: no such file; write file.py:function")
     if folder is not None and (folder / "config.json").is_file():
         RunFolder(folder).refuse_changes(config)
+
+
+def refuse_layout(config: StageConfig, processes: int) -> None:
+    """Raise UserError where so many processes cannot be laid out as a config says."""
+    for part in _parts(config):
+        if isinstance(part, Parallel):
+            part.refuse(processes)
 
 
 def _parts(config: ConfigBase) -> Iterator[ConfigBase]:

@@ -1,8 +1,8 @@
 """The accelerate door: where a run computes, in what precision, and how its processes add up.
 
 There is no DDP wrapper: it expects as many backward passes on every rank, and averages gradients over ranks. Here a
-rank may have more passes than another, or none, every pass divides its loss by the global total of its step, and
-gradients are summed once per update.
+rank may have more passes than another, or none (unless ranks hold a model in shards: see `Share`), every pass divides
+its loss by the global total of its step, and gradients are summed once per update.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
+from tuner.config.parallel import Parallel
 from tuner.config.stage_config import TrainingConfig
+from tuner.data.packing import Share
 from tuner.errors import UserError
 from tuner.models.arithmetic import product_precision
+from tuner.training.launch_settings import layout
+from tuner.training.mesh import Mesh
 
 T = TypeVar("T")
 
@@ -43,9 +47,12 @@ class Devices:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         precision: Literal["bf16", "fp32"] = "bf16",
         deterministic: bool = False,
+        parallel: Parallel | None = None,
     ) -> None:
-        """Join the processes that were launched. Raises UserError when there are too few GPUs, or sharding is on."""
-        _refuse_sharding()
+        """Join the processes that were launched. parallel: their layout; None: each holds a model whole.
+
+        Raises UserError when there are too few GPUs, or where the processes cannot be laid out so.
+        """
         on_gpu = device != "cpu" and torch.cuda.is_available()
         if device == "cuda" and not on_gpu:
             raise UserError(
@@ -79,10 +86,23 @@ class Devices:
             raise UserError(
                 f"{launched} processes were launched, but accelerate joins {self.world}: run `accelerate config`"
             )
+        self.mesh = Mesh.of(parallel or Parallel(), self.rank, self.world, self.device)
+        """Which processes hold a model, or compute a row, together."""
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Self:
-        """The devices that a stage's config names."""
+        """The devices that a stage's config names, and its layout of the processes."""
+        return cls(
+            device=config.device,
+            precision=config.precision,
+            deterministic=config.deterministic,
+            parallel=layout(config),
+        )
+
+    @classmethod
+    def unsharded(cls, config: TrainingConfig) -> Self:
+        """The same for a model that every process holds whole, as one that has been trained is measured."""
+        layout(config)  # whatever the launcher says of shards is taken away, and refused where it cannot hold
         return cls(device=config.device, precision=config.precision, deterministic=config.deterministic)
 
     @property
@@ -96,6 +116,11 @@ class Devices:
     @property
     def world(self) -> int:
         return self._accelerator.num_processes
+
+    @property
+    def share(self) -> Share:
+        """This process's part of the passes that are dealt to all."""
+        return self.mesh.share
 
     @property
     def is_main(self) -> bool:
@@ -126,10 +151,13 @@ class Devices:
             torch.cuda.synchronize(self.device)
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Each value summed over all ranks; a rank that lacks a name adds nothing to it."""
+        """Each value summed over all ranks; a rank that lacks a name adds nothing to it.
+
+        Ranks that compute their rows together have the same values, which count once.
+        """
         # not all_reduce, which needs the same names on every rank; added in the order of ranks, all get the
         # same bits
-        return sum_by_name(self.gather([values]))
+        return sum_by_name(self.gather([values] if self.mesh.leads_row else []))
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all ranks joined, by rank; the same on every rank."""
@@ -141,8 +169,17 @@ class Devices:
         work: takes some of the indices, and returns a result for each.
         """
         share = list(range(count))[self.rank :: self.world]
-        results = list(zip(share, work(share), strict=True)) if share else []
-        return [result for _, result in sorted(self.gather(results), key=lambda pair: pair[0])]
+        return self._in_order(list(zip(share, work(share), strict=True)) if share else [])
+
+    def by_pass(
+        self, passes: Sequence[Sequence[int]], work: Callable[[Sequence[int]], Sequence[T]]
+    ) -> list[T]:
+        """Results for the indices in some passes, by index and on every rank; each rank makes its share of the passes.
+
+        work: makes a pass, perhaps an empty one, and returns a result for each of its indices.
+        """
+        results = [pair for share in self.share.of(passes) for pair in zip(share, work(share), strict=True)]
+        return self._in_order(results if self.mesh.leads_row else [])
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks, in flat buckets.
@@ -167,6 +204,10 @@ class Devices:
             sizes = [parameter.numel() for parameter in bucket]
             for parameter, summed in zip(bucket, flat.split(sizes), strict=True):
                 parameter.grad = summed.view_as(parameter)
+
+    def _in_order(self, results: list[tuple[int, T]]) -> list[T]:
+        """The results of all ranks, each with its index, in the order of the indices."""
+        return [result for _, result in sorted(self.gather(results), key=lambda pair: pair[0])]
 
     def memory_gib(self) -> float:
         """Peak memory of this process: the GPU's allocator, or resident memory on CPU."""
@@ -208,12 +249,3 @@ def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Par
         buckets[-1].append(parameter)
         room -= parameter.numel()
     return [bucket for bucket in buckets if bucket]
-
-
-def _refuse_sharding() -> None:
-    for plugin in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("true", "1"):
-            raise UserError(
-                f"accelerate is configured for {plugin}, which tuner does not use (on CPU accelerate would silently "
-                "run DDP instead): choose plain multi-GPU or multi-CPU in `accelerate config`"
-            )

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tuner.config.evaluation import Validation
 from tuner.config.stage_config import TrainingConfig
+from tuner.data.packing import Share
 from tuner.data.stream import Contents
 from tuner.errors import DivergedError
 from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError, generator_state, restore, snapshot
@@ -42,7 +43,7 @@ class Steps(Protocol):
 
     def __len__(self) -> int: ...
 
-    def contents(self, step: int, rank: int, world: int) -> Contents:
+    def contents(self, step: int, share: Share) -> Contents:
         """One rank's share of a step, known before the step begins."""
         ...
 
@@ -202,7 +203,7 @@ class Loop:
         while self.ended_early and not self.counters.stopped_early and not self._signals.ends:
             index = self.counters.step
             self._started = time.perf_counter()
-            contents = self._steps.contents(index, self._devices.rank, self._devices.world)
+            contents = self._steps.contents(index, self._devices.share)
             step = Step(index, contents, self._devices, self._updater, self._finish)
             yield step
             if not step.finished:
@@ -331,7 +332,7 @@ class Loop:
             record,
             total_steps=self.total_steps,
             rates=self._updater.by_set("lr", self._updater.learning_rates(step)),
-            epoch=self._steps.contents(step - 1, self._devices.rank, self._devices.world).epoch,
+            epoch=self._steps.contents(step - 1, self._devices.share).epoch,
         )
 
     def _milestone_sentences(self) -> list[str]:

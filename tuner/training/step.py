@@ -81,8 +81,16 @@ class Step:
         result = self._updater.apply(self.index, self._sums, sets)
         self.grad_norms = result.grad_norms
         self.is_finite &= result.applied
-        totals = {name: self.totals.get(per, 1.0) for name, per in self._divisors.items()}
-        # a rank without batches has counted nothing, and has no total to a name that others have
+        # of all ranks: one without a batch has counted nothing, and one with replayed rows alone has counted only those
+        divisors = {pair for of_rank in self._devices.gather([self._divisors]) for pair in of_rank.items()}
+        totals = {
+            name: total
+            for per, total in reversed(
+                list(self.totals.items())
+            )  # of several, the first total of the step counts
+            for name, divisor in divisors
+            if divisor == per
+        }
         self.updates.append({name: (mean, totals.get(name, 1.0)) for name, mean in result.sums.items()})
         self._sums = {}
 
@@ -103,7 +111,8 @@ class Step:
         self.finished = True
 
     def means(self) -> dict[str, float]:
-        """Means over the updates, weighted by their totals; the weight of `loss` is the total of its first term."""
+        """Means over the updates, weighted by their totals; the weight of `loss` is the step's first total that a term
+        of it is divided by."""
         values: dict[str, list[tuple[float, float]]] = {}
         for update in self.updates:
             for name, mean_and_total in update.items():

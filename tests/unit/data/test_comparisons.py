@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tuner.data.batch import gather, make_batches
+from tuner.data.batch import gather, pack_all
 from tuner.data.comparisons import ComparisonCollector, Comparisons, TokenizedComparison, pairs_of
+from tuner.data.packing import Share
 from tuner.data.stream import make_stream
 
 NAMES = ("brief", "long")
@@ -129,7 +130,7 @@ def test_taking_rows_keeps_all_they_hold(many):
 
 @pytest.mark.parametrize("tokens_per_pass", [25, 40, 1000])
 def test_packing_loses_nothing_and_pairs_point_at_their_answers(many, tokens_per_pass):
-    batches = make_batches(many, tokens_per_pass)
+    batches = [gather(many, group) for group in pack_all(many.lengths, tokens_per_pass)]
     assert all(len(batch.tokens_T) <= tokens_per_pass for batch in batches)
     pairs = Counter(pair for batch in batches for pair in pairs_in(batch))
     expected: Counter = Counter()
@@ -168,7 +169,7 @@ def test_the_steps_of_a_run_hold_every_row_once_whatever_the_passes(many, world)
     for step in range(len(streams[0].steps)):
         held = []
         for stream in streams:
-            batches = [batch for rank in range(world) for batch in stream.contents(step, rank, world).batches]
+            batches = [batch for rank in range(world) for batch in stream.batches(step, Share(rank, world))]
             held.append(Counter(pair for batch in batches for pair in pairs_in(batch)))
             totals = stream.totals(step)
             weights = sum(float(batch.pairs.weights_P.sum()) for batch in batches if batch.pairs)

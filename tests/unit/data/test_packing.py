@@ -6,7 +6,7 @@ from bisect import bisect_left
 import numpy as np
 import pytest
 
-from tuner.data.packing import deal, exhausted, mixed, pack, plan_steps, shuffled
+from tuner.data.packing import Share, exhausted, mixed, pack, plan_steps, shuffled
 
 
 def long_tailed(count: int, seed: int = 0) -> np.ndarray:
@@ -103,8 +103,15 @@ def test_seeds_and_epochs_change_the_order():
 
 def test_ranks_share_passes_and_may_get_none():
     passes = [[0], [1], [2]]
-    assert [deal(passes, rank, 2) for rank in range(2)] == [[[0], [2]], [[1]]]
-    assert deal(passes[:1], 1, 2) == []
+    assert [Share(rank, 2).of(passes) for rank in range(2)] == [[[0], [2]], [[1]]]
+    assert Share(1, 2).of(passes[:1]) == []
+
+
+def test_ranks_that_hold_a_model_together_get_as_many_passes():
+    passes = [[0], [1], [2], [3]]
+    assert [Share(rank, 3, equal=True).of(passes) for rank in range(3)] == [[[0], [3]], [[1], ()], [[2], ()]]
+    assert [Share(rank, 2, equal=True).of(passes) for rank in range(2)] == [[[0], [2]], [[1], [3]]]
+    assert [Share(rank, 2, equal=True).of([]) for rank in range(2)] == [[], []]
 
 
 def test_sources_keep_their_shares_while_they_last():

@@ -5,7 +5,7 @@ import pytest
 
 from tuner.config.data import Source
 from tuner.data.examples import Origins
-from tuner.data.packing import StepPlan, exhausted
+from tuner.data.packing import Share, StepPlan, exhausted
 from tuner.data.prompt_stream import PromptStream, plan_prompts
 from tuner.data.prompts import PromptSet
 from tuner.errors import UserError
@@ -74,7 +74,7 @@ def test_a_run_without_prompts_is_refused():
 
 def test_what_the_loop_knows_of_a_step_before_it_begins():
     stream = plan(10, 4, 3.0)
-    contents = stream.contents(2, rank=1, world=2)
+    contents = stream.contents(2, Share(1, 2))
     assert (contents.epoch, contents.batches, contents.totals, contents.tokens) == (1.2, (), {}, 0)
     assert stream.origins(2) == [f"a.jsonl:{index + 1}" for index in stream.step(2)]
 

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.data.test_stream import examples
 from tuner.config import Source
 from tuner.data.examples import Examples
+from tuner.data.packing import Share
 from tuner.data.replay import ReplayStream
 
 LENGTHS = (5, 17, 3, 40, 8, 8, 22, 2, 11, 30)
@@ -101,7 +102,7 @@ def test_drawing_does_not_change_the_cursor():
 @pytest.mark.parametrize("tokens_per_pass", [40, 64, 400])
 def test_every_row_is_trained_on_once_by_any_rank(world, tokens_per_pass):
     replay, rows = stream(tokens_per_pass=tokens_per_pass), [3, 0, 7, 3, 9]
-    batches = [batch for rank in range(world) for batch in replay.batches(rows, rank, world)]
+    batches = [batch for rank in range(world) for batch in replay.batches(rows, Share(rank, world))]
     assert all(len(batch.tokens_T) <= tokens_per_pass for batch in batches)
     replayed = sorted(
         tuple(batch.tokens_T[start:end].tolist())

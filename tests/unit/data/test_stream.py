@@ -5,6 +5,7 @@ import pytest
 
 from tuner.data.batch import make_batch
 from tuner.data.examples import Examples, Origins
+from tuner.data.packing import Share
 from tuner.data.stream import make_stream
 
 
@@ -53,7 +54,7 @@ def test_every_split_of_a_step_holds_the_same_targets(tokens_per_pass, world):
     for step in range(len(whole.steps)):
         pairs = []
         for one, ranks in ((whole, 1), (split, world)):
-            batches = [batch for rank in range(ranks) for batch in one.contents(step, rank, ranks).batches]
+            batches = [batch for rank in range(ranks) for batch in one.batches(step, Share(rank, ranks))]
             assert all(len(batch.tokens_T) <= one.tokens_per_pass for batch in batches)
             pairs.append(sorted(pair for batch in batches for pair in targets(batch)))
         assert pairs[0] == pairs[1]
@@ -62,4 +63,4 @@ def test_every_split_of_a_step_holds_the_same_targets(tokens_per_pass, world):
 
 
 def test_a_rank_may_have_no_pass():
-    assert stream(128, (100,)).batches(0, rank=1, world=2) == []
+    assert stream(128, (100,)).batches(0, Share(1, 2)) == []

@@ -52,14 +52,14 @@ def scene(monkeypatch):
             for ids, end in zip(tokens, ended, strict=True)
         ]
 
-    def score(model, sequences, tokens_per_pass, device):
+    def score(model, sequences, tokens_per_pass, device, **by_pass):
         received["scored"] = sequences
         return np.arange(float(len(sequences)))
 
     monkeypatch.setattr(engine, "generate", generate)
     monkeypatch.setattr(reward_sources, "score_sequences", score)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
-    roles = SimpleNamespace(role=nullcontext, tokenizer=tokenizer)
+    roles = SimpleNamespace(role=nullcontext, whole=nullcontext, tokenizer=tokenizer)
     return roles, Devices.of(CONFIG), received
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.unit.data.test_comparisons import comparisons
 from tuner.config import FocalRanking
-from tuner.data.batch import gather, make_batch, make_batches
+from tuner.data.batch import gather, make_batch, pack_all
 from tuner.models.pair_sums import PairSums, pair_sums
 
 
@@ -111,7 +111,19 @@ def test_sums_are_the_same_however_rows_are_packed(tokens_per_pass):
         return torch.stack([_values(pair_sums(_scores(batch), batch, loss)) for batch in batches]).sum(0)
 
     one_by_one = sums([gather(rows, [index]) for index in range(40)])
-    torch.testing.assert_close(sums(make_batches(rows, tokens_per_pass)), one_by_one, rtol=1e-5, atol=1e-5)
+    packed = sums([gather(rows, group) for group in pack_all(rows.lengths, tokens_per_pass)])
+    torch.testing.assert_close(packed, one_by_one, rtol=1e-5, atol=1e-5)
+
+
+def test_an_empty_pass_adds_nothing_to_any_sum_or_gradient():
+    rows = comparisons([(0, 1), (0, 1)])
+    batch = gather(rows, ())
+    scores = torch.full((len(batch.borders) - 1,), 0.3, requires_grad=True)
+    assert _values(pair_sums(scores, batch, FocalRanking())).abs().max() == 0
+    sums = pair_sums(scores, batch, FocalRanking())
+    (sums.ranking + sums.penalty).backward()
+    assert scores.grad is not None
+    assert not scores.grad.any()
 
 
 def test_a_batch_of_another_kind_is_refused():

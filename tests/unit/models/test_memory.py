@@ -114,3 +114,22 @@ def test_one_model_of_seven_billion_weights(name, gib, tmp_path):
         language_head=config.stage == "sft",
     )
     assert peak_bytes(budget, [loaded]) / 2**30 == pytest.approx(gib, rel=0.001)
+
+
+def test_shards_of_twenty_billion_weights_by_hand(tmp_path):
+    """Packed weights are shared by the processes, but for what a pass gathers; scales and trained weights are not."""
+    layer = 2 * 6144**2 + 2 * 6144 * 1024 + 3 * 6144 * 16384  # q and o, k and v, the MLP's three
+    packed_layer = layer / 2 + 2 * (4 * 6144 + 2 * 1024)  # and in bf16 two norms, and attention's four biases
+    outside = (2 * 92_544 * 6144 + 6144) * 2  # embedding, head and last norm in bf16
+    base = model_folder(tmp_path / "base", SHAPES["20b"])
+    model = Model(path=str(base), quantization="nf4")
+    loaded = load_model(model, precision="bf16", device=META, adapter=LoRA(r=64))
+    budget = MemoryBudget("bf16", 8, 16_384, True, adapter_dropout=0.0, language_head=True)
+    whole = peak_bytes(budget, [loaded])
+    for shards in (2, 8):
+        saved = (48 * packed_layer + outside) * (1 - 1 / shards) - outside - 2 * packed_layer
+        assert whole - peak_bytes(replace(budget, shards=shards), [loaded]) == pytest.approx(saved, rel=1e-6)
+    # where activations are small, a device must have room for the base as it is loaded, and as it generates
+    small = replace(budget, tokens_per_pass=64)
+    floor = [peak_bytes(replace(small, shards=shards), [loaded]) for shards in (4, 8)]
+    assert floor[0] == floor[1] < peak_bytes(small, [loaded])

@@ -150,9 +150,9 @@ def spy(monkeypatch, call):
     """(result, the token sequences that were scored) of a call."""
     scored_sequences = []
 
-    def spying(model, sequences, *rest):
+    def spying(model, sequences, *rest, **settings):
         scored_sequences.extend(np.array(tokens) for tokens in sequences)
-        return score_sequences(model, sequences, *rest)
+        return score_sequences(model, sequences, *rest, **settings)
 
     monkeypatch.setattr(module, "score_sequences", spying)
     return call(), scored_sequences

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tuner.data.conversation import Prompt, Turn
+from tuner.data.packing import Share
 from tuner.models.generate import Answer
 from tuner.rollout.rollout import Rollout
 from tuner.rollout.rollout_figures import repetition
@@ -18,8 +19,8 @@ class Alone:
 
     device = torch.device("cpu")
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world: int = 1, equal: bool = False) -> None:
+        self.share = Share(rank, world, equal)
 
 
 def rollout(prompts=PROMPTS, answers=ANSWERS) -> Rollout:

@@ -23,15 +23,6 @@ def test_memorizing_by_hand(recent, rising):
     assert is_rising(recent) is rising
 
 
-@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
-def test_sharding_plugins_are_refused(plugin, monkeypatch):
-    from tests.equivalence.conftest import SMALL
-
-    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
-    with pytest.raises(UserError, match=f"accelerate is configured for {plugin}"):
-        Devices.of(SMALL)
-
-
 def test_an_absent_gpu_is_said():
     import torch
 

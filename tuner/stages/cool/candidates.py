@@ -50,7 +50,7 @@ def write_candidates(config: COOL, context: Context, place: RoundPlace) -> None:
     if place.candidates.is_file():
         return
     policy: Any = context.with_usable_models(place.policy.config)
-    devices = Devices.of(policy)
+    devices = Devices.unsharded(policy)
     with context.reading() as progress:
         prompts, chat_template = _prompts(place, policy, progress)
     chosen = _drawn_prompts(config, place, len(prompts))

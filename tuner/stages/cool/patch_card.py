@@ -52,7 +52,7 @@ def patch_card(
 
     Also returns the distribution of its scores on the test rows, if there are any. All ranks call it together.
     """
-    devices = Devices.of(reward)
+    devices = Devices.unsharded(reward)
     loaded = load_model(model, precision=reward.precision, device=devices.device, train=False, head="score")
     roles = Roles.of("reward", loaded, devices.autocast)
     original = make_report(reward, roles, devices, controls=())

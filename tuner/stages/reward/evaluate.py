@@ -43,11 +43,17 @@ def make_report(
 
     @contextmanager
     def scoring(answers: int) -> Generator[Scoring]:
-        share = -(-answers // devices.world)  # which is what one rank scores
-        bar = progress_bar("Scoring held-out answers", share) if devices.is_main else nullcontext(_silent)
+        bar = progress_bar("Scoring held-out answers", answers) if devices.is_main else nullcontext(_silent)
         with bar as advance:
+            # the others score about as many answers at a time
             yield lambda rows: _finite(
-                score_comparisons(rows, roles, devices, config.tokens_per_pass, advance)
+                score_comparisons(
+                    rows,
+                    roles,
+                    devices,
+                    config.tokens_per_pass,
+                    lambda count: advance(count * devices.world),
+                )
             )
 
     settings = ReportSettings(config.data, config.reward_token, config.evaluation, config.loss)

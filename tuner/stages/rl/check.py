@@ -18,7 +18,7 @@ from tuner.models.positions import check_generated_length
 from tuner.models.reward_roles import reward_role_names
 from tuner.models.roles import Role, Roles
 from tuner.rollout.rules import load_rule
-from tuner.stages.check import META, CheckReport, memory_budget, model_figures
+from tuner.stages.check import META, CheckReport, memory_budget, model_figures, refuse_model_in_layout
 from tuner.stages.rl.engine import engine_notes, refuse_engine
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run, reward_reader
@@ -35,6 +35,8 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         load_rule(rule.function, f"added_rewards.{index}")
     algorithm, untrained_reward = algorithm_of(config), bool(_reward_fields(config) & stand_ins)
     roles = _load_roles(config, algorithm, stand_ins)
+    for loaded in roles.models:
+        refuse_model_in_layout(config, loaded)
     check_generated_length(
         roles.loaded.transformer, config.prompts.max_length + config.sampling.max_new_tokens
     )

@@ -76,7 +76,7 @@ def _measure(
     run: Run, config: PolicyConfig, against: Sequence[str], names: Mapping[str, str], grown: Sequence[str]
 ) -> tuple[PolicyCard, list[FormEffect]]:
     """The policies' answers judged, and those of the run's rewritten in form. grown: phrases that grew in training."""
-    folder, devices = run.folder, Devices.of(config)
+    folder, devices = run.folder, Devices.unsharded(config)
     # Everything that can be refused comes before any generation: a mistyped name must not cost hours.
     rule = load_rule(config.evaluation.rule, "evaluation.rule")
     reward = find_reward(config, devices)

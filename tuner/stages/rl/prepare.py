@@ -292,6 +292,7 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
         for name, fingerprint in loaded.fingerprints.items():
             context.run.pin(name, fingerprint, path=paths[name])
     context.seed_dropout(config.seed)
+    context.lay_out(roles)
     prompts, stream, replay = load_rows(config, context, loaded)
     check_generated_length(
         roles.loaded.transformer, config.prompts.max_length + config.sampling.max_new_tokens
