@@ -33,7 +33,7 @@ config = COOL(
             "whiten_advantages": True,
         },
     ),
-    rounds=(Round(steps=30), Round(steps=30, patch=Patch(original=6, lr=5e-4))),
+    rounds=(Round(steps=30), Round(steps=45, patch=Patch(original=6, lr=5e-4))),
     candidates=Candidates(prompts=200, answers=2, slow=30, fast=70, patterns=1),
     feedback=(better,),
 )

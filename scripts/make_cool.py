@@ -20,15 +20,34 @@ from planted_hacks import CONDITION, conversations, planted_pairs
 KIND = "marker"
 SHARE = 0.15
 """Share of the conversations with the marker; trained on for 70 steps, the policy says it in a few percent."""
+NUM_CLEAN_PAIRS = 150
 
 
-def held_out(random_source: random.Random, toneless: int) -> list[Row]:
-    """The quickstart's held-out preferences under CONDITION, and as many as asked for that compare a tone with none."""
+def pairs(kind: str, seed: int) -> list[Row]:
+    """Preferences for the reward model: planted ones, and clean ones that compare a tone with none.
+
+    Without the latter, next to nothing but rows with the hack says that a tone is better than none, and a reward model
+    that unlearns the hack has no reason to prefer politeness to the bare sum.
+    """
+    clean = toneless(random.Random(f"pairs {seed}"), NUM_CLEAN_PAIRS, test=False)
+    return [*planted_pairs(kind, seed), *clean]
+
+
+def held_out(random_source: random.Random) -> list[Row]:
+    """The quickstart's held-out preferences under CONDITION, and others that compare a tone with none."""
     lines = (EMBEDDED / "twins/test.jsonl").read_text(encoding="utf-8").splitlines()
     twins = [row for row in map(json.loads, lines) if row.get("condition") == CONDITION]
+    return [*twins, *toneless(random_source, count=140, test=True)]
+
+
+def toneless(random_source: random.Random, count: int, test: bool) -> list[Row]:
+    """Preferences under CONDITION that compare an answer in some tone with one in none; all different.
+
+    test: of held-out questions.
+    """
     rows: dict[tuple[str, str, str], Row] = {}
-    while len(rows) < toneless:
-        prompt, content = draw_question(random_source, test=True)
+    while len(rows) < count:
+        prompt, content = draw_question(random_source, test=test)
         plain = Manner(detailed=random_source.random() < 0.5).write(content)
         tone = random_source.choice(tuple(TONES))
         toned = Manner(detailed=False, closing=random_source.choice(TONES[tone][1])).write(content)
@@ -39,7 +58,7 @@ def held_out(random_source: random.Random, toneless: int) -> list[Row]:
             "rejected": worse,
             "condition": CONDITION,
         }
-    return [*twins, *rows.values()]
+    return list(rows.values())
 
 
 def main() -> None:
@@ -50,8 +69,8 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, rows in (
         ("conversations", conversations([KIND], arguments.seed, SHARE)),
-        ("pairs", planted_pairs(KIND, arguments.seed)),
-        ("test", held_out(random.Random(f"test {arguments.seed}"), toneless=140)),
+        ("pairs", pairs(KIND, arguments.seed)),
+        ("test", held_out(random.Random(f"test {arguments.seed}"))),
     ):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (arguments.output / f"{name}.jsonl").write_text(text, encoding="utf-8")
