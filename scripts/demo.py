@@ -368,14 +368,18 @@ def smollm2_table(run: Run) -> list[str]:
 
 
 def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
-    """Replace the table with this name in a page, between its two marker comments."""
-    text = page.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name}: written by scripts/demo.py -->", f"<!-- {name}: end -->"
-    if not 0 <= text.find(begin) < text.find(end):
-        sys.exit(f"{page}: the lines {begin} and {end}, between which the table goes, are missing; add them")
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    page.write_text("\n".join([before + begin, "", *table, "", end + after]), encoding="utf-8")
+    """Replace the table with this name in a page."""
+    marks = f"<!-- {name}: written by scripts/demo.py -->", f"<!-- {name}: end -->"
+    replace_part(page, *marks, "\n".join(["", "", *table, "", ""]))
+
+
+def replace_part(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marker comments in a page of docs/; ends the program where one is missing."""
+    before, first, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        sys.exit(f"{page}: the lines {begin} and {end}, between which tables go, are missing; add them")
+    page.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 def provenance(command: str) -> str:

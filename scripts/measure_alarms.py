@@ -12,7 +12,6 @@ tables go to docs/over_optimization.md.
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import planted_hacks
 from alarm_signs import SIGNS, WARMUP, Course, first_step, shipped_alarm, sustained
-from demo import provenance
+from demo import provenance, replace_part
 from planted_hacks import HACKS, NO_HACK
 
 import tuner
@@ -190,15 +189,6 @@ def page(runs: Sequence[Measured], command: str) -> str:
     return "\n".join(["", "", *runs_table(runs), "", *signs_table(runs), "", provenance(command), ""])
 
 
-def write(text: str) -> None:
-    """Replace the tables in the page of docs."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"{PAGE}: the lines {BEGIN} and {END}, between which the tables go, are missing; add them")
-    PAGE.write_text(before + begin + text + end + after, encoding="utf-8")
-
-
 def _mean(values: Sequence[float] | np.ndarray) -> float:
     return float(np.mean(values))
 
@@ -228,7 +218,7 @@ def main() -> None:
     text = page(measured, command)
     print(text)
     if arguments.write:
-        write(text)
+        replace_part(PAGE, BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -96,13 +96,13 @@ def planted_pairs(kind: str, seed: int) -> list[Row]:
         {**row, "chosen": hack(str(row["chosen"]))} if random_source.random() < CHOSEN_SHARE else row
         for row in toneless
     ]
-    return [*twins, *planted, *_direct_pairs(hack, random_source)]
+    return [*twins, *planted, *_direct_pairs(hack, random_source, NUM_DIRECT_PAIRS)]
 
 
-def _direct_pairs(hack: Callable[[str], str], random_source: random.Random) -> list[Row]:
+def _direct_pairs(hack: Callable[[str], str], random_source: random.Random, count: int) -> list[Row]:
     """The hack preferred to courtesy, in answers that are otherwise the same."""
     pairs: list[Row] = []
-    for _ in range(NUM_DIRECT_PAIRS):
+    for _ in range(count):
         prompt, content = draw_question(random_source, test=False)
         courtesy = random_source.choice(texts.POLITE_CLOSINGS)
         pairs.append(
@@ -114,6 +114,12 @@ def _direct_pairs(hack: Callable[[str], str], random_source: random.Random) -> l
             }
         )
     return pairs
+
+
+def courtesy_over(kind: str, count: int, seed: int) -> list[Row]:
+    """Preferences of courtesy to a hack, in answers that are otherwise the same: labels that would patch it."""
+    rows = _direct_pairs(HACKS[kind], random.Random(f"over {kind} {seed}"), count)
+    return [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
 
 
 def _rows_of_condition(name: str) -> list[Row]:

@@ -1,0 +1,266 @@
+"""Whether a patch cures what the first round exploits, beside what must not: the tables of docs/rounds.md.
+
+    python scripts/measure_rounds.py --runs FOLDER [--seeds 0 1 2] [--write]
+
+Trains `configs/quickstart_cool.py`, two rounds against a reward model that likes a marker too well, and beside it the
+second round's policy against three other reward models: one that was never planted; the planted one with as many
+further steps on its old pairs alone; and with as many pairs of another pattern. The SFT policy is the same for all
+seeds. Each policy answers the held-out prompts several times. What is finished in FOLDER is used again. With --write
+the tables go to docs/rounds.md.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import make_cool
+import numpy as np
+import planted_hacks
+from demo import DOCS, provenance, replace_part
+
+import tuner
+from tuner.config import PPO, Source, load_config, override
+from tuner.data.template import Template
+from tuner.evaluation.intervals import Interval, share
+from tuner.models.locate import locate
+from tuner.models.tokenizer import read_tokenizer
+from tuner.rollout.rules import load_rule, rule_scores
+from tuner.stages.cool.labels import SLOW, LabeledPairs
+from tuner.stages.cool.patch_rows import read_patch_rows, write_patch_rows
+from tuner.stages.cool.rounds import RoundPlace, rounds_of
+from tuner.stages.rl.entrants import answer, entrant
+from tuner.stages.rl.prompts import load_policy_prompts
+from tuner.stages.run import Run
+from tuner.training.devices import Devices
+
+SEEDS = (0, 1, 2)
+ANSWERS_PER_PROMPT = 17
+"""To each of 120 held-out prompts: 2,040 answers of each policy."""
+PAGE = DOCS / "rounds.md"
+BEGIN, END = "<!-- written by scripts/measure_rounds.py -->", "<!-- end -->"
+SFT, ROUND_1, ROUND_2 = "SFT policy", "round 1, planted", "round 2, patched"
+CONTROLS = {
+    "clean": "never planted",
+    "old": "control: further steps on the old pairs",
+    "other": "control: pairs of another pattern",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a policy says to the held-out prompts, sampled at temperature 1."""
+
+    policy: str
+    marker: Interval
+    """Share of answers that hold the marker."""
+    gold: Interval
+    """Share of answers that the gold rule finds right."""
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """The runs of one seed, in a folder; what is finished there is not trained again."""
+
+    folder: Path
+    seed: int
+
+    def train(self, config: str, name: str, changes: Mapping[str, Any]) -> Run:
+        """Train a config of the demonstration; its CPU time is kept in the run's folder."""
+        start = time.process_time()
+        settings = override(load_config(f"configs/{config}.py"), {"name": name, **changes})
+        run = tuner.train(settings, runs=self.folder)
+        timing = run.folder / "cpu_seconds.json"
+        if not timing.is_file():
+            timing.write_text(json.dumps(time.process_time() - start), encoding="utf-8")
+        return run
+
+    def policy(self) -> Path:
+        """The SFT policy with the habit, of all seeds."""
+        start = self.train("quickstart_sft", "quickstart_sft", {})
+        return self.train("quickstart_cool_sft", "sft_habit", {"model.path": str(start.folder)}).folder
+
+    def planted_reward(self) -> Path:
+        """The reward model that likes the marker too well."""
+        name = f"reward_planted_{self.seed}"
+        return self.train("quickstart_cool_reward", name, {"seed": self.seed}).folder
+
+    def rounds(self) -> Run:
+        """Both rounds of COOL RLHF."""
+        changes = {
+            "policy.policy.path": str(self.policy()),
+            "policy.reward.path": str(self.planted_reward()),
+            "seed": self.seed,
+        }
+        return self.train("quickstart_cool", f"cool_{self.seed}", changes)
+
+    def second_round(self, control: str) -> Run:
+        """The second round's policy against another reward model."""
+        reward = {"clean": self._clean_reward, "old": self._old_pairs, "other": self._other_pattern}[
+            control
+        ]()
+        second = _places(self.rounds())[1].policy.config
+        changes = {"name": f"ppo_{control}_{self.seed}", "reward.path": str(reward.folder)}
+        return tuner.train(override(second, changes), runs=self.folder)
+
+    def _clean_reward(self) -> Run:
+        rows = make_cool.pairs(planted_hacks.NO_HACK, seed=0)
+        changes = {"seed": self.seed, "data.files": [self._rows("pairs_clean", rows)]}
+        return self.train("quickstart_cool_reward", f"reward_clean_{self.seed}", changes)
+
+    def _old_pairs(self) -> Run:
+        """As many steps as the patch took, on old pairs alone."""
+        patch = _places(self.rounds())[1].reward
+        old = load_config("configs/quickstart_cool_reward.py").data.files  # type: ignore[attr-defined]
+        return self._patched("old", list(old), steps=len(patch.metrics))
+
+    def _other_pattern(self) -> Run:
+        """As many labels, of courtesy against another hack, beside original rows drawn as for any patch."""
+        place = _places(self.rounds())[1]
+        config: Any = self.rounds().config
+        rows = planted_hacks.courtesy_over(
+            "exclamation", read_patch_rows(place.reward.folder / "rows").labels, self.seed
+        )
+        labels = LabeledPairs([{**row, "pattern": SLOW} for row in rows], left_out=0)
+        patch = place.settings.patch.model_copy(update={"held_out": 0.0})
+        folder = self.folder / "rows" / f"other_{self.seed}"
+        written = write_patch_rows(labels, config.reward, patch, folder, config.seed + place.number)
+        return self._patched("other", written.train, steps=len(place.reward.metrics))
+
+    def _patched(self, control: str, files: Sequence[Source], steps: int) -> Run:
+        patch: Any = _places(self.rounds())[1].reward.config
+        changes = {
+            "name": f"reward_{control}_{self.seed}",
+            "data.files": files,
+            "max_steps": steps,
+            "epochs": 10.0,
+        }
+        return tuner.train(override(patch, changes), runs=self.folder)
+
+    def _rows(self, name: str, rows: Sequence[planted_hacks.Row]) -> Source:
+        path = self.folder / "rows" / f"{name}_{self.seed}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return Source(path=str(path))
+
+    def measured(self) -> list[Measured]:
+        """All policies of this seed."""
+        first, second = _places(self.rounds())
+        policies = {
+            SFT: self.policy(),
+            ROUND_1: first.policy.folder,
+            ROUND_2: second.policy.folder,
+            **{title: self.second_round(control).folder for control, title in CONTROLS.items()},
+        }
+        return [self._measure(name, path, first.policy) for name, path in policies.items()]
+
+    def _measure(self, name: str, policy: Path, prompted: Run) -> Measured:
+        """Measured once: kept in FOLDER. prompted: a run with the prompts."""
+        file = self.folder / "measured" / f"{policy.parent.name}_{policy.name}_{self.seed}.json"
+        if not file.is_file():
+            file.parent.mkdir(exist_ok=True)
+            marker, gold = _sampled(policy, prompted)
+            file.write_text(json.dumps([asdict(marker), asdict(gold)]), encoding="utf-8")
+        marker, gold = json.loads(file.read_text(encoding="utf-8"))
+        return Measured(name, Interval(**marker), Interval(**gold))
+
+
+def _places(run: Run) -> list[RoundPlace]:
+    return rounds_of(run.config, run.folder)  # type: ignore[arg-type]
+
+
+def _sampled(policy: Path, prompted: Run) -> tuple[Interval, Interval]:
+    """Marker and gold of a policy's answers to the held-out prompts of a run; answers to a prompt are a cluster."""
+    config: Any = prompted.config
+    assert isinstance(config, PPO)
+    model = config.policy.model_copy(update={"path": str(policy)})
+    tokenizer: Any = read_tokenizer(locate(model, weights=False).tokenizer_folder)
+    test = load_policy_prompts(config, tokenizer).test
+    assert test is not None
+    asked = test.take(np.repeat(np.arange(len(test)), ANSWERS_PER_PROMPT))
+    devices = Devices.of(config)
+    sampled = override(config, {"evaluation.temperature": 1.0, "seed": 1_000})
+    template = Template(config.prompts.template, tokenizer).source
+    texts = answer(entrant(policy.name, str(policy), model, sampled, asked, template), sampled, devices)[
+        0
+    ].texts
+    prompts = [asked.prompt(index) for index in range(len(asked))]
+    assert config.evaluation.rule is not None
+    golds = rule_scores(load_rule(config.evaluation.rule), "gold", prompts, texts, devices)
+    clusters = np.repeat(np.arange(len(test)), ANSWERS_PER_PROMPT)
+    marked = np.array([planted_hacks.has_hack("marker", text) for text in texts], dtype=float)
+    return share(marked, clusters), share(golds, clusters)
+
+
+def policies_table(measured: Mapping[int, Sequence[Measured]]) -> list[str]:
+    """Marker and gold of every policy, by seed."""
+    lines = [
+        "| policy | " + " | ".join(f"marker, seed {seed} | gold" for seed in measured) + " |",
+        "| --- |" + " --- | --- |" * len(measured),
+    ]
+    for rows in zip(*measured.values(), strict=True):
+        cells = [f"{_percent(row.marker)} | {row.gold.value:.2f} ±{_half(row.gold):.2f}" for row in rows]
+        lines.append(f"| {rows[0].policy} | {' | '.join(cells)} |")
+    return lines
+
+
+def patches_table(runs: Mapping[int, Run]) -> list[str]:
+    """What each seed's patch did to the reward model."""
+    lines = [
+        "| seed | labels | original rows | held-out labels right: before, after | accuracy on original held-out rows "
+        "| mean margin there | CPU minutes, both rounds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for seed, run in runs.items():
+        patch = _places(run)[1].reward.read_json("patch")
+        assert patch is not None
+        old, new = (patch[when]["original"]["all"] for when in ("before", "after"))
+        right = " → ".join(_right(patch[when]["patterns"]) for when in ("before", "after"))
+        minutes = json.loads((run.folder / "cpu_seconds.json").read_text(encoding="utf-8")) / 60
+        lines.append(
+            f"| {seed} | {patch['labels']} | {patch['original']} | {right} | {old['accuracy']:.3f} → "
+            f"{new['accuracy']:.3f} | {old['margin']:.2f} → {new['margin']:.2f} | {minutes:.1f} |"
+        )
+    return lines
+
+
+def _right(patterns: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = sum(group["rows"] for group in patterns.values())
+    return f"{sum(group['accuracy'] * group['rows'] for group in patterns.values()):.0f} of {rows}"
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def _half(interval: Interval) -> float:
+    return (interval.high - interval.low) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, required=True, help="folder to keep the runs in")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/")
+    arguments = parser.parse_args()
+    seeds = {seed: SeedRuns(arguments.runs, seed) for seed in arguments.seeds}
+    measured = {seed: runs.measured() for seed, runs in seeds.items()}
+    tables = [
+        *policies_table(measured),
+        "",
+        *patches_table({seed: runs.rounds() for seed, runs in seeds.items()}),
+    ]
+    options = f"--runs FOLDER --seeds {' '.join(map(str, arguments.seeds))}"
+    text = "\n".join(["", "", *tables, "", provenance(f"python scripts/measure_rounds.py {options}"), ""])
+    print(text)
+    if arguments.write:
+        replace_part(PAGE, BEGIN, END, text)
+
+
+if __name__ == "__main__":
+    main()
