@@ -40,6 +40,7 @@ from tuner.training.devices import Devices
 SEEDS = (0, 1, 2)
 ANSWERS_PER_PROMPT = 17
 """To each of 120 held-out prompts: 2,040 answers of each policy."""
+TIMING = "cpu_seconds.json"
 PAGE = DOCS / "rounds.md"
 BEGIN, END = "<!-- written by scripts/measure_rounds.py -->", "<!-- end -->"
 SFT, ROUND_1, ROUND_2 = "SFT policy", "round 1, planted", "round 2, patched"
@@ -69,13 +70,12 @@ class SeedRuns:
     seed: int
 
     def train(self, config: str, name: str, changes: Mapping[str, Any]) -> Run:
-        """Train a config of the demonstration; its CPU time is kept in the run's folder."""
-        start = time.process_time()
+        """Train a config; where that is done in one go, its CPU time is kept in the run's folder."""
+        begun, start = Run(self.folder / name).has_started, time.process_time()
         settings = override(load_config(f"configs/{config}.py"), {"name": name, **changes})
         run = tuner.train(settings, runs=self.folder)
-        timing = run.folder / "cpu_seconds.json"
-        if not timing.is_file():
-            timing.write_text(json.dumps(time.process_time() - start), encoding="utf-8")
+        if not begun:
+            (run.folder / TIMING).write_text(json.dumps(time.process_time() - start), encoding="utf-8")
         return run
 
     def policy(self) -> Path:
@@ -219,10 +219,11 @@ def patches_table(runs: Mapping[int, Run]) -> list[str]:
         assert patch is not None
         old, new = (patch[when]["original"]["all"] for when in ("before", "after"))
         right = " → ".join(_right(patch[when]["patterns"]) for when in ("before", "after"))
-        minutes = json.loads((run.folder / "cpu_seconds.json").read_text(encoding="utf-8")) / 60
+        timing = run.folder / TIMING
+        minutes = f"{json.loads(timing.read_text(encoding='utf-8')) / 60:.1f}" if timing.is_file() else "–"
         lines.append(
             f"| {seed} | {patch['labels']} | {patch['original']} | {right} | {old['accuracy']:.3f} → "
-            f"{new['accuracy']:.3f} | {old['margin']:.2f} → {new['margin']:.2f} | {minutes:.1f} |"
+            f"{new['accuracy']:.3f} | {old['margin']:.2f} → {new['margin']:.2f} | {minutes} |"
         )
     return lines
 
