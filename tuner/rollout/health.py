@@ -27,11 +27,13 @@ CHANCE = 1e-4
 """The largest chance of such steps that is taken for a sign, were the answers as often right as before: a tenth of few
 answers is low by chance, and so is one of answers that were never right."""
 
-NO_AUC, AUC_STEPS = 0.5, 3
+NO_AUC, AUC_STEPS = 0.5, (3, 4, 5, 6)
 """The score no longer tells right answers from wrong ones where their AUC (`gold_auc`) is on average at most the first,
-which is that of scores drawn at random, in the last so many steps, and was higher before by more than chance (CHANCE).
-An AUC that falls and stays above it is no sign: it does so, too, where a policy comes to make fewer plain mistakes."""
-DEVIATIONS = NormalDist().inv_cdf(1 - CHANCE)
+which is that of scores drawn at random, in the last so many steps, and was higher before: the fewer answers are right,
+the more steps it takes to know. An AUC that falls and stays above it is no sign: it does so, too, where a policy comes
+to make fewer plain mistakes."""
+AUC_CHANCE = CHANCE / 10
+"""The largest chance of such a fall that is taken for a sign; smaller, as every step is looked at several times."""
 
 EXPLOITS = (
     "the policy begins to exploit the reward: raise kl, take the policy of an earlier checkpoint "
@@ -72,7 +74,7 @@ class Health:
     earlier_auc: list[float] = field(default_factory=lambda: [0.0, 0])
     """AUC of gold by score in the steps before the last ones: its sum, and the number of steps."""
     last_auc: list[list[float]] = field(default_factory=list[list[float]])
-    """The same of the last AUC_STEPS steps that have one, each with its variance by chance."""
+    """The same of the last steps that have one, as many as AUC_STEPS need, each with its variance by chance."""
     reported: list[str] = field(default_factory=list[str])
     """Names of the signs that were reported."""
     suspicious: bool = False
@@ -140,20 +142,31 @@ class Health:
         """Takes in a step's AUC; a sentence where the score no longer tells right answers from wrong ones."""
         if auc is None or gold is None or answers < 2:
             return None
-        if len(self.last_auc) == AUC_STEPS:
-            oldest, *self.last_auc = self.last_auc
-            self.earlier_auc = _with(self.earlier_auc, oldest[0])
+        if len(self.last_auc) == max(AUC_STEPS):
+            (oldest, _), *self.last_auc = self.last_auc
+            self.earlier_auc = _with(self.earlier_auc, oldest)
         self.last_auc.append([auc, auc_variance(gold, answers)])
-        if len(self.last_auc) < AUC_STEPS or self.earlier_auc[1] < AUC_STEPS:
-            return None
-        now, before = sum(auc for auc, _ in self.last_auc) / AUC_STEPS, _mean(self.earlier_auc)
-        variance = sum(variance for _, variance in self.last_auc) / AUC_STEPS
-        deviation = math.sqrt(variance / AUC_STEPS + variance / self.earlier_auc[1])
-        if now > NO_AUC or before - now < DEVIATIONS * deviation:
-            return None
+        for steps in AUC_STEPS:
+            before, now, chance = self._compared_aucs(steps)
+            if now <= NO_AUC and chance <= AUC_CHANCE:
+                return (
+                    "the score no longer tells right answers from wrong ones: the chance that a right one scores above "
+                    f"a wrong one (gold_auc) is {now:.2f} in the last {steps} steps, and was {before:.2f} before"
+                )
+        return None
+
+    def _compared_aucs(self, steps: int) -> tuple[float, float, float]:
+        """Mean AUC before the last so many steps and in them, and the chance of such a fall; 1 after too few steps."""
+        others, window = self.last_auc[:-steps], self.last_auc[-steps:]
+        earlier = [self.earlier_auc[0] + sum(auc for auc, _ in others), self.earlier_auc[1] + len(others)]
+        before, now = _mean(earlier), sum(auc for auc, _ in window) / steps
+        if earlier[1] < min(AUC_STEPS):
+            return before, now, 1.0
+        variance = sum(variance for _, variance in window) / steps
         return (
-            "the score no longer tells right answers from wrong ones: the chance that a right one scores above a wrong "
-            f"one (gold_auc) is {now:.2f} in the last {AUC_STEPS} steps, and was {before:.2f} before"
+            before,
+            now,
+            NormalDist(sigma=math.sqrt(variance / steps + variance / earlier[1])).cdf(now - before),
         )
 
     def _signs(self, figures: Figures) -> list[Sign]:
