@@ -34,15 +34,19 @@ class Imported:
 
 
 def import_config(file: Path, output: Path, devices: int = 1) -> Imported:
-    """Read a config of XTuner 0.2 as one of tuner, to be written to `output`.
+    """Read a config of XTuner 0.2, LLaMA-Factory or Axolotl as one of tuner, to be written to `output`.
 
     devices: those that the other trainer was run on, which its batch size is multiplied by. Raises UserError, with
     `file:line` where there is one, for what is no such config, and for what trains what tuner does not.
     """
     if file.suffix == ".py":
         recipe = _read_python(file, devices)
+    elif file.suffix in (".yaml", ".yml", ".json"):
+        recipe = _read_yaml(file, devices)
     else:
-        raise UserError(f"{file}: a config of XTuner 0.2 ends in .py; name it")
+        raise UserError(
+            f"{file}: a config of XTuner 0.2 ends in .py, one of LLaMA-Factory or Axolotl in .yaml; name it"
+        )
     _place_templates(recipe, output)
     part = stage_part(recipe)
     config = _validated(part, file, output)
@@ -62,6 +66,27 @@ def _read_python(file: Path, devices: int) -> Recipe:
         raise UserError(f"{file}: no config of XTuner 0.2: it defines no `model` and no `train_dataloader`")
     recipe = Recipe("XTuner 0.2", file.name, Report())
     read_xtuner(names, unused, file, recipe, devices)
+    return recipe
+
+
+def _read_yaml(file: Path, devices: int) -> Recipe:
+    from tuner.importers.yaml_file import read_yaml
+
+    block = read_yaml(file)
+    if "base_model" in block:
+        from tuner.importers.axolotl import read_axolotl
+
+        recipe = Recipe("Axolotl", file.name, Report())
+        read_axolotl(block, file, recipe, devices)
+    elif "model_name_or_path" in block:
+        from tuner.importers.llama_factory import read_llama_factory
+
+        recipe = Recipe("LLaMA-Factory", file.name, Report())
+        read_llama_factory(block, file, recipe, devices)
+    else:
+        raise UserError(
+            f"{file}: no config that is known: LLaMA-Factory's have a model_name_or_path, Axolotl's a base_model"
+        )
     return recipe
 
 
