@@ -144,9 +144,9 @@ def _turns(block: Keys) -> dict[str, str]:
     column = block.text("field_messages", "messages") or "messages"
     roles: dict[str, str] = {}
     written = block.part("roles")
-    for known in ("user", "assistant", "system", "tool") if written is not None else ():
-        for name in written.texts(known):
-            roles[name] = known
+    if written is not None:
+        for known in ("user", "assistant", "system", "tool"):
+            roles |= dict.fromkeys(written.texts(known), known)
     training = block.texts("roles_to_train")
     if training and training not in (["assistant"], ["gpt"], ["assistant", "gpt"]):
         block.lose("roles_to_train", 'the loss is on assistant turns; a turn\'s own "train" puts others in')

@@ -107,6 +107,6 @@ def _comment(text: str | None, indent: int) -> str:
     if not text:
         return ""
     pad = " " * indent
-    words = " ".join(text.split())
+    words = " ".join(printable(text).split())
     lines = textwrap.wrap(words, WIDTH - indent - 2, break_long_words=False, break_on_hyphens=False)
     return "".join(f"{pad}# {line}\n" for line in lines)

@@ -184,6 +184,11 @@ class Keys:
         return keys
 
 
+def is_text(value: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a character (lone surrogate)."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def as_number(value: Any) -> float | None:
     """A number, or a text that spells one; None for anything else, and for what is not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

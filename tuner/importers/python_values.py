@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Callable
 from typing import Any
 
-from tuner.importers.keys import Block, Unread
+from tuner.importers.keys import Block, Unread, is_text
 
 MOST_ITEMS = 10_000
 """Items of a list, and characters of a text, that are put together from others."""
@@ -66,11 +66,8 @@ class Expressions:
     def _evaluate(self, node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=value):
-                return (
-                    value
-                    if value is None or isinstance(value, bool | int | float | str)
-                    else self._unread(node)
-                )
+                known = value is None or isinstance(value, bool | int | float)
+                return value if known or (isinstance(value, str) and is_text(value)) else self._unread(node)
             case ast.Name(id=name):
                 self.used.add(name)
                 return self.names[name] if name in self.names else Symbol(self.aliases.get(name, name))
@@ -171,14 +168,7 @@ class Expressions:
             if isinstance(operation, ast.Pow) and (abs(right) > 64 or abs(left) > 1e6):
                 return self._unread(node)
             return _NUMBERS[type(operation)](left, right)
-        same = isinstance(left, str) and isinstance(right, str)
-        same = same or (isinstance(left, list | tuple) and type(left) is type(right))
-        if (
-            isinstance(operation, ast.Add)
-            and same
-            and not isinstance(left, Symbol)
-            and not isinstance(right, Symbol)
-        ):
+        if isinstance(operation, ast.Add) and _is_joinable(left, right):
             return left + right if len(left) + len(right) <= MOST_ITEMS else self._unread(node)
         return self._unread(node)
 
@@ -193,6 +183,11 @@ class Expressions:
                 return self._unread(node)
             texts.append(str(value))
         return "".join(texts)
+
+
+def _is_joinable(left: Any, right: Any) -> bool:
+    """Whether both are texts, lists or tuples alike; a symbol is no text."""
+    return type(left) is type(right) and isinstance(left, str | list | tuple) and not isinstance(left, Symbol)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 
+from tuner.importers.config_text import python_text
 from tuner.importers.part import Function, Part
 from tuner.importers.recipe import Recipe
 
@@ -53,7 +53,7 @@ _KEYWORDS = (
 
 def cell(column: str) -> str:
     """The source of a row's cell."""
-    return f"row[{json.dumps(column, ensure_ascii=False)}]"
+    return f"row[{python_text(column)}]"
 
 
 def messages(column: str, role: str, content: str, roles: Mapping[str, str]) -> dict[str, str]:
@@ -64,8 +64,8 @@ def messages(column: str, role: str, content: str, roles: Mapping[str, str]) -> 
     roles = {name: known for name, known in roles.items() if name != known and name not in _ROLES}
     if (role, content) in _TURNS and not roles:
         return {} if column in MESSAGES else {"messages" if role == "role" else "conversations": cell(column)}
-    turn = f"turn[{json.dumps(role, ensure_ascii=False)}]"
-    table = json.dumps(roles, ensure_ascii=False)
-    named = f"{table}.get({turn}, {turn})" if roles else turn
-    text = f"turn[{json.dumps(content, ensure_ascii=False)}]"
+    turn = f"turn[{python_text(role)}]"
+    table = ", ".join(f"{python_text(name)}: {python_text(known)}" for name, known in roles.items())
+    named = f"{{{table}}}.get({turn}, {turn})" if roles else turn
+    text = f"turn[{python_text(content)}]"
     return {"messages": f'[{{"role": {named}, "content": {text}}} for turn in {cell(column)}]'}

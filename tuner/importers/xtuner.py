@@ -184,7 +184,7 @@ def _read_data(top: Keys, recipe: Recipe, times: tuple[int, int], devices: str) 
     recipe.data["too_long"] = "cut"
     if recipe.stage in ("dpo", "reward"):
         for block in blocks:
-            for key in ("is_dpo", "is_reward", "max_response_length", "reward_token_id", "tokenizer"):
+            for key in ("is_dpo", "is_reward", "reward_token_id"):
                 block.take(key)
             if block.boolean("is_reference"):
                 block.lose(

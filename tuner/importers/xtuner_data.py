@@ -103,7 +103,8 @@ def _read_dataset(keys: Keys, name: str, recipe: Recipe) -> None:
         )
     if not keys.boolean("do_dataset_tokenization", True):
         keys.refuse("do_dataset_tokenization", "its rows are tokens, and tuner reads texts; name the texts")
-    keys.take("tokenizer")  # the model's own, read once at the top
+    if keys.has("tokenizer"):
+        keys.ignore("tokenizer", "the model's own")
     inner = keys.part("dataset")
     if inner is None:
         keys.refuse("dataset", "is missing; a source of rows was expected")

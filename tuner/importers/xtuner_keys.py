@@ -38,6 +38,7 @@ LOST = {
     "eos_token": "the template writes the end token; see data.template",
     "evaluation_inputs": "validation prompts are answered in their place: evaluation.samples, from data.split or "
     "data.validation_files",
+    "max_response_length": "data.max_length holds for a prompt with its answer",
     "load_from": "to start from weights, write their folder as model.path",
     "max_position_embeddings": "write model.rope=Rope(scaling=..., factor=...) for a longer context",
     "strategy": "weights are not sharded over devices: each holds the model; `tuner check --memory` estimates it",

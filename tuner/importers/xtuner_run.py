@@ -118,12 +118,14 @@ def _read_hook(hook: Keys) -> None:
     name = type_name(hook)
     if name == "EvaluateChatHook":
         for key in ("tokenizer", "every_n_iters", "prompt_template", "system", "max_new_tokens", "stop_word"):
-            hook.take(key)
+            if hook.has(key):
+                hook.ignore(key, "validation prompts are answered at each evaluation")
         inputs = hook.take("evaluation_inputs")
         if inputs:
             hook.lose("evaluation_inputs", LOST["evaluation_inputs"])
     elif name in ("DatasetInfoHook", "VarlenAttnArgsToMessageHubHook", "ThroughputHook", "HFCheckpointHook"):
-        hook.take("tokenizer")
+        if hook.has("tokenizer"):
+            hook.ignore("tokenizer", "the model's own")
         hook.ignore("type", f"{name}: `tuner data` shows the rows; throughput is logged; a run is a model")
     else:
         hook.lose("type", f"{name}: write it as a watcher (docs/extending.md)")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tuner.errors import UserError
-from tuner.importers.keys import Block
+from tuner.importers.keys import Block, is_text
 from tuner.importers.python_syntax import read_text
 
 _MOST_NODES = 100_000
@@ -56,6 +56,8 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item) for item in node.value]
         value = self._constructor.construct_object(node)  # type: ignore[no-untyped-call]
+        if isinstance(value, str) and not is_text(value):
+            raise UserError(f"{self._path}:{node.start_mark.line + 1}: holds half of a character; correct it")
         return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
     def _fill(self, block: Block, node: yaml.MappingNode) -> None:

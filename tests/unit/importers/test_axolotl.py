@@ -200,3 +200,16 @@ def test_what_cannot_be_carried_at_all_gets_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=message):
         import_text(text)
+
+
+def test_texts_of_any_kind_stay_texts_in_the_written_file(import_text: Import) -> None:
+    column = 'it\'s "a\\b" \u202e 问'
+    quoted = column.replace("\\", "\\\\").replace('"', '\\"')
+    imported = import_text(
+        f'{HEAD}datasets:\n  - path: rows.jsonl\n    type: completion\n    field: "{quoted}"\n'
+    )
+    names: dict[str, Callable[[object], object]] = {}
+    exec(imported.text, names)
+    assert names["rows"]({column: "text"}) == {"text": "text"}
+    with pytest.raises(UserError, match=r"theirs\.yaml:7: holds half of a character"):
+        import_text(HEAD + 'chat_template: "\\ud800"\n' + ALPACA)

@@ -27,6 +27,7 @@ VALUES = (
     "9" * 30,
     "[1, [2]]",
     "é\u202e",
+    '"\\ud800"',
     "~",
 )
 """What a value is replaced by."""
@@ -49,7 +50,7 @@ def mutate(text: str, random: random.Random) -> str:
                 lines[index] = f"  {line}"
             case 4:
                 lines[index] = re.sub(
-                    r"([=:]\s*)[^=:,()]+", lambda found: found[1] + random.choice(VALUES), line, count=1
+                    r"([=:]\s*)[^=:,()]+", lambda match: match[1] + random.choice(VALUES), line, count=1
                 )
             case 5:
                 place = random.randrange(len(line) + 1)
