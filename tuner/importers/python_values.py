@@ -87,6 +87,14 @@ class Expressions:
                 return self.block(pairs, node.lineno)
             case ast.Call():
                 return self._call(node)
+            case ast.JoinedStr(values=pieces):
+                return self._joined(pieces, node)
+            case _:
+                return self._operation(node)
+
+    def _operation(self, node: ast.expr) -> Any:
+        """The value of arithmetic, of a comparison, or of a choice."""
+        match node:
             case ast.BinOp(left=left, op=operation, right=right):
                 return self._binary(self.value(left), operation, self.value(right), node)
             case ast.UnaryOp(op=ast.USub(), operand=operand) if _is_number(value := self.value(operand)):
@@ -114,8 +122,6 @@ class Expressions:
                 if any(isinstance(side, Unread | Block) for side in sides):
                     return self._unread(node)
                 return bool(_COMPARISONS[type(operation)](*sides))
-            case ast.JoinedStr(values=pieces):
-                return self._joined(pieces, node)
             case _:
                 return self._unread(node)
 
