@@ -164,9 +164,7 @@ def _read_batch(keys: Keys, recipe: Recipe, devices: int) -> None:
     packing = keys.boolean("packing", recipe.stage == "text") or keys.boolean("neat_packing")
     pack = recipe.data["max_length"] if packing and recipe.stage in ("sft", "text") else None
     if pack and recipe.stage == "sft" and not keys.boolean("neat_packing"):
-        recipe.report.decided["attention"] = (
-            "it crossed the samples of a pack (no neat_packing); here it never does"
-        )
+        recipe.decide("data", "attention crossed the samples of a pack (no neat_packing); here it never does")
     words = f"per_device_train_batch_size {rows} × gradient_accumulation_steps {passes} × "
     recipe.batch = Batch(rows, passes, devices, pack, f"{words}{devices} device{'s' * (devices > 1)}")
 

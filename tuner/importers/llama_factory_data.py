@@ -49,9 +49,10 @@ def read_datasets(keys: Keys, file: Path, recipe: Recipe) -> None:
     for name in keys.texts("eval_dataset"):
         recipe.validation_files.append(_source(name, place, keys, "eval_dataset", recipe))
     if info is None and not online:
-        recipe.report.decided["data.files"] = (
+        recipe.decide(
+            "data.files",
             f"no {INFO} is at hand, so that the files are taken to be {folder_name}/NAME.json: correct them, or run "
-            f"`tuner import` where {folder_name} is"
+            f"`tuner import` where {folder_name} is",
         )
     _read_mixture(keys, recipe)
 

@@ -114,9 +114,15 @@ def _ppo(recipe: Recipe) -> Part:
     )
     for field, value in training.items():
         config[field] = value
+    for reasons in (recipe.comments, recipe.report.decided):
+        for path in list(reasons):
+            owner, dot, field = path.partition(".")
+            reasons[f"{_POLICY_FIELDS.get(owner, owner)}{dot}{field}"] = reasons.pop(path)
     return config
 
 
+_POLICY_FIELDS = {"data": "prompts", "model": "policy"}
+"""Fields of other stages -> their names in PPO."""
 _BUILDERS: dict[Stage, Callable[[Recipe], Part]] = {
     "sft": _sft,
     "text": _text,

@@ -197,7 +197,7 @@ def _read_data(top: Keys, recipe: Recipe, times: tuple[int, int], devices: str) 
     if recipe.stage == "reward":
         _read_reward_token(blocks, recipe)
     if packed and recipe.stage == "sft" and not same_in_all(blocks, "use_varlen_attn"):
-        recipe.report.decided["attention"] = "it crossed the samples of a pack; here it never does"
+        recipe.decide("data", "attention crossed the samples of a pack; here it never does")
 
 
 def _read_template(blocks: list[Keys], recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tuner.config import load_config
 from tuner.importers.import_file import Imported, import_config
+from tuner.printable import printable
 
 CONFIGS = Path(__file__).parent / "configs"
 """Whole configs, one of each trainer."""
@@ -32,10 +33,14 @@ def import_text() -> Callable[..., Imported]:
 
 
 def loads_as_reported(imported: Imported) -> Any:
-    """The config of the written file, which equals the reported one."""
+    """The config of the written file, which equals the reported one and has a comment for every decision."""
     Path("mine.py").write_text(imported.text, encoding="utf-8")
     for name, text in imported.templates.items():
         Path(name).write_text(text, encoding="utf-8")
     loaded = load_config("mine.py")
     assert loaded.model_copy(update={"name": None}) == imported.config
+    lines = [line.strip() for line in imported.text.splitlines()]
+    comments = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    for path, why in imported.report.decided.items():
+        assert " ".join(printable(why).split()) in comments, path
     return loaded
