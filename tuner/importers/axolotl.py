@@ -121,7 +121,7 @@ def _read_rows(keys: Keys, recipe: Recipe) -> None:
         recipe.data["learn"] = "all"
     if keys.boolean("dataset_exact_deduplication"):
         recipe.data["duplicates"] = "drop"
-    recipe.data["system"] = keys.text("default_system_message")
+    recipe.read_system(keys, "default_system_message")
 
 
 def _read_batch(keys: Keys, recipe: Recipe, devices: int) -> None:

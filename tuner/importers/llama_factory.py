@@ -94,15 +94,7 @@ def _read_model(keys: Keys, recipe: Recipe) -> None:
         keys.lose("finetuning_type", "oft: adapters are LoRA, whose learning rate and rank are its own")
         recipe.adapter = Part("LoRA", r=8, alpha=16.0)
     elif kind == "freeze":
-        layers = keys.integer("freeze_trainable_layers", 2) or 2
-        if layers > 0:
-            recipe.freeze = Part("Freeze", all_but_last_layers=layers)
-            recipe.decide("freeze", "the final norm and the output head are trained, too")
-        else:
-            keys.lose(
-                "freeze_trainable_layers",
-                "the first layers alone cannot be chosen; write freeze=Freeze(names=...)",
-            )
+        _read_frozen(keys, recipe)
     elif kind != "full":
         keys.refuse("finetuning_type", f"{kind!r} is none of lora, full, freeze, oft; correct it")
     bits = keys.integer("quantization_bit")
@@ -125,6 +117,23 @@ def _read_model(keys: Keys, recipe: Recipe) -> None:
         recipe.training["gradient_checkpointing"] = False
 
 
+def _read_frozen(keys: Keys, recipe: Recipe) -> None:
+    """The layers that `freeze` trains: the last ones."""
+    layers = keys.integer("freeze_trainable_layers", 2) or 2
+    if recipe.stage in ("dpo", "kto", "ppo"):
+        keys.lose(
+            "finetuning_type", f"freeze: {recipe.stage.upper()} freezes nothing here; all weights are trained"
+        )
+    elif layers > 0:
+        recipe.freeze = Part("Freeze", all_but_last_layers=layers)
+        recipe.decide("freeze", "the final norm and the output head are trained, too")
+    else:
+        keys.lose(
+            "freeze_trainable_layers",
+            "the first layers alone cannot be chosen; write freeze=Freeze(names=...)",
+        )
+
+
 def _read_data(keys: Keys, file: Path, recipe: Recipe) -> None:
     for key in ("image_max_pixels", "video_max_pixels", "freeze_vision_tower", "audio_sampling_rate"):
         if keys.has(key):
@@ -140,7 +149,7 @@ def _read_data(keys: Keys, file: Path, recipe: Recipe) -> None:
         recipe.data["learn"] = "all"
     elif keys.boolean("mask_history"):
         recipe.data["learn"] = "last"
-    recipe.data["system"] = keys.text("default_system")
+    recipe.read_system(keys, "default_system")
     template = keys.text("template")
     if template is None or recipe.stage == "text":
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tuner.importers.keys import Keys
 from tuner.importers.part import Part
 from tuner.importers.report import Report
 
@@ -65,6 +66,14 @@ class Recipe:
         """Record how a value was chosen that the other config does not have as such."""
         self.report.decided[path] = why
         self.comments[path] = why
+
+    def read_system(self, keys: Keys, key: str) -> None:
+        """The system turn of rows without one, which preferences do not get."""
+        text = keys.text(key)
+        if text and self.stage in ("dpo", "kto", "reward"):
+            keys.lose(key, "preferences bring their own system turns; write it into the rows")
+        elif text:
+            self.data["system"] = text
 
     def function_name(self, name: str, source: str) -> str:
         """Add a function to the config file; a name that another function has gets a number."""

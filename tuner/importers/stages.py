@@ -21,7 +21,6 @@ _DATA_FIELDS = (
     ),
 )
 """Fields of data in the order of the file."""
-_SHARED_BY_TRL = "TRL's trainers have no such setting here"
 
 
 def stage_part(recipe: Recipe) -> Part:
@@ -33,7 +32,7 @@ def stage_part(recipe: Recipe) -> Part:
 
 
 def _sft(recipe: Recipe) -> Part:
-    config = Part("SFT", **_model(recipe), data=_data(recipe, "Chat"), **_shared(recipe))
+    config = Part("SFT", **_model(recipe), data=_data(recipe, "Chat"), **_shared(recipe, "Evaluation"))
     _count_tokens(recipe, config, 1)
     return config
 
@@ -42,7 +41,7 @@ def _text(recipe: Recipe) -> Part:
     for field in ("template", "system", "learn", "drop"):
         recipe.data.pop(field, None)
     recipe.data["too_long"] = "split"
-    config = Part("SFT", **_model(recipe), data=_data(recipe, "Text"), **_shared(recipe))
+    config = Part("SFT", **_model(recipe), data=_data(recipe, "Text"), **_shared(recipe, "Evaluation"))
     _count_tokens(recipe, config, 1)
     return config
 
@@ -139,26 +138,15 @@ def _model(recipe: Recipe) -> dict[str, object]:
 
 def _shared(recipe: Recipe, evaluation: str = "Validation") -> dict[str, object]:
     """Fields of every stage that trains one model."""
-    every = recipe.evaluation.fields.get("every")
     fields: dict[str, object] = {
         "optimizer": recipe.optimizer,
         "schedule": recipe.schedule,
         **recipe.training,
     }
-    held_out = recipe.validation_files or "split" in recipe.data
-    for name in ("patience", "keep_best"):
-        if name in recipe.evaluation.fields and (not held_out or recipe.stage in ("dpo", "kto")):
-            del recipe.evaluation.fields[name]
-            why = "needs validation rows" if not held_out else _SHARED_BY_TRL
-            recipe.report.lose(recipe.comments.pop(f"evaluation.{name}", name), f"evaluation.{name} {why}")
-    if recipe.evaluation.fields and (held_out or not every):
-        names = {"sft": "Evaluation", "text": "Evaluation"}
-        fields["evaluation"] = Part(names.get(recipe.stage, evaluation), **recipe.evaluation.fields)
+    if recipe.evaluation.fields:
+        fields["evaluation"] = Part(evaluation, **recipe.evaluation.fields)
     fields["checkpoint"] = recipe.checkpoint
-    if recipe.stage in ("sft", "text", "reward"):
-        fields["freeze"] = recipe.freeze
-    elif recipe.freeze is not None:
-        recipe.report.lose("freeze", _SHARED_BY_TRL)
+    fields["freeze"] = recipe.freeze
     return fields
 
 
@@ -170,10 +158,6 @@ def _data(recipe: Recipe, kind: str) -> Part:
 
 def _preferences(recipe: Recipe) -> Part:
     recipe.data.pop("learn", None)
-    if system := recipe.data.pop("system", None):
-        recipe.report.lose(
-            "system", f"preferences bring their own system turns; write {system[:40]!r} into the rows"
-        )
     if recipe.data.get("too_long") == "cut":
         recipe.decide(
             "data.too_long",

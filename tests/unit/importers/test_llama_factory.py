@@ -207,6 +207,18 @@ def test_preferences(import_text: Import) -> None:
     assert (kto.undesirable_weight, kto.answers_per_step, kto.answers_per_pass) == (0.5, 8, 2)
 
 
+@pytest.mark.usefixtures("_info")
+def test_what_trl_and_preferences_lack_is_told(import_text: Import) -> None:
+    text = SFT_CONFIG.replace("identity,alpaca_en_demo", "pairs").replace("stage: sft", "stage: dpo")
+    lost = import_text(text.replace(": lora", ": freeze") + "default_system: Be kind.\n").report.lost
+    assert {"finetuning_type", "default_system"} <= lost.keys()
+    text = SFT_CONFIG.replace("identity,alpaca_en_demo", "plain")
+    chat = import_text(text + "default_system: Be kind.\n").config
+    assert isinstance(chat, SFT)
+    assert chat.data.kind == "chat"
+    assert chat.data.system == "Be kind."
+
+
 def test_kto_in_passes_of_one_answer_takes_two(import_text: Import) -> None:
     text = SFT_CONFIG.replace("stage: sft", "stage: kto").replace("batch_size: 2", "batch_size: 1")
     config = import_text(text.replace("steps: 4", "steps: 3")).config
