@@ -8,6 +8,7 @@ stands in a `text` block.
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,9 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
                 (folder / words[words.index("--import") + 1]).write_text(EXPORT, encoding="utf-8")
             serves = not {"--report", "--export", "--import"} & set(words)  # until it is interrupted
             return [*words[1:], *(["--report"] if serves else [])]
+        case ["tuner", "import", file, *_]:
+            shutil.copy(ROOT / "tests" / "unit" / "importers" / "configs" / file, folder)
+            return words[1:]
         case ["tuner", "serve-rollouts", *_]:  # needs vLLM, and serves until it is interrupted
             return ["serve-rollouts", "--help"]
         case ["tuner", "eval", "runs/quickstart_cool", *_]:

@@ -17,6 +17,7 @@ from tuner.cli.copy import copy
 from tuner.cli.data import data
 from tuner.cli.eval import evaluate
 from tuner.cli.export import export
+from tuner.cli.import_config import import_config
 from tuner.cli.label import label
 from tuner.cli.merge import merge
 from tuner.cli.score import score
@@ -33,6 +34,7 @@ app = typer.Typer(
 for verb in (train, check, show, configs, copy, data, chat, score, label, merge, export, serve_rollouts):
     app.command()(verb)
 app.command("eval")(evaluate)
+app.command("import")(import_config)
 
 
 def _show_version(value: bool) -> None:
