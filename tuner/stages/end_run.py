@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tuner.config import override
 from tuner.errors import UserError
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run, open_run
@@ -31,7 +32,7 @@ def end_run(folder: Path, *, trust: bool = False) -> Run | None:
         return None
     if not checkpoints_in(run.checkpoints_folder):
         raise UserError(f"{folder}: this run has no checkpoint yet, so there is nothing to make a model of")
-    config = run.config
+    config = override(run.config, {"parallel": {}})  # this process alone ends what several may have trained
     if not trust:
         refuse_code(folder, code_named_by(config))
     run.request_end()
