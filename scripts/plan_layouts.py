@@ -28,7 +28,7 @@ from tuner.resources import locate
 from tuner.stages.check import META, memory_budget, refuse_model_in_layout
 from tuner.stages.rl.check import policy_peak
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
     "20b": {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48, "num_attention_heads": 48},
 }  # fmt: skip
@@ -118,7 +118,7 @@ def _policy_peak(config: Any, base: Path) -> float:
     return policy_peak(config, algorithm_of(config), roles) / 2**30
 
 
-def model_folder(folder: Path, shape: dict[str, int]) -> Path:
+def model_folder(folder: Path, shape: dict[str, Any]) -> Path:
     """A model's folder without its weights."""
     folder.mkdir()
     settings = InternLM2Config(vocab_size=92_544, num_key_value_heads=8, **shape)

@@ -398,6 +398,7 @@ ELSEWHERE = {
     "Checkpoint.milestones": "tests/equivalence/test_milestones.py::test_a_milestone_is_the_model_of_its_step",
     "TrainingConfig.optimizer": "a part: its fields are here",
     "TrainingConfig.schedule": "a part: its fields are here",
+    "TrainingConfig.parallel": "a part: its fields are here",
     "StageConfig.tracking": "test_a_tracker_looks_on_where_the_config_names_one",
     "SFT.stage": "has one legal value; tells stages apart in JSON: test_configs.py::test_json_both_ways",
     "SingleModelConfig.model": "a part: its fields are here",

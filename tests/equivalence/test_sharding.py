@@ -7,7 +7,9 @@ large eps it stays a rounding.
 """
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tests.equivalence.conftest import (
     weights,
 )
 from tuner.config import GRPO, RLOO, override
+from tuner.stages.end_run import end_run
 from tuner.stages.run import Run
 
 NF4 = {"model.quantization": "nf4"}
@@ -117,7 +120,7 @@ def policies(start) -> dict:
         "tokens_per_pass": 96,
     }
     ppo = override(SMALL_PPO, measured | {"policy.path": str(sft.folder), "reward.path": str(reward.folder)})
-    shared = {name: getattr(ppo, name) for name in RLOO.model_fields if hasattr(ppo, name)}
+    shared: dict[str, Any] = {name: getattr(ppo, name) for name in RLOO.model_fields if hasattr(ppo, name)}
     shared |= {"stage": "rloo", "prompts_per_step": 3, "answers_per_prompt": 2}
     one_row = {"prompts_per_step": 1, "tokens_per_pass": 2048}
     mini_batches = {
@@ -135,7 +138,8 @@ def policies(start) -> dict:
 
 def test_two_processes(policies, tmp_path):
     """In one launch, as importing costs more than training: every stage, and a run that moves between layouts."""
-    chat = {"data.split.validation": 0.2, "evaluation.every": 2, "evaluation.samples": 3}
+    # one sample: one of two processes generates nothing
+    chat = {"data.split.validation": 0.2, "evaluation.every": 2, "evaluation.samples": 1}
     chat |= {"evaluation.max_new_tokens": 5, "tokens_per_pass": 128}
     pairs = {
         "data.split.validation": 0.3,
@@ -184,6 +188,10 @@ def test_two_processes(policies, tmp_path):
     moved = Run(tmp_path / "two" / "moving" / "small")
     assert len(moved.metrics) == 2
     assert record(moved)[0] == record(two("nf4-shards"))[0]
+    ended = end_run(shutil.copytree(moved.folder, tmp_path / "ended"))
+    assert ended is not None
+    assert len(ended.metrics) == 2
+    assert ended.model_folder.is_dir()
     assert_equal(tuner.train(moving, runs=tmp_path / "two" / "moving"), Run(tmp_path / "one/nf4/small"))
 
 

@@ -102,12 +102,12 @@ def make_batch(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
 
 def gather(examples: Examples | Comparisons, indices: Sequence[int]) -> Batch:
     """Pack the samples, or the comparisons with all their answers and pairs, of these indices into one row."""
-    indices = np.asarray(indices, np.int64)  # of no samples, numpy would take a list for floats
     if isinstance(examples, Examples):
-        return make_batch([examples.example(index) for index in indices.tolist()])
-    answers, pairs = examples.answers(indices), examples.pairs(indices)
-    first_segments = np.cumsum([0, *np.diff(examples.offsets)[indices]])[:-1]  # of each comparison
-    first_of_pair = np.repeat(first_segments, np.diff(examples.pair_offsets)[indices])
+        return make_batch([examples.example(index) for index in indices])
+    rows = np.asarray(indices, np.int64)  # of no samples, numpy would take a list for floats
+    answers, pairs = examples.answers(rows), examples.pairs(rows)
+    first_segments = np.cumsum([0, *np.diff(examples.offsets)[rows]])[:-1]  # of each comparison
+    first_of_pair = np.repeat(first_segments, np.diff(examples.pair_offsets)[rows])
     return replace(
         make_batch([examples.sequences.example(index) for index in answers.tolist()]),
         pairs=Pairs(

@@ -49,6 +49,6 @@ class _Exchanged(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
         group, cut, join = ctx.way
         return _Exchanged.apply(grads[0].contiguous(), group, join, cut), None, None, None

@@ -56,7 +56,7 @@ def shard(loaded: Loaded, processes: DeviceMesh) -> None:
     for part in (*decoder_layers(transformer)[1], transformer):
         # True for the transformer, too: by default embedding and head stay gathered after a pass without gradients
         fully_shard(part, mesh=processes, reshard_after_forward=True, ignored_params=trained)
-    transformer.run_pass = types.MethodType(_run_pass, transformer)
+    vars(transformer)["run_pass"] = types.MethodType(_run_pass, transformer)
     register_fsdp_forward_method(transformer, "run_pass")
 
 

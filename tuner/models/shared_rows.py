@@ -118,7 +118,7 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
         return grads[0][ctx.own], None, None, None
 
 

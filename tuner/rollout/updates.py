@@ -19,6 +19,7 @@ class Update:
     """Rows of one optimizer step: this rank's share, with the totals over all ranks that losses are divided by."""
 
     experiences: Sequence[Experience]
+    """May hold rows without tokens, where processes that share a model need as many passes of each."""
     replayed: Sequence[Batch]
     totals: dict[str, float]
     """`answer_tokens` and `answers` that losses are taken on, and the summed loss weight of `replay_tokens`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuner.config import override
 from tuner.errors import UserError
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run, open_run
@@ -42,7 +43,8 @@ def end_run(folder: Path, *, trust: bool = False) -> Ending:
         raise UserError(
             f"{run.folder}: this run has no checkpoint yet, so there is nothing to make a model of"
         )
-    config = run.config
+    # this process alone ends what several may have trained
+    config = override(run.config, {"parallel": {}})
     if not trust:
         refuse_code(run.folder, code_named_by(config))
     run.request_end()
