@@ -134,6 +134,8 @@ def _read_batch(keys: Keys, recipe: Recipe, devices: int) -> None:
     pack = (
         recipe.data["max_length"] if recipe.stage == "text" or (packing and recipe.stage == "sft") else None
     )
+    shared = recipe.share_rows("context_parallel_size", keys.integer("context_parallel_size"))
+    devices = max(1, devices // shared)
     words = f"micro_batch_size {rows} × gradient_accumulation_steps {passes} × {devices} device{'s' * (devices > 1)}"
     recipe.batch = Batch(rows, max(1, passes), devices, pack, words)
 

@@ -1,12 +1,13 @@
 """Keys of Axolotl that have no field in tuner: those that are lost, and those that need none."""
 
-_SHARDED = "weights are not sharded over devices: each holds the model; `tuner check --memory` estimates it"
+_SHARDED = (
+    "parallel=Parallel(shard=...) holds frozen weights in shards; `tuner check --gpus N` plans a layout"
+)
 KERNELS = "the loss and attention are this trainer's own"
 LOST = {
     "adapter": "adapters are LoRA",
     "added_tokens_overrides": "change the tokenizer in the model's folder",
     "center_rewards_coefficient": "write loss=FocalRanking(penalty=..., barrier=...): a penalty on each score",
-    "context_parallel_size": _SHARDED,
     "cosine_constant_lr_ratio": "schedules are Cosine, Linear and Constant",
     "curriculum_sampling": "each epoch is shuffled by the seed",
     "deepspeed": _SHARDED,

@@ -67,6 +67,16 @@ class Recipe:
         self.report.decided[path] = why
         self.comments[path] = why
 
+    def share_rows(self, key: str, devices: int | None) -> int:
+        """Take over how many devices compute a row together, as a key says; returns it, 1 where they do not."""
+        if devices is None or devices <= 1:
+            return 1
+        if self.stage in ("dpo", "kto"):
+            self.report.lose(key, "TRL's trainers compute rows on one device")
+        else:
+            self.training["parallel"] = Part("Parallel", sequence=devices)
+        return devices
+
     def read_system(self, keys: Keys, key: str) -> None:
         """The system turn of rows without one, which preferences do not get."""
         text = keys.text(key)

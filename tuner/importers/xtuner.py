@@ -50,7 +50,7 @@ def read_xtuner(names: Block, unused: list[str], file: Path, recipe: Recipe, dev
     _read_tokenizer(top, recipe)
     accumulation = _read_optimizer(top, recipe)
     width = names.get("sequence_parallel_size")
-    shared = width if isinstance(width, int) and width > 1 else 1
+    shared = recipe.share_rows("sequence_parallel_size", width if isinstance(width, int) else None)
     replicas = max(1, devices // shared)
     words = f"{replicas} device{'s' * (replicas > 1)}" + (
         f" (groups of {shared} shared a sequence)" if shared > 1 else ""

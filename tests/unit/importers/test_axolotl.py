@@ -56,6 +56,18 @@ def test_what_is_not_written_has_the_trainers_defaults(import_text: Import) -> N
     assert (config.adapter, config.gradient_checkpointing, config.epochs) == (None, False, 1)
 
 
+def test_devices_that_compute_a_row_together_count_once(import_text: Import) -> None:
+    batch = (
+        "sequence_len: 1024\nmicro_batch_size: 2\ngradient_accumulation_steps: 3\ncontext_parallel_size: 4\n"
+    )
+    config = import_text(HEAD + batch + ALPACA, devices=8).config
+    assert isinstance(config, SFT)
+    assert (config.parallel.sequence, config.tokens_per_step) == (4, 2 * 3 * 2 * 1024)
+    imported = import_text(HEAD + batch + "rl: dpo\n" + PAIRS, devices=8)
+    assert imported.config.parallel.sequence == 1
+    assert "TRL's trainers" in imported.report.lost["context_parallel_size"]
+
+
 def test_chats_and_their_columns(import_text: Import) -> None:
     plain = import_text(HEAD + CHAT).config
     assert isinstance(plain, SFT)

@@ -53,10 +53,8 @@ def test_the_values_of_a_qlora_config_are_carried(edited: Import) -> None:
 def test_the_batch_is_that_of_all_devices(edited: Import) -> None:
     assert edited({}, devices=8).config.tokens_per_step == 8 * 32_768
     # four devices share a sequence, and accumulative_counts was raised by four for it
-    assert (
-        edited({"sequence_parallel_size = 1": "sequence_parallel_size = 4"}, devices=8).config.tokens_per_step
-        == 8 * 32_768
-    )
+    config = edited({"sequence_parallel_size = 1": "sequence_parallel_size = 4"}, devices=8).config
+    assert (config.tokens_per_step, config.parallel.sequence) == (8 * 32_768, 4)
 
 
 def test_rows_that_are_not_packed_are_counted_at_their_longest(edited: Import) -> None:
