@@ -136,6 +136,7 @@ def policies(start) -> dict:
     }
 
 
+@pytest.mark.timeout(1200)  # sixteen runs in a launch
 def test_two_processes(policies, tmp_path):
     """In one launch, as importing costs more than training: every stage, and a run that moves between layouts."""
     # one sample: one of two processes generates nothing
@@ -148,20 +149,23 @@ def test_two_processes(policies, tmp_path):
         "data.max_length": 128,
     }
     pairs |= {"data.test_files": [{"path": "tuner:twins/test.jsonl", "limit": 17}]}
+    idle = {"tokens_per_step": 64, "tokens_per_pass": 64}
     configs = {
-        "lora": override(SMALL, STEADY | chat),
         "nf4": override(SMALL, STEADY | chat | NF4),
-        "idle": override(SMALL, STEADY | NF4 | {"tokens_per_step": 64, "tokens_per_pass": 64}),
+        "idle": override(SMALL, STEADY | idle),
         "reward": override(SMALL_REWARD, STEADY | pairs | NF4),
         **policies,
+        "all-weights": override(SMALL, STEADY | chat | {"adapter": None, "optimizer.lr": 1e-3}),
     }
-    all_weights = override(SMALL, STEADY | chat | {"adapter": None, "optimizer.lr": 1e-3})
-    of_rows = ("nf4", "reward", "ppo")
+    of_bits, in_shards, of_rows = (
+        ("nf4", "idle", "reward", "ppo"),
+        ("nf4", "idle", "reward", "ppo", "grpo", "rloo"),
+        ("nf4", "reward", "ppo", "all-weights"),
+    )
     cases = {
-        **{f"{name}-whole": config for name, config in configs.items()},
-        **{f"{name}-shards": override(config, SHARDS) for name, config in configs.items()},
-        **{f"{name}-rows": override(configs[name], SHARDS | ROWS) for name in of_rows},
-        "all-weights-rows": override(all_weights, ROWS),
+        **{f"{name}-whole": configs[name] for name in of_bits},
+        **{f"{name}-shards": override(configs[name], SHARDS) for name in in_shards},
+        **{f"{name}-rows": override(configs[name], ROWS) for name in of_rows},
     }
     moving = override(configs["nf4"], {"checkpoint.every": 1})
     kills = {"moving": [[0, SHARDS], [1, SHARDS | ROWS]]}
@@ -171,17 +175,18 @@ def test_two_processes(policies, tmp_path):
     def two(case: str) -> Run:
         return Run(tmp_path / "two" / case / cases[case].name)
 
-    for name, config in {**configs, "all-weights": all_weights}.items():
+    for name in of_bits:
+        assert held(tmp_path, f"{name}-whole", 2) == [1.0, 1.0]
+        assert_same_bits(two(f"{name}-whole"), two(f"{name}-shards"))
+    for name in in_shards:
+        assert two(f"{name}-shards").read_json("versions")["processes"] == 2
+        # small weights, such as norms of an odd length, are not cut into equal parts
+        assert held(tmp_path, f"{name}-shards", 2) == pytest.approx([0.5, 0.5], abs=0.02)
+    for name, config in configs.items():
         one = tuner.train(config, runs=tmp_path / "one" / name)
-        if name in configs:
-            assert two(f"{name}-shards").read_json("versions")["processes"] == 2
-            assert held(tmp_path, f"{name}-whole", 2) == [1.0, 1.0]
-            # small weights, such as norms of an odd length, are not cut into equal parts
-            assert held(tmp_path, f"{name}-shards", 2) == pytest.approx([0.5, 0.5], abs=0.02)
-            assert_same_bits(two(f"{name}-whole"), two(f"{name}-shards"))
-            assert_equal(one, two(f"{name}-shards"))
-        if f"{name}-rows" in cases:
-            assert_equal(one, two(f"{name}-rows"))
+        for layout in ("shards", "rows"):
+            if f"{name}-{layout}" in cases:
+                assert_equal(one, two(f"{name}-{layout}"))
     assert {step["passes"] for step in two("idle-shards").metrics} == {1}
     assert {step["passes"] for step in two("nf4-shards").metrics} == {5}  # three, and two
     # killed in each of two layouts, then one process

@@ -101,14 +101,16 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
 
 def test_two_processes_equal_one(tmp_path):
-    """On GPUs: NCCL's sums of gradients, and objects gathered. Needs two of them."""
+    """On GPUs: NCCL's sums of gradients, objects gathered, weights in shards, rows together. Needs two of them."""
     if DEVICE == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     config: SFT = override(SMALL, {"tokens_per_pass": 128, "device": DEVICE})
-    in_two_processes(tmp_path, {"sft": config})
-    one, two = train(config, tmp_path), Run(tmp_path / "two" / "sft" / str(config.name))
-    losses = [[record["loss"] for record in run.metrics] for run in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    layouts = {"plain": {}, "shards": {"parallel.shard": 2}, "rows": {"parallel.sequence": 2}}
+    in_two_processes(tmp_path, {name: override(config, layout) for name, layout in layouts.items()})
+    losses = [record["loss"] for record in train(config, tmp_path).metrics]
+    for name in layouts:
+        two = Run(tmp_path / "two" / name / str(config.name))
+        assert losses == pytest.approx([record["loss"] for record in two.metrics], rel=1e-4)
 
 
 @pytest.mark.parametrize("window", [None, 7])
