@@ -189,7 +189,7 @@ def _sampled(policy: Path, prompted: Run) -> tuple[Interval, Interval]:
     ].texts
     prompts = [asked.prompt(index) for index in range(len(asked))]
     assert config.evaluation.rule is not None
-    golds = rule_scores(load_rule(config.evaluation.rule), "gold", prompts, texts, devices)
+    golds = rule_scores(load_rule(config.evaluation.rule, "evaluation.rule"), "gold", prompts, texts, devices)
     clusters = np.repeat(np.arange(len(test)), ANSWERS_PER_PROMPT)
     marked = np.array([planted_hacks.has_hack("marker", text) for text in texts], dtype=float)
     return share(marked, clusters), share(golds, clusters)
