@@ -30,6 +30,7 @@ from tuner.models.locate import locate
 from tuner.models.tokenizer import read_tokenizer
 from tuner.rollout.rules import load_rule, rule_scores
 from tuner.stages.cool.labels import SLOW, LabeledPairs
+from tuner.stages.cool.patch_card import ALL
 from tuner.stages.cool.patch_rows import read_patch_rows, write_patch_rows
 from tuner.stages.cool.rounds import RoundPlace, rounds_of
 from tuner.stages.rl.entrants import answer, entrant
@@ -217,7 +218,7 @@ def patches_table(runs: Mapping[int, Run]) -> list[str]:
     for seed, run in runs.items():
         patch = _places(run)[1].reward.read_json("patch")
         assert patch is not None
-        old, new = (patch[when]["original"]["all"] for when in ("before", "after"))
+        old, new = (patch[when]["original"][ALL] for when in ("before", "after"))
         right = " → ".join(_right(patch[when]["patterns"]) for when in ("before", "after"))
         timing = run.folder / TIMING
         minutes = f"{json.loads(timing.read_text(encoding='utf-8')) / 60:.1f}" if timing.is_file() else "–"
