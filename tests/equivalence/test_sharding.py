@@ -194,9 +194,9 @@ def test_two_processes(policies, tmp_path):
     assert len(moved.metrics) == 2
     assert record(moved)[0] == record(two("nf4-shards"))[0]
     ended = end_run(shutil.copytree(moved.folder, tmp_path / "ended"))
-    assert ended is not None
-    assert len(ended.metrics) == 2
-    assert ended.model_folder.is_dir()
+    assert ended.has_ended
+    assert len(ended.run.metrics) == 2
+    assert ended.run.model_folder.is_dir()
     assert_equal(tuner.train(moving, runs=tmp_path / "two" / "moving"), Run(tmp_path / "one/nf4/small"))
 
 
