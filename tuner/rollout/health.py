@@ -34,6 +34,9 @@ the more steps it takes to know. An AUC that falls and stays above it is no sign
 to make fewer plain mistakes."""
 AUC_CHANCE = CHANCE / 10
 """The largest chance of such a fall that is taken for a sign; smaller, as every step is looked at several times."""
+BEGINNING = 0.05
+"""The same of a fall in a single step that is taken for the beginning of one: where the score never told right answers
+from wrong ones, half of all steps are at most at NO_AUC, and a rollback would find no checkpoint that is sound."""
 
 EXPLOITS = (
     "the policy begins to exploit the reward: raise kl, take the policy of an earlier checkpoint "
@@ -117,8 +120,8 @@ class Health:
         shown += [
             Sign("exploits", f"{sentence}; {EXPLOITS}") for sentence in sentences if sentence is not None
         ]
-        begins = self.low_gold[1] > 0 or (self.last_auc and self.last_auc[-1][0] <= NO_AUC)
-        self.suspicious = bool(shown) or bool(begins)
+        _, last_auc, chance = self._compared_aucs(1)
+        self.suspicious = bool(shown) or self.low_gold[1] > 0 or (last_auc <= NO_AUC and chance <= BEGINNING)
         new = [sign for sign in shown if self._is_new(sign.name)]
         return [_with_phrase(sign, best, others) if sign.kind == "exploits" else sign for sign in new]
 

@@ -136,6 +136,21 @@ def test_an_order_that_was_never_there_or_only_fades_is_silent():
     assert judged_aucs(few) == [], "of one right answer, any order is chance"
 
 
+@pytest.mark.parametrize(
+    ("values", "suspicious"),
+    [
+        ([0.5, 0.55, 0.45, 0.4] * 5, []),
+        ([0.9, 0.8, 0.95, 0.85, 0.45, 0.8, 0.7, 0.4, 0.3], [4, 7, 8]),
+    ],
+    ids=["never there", "lost"],
+)
+def test_a_step_is_suspicious_where_an_order_that_was_there_is_lost(values, suspicious):
+    health = Health()
+    for number, step in enumerate(aucs(*values)):
+        health.judge(step, True, 1.0, ["5."] * 6, ["6."] * 58)
+        assert health.suspicious == (number in suspicious), number
+
+
 def test_an_order_that_does_not_change_is_silent():
     """In 3,000 steps of 60 runs each, whatever the rate of right answers and how well they are ordered."""
     draw = np.random.default_rng(1)
