@@ -12,8 +12,6 @@ import math
 import os
 import shutil
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import tuner
 from tests.equivalence.conftest import in_two_processes, weights
+from tests.forked import exit_code, fork
 from tuner.algorithms.ppo import PPO as Algorithm
 from tuner.config import PPO, override
 from tuner.data.dataset import load_data
@@ -235,18 +234,12 @@ def kill_in(place: Any, name: str, call: int) -> None:
 
 def train_and_be_killed(config: PPO, runs: Path, *where: Any) -> Run:
     """Train in a process that is killed (SIGKILL) on its way; the folder that it leaves."""
-    child = os.fork()
-    if child == 0:
-        try:
-            kill_in(*where)
-            tuner.train(config, runs=runs)
-        except BaseException:
-            # a traceback that pytest's capture shows: nothing else tells what ended the child before its time
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    def train() -> None:
+        kill_in(*where)
+        tuner.train(config, runs=runs)
+
+    assert exit_code(fork(train)) == -signal.SIGKILL
     run = Run(runs / "ppo")
     assert run.results is None
     return run

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import tuner
 from tests.equivalence.conftest import curve, weights
+from tests.forked import exit_code, fork
 from tuner.config import to_json
 from tuner.errors import UserError
 from tuner.resources import locate
@@ -100,12 +101,11 @@ def test_a_kill_during_the_write_leaves_the_checkpoint_before(small, train, tmp_
             os._exit(9)
         write(folder, saved)
 
-    child = os.fork()
-    if child == 0:
+    def train_in_child():
         checkpoint_module._write_snapshot = half_written
         tuner.train(small(RICH), runs=tmp_path / "killed")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+    assert exit_code(fork(train_in_child)) == 9
     run = Run(tmp_path / "killed" / "small")
     assert (run.checkpoints_folder / ".writing-step_000003").is_dir()
     assert not (run.checkpoints_folder / "step_000003").exists()

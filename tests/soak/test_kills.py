@@ -3,9 +3,7 @@
 import os
 import random
 import signal
-import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import tuner
+from tests.forked import exit_code, fork
 from tests.soak.conftest import STAGES
 from tuner.config import StageConfig
 from tuner.stages.run import Run
@@ -54,20 +53,10 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 def train_until_killed(config: StageConfig, runs: Path, seconds: float) -> bool:
     """Whether a process that trains was killed after so many seconds, before its end."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            tuner.train(config, runs=runs)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
+    child = fork(lambda: tuner.train(config, runs=runs))
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = exit_code(child)
     assert code in (0, -signal.SIGKILL)
     return code != 0
 
