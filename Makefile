@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: quickstart pipeline test check format bench demo soak test-vllm clean
+.PHONY: quickstart pipeline test check format bench demo soak test-vllm site clean
 
 # vLLM has its own pins of torch and transformers, so that it has an environment of its own.
 VLLM_VENV := .venv-vllm
@@ -60,6 +60,10 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	for bench in benchmarks/*.py; do $(BIN)/python $$bench || exit 1; done
 
+# The docs site, in English and Chinese: open site/index.html.
+site: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
@@ -90,4 +94,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) runs build dist
+	rm -rf $(VENV) $(VLLM_VENV) runs build dist site

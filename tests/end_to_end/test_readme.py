@@ -22,7 +22,9 @@ from tuner.config import COOL, PPO, SFT, Model, PolicyConfig, StageConfig, load_
 from tuner.errors import UserError
 
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+TRANSLATIONS = sorted([ROOT / "README.zh.md", *ROOT.glob("docs/*.zh.md")])
+"""Pages with the code of another, whose code runs there."""
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted({*ROOT.glob("docs/*.md")} - {*TRANSLATIONS})]
 TARGETS = set(re.findall(r"^([a-z_-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "condition": "brief"}\n'
 """Content of a file of rows that a page scores."""
