@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: quickstart pipeline test check format bench demo soak test-vllm site clean
+.PHONY: quickstart pipeline test check format bench demo soak test-vllm site dist clean
 
 # vLLM has its own pins of torch and transformers, so that it has an environment of its own.
 VLLM_VENV := .venv-vllm
@@ -63,6 +63,11 @@ bench: $(VENV)/installed-dev
 # The docs site, in English and Chinese: open site/index.html.
 site: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# What an index takes: a source distribution and a wheel.
+dist: $(VENV)/installed-dev
+	$(BIN)/python -m hatchling build
+	$(BIN)/twine check --strict dist/*
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,12 +16,17 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `make dist` fills: a source distribution and a wheel."""
     pytest.importorskip("hatchling", reason="building a wheel without a network needs hatchling at hand")
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [*PIP, "wheel", ".", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True)
-    (file,) = folder.glob("tuner-*.whl")
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> Path:
+    (file,) = distributions.glob("tuner-*.whl")
     return file
 
 
@@ -57,6 +63,33 @@ def test_it_carries_all_that_tuner_reads(wheel: Path) -> None:
     } <= inside
     assert not [name for name in inside if name.startswith(("tests/", "benchmarks/", "scripts/"))]
     assert wheel.stat().st_size < 12 * 2**20
+
+
+def test_an_index_would_take_both(distributions: Path) -> None:
+    pytest.importorskip("twine", reason="checking what an index would refuse needs twine")
+    files = sorted(map(str, distributions.iterdir()))
+    assert len(files) == 2
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_source_distribution_builds_the_same_wheel(
+    distributions: Path, wheel: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=source,
+        check=True,
+    )
+    (again,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        contents = [{name: archive.read(name) for name in archive.namelist()} for archive in (one, other)]
+    assert contents[0] == contents[1]
 
 
 def test_it_runs_without_the_repository(installed: Path, tmp_path: Path) -> None:
