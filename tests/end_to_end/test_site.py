@@ -66,3 +66,5 @@ def test_a_translation_has_what_its_original_has(page: Path) -> None:
     assert cells(page) == cells(english)
     targets = [sorted(original(target).name for target, _ in links(each)) for each in (page, english)]
     assert targets[0] == targets[1]
+    linked = {target for target, _ in links(page)} - {english}
+    assert not linked & {original(translation) for translation in TRANSLATIONS}, "links to a page in English"
