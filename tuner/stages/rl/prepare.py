@@ -261,7 +261,9 @@ class Setup:
         if (alarm := loop.state.get("alarm")) is not None:
             results["alarm"] = {**alarm, "model_step": model_step}
         template = self.config.prompts.template
-        self.context.finish(results, partial(write_model_folder, self.roles.loaded, template))
+        self.context.finish(
+            results, partial(write_model_folder, self.roles.loaded, template), self.roles.loaded
+        )
 
     def _measure(self, when: str, known: PolicyMeasurement | None) -> PolicyMeasurement:
         measurement = known or self.held_out.measure()
