@@ -31,6 +31,7 @@ WHOLE = {"parallel.shard": 1}
 SCRIPT = f"""
 import errno
 import tuner.models.save
+from transformers.distributed.sharding_utils import DtensorShardOperation
 from tuner.training.snapshot import TensorFile
 
 tuner.models.save._FILE_BYTES = 400_000  # several files of a tiny model in shards
@@ -42,9 +43,18 @@ def writing(self, path):
         raise OSError(errno.ENOSPC, "No space left on device")
     write(self, path)
 TensorFile.write = writing
+
+read, shard_tensor = {{}}, DtensorShardOperation.shard_tensor
+def reading(self, *arguments, **settings):
+    tensor = shard_tensor(self, *arguments, **settings)
+    read[name] = read.get(name, 0) + tensor.numel()
+    return tensor
+DtensorShardOperation.shard_tensor = reading
 {TRAIN}
+(folder / f"read-{{rank}}.json").write_text(json.dumps(read))
 """
-"""As in test_sharding.py; the run `torn` cannot write one process's part of its second checkpoint at first."""
+"""As in test_sharding.py; the run `torn` cannot write one process's part of its second checkpoint at first. Written
+down are also the numbers that each process read of the models that it loaded."""
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,10 @@ def test_two_processes(tied, start, tmp_path, monkeypatch):
         assert saved.keys() == in_shards.keys()
         assert all(torch.equal(tensor, in_shards[weight]) for weight, tensor in saved.items())
         assert_whole_index(two(f"{name}-shards").model_folder, set(saved))
+        # loaded by slice: each process has read its half
+        size = sum(tensor.numel() for tensor in saved.values())
+        counts = [json.loads((tmp_path / f"read-{rank}.json").read_text()) for rank in (0, 1)]
+        assert [count[f"{name}-shards"] / size for count in counts] == pytest.approx([0.5, 0.5], abs=0.01)
     # all processes are told, none takes the torn checkpoint for one, and the run goes on from the one before
     assert all(len(lines) == 1 and "the disk is full" in lines[0] for lines in ends("torn"))
     assert_each_wrote_its_part(two("torn"))

@@ -87,6 +87,7 @@ class Context:
             freeze=config.freeze,
             seed=config.seed,
             head=head,
+            processes=self.devices.mesh.shards,
         )
         if self.devices.is_main:
             self.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
