@@ -44,6 +44,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "7B, LoRA": ("internlm2_7b_lora", {}),
     "7B, LoRA, rows of 32k": ("internlm2_7b_lora", {"tokens_per_pass": 32_768, "tokens_per_step": 32_768}),
     "7B, all weights, rows of 32k": ("internlm2_7b_full", {}),
+    "20B, all weights, rows of 8k": ("internlm2_20b_full", {}),
     "20B, QLoRA": ("internlm2_20b_qlora", {}),
     "20B, QLoRA, rows of 16k": ("internlm2_20b_qlora", {"tokens_per_pass": 16_384}),
     "20B, PPO, three roles on one 4-bit base": ("internlm2_20b_ppo", {}),

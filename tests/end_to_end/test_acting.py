@@ -129,7 +129,7 @@ def test_weights_that_overflow_are_no_model(
 
     def overflow(self: Loop) -> None:
         with torch.no_grad():
-            next(iter(self._updater.parameters.values())).fill_(float("inf"))
+            next(iter(self._updater.parts.values())).own.fill_(float("inf"))
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_save", overflow)

@@ -34,10 +34,11 @@ WITHOUT = ("seconds", "tokens_per_second", "memory_gib")
 TIMES = "seconds/"
 
 TRAIN = """
-import json, os, sys, tuner
+import json, os, sys, threading, tuner
 from pathlib import Path
 from torch.distributed.tensor import DTensor
 from tuner.config import from_json, override
+from tuner.errors import UserError
 from tuner.stages.context import Context
 from tuner.training.step import Step
 
@@ -67,15 +68,21 @@ for name in names:
     for kill_after, layout in json.loads((folder / "kills.json").read_text()).get(name, []):
         try:
             tuner.train(override(config, layout), runs=folder / "two" / name)
-        except Killed:
-            pass
+        except (Killed, UserError) as end:
+            with (folder / f"{name}-{rank}.ends").open("a") as file:
+                file.write(f"{type(end).__name__}: {end}\\n")
+        # a killed process leaves no thread that goes on writing
+        for thread in set(threading.enumerate()) - {threading.current_thread()}:
+            if not thread.daemon:
+                thread.join()
     if kill_after is None:
         tuner.train(config, runs=folder / "two" / name)
     (folder / f"{name}-{rank}.held").write_text(json.dumps(held))
 """
 """What each process does: train the configs that are named, and write down which part of frozen weights it held.
 
-A name in kills.json is instead trained in the layouts named there, and killed after the step named beside each."""
+A name in kills.json is instead trained in the layouts named there, and killed after the step named beside each; how
+each of these runs ended is written down."""
 
 
 def record(run: Run) -> list[dict]:
@@ -149,7 +156,7 @@ def test_two_processes(policies, tmp_path):
         "data.max_length": 128,
     }
     pairs |= {"data.test_files": [{"path": "tuner:twins/test.jsonl", "limit": 17}]}
-    idle = {"tokens_per_step": 64, "tokens_per_pass": 64}
+    idle = {"tokens_per_step": 64, "tokens_per_pass": 64, "adapter.train_whole": ["lm_head", "embed_tokens"]}
     configs = {
         "nf4": override(SMALL, STEADY | chat | NF4),
         "idle": override(SMALL, STEADY | idle),
@@ -206,6 +213,7 @@ def test_four_processes(tmp_path):
     configs = {
         "replicas": override(small, NF4 | SHARDS | ROWS),
         "heads": override(small, {"parallel.sequence": 4}),
+        "all-weights": override(small, SHARDS | ROWS | {"adapter": None, "optimizer.lr": 1e-3}),
     }
     (tmp_path / "kills.json").write_text("{}")
     in_processes(4, tmp_path, configs, TRAIN)

@@ -1,8 +1,6 @@
 """Keys of Axolotl that have no field in tuner: those that are lost, and those that need none."""
 
-_SHARDED = (
-    "parallel=Parallel(shard=...) holds frozen weights in shards; `tuner check --gpus N` plans a layout"
-)
+_SHARDED = "parallel=Parallel(shard=...) holds weights in shards; `tuner check --gpus N` plans a layout"
 KERNELS = "the loss and attention are this trainer's own"
 LOST = {
     "adapter": "adapters are LoRA",

@@ -1,8 +1,6 @@
 """Keys of LLaMA-Factory that have no field in tuner: those that are lost, and those that need none."""
 
-_SHARDED = (
-    "parallel=Parallel(shard=...) holds frozen weights in shards; `tuner check --gpus N` plans a layout"
-)
+_SHARDED = "parallel=Parallel(shard=...) holds weights in shards; `tuner check --gpus N` plans a layout"
 _ADAMW = "the optimizer is AdamW; its learning rate may need to be another"
 LOST = {
     "adapter_name_or_path": "to continue an adapter, merge it into the model first, or train it here and name its run",

@@ -3,10 +3,12 @@
 On the meta device the same model is built by the same code without reading weights: `tuner check` loads so.
 """
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -28,6 +30,7 @@ from tuner.models.coverage import expert_notes
 from tuner.models.dropout import switch_off_attention_dropout
 from tuner.models.folder_files import first_line, read_file
 from tuner.models.freeze import freeze as freeze_weights
+from tuner.models.from_files import from_config, from_weights
 from tuner.models.library_output import without_library_output
 from tuner.models.locate import Location, locate, stored_quantization
 from tuner.models.model_file import GenerationFile, read_transformers_config
@@ -39,6 +42,9 @@ from tuner.models.varlen import NAME as ATTENTION
 from tuner.models.varlen import fallback_note
 from tuner.models.varlen import register as register_attention
 from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
+
+if TYPE_CHECKING:  # models in one process do not load it
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Loaded", "Precision", "load_model", "load_tokenizer"]
 
@@ -85,11 +91,13 @@ def load_model(
     seed: int = 0,
     train: bool = True,
     head: Head = "language",
+    processes: DeviceMesh | None = None,
 ) -> Loaded:
     """Load a model to train it, or with `train=False` to use it; returned in eval mode.
 
     Frozen weights are held in `precision` (or quantized), trained ones in fp32: all weights without an adapter, else
     the adapter's, fresh from `seed` or the saved ones. A scalar head is in fp32 and trained, the saved one or zeros.
+    processes: those that hold weights together; weights that are all trained are then read and held in shards at once.
     On the meta device no weights are read, or fetched from the hub. Raises UserError when the model is missing or
     broken, differs from what the config or a saved adapter says, or is a reward model where head="language".
     """
@@ -105,6 +113,8 @@ def load_model(
     full = whole and location.reference.quantization is None
     reference = replace(location.reference, precision=precision)
     compute_dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    # rows cannot be added to shards, and frozen weights are rounded whole
+    in_shards = full and freeze is None and reference.embedding_rows is None
     with built_on(device):
         transformer = load_base(
             location,
@@ -113,6 +123,7 @@ def load_model(
             device=device,
             trust_remote_code=model.trust_remote_code,
             head=head,
+            processes=processes if in_shards else None,
         )
         new_tokens = grow_embeddings(transformer, reference.embedding_rows, tokenizer)
         check_vocabulary(transformer, vocabulary_size(tokenizer), model.path)
@@ -173,12 +184,13 @@ def load_base(
     device: torch.device,
     trust_remote_code: bool = False,
     head: Head = "language",
+    processes: DeviceMesh | None = None,
 ) -> PreTrainedModel:
     """The base of a location, without its adapter, with the rows that its embedding has in its file.
 
     held_in: dtype of weights that are not quantized; compute_dtype: of the products of 4-bit layers. A scalar head
-    that the base does not have is zero. On the meta device the model is built from its config.json alone, without
-    quantization.
+    that the base does not have is zero. processes: those that hold the weights together from the start. On the meta
+    device the model is built from its config.json alone, without quantization.
     """
     register_attention()
     folder = location.base_folder
@@ -198,10 +210,10 @@ def load_base(
     try:
         with without_library_output():
             if device.type == "meta":
-                transformer, report = _from_config(auto_class, values, options)
+                transformer, report = from_config(auto_class, values, options)
             else:
                 options |= _device_options(location, device, compute_dtype, head)
-                transformer, report = _from_weights(auto_class, values, folder, options)
+                transformer, report = from_weights(auto_class, values, folder, options, processes)
     # a RuntimeError as well: caught below, it would be reported as a broken folder
     except torch.OutOfMemoryError:
         raise
@@ -273,31 +285,6 @@ def _device_options(
     if quantization is not None or device.type != "cpu":
         options["device_map"] = {"": device}
     return options
-
-
-def _from_weights(
-    auto_class: Any, values: PreTrainedConfig, folder: Path, options: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model with the weights in a folder, and transformers' report on which of them were missing."""
-    return auto_class.from_pretrained(
-        str(folder),
-        config=values,
-        # pickled weights could run code while they are read
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # else they are a table in the log; _check_report names them in a sentence
-        **options,
-    )
-
-
-def _from_config(
-    auto_class: Any, values: PreTrainedConfig, options: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model on the meta device, and the report of a load in which nothing was wrong."""
-    with torch.device("meta"):
-        transformer = auto_class.from_config(values, **options)
-    report = {f"{kind}_keys": set() for kind in ("missing", "unexpected", "mismatched")}
-    return transformer, {**report, "error_msgs": []}
 
 
 def read_model_config(model: config.Model) -> PreTrainedConfig:

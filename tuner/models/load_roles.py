@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -49,6 +49,9 @@ from tuner.models.reward_roles import REWARD, Host, RewardPlace, reward_role_nam
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import RewardInputs, reward_template
 from tuner.models.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:  # models in one process do not load it
+    from torch.distributed.device_mesh import DeviceMesh
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 """Names of the roles but for reward models'; on a shared base those of their adapters, too, but for the policy's, which
@@ -128,16 +131,19 @@ class PolicyRoles:
 
 
 def load_policy_roles(
-    models: PolicyModels, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+    models: PolicyModels,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    processes: DeviceMesh | None = None,
 ) -> PolicyRoles:
     """Load the roles of a policy stage, without dropout, proven to keep packed samples apart.
 
     The reference is the policy as it starts, or a model of its own; the critic starts from the reward model or the
-    policy, with a fresh head of zeros. On the meta device the same roles are built without reading weights. Raises
-    UserError when a model is missing, the reward model has no scalar head, or critic or reference cannot read what the
-    policy writes.
+    policy, with a fresh head of zeros. processes: those that hold weights together; see `load_model`. On the meta
+    device the same roles are built without reading weights. Raises UserError when a model is missing, the reward model
+    has no scalar head, or critic or reference cannot read what the policy writes.
     """
-    loader = _Loader(models, device)
+    loader = _Loader(models, device, processes)
     with built_on(device):
         roles = _shared(loader) if models.layout == "shared" else _separate(loader)
     together = Roles(roles, autocast)
@@ -159,8 +165,8 @@ def load_policy_roles(
 class _Loader:
     """Locates the models of a policy stage, checks that they fit together, and loads them."""
 
-    def __init__(self, models: PolicyModels, device: torch.device) -> None:
-        self.models, self.device = models, device
+    def __init__(self, models: PolicyModels, device: torch.device, processes: DeviceMesh | None) -> None:
+        self.models, self.device, self.processes = models, device, processes
         self.policy = self._locate(models.policy)
         refuse_reward_model(self.policy, models.policy.path)
         if models.reference_role is not None:
@@ -201,6 +207,7 @@ class _Loader:
             seed=self.models.seed,
             train=train,
             head=head,
+            processes=self.processes,
         )
 
     def _locate(self, model: Model) -> Location:

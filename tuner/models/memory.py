@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tuner.losses.chunked_softmax import CHUNK_ELEMENTS
+from tuner.models.adapters import is_adapted
 from tuner.models.coverage import quantizable
 from tuner.models.freeze import decoder_layers
 from tuner.models.load import Loaded, Precision
@@ -34,8 +35,10 @@ class MemoryBudget:
     """Dropout of the adapter's inputs; 0 without an adapter."""
     language_head: bool
     """Whether logits are computed."""
+    generates: bool = True
+    """Whether a process generates answers, for which it holds the model whole."""
     shards: int = 1
-    """Processes that hold the frozen weights together."""
+    """Processes that hold the weights together, but for adapters."""
     row_processes: int = 1
     """Processes that compute a row together."""
 
@@ -59,11 +62,23 @@ class Weights:
 
         Quantization holds frozen linear layers other than the head in 4 or 8 bit, every other weight in its dtype.
         """
-        transformer = unwrapped(loaded.model)
-        embedding = transformer.get_input_embeddings().weight
+        embedding = unwrapped(loaded.model).get_input_embeddings().weight
         frozen, scales = _frozen_bytes(loaded, loaded.model)
-        trained = sum(weight.numel() for weight in loaded.model.parameters() if weight.requires_grad)
-        return cls(frozen, trained, embedding.element_size(), scales)
+        return cls(frozen, _trained_in(loaded.model), embedding.element_size(), scales)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a process holds of a model, in bytes."""
+
+    always: float
+    """Weights, gradients and optimizer state of what it trains."""
+    in_training: float
+    """Beside them, its part of frozen weights."""
+    gathered: float
+    """What a pass gathers at a time, with its gradients."""
+    whole: float
+    """In place of the last two, where the model is whole: while it is loaded, or answers are generated."""
 
 
 def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.0) -> float:
@@ -72,18 +87,35 @@ def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.
     models: all that are held, built on the meta device; the activations are those of the first. Weights, gradients
     and optimizer state are counted exactly; activations as those of one layer, plus each layer's input where gradient
     checkpointing keeps only that. cache: keys and values held while answers are generated, when there are no
-    activations. With shards, a process holds the frozen weights whole while they are loaded and while answers are
-    generated, and in training its share, and what a pass gathers.
+    activations. With shards, a process holds in training its share, and what a pass gathers; a base of adapters also
+    whole while it is loaded, and any model while answers are generated.
     """
-    weights = [Weights.of(loaded) for loaded in models]
-    trained = sum(part.trained for part in weights) * _trained_bytes(budget)
-    whole = in_training = sum(part.frozen_bytes for part in weights)
-    if budget.shards > 1:
-        scales = sum(part.scales_bytes for part in weights)
-        in_training = scales + (whole - scales) / budget.shards + max(map(_gathered_bytes, models))
-    shape = unwrapped(models[0].model).config
-    activations = _activation_bytes(budget, shape, weights[0].embedding_bytes)
-    return trained + max(in_training + activations, whole + cache)
+    held = [_held(budget, loaded) for loaded in models]
+    embedding_bytes = Weights.of(models[0]).embedding_bytes
+    activations = _activation_bytes(budget, unwrapped(models[0].model).config, embedding_bytes)
+    in_training = sum(part.in_training for part in held) + max(part.gathered for part in held)
+    whole = sum(part.whole for part in held)
+    return sum(part.always for part in held) + max(in_training + activations, whole + cache)
+
+
+def _held(budget: MemoryBudget, loaded: Loaded) -> _Held:
+    weights = Weights.of(loaded)
+    frozen, scales = weights.frozen_bytes, weights.scales_bytes
+    if budget.shards == 1:
+        return _Held(weights.trained * _trained_bytes(budget), frozen, 0.0, frozen)
+    frozen_share = scales + (frozen - scales) / budget.shards
+    if is_adapted(loaded.model):
+        gathered = _gathered_bytes(loaded)
+        return _Held(weights.trained * _trained_bytes(budget), frozen_share, gathered, frozen)
+    cast = _cast_bytes(budget)
+    share = weights.trained * (_trained_bytes(budget) - cast) / budget.shards
+    gathered = _gathered_bytes(loaded) + _gathered_in_training(loaded, cast)
+    if not budget.gradient_checkpointing:  # the backward pass needs the casts of all layers
+        gathered += weights.trained * cast
+    # some frozen: it was not loaded in shards (load_model)
+    is_whole = budget.generates or frozen > 0
+    whole = frozen + 4 * weights.trained if is_whole else 0.0
+    return _Held(share, frozen_share, gathered, whole)
 
 
 def roles_bytes(budget: MemoryBudget, roles: Roles, cache: float = 0.0) -> float:
@@ -115,11 +147,31 @@ def _gathered_bytes(loaded: Loaded) -> float:
     return total - scales - sum(of_layers) + 2 * max(of_layers)
 
 
+def _gathered_in_training(loaded: Loaded, cast: int) -> float:
+    """Memory of trained weights that a pass gathers at a time, with what is made of them.
+
+    Those outside of layers, a layer and the next; of the first two also the gradients, once as the pass computes them
+    and once as processes sum them, and autocast's copies.
+    """
+    layers = [_trained_in(layer) for layer in decoder_layers(loaded.model)[1]]
+    outside = _trained_in(loaded.model) - sum(layers)
+    return (outside + max(layers)) * (4 + 4 + 4 + cast) + max(layers) * 4
+
+
+def _trained_in(part: nn.Module) -> int:
+    """Number of trained weights in a part of a model."""
+    return sum(weight.numel() for weight in part.parameters() if weight.requires_grad)
+
+
 def _trained_bytes(budget: MemoryBudget) -> int:
     """Bytes per trained weight: the weight and its gradient in fp32, the optimizer's two moments, autocast's copy."""
     moments = 2 if budget.optimizer_bits == 8 else 8
-    copy = 2 if budget.precision == "bf16" else 0
-    return 4 + 4 + moments + copy
+    return 4 + 4 + moments + _cast_bytes(budget)
+
+
+def _cast_bytes(budget: MemoryBudget) -> int:
+    """Bytes of autocast's copy of a trained weight."""
+    return 2 if budget.precision == "bf16" else 0
 
 
 def _head_bytes(budget: MemoryBudget, head: ScalarHead) -> int:

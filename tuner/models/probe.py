@@ -18,6 +18,7 @@ from tuner.errors import UserError
 from tuner.models.arithmetic import product_precision
 from tuner.models.forward import hidden_states
 from tuner.models.load import Loaded
+from tuner.models.sharding import gathered
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME
 
@@ -40,7 +41,7 @@ def prove_isolation(loaded: Loaded, device: torch.device, autocast: AbstractCont
     model.eval()
     batch = _random_row(model, device)
     with autocast:
-        packed_TD = hidden_states(model, batch).float()
+        packed_TD = gathered(hidden_states)(model, batch).float()
         # another backend than the one tested, and without packing, so no fault of `varlen` can be in both
         plain.set_attn_implementation("sdpa")
         try:
@@ -67,6 +68,7 @@ def _random_row(model: torch.nn.Module, device: torch.device) -> Batch:
     return make_batch([(tokens, np.ones(len(tokens), np.float32)) for tokens in samples]).to(device)
 
 
+@gathered
 def _one_by_one(plain: Any, batch: Batch) -> Tensor:
     """Last hidden states of each segment in a pass of its own, fp32 [T, D]."""
     decoder, segments = plain.get_decoder(), batch.tokens_T.split(LENGTHS)
@@ -74,6 +76,7 @@ def _one_by_one(plain: Any, batch: Batch) -> Tensor:
     return torch.cat([output.last_hidden_state[0].float() for output in outputs])
 
 
+@gathered
 def _in_a_batch(plain: Any, batch: Batch) -> Tensor:
     """The same in one pass: other shapes take other kernels, and what they differ by is rounding."""
     longest, segments = max(LENGTHS), batch.tokens_T.split(LENGTHS)

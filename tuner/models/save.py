@@ -2,12 +2,12 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,11 +20,14 @@ from tuner.models.fingerprint import fingerprint
 from tuner.models.folder_files import first_line
 from tuner.models.library_output import without_library_output
 from tuner.models.load import Loaded, Precision
+from tuner.models.sharding import is_sharded, weights_by_layer
 from tuner.models.tokenizer import save_tokenizer
 
 __all__ = ["fingerprint", "save_full", "save_model"]
 
 _SHARD = "5GB"
+_FILE_BYTES = 5 * 10**9
+"""The same as a number."""
 
 
 def save_model(loaded: Loaded, folder: Path, *, precision: Precision | None = None) -> None:
@@ -59,19 +62,86 @@ def write_companions(loaded: Loaded, folder: Path) -> None:
             file.chmod(mode)  # safetensors are written for their owner alone, whatever the umask
 
 
+def take_part_in_saving(loaded: Loaded) -> None:
+    """What the other processes that hold a model together do while one saves it: give their shards of each layer."""
+    if is_sharded(loaded.model) and not is_adapted(loaded.model):
+        for _ in weights_by_layer(loaded.transformer):
+            pass
+
+
 def save_full(model: PreTrainedModel, folder: Path, precision: Precision) -> None:
-    """Write weights and config.json as the model's family does, safetensors shards of 5 GB."""
+    """Write weights and config.json as the model's family does, safetensors shards of 5 GB.
+
+    Of a model in shards the other processes call `take_part_in_saving` meanwhile.
+    """
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    cast: dict[int, Tensor] = {}  # by storage, so that tied weights stay one
-    weights = model.state_dict()
+    if is_sharded(model):
+        _save_by_layer(model, folder, dtype)
+    else:
+        _save_at_once(model, folder, dtype)
+    _write_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
+
+
+def _save_at_once(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    cast = _cast(model.state_dict(), dtype)
+    # a copy: the model in memory stays in fp32, as it may be trained or measured further
+    with without_library_output():
+        model.save_pretrained(str(folder), state_dict=cast, max_shard_size=_SHARD)
+
+
+def _save_by_layer(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """The same with the weights of one file in memory at a time."""
+    parts, held = list[Path](), dict[str, Tensor]()
+
+    def write() -> None:
+        # each as if it were a model: names and layouts are then transformers' own
+        parts.append(folder / f"part-{len(parts)}")
+        with without_library_output():
+            model.save_pretrained(str(parts[-1]), state_dict=held, max_shard_size="1000TB")
+
+    for weights in weights_by_layer(model):
+        cast = _cast(weights, dtype)
+        if held and _num_bytes(held) + _num_bytes(cast) > _FILE_BYTES:
+            write()
+            held = {}
+        held |= cast
+    write()
+    _join_parts(parts, folder, sum(weight.numel() for weight in model.parameters()))
+
+
+def _join_parts(parts: list[Path], folder: Path, num_weights: int) -> None:
+    """Make one model folder of several that hold some of a model's weights each."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for number, part in enumerate(parts, 1):
+        name = (
+            "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        )
+        file = (part / "model.safetensors").rename(folder / name)
+        with safe_open(file, "pt") as weights:
+            names = list(weights.keys())
+            size += sum(weights.get_tensor(key).nbytes for key in names)
+        weight_map |= dict.fromkeys(names, name)
+        for other in part.iterdir():  # such as config.json, the same in all
+            other.replace(folder / other.name)
+        part.rmdir()
+    if len(parts) > 1:
+        metadata = {"total_parameters": num_weights, "total_size": size}
+        index = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
+        (folder / "model.safetensors.index.json").write_text(index + "\n", encoding="utf-8")
+
+
+def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights on the host in a dtype, so that tied ones stay one."""
+    cast: dict[int, Tensor] = {}
     for weight in weights.values():
         if weight.data_ptr() not in cast:
             cast[weight.data_ptr()] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype)
-    written = {name: cast[weight.data_ptr()] for name, weight in weights.items()}
-    # cast copies: the model in memory stays in fp32, as it may be trained or measured further
-    with without_library_output():
-        model.save_pretrained(str(folder), state_dict=written, max_shard_size=_SHARD)
-    _write_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
+    return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
+
+
+def _num_bytes(weights: Mapping[str, Tensor]) -> int:
+    return sum({weight.data_ptr(): weight.nbytes for weight in weights.values()}.values())
 
 
 @contextmanager

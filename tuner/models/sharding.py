@@ -1,27 +1,33 @@
-"""Frozen weights in shards over processes (FSDP2); trained ones stay whole, so that nothing else knows of it.
+"""Weights in shards over processes (FSDP2): frozen ones, and those of a model that is trained without an adapter.
 
-Adapters, their gradients, optimizer states and files are those of an unsharded model. A pass gathers the weights of a
-layer while it computes that layer. All processes of a group make the same passes in the same order: each waits in
-every gather for the others.
+Adapters stay whole: their gradients, optimizer states and files are those of an unsharded model. Other trained weights
+are DTensors, of which a process trains its rows (`training/parts.py`); the backward pass of each pass sums their
+gradients over the processes, and leaves each its rows, so that no process ever holds whole gradients of the model.
+
+A pass gathers the weights of a layer while it computes that layer. All processes of a group make the same passes in
+the same order: each waits in every gather for the others.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import torch
 from torch import nn
 
 from tuner.errors import UserError
+from tuner.models.adapters import is_adapted
 from tuner.models.freeze import decoder_layers
-from tuner.models.load import Loaded
 from tuner.models.unwrap import unwrapped
 
 if TYPE_CHECKING:  # models in one process do not load it
     from torch.distributed.device_mesh import DeviceMesh
+
+    from tuner.models.load import Loaded
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,28 +41,40 @@ def refuse_shards(loaded: Loaded) -> None:
             f"parallel.shard: {loaded.base.path} is in 8 bit, which cannot be held in shards; write "
             'quantization="nf4", or leave parallel out'
         )
-    if all(weight.requires_grad for weight in loaded.model.parameters()):
-        raise UserError(
-            f"parallel.shard: all weights of {loaded.base.path} are trained, and only frozen ones are held in shards; "
-            "add adapter=LoRA(), or leave parallel out"
-        )
 
 
 def shard(loaded: Loaded, processes: DeviceMesh) -> None:
-    """Keep this process's share of a model's frozen weights, in place; all processes make the call together.
+    """Keep this process's share of a model's weights, but for trained adapters, in place.
 
-    For a model as it will be trained: with all its adapters, and activations recomputed where they are to be. Raises
-    UserError where `refuse_shards` does.
+    All processes make the call together, for a model as it will be trained: with all its adapters, and activations
+    recomputed where they are to be. A model that was loaded in shards stays as it is. Raises UserError where
+    `refuse_shards` does.
     """
+    if is_sharded(loaded.model):
+        return
+    refuse_shards(loaded)
+    adapters = {
+        weight for weight in loaded.model.parameters() if weight.requires_grad and is_adapted(loaded.model)
+    }
+    divide(loaded.transformer, processes, adapters)
+
+
+def divide(transformer: nn.Module, processes: DeviceMesh, whole: Collection[nn.Parameter] = ()) -> None:
+    """Keep this process's share of a transformer's weights, which may be on the meta device; `whole`: but for these."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    refuse_shards(loaded)
-    transformer = loaded.transformer
-    trained = {weight for weight in loaded.model.parameters() if weight.requires_grad}
+    family, ignored = type(transformer).__name__, set(whole)
     for part in (*decoder_layers(transformer)[1], transformer):
-        # True for the transformer, too: by default embedding and head stay gathered after a pass without gradients
-        fully_shard(part, mesh=processes, reshard_after_forward=True, ignored_params=trained)
-    vars(transformer)["run_pass"] = types.MethodType(_run_pass, transformer)
+        # True for the transformer, too: by default embedding and head stay gathered after a pass without gradients,
+        # and a pass after the next update would use them as they were before it
+        fully_shard(part, mesh=processes, reshard_after_forward=True, ignored_params=ignored)
+        part.set_gradient_divide_factor(1.0)  # sums: losses are divided by the step's global totals
+        part.set_force_sum_reduction_for_comms(
+            True
+        )  # gloo has no other reduction, and NCCL's is wrong in bf16
+    # FSDP's own is a subclass with a name of its own; transformers finds a family's names in files by that of the class
+    type(transformer).__name__ = family
+    vars(transformer)["run_pass"] = types.MethodType(_run_pass if whole else _run_trained, transformer)
     register_fsdp_forward_method(transformer, "run_pass")
 
 
@@ -95,6 +113,31 @@ def whole(model: nn.Module) -> Iterator[None]:
             unit.reshard()
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether several processes hold the model's weights together."""
+    return bool(_units(model))
+
+
+def weights_by_layer(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """The state_dict of a model without peft's wrapper, part by part: what is outside of layers, then each layer.
+
+    Weights in shards are gathered, on the device and one part at a time; the processes that hold them together iterate
+    together. Tied weights are one tensor under several names.
+    """
+    stack, layers = decoder_layers(model)
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in range(len(layers) + 1)]
+    for name, weight in model.state_dict(keep_vars=True).items():
+        of_layer = name.removeprefix(f"{stack}.").partition(".")[0] if name.startswith(f"{stack}.") else "-1"
+        parts[int(of_layer) + 1][name] = weight
+    for part in parts:
+        gathered = {id(weight): _whole(weight) for weight in part.values()}
+        yield {name: gathered[id(weight)] for name, weight in part.items()}
+
+
+def _whole(weight: Any) -> torch.Tensor:
+    return weight.full_tensor().detach() if hasattr(weight, "full_tensor") else weight.detach()
+
+
 def _units(model: nn.Module) -> list[Any]:
     """The parts of a model that are gathered at a time, the transformer first; none of an unsharded model."""
     transformer = unwrapped(model)
@@ -107,3 +150,16 @@ def _units(model: nn.Module) -> list[Any]:
 
 def _run_pass(transformer: nn.Module, forward_pass: Callable[..., T], *arguments: Any, **settings: Any) -> T:
     return forward_pass(*arguments, **settings)
+
+
+def _run_trained(
+    transformer: nn.Module, forward_pass: Callable[..., T], *arguments: Any, **settings: Any
+) -> T:
+    """The same where shards are trained. Autocast would keep its casts of trained weights until it ends: of weights
+    that are gathered for a layer at a time, a whole model."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        return forward_pass(*arguments, **settings)
+    finally:
+        torch.set_autocast_cache_enabled(enabled)

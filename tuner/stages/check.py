@@ -85,6 +85,8 @@ class CheckedModel:
         budget = memory_budget(
             self.config, tokens_per_pass, language_head=not has_score(self.loaded.transformer)
         )
+        # sampled are answers to validation rows
+        budget = replace(budget, generates=budget.generates and rows.validation is not None)
         return CheckReport(
             **model_figures(self.loaded),
             trained=Weights.of(self.loaded).trained,
@@ -117,6 +119,7 @@ def memory_budget(
         gradient_checkpointing=config.gradient_checkpointing,
         adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
         language_head=language_head,
+        generates=hasattr(config, "sampling") or getattr(config.evaluation, "samples", 0) > 0,
         shards=config.parallel.shard,
         row_processes=config.parallel.sequence,
     )

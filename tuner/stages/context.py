@@ -16,10 +16,11 @@ from tuner.data.dataset import Dataset, Progress
 from tuner.data.inspection import errors
 from tuner.display.progress import reading_bar
 from tuner.models.checkpointing import recompute_activations
-from tuner.models.load import Head, load_model
+from tuner.models.load import Head, Loaded, load_model
 from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
 from tuner.models.roles import Roles
+from tuner.models.save import take_part_in_saving
 from tuner.models.sharding import shard
 from tuner.models.shared_rows import share_rows
 from tuner.stages.registry import stage_of
@@ -86,6 +87,7 @@ class Context:
             freeze=config.freeze,
             seed=config.seed,
             head=head,
+            processes=self.devices.mesh.shards,
         )
         if self.devices.is_main:
             self.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
@@ -173,11 +175,13 @@ class Context:
             write_milestone=partial(write_milestone, self.run, say=self.say),
         )
 
-    def finish(self, results: dict[str, Any], write_model: Callable[[Path], None]) -> None:
+    def finish(
+        self, results: dict[str, Any], write_model: Callable[[Path], None], model: Loaded | None = None
+    ) -> None:
         """Save the model and the results: the run is finished.
 
-        write_model: writes the model's folder. Raises DivergedError, and writes nothing, where a measure after training
-        is not finite.
+        write_model: writes the model's folder. model: the one it writes, which processes may hold together. Raises
+        DivergedError, and writes nothing, where a measure after training is not finite.
         """
         refuse_measures(self.run.folder, results)
         if self.devices.is_main:
@@ -185,4 +189,6 @@ class Context:
             self.run.draw_curves()
             # Last: results mark the run as finished, and `train` returns such a run at once.
             self.run.finish(results)
+        elif model is not None:
+            take_part_in_saving(model)
         self.devices.wait()

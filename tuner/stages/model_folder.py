@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 
 from tuner.config import Adapter, Freeze, Model, TrainingConfig
 from tuner.data.template import Template
@@ -22,9 +21,10 @@ from tuner.models.load import Head, Loaded, Precision, load_model
 from tuner.models.locate import locate
 from tuner.models.save import save_model
 from tuner.training.checkpoint import write_atomically
-from tuner.training.checkpoint_names import TRAINED, seal_of
+from tuner.training.checkpoint_names import seal_of
 from tuner.training.run_folder import RunFolder
 from tuner.training.seal import BrokenSealError, sealed_values
+from tuner.training.snapshot import SavedWeights
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def write_checkpoint_model(
 def trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trained weights in a checkpoint. Raises UserError where it is not as it was written."""
     check_checkpoint(checkpoint)
-    return load_file(checkpoint / TRAINED)
+    saved = SavedWeights(checkpoint)
+    return {name: saved.read(name) for name in saved.names}
 
 
 def check_checkpoint(checkpoint: Path) -> None:

@@ -1,29 +1,30 @@
-"""Checkpoints: complete, atomic, written in the background. No pickles: tensors and JSON.
+"""Checkpoints: complete, atomic, hashed, written in the background.
 
 A checkpoint is a folder `step_000120` with `trained.safetensors` (trained weights), `optimizer.safetensors`,
 `random.safetensors` and `state.json` (counters, the parts of the optimizer and generators that are no tensors, and a
-hash of everything in the folder).
+hash of everything in the folder). Where processes hold weights together, each writes its rows, to files of its own:
+`trained-00002-of-00008.safetensors`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuner.errors import UserError
 from tuner.training.checkpoint_names import STATE, checkpoint_steps, step_of
-from tuner.training.seal import BrokenSealError, seal, sealed_values
+from tuner.training.seal import BrokenSealError, file_hash, seal, sealed_values
+from tuner.training.snapshot import SavedRun, Snapshot
+
+if TYPE_CHECKING:  # which loads accelerate
+    from tuner.training.devices import Devices
 
 Loaded = TypeVar("Loaded")
 
@@ -33,32 +34,39 @@ class DamagedCheckpointError(UserError):
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """All that a run needs to resume bit for bit, in host memory."""
+class _Unfinished:
+    """A checkpoint that is being written."""
 
-    trained: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
-    random: dict[str, torch.Tensor]
-    """Generator states by rank and library."""
+    step: int
     state: dict[str, Any]
-    """JSON: `counters`, and the parts of optimizer and generator states that are no tensors."""
+    protected: set[int]
 
 
 class Checkpoints:
     """The checkpoints of a run folder, written in the background, one at a time.
 
-    Old ones are removed only after a new one is complete.
+    All processes make the same calls. The main one writes, or where they hold weights together each writes its part.
+    Its thread asks no other process: `settle` and `wait` tell the others that a part is written, and after the last the
+    main process completes the checkpoint. Old ones are removed only after a new one is complete.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(
+        self, folder: Path, keep: int, devices: Devices | None = None, *, together: bool = False
+    ) -> None:
+        """devices: the run's processes; None: this one is alone. together: whether they train weights together."""
+        self._folder, self._keep, self._devices, self._together = folder, keep, devices, together
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._hashes: Mapping[str, str] = {}
+        """Of the files that this process has written for the unfinished checkpoint."""
+        self._unfinished: _Unfinished | None = None
+        """What the processes write together, until all have written their parts."""
 
     def tidy(self) -> None:
         """Remove the unfinished folder of a killed writer."""
-        for leftover in self._folder.glob(".writing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if self._is_main:
+            for leftover in self._folder.glob(".writing-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -67,60 +75,156 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self._folder / f"step_{step:06d}"
 
-    def save(self, step: int, snapshot: Snapshot, protected: set[int]) -> None:
-        """Write in the background, once the checkpoint before is written. `protected` steps are never removed."""
+    @property
+    def writes(self) -> bool:
+        """Whether this process saves anything: of those that hold the same, the first does."""
+        if not self._together:
+            return self._is_main
+        assert self._devices is not None
+        replicas = self._devices.mesh.replicas
+        return replicas is None or replicas.get_local_rank() == 0
+
+    def save(self, step: int, snapshot: Snapshot | None, protected: set[int]) -> None:
+        """Write in the background, once the checkpoint before is written. `protected` steps are never removed.
+
+        snapshot: None in a process that saves nothing.
+        """
         self.wait()
-        # no daemon: the interpreter would end with the last checkpoint half-written
-        self._writer = threading.Thread(target=self._write, args=(step, snapshot, protected), daemon=False)
-        self._writer.start()
+        unfinished = _Unfinished(step, {} if snapshot is None else snapshot.state, protected)
+        self._unfinished = unfinished if self._together else None
+        self._hashes = {}
+        if snapshot is not None:
+            self._start(lambda: self._write(unfinished, snapshot))
+
+    def settle(self) -> None:
+        """Complete the checkpoint that the processes write together, if all have written their parts.
+
+        Raises what `wait` does.
+        """
+        if self._unfinished is not None:
+            self._complete(is_done=self._writer is None or not self._writer.is_alive())
 
     def wait(self) -> None:
         """Wait until nothing is being written. Raises what the last write failed with: UserError for a full disk."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
+        self._join()
+        if self._unfinished is not None:
+            self._complete(is_done=True)
+            self._join()
         if self._error is not None:
             error, self._error = self._error, None
             raise explain_write(error, self._folder) from error
 
-    def load(self, step: int) -> Snapshot:
-        """Raises DamagedCheckpointError where anything in the checkpoint is not as it was written."""
-        folder = self.path(step)
-        try:
-            state = sealed_values(folder, STATE)
-            trained, optimizer, generators = (
-                load_file(folder / f"{name}.safetensors") for name in ("trained", "optimizer", "random")
-            )
-            return Snapshot(trained, optimizer, generators, state)
-        except Exception as error:
-            raise damaged(folder, error) from error
+    def load(self, step: int) -> SavedRun:
+        """Raises DamagedCheckpointError where anything in the checkpoint is not as it was written.
 
-    def load_newest(self, skip_damaged: bool) -> tuple[int, Snapshot | None, list[str]]:
+        Of its files each process checks some.
+        """
+        folder, saved, error = self.path(step), None, None
+        rank, world = (0, 1) if self._devices is None else (self._devices.rank, self._devices.world)
+        try:
+            saved = SavedRun(folder, sealed_values(folder, STATE, share=slice(rank, None, world)))
+        except Exception as failure:
+            error = failure
+        faults = [fault for fault in self._gather(None if error is None else _fault(error)) if fault]
+        if faults:
+            cause = error or BrokenSealError(faults[0])
+            raise damaged(folder, cause) from cause
+        assert saved is not None
+        return saved
+
+    def load_newest(self, skip_damaged: bool) -> tuple[int, SavedRun | None, list[str]]:
         """The newest checkpoint's step and content (0 and None: there is none), and what was set aside to get there.
 
         See `newest_sound`.
         """
-        paths = [self.path(step) for step in self.steps()]
-        folder, saved, sentences = newest_sound(paths, lambda path: self.load(step_of(path)), skip_damaged)
+        # the main process says which there are: all then go through the same
+        steps = self._gather(self.steps() if self._is_main else [])[0]
+        folder, saved, sentences = newest_sound(
+            [self.path(step) for step in steps],
+            lambda path: self.load(step_of(path)),
+            skip_damaged,
+            _set_aside if self._is_main else lambda damaged: damaged,
+        )
         return (0 if folder is None else step_of(folder)), saved, sentences
 
-    def _write(self, step: int, snapshot: Snapshot, protected: set[int]) -> None:
-        try:
-            write_atomically(self.path(step), lambda folder: _write_snapshot(folder, snapshot))
-            for old in self.steps()[: -self._keep]:
-                if old not in protected:
-                    shutil.rmtree(self.path(old))
-        except BaseException as error:  # handed to the training thread by `wait`
-            self._error = error
+    @property
+    def _is_main(self) -> bool:
+        return self._devices is None or self._devices.is_main
+
+    def _gather(self, item: Any) -> list[Any]:
+        return [item] if self._devices is None else self._devices.gather([item])
+
+    def _complete(self, is_done: bool) -> None:
+        """Tell the other processes whether this one has written its part, and complete the checkpoint if all have."""
+        own = None if not is_done else (self._hashes, None if self._error is None else self._explained())
+        outcomes = self._gather(own)
+        if None in outcomes:
+            return
+        unfinished, self._unfinished = self._unfinished, None
+        assert unfinished is not None
+        if errors := [error for _, error in outcomes if error is not None]:
+            raise (
+                explain_write(self._error, self._folder) if self._error is not None else UserError(errors[0])
+            )
+        if self._is_main:
+            hashes = {name: value for written, _ in outcomes for name, value in written.items()}
+            self._join()
+            self._start(lambda: self._finish(unfinished, hashes))
+
+    def _explained(self) -> str:
+        assert self._error is not None
+        return str(explain_write(self._error, self._folder))
+
+    def _start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # handed to the training thread by `wait`
+                self._error = error
+
+        # no daemon: the interpreter would end with the last checkpoint half-written
+        self._writer = threading.Thread(target=run, daemon=False)
+        self._writer.start()
+
+    def _join(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def _write(self, unfinished: _Unfinished, snapshot: Snapshot) -> None:
+        """Write this process's part, and where it writes alone complete the checkpoint."""
+        folder = _unfinished_folder(self.path(unfinished.step))
+        with _removed_on_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, file in snapshot.files.items():
+                file.write(folder / name)
+                _sync(folder / name)
+            self._hashes = {name: file_hash(folder / name) for name in snapshot.files}
+            if not self._together:
+                self._finish(unfinished, self._hashes)
+
+    def _finish(self, unfinished: _Unfinished, hashes: Mapping[str, str]) -> None:
+        """Seal the files that were written, give them their name, and remove old checkpoints."""
+        folder = _unfinished_folder(self.path(unfinished.step))
+        with _removed_on_error(folder):
+            seal(folder, STATE, unfinished.state, hashes)
+            _sync(folder / STATE)
+            _publish(folder, self.path(unfinished.step))
+        for old in self.steps()[: -self._keep]:
+            if old not in unfinished.protected:
+                shutil.rmtree(self.path(old))
 
 
 def newest_sound(
-    checkpoints: Sequence[Path], load: Callable[[Path], Loaded], skip_damaged: bool
+    checkpoints: Sequence[Path],
+    load: Callable[[Path], Loaded],
+    skip_damaged: bool,
+    set_aside: Callable[[Path], Path] | None = None,
 ) -> tuple[Path | None, Loaded | None, list[str]]:
     """The newest checkpoint that is as it was written, what `load` makes of it, and sentences on those set aside.
 
     checkpoints: oldest first. load: raises DamagedCheckpointError, which is raised on; with `skip_damaged` the damaged
-    checkpoint is renamed instead, so that it is neither used nor lost.
+    checkpoint is renamed instead, so that it is neither used nor lost. set_aside: renames it, and returns its new path.
     """
     sentences: list[str] = []
     for folder in reversed(checkpoints):
@@ -130,7 +234,7 @@ def newest_sound(
             if not skip_damaged:
                 raise
             sentences.append(
-                f"{_set_aside(folder)}: set aside as checkpoint.skip_damaged says ({error.__cause__})"
+                f"{(set_aside or _set_aside)(folder)}: set aside as checkpoint.skip_damaged says ({error.__cause__})"
             )
     if sentences:
         sentences.append("no sound checkpoint is left: the run begins again at its first step")
@@ -139,11 +243,14 @@ def newest_sound(
 
 def damaged(folder: Path, error: Exception) -> DamagedCheckpointError:
     """The error for a checkpoint that is not as it was written, with what the user can do."""
-    detail = str(error) if isinstance(error, BrokenSealError) else f"it cannot be read: {error}"
     return DamagedCheckpointError(
-        f"{folder}: this checkpoint is damaged ({detail}), and is not used; to set it aside and go on from the one "
-        "before, add checkpoint.skip_damaged=true"
+        f"{folder}: this checkpoint is damaged ({_fault(error)}), and is not used; to set it aside and go on from the "
+        "one before, add checkpoint.skip_damaged=true"
     )
+
+
+def _fault(error: Exception) -> str:
+    return str(error) if isinstance(error, BrokenSealError) else f"it cannot be read: {error}"
 
 
 def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
@@ -153,88 +260,38 @@ def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
     syncs a power failure could leave the new name on disk and its files empty.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = destination.with_name(f".writing-{destination.name}")
+    unfinished = _unfinished_folder(destination)
     shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with _removed_on_error(unfinished):
         unfinished.mkdir()
         write(unfinished)
-        for path in [*unfinished.rglob("*"), unfinished]:
+        for path in unfinished.rglob("*"):
             _sync(path)
-        # a rename does not replace a folder that holds files
-        if destination.exists():
-            shutil.rmtree(destination)
-        unfinished.rename(destination)
-        _sync(destination.parent)
+        _publish(unfinished, destination)
+
+
+def _unfinished_folder(destination: Path) -> Path:
+    """Where a folder stands until it is complete."""
+    return destination.with_name(f".writing-{destination.name}")
+
+
+@contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def snapshot(
-    trained: Mapping[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    generators: list[dict[str, Any]],
-    counters: dict[str, Any],
-) -> Snapshot:
-    """Copy the state of a run to host memory. generators: `generator_state()` of every rank."""
-    tensors, rest = _split_tensors(optimizer.state_dict())
-    random_tensors, random_rest = _split_tensors({str(rank): state for rank, state in enumerate(generators)})
-    return Snapshot(
-        trained={name: _to_host(parameter) for name, parameter in trained.items()},
-        optimizer={name: _to_host(tensor) for name, tensor in tensors.items()},
-        random={name: _to_host(tensor) for name, tensor in random_tensors.items()},
-        state={"counters": counters, "optimizer": rest, "random": random_rest, "trained": list(trained)},
-    )
-
-
-def restore(
-    saved: Snapshot, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, rank: int
-) -> dict[str, Any]:
-    """Load a snapshot into a run; returns its counters. Raises UserError when it is of another model."""
-    # the order too: an optimizer's state_dict numbers its weights
-    if saved.state["trained"] != list(trained):
-        raise UserError("this checkpoint trains other weights than the config does: was the model replaced?")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(saved.trained[name])
-    optimizer.load_state_dict(_join_tensors(saved.optimizer, saved.state["optimizer"]))
-    generators = _join_tensors(saved.random, saved.state["random"])
-    if str(rank) in generators:
-        set_generator_state(generators[str(rank)])
-    return saved.state["counters"]
-
-
-def generator_state() -> dict[str, Any]:
-    """State of every random generator of this process, as nested dicts and lists."""
-    _, numpy_keys, *numpy_rest = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": {
-            "keys": torch.from_numpy(np.asarray(numpy_keys).astype(np.int64)),
-            "rest": numpy_rest,
-        },
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_generator_state(state: dict[str, Any]) -> None:
-    """Restore what `generator_state` returned, also after JSON has turned its tuples into lists."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    keys, rest = state["numpy"]["keys"], state["numpy"]["rest"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _write_snapshot(folder: Path, saved: Snapshot) -> None:
-    for name in ("trained", "optimizer", "random"):
-        save_file(getattr(saved, name), folder / f"{name}.safetensors")
-    seal(folder, STATE, saved.state)
+def _publish(unfinished: Path, destination: Path) -> None:
+    """Give a complete folder, whose files are on disk, its name."""
+    _sync(unfinished)
+    # a rename does not replace a folder that holds files
+    if destination.exists():
+        shutil.rmtree(destination)
+    unfinished.rename(destination)
+    _sync(destination.parent)
 
 
 def _set_aside(folder: Path) -> Path:
@@ -246,48 +303,12 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(place)
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    # copy=True: on CPU `to` returns the same memory, and training would go on inside the snapshot;
-    # contiguous, as safetensors writes nothing else
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _split_tensors(tree: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor], Any]:
-    """Nested dicts and lists as (tensors by path, the same tree with {"tensor": path} in their place).
-
-    Dicts become {"keys": [...], "values": [...]}: JSON has no integer keys.
-    """
-    if isinstance(tree, torch.Tensor):
-        return {prefix: tree}, {"tensor": prefix}
-    if not isinstance(tree, dict | list | tuple):
-        return {}, tree
-    keys = list(tree) if isinstance(tree, dict) else range(len(tree))
-    tensors: dict[str, torch.Tensor] = {}
-    values = []
-    for key in keys:
-        below, rest = _split_tensors(tree[key], f"{prefix}.{key}" if prefix else str(key))
-        tensors |= below
-        values.append(rest)
-    return tensors, {"keys": list(keys), "values": values} if isinstance(tree, dict) else values
-
-
-def _join_tensors(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
-    if isinstance(tree, list):
-        return [_join_tensors(tensors, item) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if "tensor" in tree:
-        return tensors[tree["tensor"]]
-    values = (_join_tensors(tensors, value) for value in tree["values"])
-    return dict(zip(tree["keys"], values, strict=True))
 
 
 _PLACES = (

@@ -188,19 +188,33 @@ class Devices:
         same. One that all ranks lack stays None, as in one process: at zeros the optimizer would still decay the
         weight, and move it by momentum.
         """
-        if self.world == 1:
-            return
+        if self.world > 1:
+            self._sum_gradients(parameters, None)
+
+    def sum_over_replicas(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """The same for this rank's parts of weights in shards, over the ranks that hold the same parts."""
+        if parameters and self.mesh.replicas is not None:
+            self._sum_gradients(parameters, self.mesh.replicas.get_group())
+
+    def sum_over_shards(self, value: torch.Tensor) -> torch.Tensor:
+        """A scalar summed over the ranks that hold the weights together with this one."""
+        assert self.mesh.shards is not None
+        total = value.to(self.device, copy=True)
+        torch.distributed.all_reduce(total, group=self.mesh.shards.get_group())
+        return total
+
+    def _sum_gradients(self, parameters: Sequence[torch.nn.Parameter], group: Any) -> None:
         ranks_with_gradient = torch.tensor(
             [float(parameter.grad is not None) for parameter in parameters], device=self.device
         )
-        torch.distributed.all_reduce(ranks_with_gradient)
+        torch.distributed.all_reduce(ranks_with_gradient, group=group)
         counts: list[float] = ranks_with_gradient.tolist()
         parameters = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
         # a call per parameter would pay for the latency of each of hundreds of small adapters; a single call
         # would need a second copy of all gradients at once
         for bucket in _buckets(parameters):
             flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
-            torch.distributed.all_reduce(flat)
+            torch.distributed.all_reduce(flat, group=group)
             sizes = [parameter.numel() for parameter in bucket]
             for parameter, summed in zip(bucket, flat.split(sizes), strict=True):
                 parameter.grad = summed.view_as(parameter)

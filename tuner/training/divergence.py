@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +15,19 @@ import torch
 from tuner.errors import DivergedError
 
 
-def refuse_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise DivergedError where a trained weight is not finite."""
-    broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+def refuse_weights(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    of_all: Callable[[list[str]], list[str]] = lambda names: names,
+) -> None:
+    """Raise DivergedError where a trained weight is not finite.
+
+    of_all: joins lists of all processes, where each has parts of the weights.
+    """
+    broken = of_all([name for name, weight in weights.items() if not torch.isfinite(weight).all()])
     if broken:
-        raise diverged(
-            folder, f"{len(broken)} of its {len(weights)} weights are not finite, such as {broken[0]}"
-        )
+        reason = f"{len(set(broken))} of its {len(weights)} weights are not finite, such as {broken[0]}"
+        raise diverged(folder, reason)
 
 
 def refuse_measures(folder: Path, results: Mapping[str, Any]) -> None:

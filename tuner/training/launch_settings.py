@@ -38,7 +38,7 @@ def layout(config: TrainingConfig) -> Parallel:
     if "ACCELERATE_USE_DEEPSPEED" in settings:
         raise UserError(
             "accelerate is configured for DeepSpeed, which tuner does not use: choose multi-GPU or FSDP in "
-            "`accelerate config`"
+            "`accelerate config`; parallel=Parallel(shard=N) divides what ZeRO stage 3 does (docs/scaling.md)"
         )
     if not settings:
         return config.parallel

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors.torch import save_file
 
 from tuner.config.evaluation import Validation
@@ -17,7 +16,7 @@ from tuner.config.stage_config import TrainingConfig
 from tuner.data.packing import Share
 from tuner.data.stream import Contents
 from tuner.errors import DivergedError
-from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError, generator_state, restore, snapshot
+from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices
 from tuner.training.divergence import diverged, refuse_weights
@@ -27,6 +26,7 @@ from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
 from tuner.training.resume_rules import extension_sentences, reach_sentences
 from tuner.training.run_folder import RunFolder
+from tuner.training.snapshot import generator_state, restore, restore_weights, snapshot
 from tuner.training.step import Step
 from tuner.training.stop_signals import StopSignals
 from tuner.training.updater import Updater
@@ -101,7 +101,9 @@ class Loop:
         self._settings, self._steps, self._held_out = settings, steps, held_out
         self._run, self._devices, self._watchers = run, devices, watchers
         self._updater = Updater(trained, settings, self.total_steps, devices)
-        self._checkpoints = Checkpoints(run.checkpoints_folder, settings.checkpoint.keep)
+        self._checkpoints = Checkpoints(
+            run.checkpoints_folder, settings.checkpoint.keep, devices, together=self._updater.is_sharded
+        )
         self._evaluation_interval = evaluation_interval(
             self.total_steps, held_out.tokens, steps.tokens_until(self.total_steps)
         )
@@ -188,9 +190,7 @@ class Loop:
             counters.best_step = counters.restored_step = 0
             self._refuse_divergence()
             return
-        with torch.no_grad():
-            for name, parameter in self._updater.parameters.items():
-                parameter.copy_(saved.trained[name])
+        restore_weights(saved, self._updater.parts)
         is_best = counters.model_step == counters.best_step
         why = f"with the best {self._settings.best_by}" if is_best else "before the alarm"
         self.say(f"the model is that of step {counters.model_step}, {why}")
@@ -224,6 +224,7 @@ class Loop:
             for sentence in self._evaluation_cost.add(seconds, time.perf_counter() - self._began):
                 self.say(sentence)
         self._signals.agree(self._devices)  # after the evaluation, which may take long
+        self._checkpoints.settle()
         if self._devices.is_main:
             record = finite(record)
             self._run.record(record)
@@ -279,7 +280,8 @@ class Loop:
                 "last step was" if counters.bad_in_a_row == 1 else f"last {counters.bad_in_a_row} steps were"
             )
             raise diverged(folder, f"its {steps} skipped, as loss or gradient was not finite")
-        refuse_weights(folder, self._updater.parameters)
+        parts = {name: part.own for name, part in self._updater.parts.items()}
+        refuse_weights(folder, parts, self._devices.gather)
         if counters.recent and not math.isfinite(counters.recent[-1][1]):
             raise diverged(folder, f"its last validation loss is {counters.recent[-1][1]}")
 
@@ -305,15 +307,10 @@ class Loop:
     def _resume(self) -> list[str]:
         """Restore the newest checkpoint, and forget the records after it; returns what the user must know of it."""
         self._checkpoints.tidy()
-        step, saved, sentences = 0, None, list[str]()
-        if self._devices.is_main:  # it may set damaged ones aside
-            step, saved, sentences = self._checkpoints.load_newest(self._settings.checkpoint.skip_damaged)
-        step = max(self._devices.gather([step]))
-        if step:
-            saved = saved or self._checkpoints.load(step)
-            counters = restore(saved, self._updater.parameters, self._updater.optimizer, self._devices.rank)
+        _, saved, sentences = self._checkpoints.load_newest(self._settings.checkpoint.skip_damaged)
+        if saved is not None:
+            counters = restore(saved, self._updater.parts, self._updater.optimizer, self._devices.rank)
             self.counters = Counters(**counters)
-            self._devices.wait()
         self._last_saved = self.counters.step
         if self._devices.is_main:
             sentences += self._run.rewind(self.counters.step)
@@ -356,21 +353,24 @@ class Loop:
         self._last_saved = self.counters.step
         if not self._is_suspicious and not self.counters.restored_step:
             self.counters.good_step = self.counters.step
-        # a collective: every rank comes here, though the main one alone writes
         generators = self._devices.gather([generator_state()])
-        if self._devices.is_main:
-            self._checkpoints.wait()  # or two snapshots would be in memory at once
+        self._checkpoints.wait()  # or two snapshots would be in memory at once
+        copy = None
+        if self._checkpoints.writes:
+            counters, updater = asdict(self.counters), self._updater
+            number, count = self._devices.mesh.place_in_shards if updater.is_sharded else (1, 1)
             copy = snapshot(
-                self._updater.parameters, self._updater.optimizer, generators, asdict(self.counters)
+                updater.parts, updater.optimizer, generators, counters, number=number, count=count
             )
-            protected = {self.counters.best_step, self.counters.good_step, self.counters.restored_step}
-            self._checkpoints.save(self.counters.step, copy, protected)
+        protected = {self.counters.best_step, self.counters.good_step, self.counters.restored_step}
+        self._checkpoints.save(self.counters.step, copy, protected)
 
     def _keep_milestones(self, *, missing_only: bool = False) -> None:
         """Keep the model of the checkpoint that was just written, or restored, where it is a milestone's."""
         names = self._settings.milestones_at(self.counters.step, self.total_steps)
-        if names and self._devices.is_main:
+        if names:
             self._checkpoints.wait()
+        if self._devices.is_main:
             for name in names:
                 folder = self._run.milestone_folder(name)
                 if not (missing_only and folder.is_dir()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,31 @@ class BrokenSealError(Exception):
     """The folder is not as it was sealed; the message says which file."""
 
 
-def seal(folder: Path, name: str, values: dict[str, Any]) -> None:
-    """Write `values` to the JSON file `name`, with SHA-256 hashes of the folder's other files and of the content."""
-    files = {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.name != name}
-    content = {**values, _FILES: files}
+def seal(folder: Path, name: str, values: dict[str, Any], hashes: Mapping[str, str] | None = None) -> None:
+    """Write `values` to the JSON file `name`, with SHA-256 hashes of the folder's other files and of the content.
+
+    hashes: those of the files, by name, where they are known.
+    """
+    if hashes is None:
+        hashes = {path.name: file_hash(path) for path in folder.iterdir() if path.name != name}
+    content = {**values, _FILES: dict(sorted(hashes.items()))}
     replace_text(folder / name, json.dumps({**content, _OWN: _hash_text(content)}))
 
 
-def sealed_values(folder: Path, name: str) -> dict[str, Any]:
-    """The values that `seal` wrote. Raises BrokenSealError where anything in the folder is not as it was then."""
+def sealed_values(folder: Path, name: str, share: slice = slice(None)) -> dict[str, Any]:
+    """The values that `seal` wrote. Raises BrokenSealError where anything in the folder is not as it was then.
+
+    share: which of the files are read; of the others it is only seen that they are there.
+    """
     try:
         content = json.loads((folder / name).read_bytes())
         own, files = content.pop(_OWN), content[_FILES]
         if own != _hash_text(content):
             raise BrokenSealError(f"{name} is not as it was written")
-        for file, digest in files.items():
-            if _hash(folder / file) != digest:
+        for file in files:
+            (folder / file).stat()
+        for file, digest in list(files.items())[share]:
+            if file_hash(folder / file) != digest:
                 raise BrokenSealError(f"{file} is not as it was written")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
@@ -43,7 +53,8 @@ def sealed_values(folder: Path, name: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != _FILES}
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

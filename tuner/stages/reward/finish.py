@@ -32,7 +32,7 @@ def finish_reward(config: RewardModel, context: Context, roles: Roles, loop: Loo
         write_report(context.run.folder, report.card)
         context.watchers.report(tables(report.card))
     results = report_results(report)
-    context.finish(results, partial(write_reward_model, config, roles.loaded, record=record))
+    context.finish(results, partial(write_reward_model, config, roles.loaded, record=record), roles.loaded)
 
 
 def write_reward_model(

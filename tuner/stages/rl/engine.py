@@ -86,6 +86,11 @@ def refuse_engine(config: PolicyConfig, policy: Loaded) -> None:
         settings = adapter_settings(policy.model)
         refuse_unservable(settings, config.policy.path)
         max_rank(settings.r)
+    elif config.parallel.shard > 1:
+        raise UserError(
+            "engine=VLLM(): the main process gives a server a policy that has no adapter, and in shards does not have "
+            "all of it: write engine=local, add adapter=LoRA(), or leave parallel.shard out"
+        )
     elif engine.url is not None:
         raise UserError(
             f"engine.url={engine.url!r}: a policy without an adapter reaches a server by a restart after each update, "

@@ -261,7 +261,9 @@ class Setup:
         if (alarm := loop.state.get("alarm")) is not None:
             results["alarm"] = {**alarm, "model_step": model_step}
         template = self.config.prompts.template
-        self.context.finish(results, partial(write_model_folder, self.roles.loaded, template))
+        self.context.finish(
+            results, partial(write_model_folder, self.roles.loaded, template), self.roles.loaded
+        )
 
     def _measure(self, when: str, known: PolicyMeasurement | None) -> PolicyMeasurement:
         measurement = known or self.held_out.measure()
@@ -285,7 +287,8 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     """Load what a config names. Raises UserError where its parts do not fit together."""
     devices, algorithm = context.devices, algorithm_of(config)
     rule = load_rule(config.evaluation.rule, "evaluation.rule")  # refused before models and rows are loaded
-    loaded = load_policy_roles(policy_models(config, algorithm.roles), devices.device, devices.autocast)
+    models = policy_models(config, algorithm.roles)
+    loaded = load_policy_roles(models, devices.device, devices.autocast, devices.mesh.shards)
     roles = loaded.roles
     if devices.is_main:
         paths = model_paths(config)

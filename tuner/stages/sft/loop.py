@@ -29,4 +29,4 @@ def sft(config: SFT, context: Context) -> None:
         step.finish()
     loop.load_model_step()
     results = {"before": before, "after": measure("after", test, loop)}
-    context.finish(results, partial(write_model_folder, roles.loaded, template_of(config)))
+    context.finish(results, partial(write_model_folder, roles.loaded, template_of(config)), roles.loaded)
