@@ -135,6 +135,8 @@ class Change:
 
 ONE_EPOCH = {"max_steps": None, "data.limit": 8}
 ROPE = {"model.rope": {"scaling": "linear", "factor": 2.0}}
+TO_LENGTH = {"model.rope": {"scaling": "linear", "length": 4_096}}
+LONG_ROPE = {"model.rope": {"scaling": "longrope", "factor": 2.0, "long_factors": [2.0] * 24}}
 TEXT = {
     "data": {"kind": "text", "files": ["text.jsonl"], "max_length": 64},
     "evaluation.samples": 0,
@@ -324,6 +326,9 @@ SEEN = {
     "Rope.base": Change({"model.rope": {"base": 5_000.0}}, "losses"),
     "Rope.scaling": Change({"model.rope.scaling": "yarn"}, "losses", ROPE),
     "Rope.factor": Change({"model.rope.factor": 4.0}, "losses", ROPE),
+    "Rope.length": Change({"model.rope.length": 8_192}, "losses", TO_LENGTH),
+    "Rope.long_factors": Change({"model.rope.long_factors": [4.0] * 24}, "losses", LONG_ROPE),
+    "Rope.mixed_window": Change({"model.rope.mixed_window": True}, "losses", ROPE),
     "LoRA.r": Change({"adapter.r": 8}, "weights"),
     "LoRA.alpha": Change({"adapter.alpha": 32.0}, "losses"),
     "LoRA.dropout": Change({"adapter.dropout": 0.5}, "losses"),
