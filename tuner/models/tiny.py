@@ -105,6 +105,8 @@ def _family(model_path: str) -> str:
                 return family
         if "qwen" in name:
             return "qwen3"
+        if "polar" in name:
+            return "internlm2"
     return "smollm"
 
 
