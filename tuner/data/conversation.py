@@ -68,7 +68,10 @@ class Conversation:
 
     def with_reference(self, reference: str) -> "Conversation":
         """This conversation with a reference before its last answer."""
-        last = max((place for place, turn in enumerate(self.turns) if turn.role == "assistant"), default=-1)
+        last = max(
+            (place for place, turn in enumerate(self.turns) if turn.role == "assistant"),
+            default=len(self.turns),
+        )
         turn = Turn("environment", reference, name=REFERENCE)
         return replace(self, turns=(*self.turns[:last], turn, *self.turns[last:]))
 

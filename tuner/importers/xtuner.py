@@ -183,16 +183,17 @@ def _read_data(top: Keys, recipe: Recipe, times: tuple[int, int], devices: str) 
     recipe.data["max_length"] = length
     recipe.data["too_long"] = "cut"
     if recipe.stage in ("dpo", "reward"):
-        compares = False
         for block in blocks:
             for key in ("is_dpo", "is_reward", "reward_token_id"):
                 block.take(key)
-            if block.boolean("is_reference"):
-                compares = True
+        compares = bool(same_in_all(blocks, "is_reference"))
         # XTuner renders preferences by the tokenizer's template, but for POLAR
         recipe.data["template"] = "polar" if compares else "tokenizer"
         if compares:
             recipe.data["too_long"] = "drop"
+            recipe.decide(
+                "data.too_long", "POLAR's prompts were cut; here its rows are dropped that are too long"
+            )
     else:
         _read_template(blocks, recipe)
     if recipe.stage == "reward":

@@ -202,13 +202,11 @@ def _decode(
     noise_BM = None if noise is None or temperature == 0 else torch.from_numpy(noise).to(device)
     for place in range(max_new_tokens):
         uniform_B = None if noise_BM is None else noise_BM[:, place]
-        forbidden = ends.forbidden(place, device)
         tokens_B, logprobs_B = choose(
-            logits_BV, temperature, top_p, uniform_B, top_k=top_k, forbidden=forbidden
+            logits_BV, temperature, top_p, uniform_B, top_k=top_k, forbidden=ends.forbidden(place, device)
         )
         # besides that in `nucleus` the only synchronization with the device; float64 holds both exactly
         tokens, logprobs = torch.stack((tokens_B.double(), logprobs_B.double())).cpu().numpy()
-        rewriter.append(rows_B, tokens)
         ended_L, cut_L = ends.of(place, rows_B[live_B], tokens[live_B])
         yield _Step(rows_B[live_B], tokens[live_B], logprobs[live_B], ended_L, cut_L)
         live_B[live_B] = ~ended_L
@@ -219,15 +217,14 @@ def _decode(
             rows_B, live_B = rows_B[live_B], live_B[live_B]
             tokens_B, positions_B1 = tokens_B[remaining_B], positions_B1[remaining_B]
             noise_BM = None if noise_BM is None else noise_BM[remaining_B]
-        rewriter.rewrite(rows_B, live_B)
-        output = transformer(
+        rewriter.rewrite_grown(rows_B, tokens_B, live_B)
+        logits_BV = transformer(
             input_ids=tokens_B[:, None],
             attention_mask=cache.mask,
             position_ids=positions_B1,
             past_key_values=cache,
             use_cache=True,
-        )
-        logits_BV = output.logits[:, -1]
+        ).logits[:, -1]
         cache.advance()
         positions_B1 = positions_B1 + 1
 
@@ -258,21 +255,14 @@ class _Rewriter:
         tokens = [] if switch is None else [list(prompt) for prompt in prompts]
         return cls(transformer, cache, tokens, switch, tokens_per_pass)
 
-    def append(self, rows_B: np.ndarray, tokens_B: np.ndarray) -> None:
-        """Count the tokens chosen for these rows."""
-        if self.switch is not None:
-            for row, token in zip(rows_B.tolist(), tokens_B.tolist(), strict=True):
-                self.tokens[row].append(int(token))
-
-    def rewrite(self, rows_B: np.ndarray, live_B: np.ndarray) -> None:
-        """Before the pass over the tokens just appended: write the rows anew that they make longer than `switch`."""
+    def rewrite_grown(self, rows_B: np.ndarray, tokens_B: Tensor, live_B: np.ndarray) -> None:
+        """Before the pass over these rows' next tokens: write those anew which they make longer than `switch`."""
         if self.switch is None:
             return
-        grown = [
-            place
-            for place in np.flatnonzero(live_B).tolist()
-            if len(self.tokens[rows_B[place]]) == self.switch + 1
-        ]
+        for row, token in zip(rows_B.tolist(), tokens_B.tolist(), strict=True):
+            self.tokens[row].append(token)
+        lengths_B = np.array([len(self.tokens[row]) for row in rows_B.tolist()])
+        grown = np.flatnonzero(live_B & (lengths_B == self.switch + 1)).tolist()
         passes = _passes([self.switch + 1] * len(grown), self.tokens_per_pass) if grown else ()
         with _attention(self.transformer, varlen.NAME):
             for part in passes:

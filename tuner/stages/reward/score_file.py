@@ -101,16 +101,13 @@ def _row_requests(rows: Rows, condition: str | None, with_reference: bool) -> It
         item = reader.read(row.values, row.origin)
         if isinstance(item, Document):
             raise UserError(f"{row.origin}: a text, and conversations are scored; write messages")
-        reference = read_reference(row.values, row.origin) if with_reference else None
+        if with_reference:
+            item = item.with_reference(read_reference(row.values, row.origin))
         if isinstance(item, Preference):
-            if reference is not None:
-                item = item.with_reference(reference)
             conversations = (item.conversation(answer) for answer in range(len(item.answers)))
             name = item.condition or condition
             requests = [ScoreRequest(conversation, name, item.prompt) for conversation in conversations]
             yield RowRequests(row, requests, item.row_order)
         else:
             name = row.values.get("condition") or condition
-            if reference is not None:
-                item = item.with_reference(reference)
             yield RowRequests(row, [ScoreRequest(item, name, prompt_of(item))], None)
