@@ -35,6 +35,7 @@ def test_the_configs_that_were_promised() -> None:
         *(f"internlm2_{size}_qlora" for size in ("1_8b", "7b", "20b")),
         *(f"internlm2_7b_{kind}" for kind in ("lora", "full", "pretrain")),
         *("llama3_8b_qlora", "qwen3_8b_qlora", "mistral_7b_qlora"),
+        *(f"{name}_long32k" for name in ("internlm2_1_8b", "internlm2_7b", "internlm3_8b", "llama3_8b")),
         *("smollm2_135m_lora", "smollm2_135m_qlora"),
         "quickstart_reward",
         *(f"internlm2_{size}_reward{kind}" for size in ("1_8b", "7b", "20b") for kind in ("", "_qlora")),
@@ -102,7 +103,8 @@ def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
     family = name.split("_")[0]
     if model.path.startswith("runs/quickstart"):
         family = "smollm2"  # what a stand-in is for a name that tells no family
-    expected = {"quickstart": "internlm2", "llama3": "llama", "smollm2": "llama"}.get(family, family)
+    others = {"quickstart": "internlm2", "polar": "internlm2", "internlm3": "llama", "llama3": "llama"}
+    expected = (others | {"smollm2": "llama"}).get(family, family)
     assert found["family"].lower().startswith(expected)
 
 

@@ -135,6 +135,9 @@ class Change:
 
 ONE_EPOCH = {"max_steps": None, "data.limit": 8}
 ROPE = {"model.rope": {"scaling": "linear", "factor": 2.0}}
+SHORT = {"data.short_rows": {"below": 37, "share": 0.9}}
+TO_LENGTH = {"model.rope": {"scaling": "linear", "length": 4_096}}
+LONG_ROPE = {"model.rope": {"scaling": "longrope", "factor": 2.0, "long_factors": [2.0] * 24}}
 TEXT = {
     "data": {"kind": "text", "files": ["text.jsonl"], "max_length": 64},
     "evaluation.samples": 0,
@@ -324,6 +327,9 @@ SEEN = {
     "Rope.base": Change({"model.rope": {"base": 5_000.0}}, "losses"),
     "Rope.scaling": Change({"model.rope.scaling": "yarn"}, "losses", ROPE),
     "Rope.factor": Change({"model.rope.factor": 4.0}, "losses", ROPE),
+    "Rope.length": Change({"model.rope.length": 8_192}, "losses", TO_LENGTH),
+    "Rope.long_factors": Change({"model.rope.long_factors": [4.0] * 24}, "losses", LONG_ROPE),
+    "Rope.mixed_window": Change({"model.rope.mixed_window": True}, "losses", ROPE),
     "LoRA.r": Change({"adapter.r": 8}, "weights"),
     "LoRA.alpha": Change({"adapter.alpha": 32.0}, "losses"),
     "LoRA.dropout": Change({"adapter.dropout": 0.5}, "losses"),
@@ -361,6 +367,8 @@ SEEN = {
         "losses",
         {"data.files": [{"path": "one.jsonl", "share": 1.0}, {"path": "two.jsonl", "share": 1.0}]},
     ),
+    "ShortRows.below": Change({"data.short_rows.below": 39}, "losses", SHORT),
+    "ShortRows.share": Change({"data.short_rows.share": 0.1}, "losses", SHORT),
     "Source.weight": Change(source(weight=3.0), "losses"),
     "Source.limit": Change(source(limit=5), "data"),
     "Source.condition": Change(
@@ -412,6 +420,8 @@ ELSEWHERE = {
     "Model.resize_embeddings": "needs a longer tokenizer: tests/unit/models/test_families.py",
     "Model.trust_remote_code": "needs a checkpoint with code: tests/unit/models/test_tokenizer.py",
     "Chat.split": "a part: its fields are here",
+    "Chat.short_rows": "a part: its fields are here",
+    "Text.short_rows": "one code for both kinds of data: seen for Chat",
     "Chat.changed_turns": "tests/unit/data/test_lost_content.py::test_every_turn_is_learned_as_it_is_generated",
     **{
         f"{kind}.drop": "tests/unit/data/test_lost_content.py sees it for every kind of data"

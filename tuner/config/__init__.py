@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tuner.config.alarms import Alarms
     from tuner.config.config_file import load_config
     from tuner.config.cool_config import COOL, Candidates, Patch, Round
-    from tuner.config.data import Chat, Preferences, Prompts, Replay, Source, Split, Text
+    from tuner.config.data import Chat, Preferences, Prompts, Replay, ShortRows, Source, Split, Text
     from tuner.config.dpo_config import DPO
     from tuner.config.engine_config import VLLM
     from tuner.config.evaluation import (
@@ -47,6 +47,7 @@ _NAMES_BY_MODULE = {
         "Preferences",
         "Prompts",
         "Replay",
+        "ShortRows",
         "Source",
         "Split",
         "Text",
@@ -164,6 +165,7 @@ __all__ = [
     "Rule",
     "RuleFeedback",
     "Sampling",
+    "ShortRows",
     "SingleModelConfig",
     "Source",
     "Split",

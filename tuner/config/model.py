@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,19 +17,57 @@ class Rope(ConfigBase):
     base: float | None = Field(default=None, gt=0)
     """Base of the rotary frequencies (theta); None: the checkpoint's. InternLM2 uses 1e6."""
 
-    scaling: Literal["linear", "dynamic", "yarn"] | None = None
+    scaling: Literal["linear", "dynamic", "yarn", "longrope"] | None = None
     """Method of scaling positions beyond the trained context length; None: the checkpoint's. InternLM2's original code
     reads only "linear" and "dynamic"."""
 
     factor: float | None = Field(default=None, gt=1.0)
-    """Target context length divided by the trained one; required with `scaling`."""
+    """Target context length divided by the trained one; with `scaling`, either this or `length` is required."""
+
+    length: int | None = Field(default=None, ge=2)
+    """Target context length, in tokens: instead of `factor`, or with a `base` alone."""
+
+    long_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """LongRoPE: the number by which each rotary frequency is divided, half a head's size of them, from the fastest on;
+    required with scaling="longrope"."""
+
+    mixed_window: bool = False
+    """Keep the checkpoint's own frequencies for rows within its trained length, and take the new ones for longer rows
+    only (LongRoPE2, arXiv 2502.20082). Saved as a LongRoPE configuration."""
 
     @model_validator(mode="after")
-    def _scaling_has_a_factor(self) -> Self:
-        if (self.scaling is None) != (self.factor is None):
+    def _scaling_has_a_target(self) -> Self:
+        if self.scaling is None and self.factor is not None:
             raise ValueError(
-                "one has no effect without the other: write scaling and factor together, as in "
+                "factor has no effect without scaling: write scaling and factor together, as in "
                 'Rope(scaling="dynamic", factor=2.0)'
+            )
+        if self.scaling is not None and (self.factor is None) == (self.length is None):
+            raise ValueError(
+                "write scaling and factor together, or scaling and length, as in "
+                'Rope(scaling="dynamic", factor=2.0)'
+            )
+        if self.length is not None and self.scaling is None and self.base is None:
+            raise ValueError(
+                "length needs to know how it is reached: write a new base, or scaling, beside it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _long_factors_are_of_longrope(self) -> Self:
+        if (self.scaling == "longrope") != (self.long_factors is not None):
+            raise ValueError(
+                'scaling="longrope" needs long_factors, which only it reads: write both, or another scaling'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_window_has_two_sides(self) -> Self:
+        if self.mixed_window and self.scaling == "dynamic":
+            raise ValueError("dynamic scaling keeps short rows as they were: leave mixed_window out")
+        if self.mixed_window and self.scaling is None and self.length is None:
+            raise ValueError(
+                "mixed_window needs a target for long rows: write scaling, or base and length, beside it"
             )
         return self
 

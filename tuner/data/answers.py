@@ -122,6 +122,17 @@ def read_text_prompt(value: Any, key: str, origin: str) -> tuple[Turn, ...]:
     return (Turn("user", text),)
 
 
+def read_reference(row: Values, origin: str) -> str:
+    """The row's reference answer: a text, or the messages of one. Refuses a row without."""
+    if not has(row, "reference"):
+        refuse(
+            origin,
+            'no "reference", which this template compares answers with; write it, or use another template',
+        )
+    turns = read_side(row["reference"], "reference", (), origin)
+    return "\n".join(turn.content for turn in turns)
+
+
 def read_side(value: Any, key: str, prompt: tuple[Turn, ...] | None, origin: str) -> tuple[Turn, ...]:
     """An answer's turns; where there is no prompt, those of the whole conversation. key: the answer's, for messages."""
     value = untyped_messages(value)

@@ -36,6 +36,10 @@ class Turn:
     """Alpaca's `input`; `content` ends with it. Only the alpaca template shows it separately."""
 
 
+REFERENCE = "reference"
+"""Name of the environment turn before an answer that a reward model compares it with (template `polar`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns in order, and the tools the assistant may call (JSON objects as OpenAI writes them)."""
@@ -61,6 +65,15 @@ class Conversation:
         first, *rest = self.turns
         joined = replace(first, content=f"{system}\n\n{first.content}")
         return replace(self, turns=(joined, *rest))
+
+    def with_reference(self, reference: str) -> "Conversation":
+        """This conversation with a reference before its last answer."""
+        last = max(
+            (place for place, turn in enumerate(self.turns) if turn.role == "assistant"),
+            default=len(self.turns),
+        )
+        turn = Turn("environment", reference, name=REFERENCE)
+        return replace(self, turns=(*self.turns[:last], turn, *self.turns[last:]))
 
     @property
     def _opens_with_system(self) -> bool:
@@ -101,13 +114,17 @@ class Prompt:
         conversation = Conversation(self.turns, self.tools, origin=self.origin)
         return conversation if self.system is None else conversation.with_system(self.system)
 
-    def with_answer(self, answer: str) -> Conversation:
+    def with_answer(self, answer: str, with_reference: bool = False) -> Conversation:
         """The row's turns and an answer, without the policy's system prompt: what a reward model scores.
 
-        Only the answer is marked for the loss, so that its span can be found.
+        with_reference: put the row's reference before the answer, where it has one. Only the answer is marked for the
+        loss, so that its span can be found.
         """
         turns = tuple(replace(turn, learn=False) for turn in self.turns)
-        return Conversation((*turns, Turn("assistant", answer)), self.tools, origin=self.origin)
+        conversation = Conversation((*turns, Turn("assistant", answer)), self.tools, origin=self.origin)
+        if with_reference and self.reference is not None:
+            return conversation.with_reference(self.reference)
+        return conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +150,10 @@ class Preference:
     """What the user should know of such rows, as predicates of "rows ..."; the report counts each."""
     origin: str = ""
     """`file:line`, for messages."""
+
+    def with_reference(self, reference: str) -> "Preference":
+        """This row with a reference that all its answers are compared with."""
+        return replace(self, prompt=(*self.prompt, Turn("environment", reference, name=REFERENCE)))
 
     def conversation(self, answer: int, system: str | None = None) -> Conversation:
         """The prompt and one of the answers, the loss on the answer alone; system: a text for the system turn."""

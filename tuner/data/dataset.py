@@ -329,6 +329,18 @@ class ExampleBuilder(Builder[Conversation | Document, Sample, Examples]):
     def collector(self) -> Collector:
         return Collector()
 
+    def finish(self) -> tuple[dict[str, Examples], DataReport]:
+        """As of every builder; the report says where rows of one length only leave `short_rows` without effect."""
+        parts, report = super().finish()
+        if (short := self.data.short_rows) is not None and "train" in parts:
+            is_short_N = parts["train"].lengths < short.below
+            if is_short_N.all() or not is_short_N.any():
+                which = "under" if is_short_N.all() else "at least"
+                report.notes.append(
+                    f"All rows have {which} {short.below:,} tokens, so {self.section}.short_rows changes nothing"
+                )
+        return parts, report
+
     def read(self, source: Source) -> Callable[[Row], Conversation | Document]:
         reader = conversation_reader(source.shape if isinstance(source.shape, str) else None)
         return lambda row: self._expect_kind(reader.read(row.values, row.origin))

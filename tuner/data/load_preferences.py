@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tuner.config.data import Preferences, Reading, Source
-from tuner.data.answers import IncomparableError
+from tuner.data.answers import IncomparableError, read_reference
 from tuner.data.comparisons import ComparisonCollector, Comparisons, TokenizedComparison
 from tuner.data.conditions import Conditions, drawing_key
 from tuner.data.control_tokens import reward_readings
@@ -113,6 +113,11 @@ class RankedBuilder(Builder[Preference, TokenizedComparison, RankedPart]):
         self._conditions, self._reward_token = conditions, reward_token
         self._remarks: Counter[str] = Counter()
         super().__init__(data, tokenizer, progress)
+        if self.template.needs_reference and data.too_long == "cut":
+            raise UserError(
+                f'{self.section}.too_long="cut": template {data.template!r} writes the prompt twice, and both would '
+                'have to be cut alike; write "error" or "drop"'
+            )
         self._sequences = SequenceMaker(tokenizer, reward_token)
         self.wanted = wanted or self.wanted
         self.cache_inputs: Mapping[str, Any] = {
@@ -145,6 +150,8 @@ class RankedBuilder(Builder[Preference, TokenizedComparison, RankedPart]):
                 if self.data.incomparable == "error":
                     raise UserError(f'{error}, or set incomparable="drop"') from error
                 return "incomparable"
+            if self.template.needs_reference:
+                preference = preference.with_reference(read_reference(row.values, row.origin))
             self._remarks.update(preference.remarks)
             is_tied = len(preference.ranks) > 1 and preference.ranks[-1] == 0
             if is_tied and self.data.ties == "drop":

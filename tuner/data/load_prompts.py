@@ -59,7 +59,7 @@ class RewardReader:
                 f"{prompt.origin}: condition {name!r} is unknown to the reward model, which has: {trained_with}; "
                 "correct it, or train the reward model on it"
             )
-        conversation = prompt.with_answer("-")
+        conversation = prompt.with_answer("-", self.template.needs_reference)
         try:
             self.template.prompt_text(conversation if name is None else conversation.prepend_system("-"))
         except UserError as error:

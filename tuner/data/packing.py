@@ -222,6 +222,22 @@ def mixed(
     return order
 
 
+def strata(
+    lengths: np.ndarray, sources: np.ndarray, shares: Sequence[float], below: int, short: float
+) -> tuple[np.ndarray, list[float]]:
+    """Short and long samples as two sources each: (number of each sample's, int64 [N], and the share of each).
+
+    below: tokens from which a sample is long. short: share of the short ones; in both, sources keep theirs. A source's
+    long samples have the number after that of its short ones.
+    """
+    parts = 2 * sources.astype(np.int64) + (lengths >= below)
+    present = np.bincount(parts, minlength=2 * len(shares)).reshape(-1, 2) > 0
+    # among the sources that have such samples: else a source without any would take its share from all
+    totals = np.where(present, np.asarray(shares)[:, None], 0.0).sum(axis=0)
+    of_length = np.array([short, 1 - short]) / np.where(totals > 0, totals, 1.0)
+    return parts, (np.asarray(shares)[:, None] * of_length).reshape(-1).tolist()
+
+
 def exhausted(steps: Sequence[StepPlan], sources: np.ndarray, count: int) -> Iterator[tuple[int, int]]:
     """(source, step that draws its last sample of the first epoch) of every source that ends before another."""
     remaining = np.bincount(sources, minlength=count)

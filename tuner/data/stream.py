@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tuner.config import Source
+from tuner.config import ShortRows, Source
 from tuner.data.batch import Batch, gather
 from tuner.data.comparisons import Comparisons
 from tuner.data.examples import Examples
-from tuner.data.packing import ALONE, Share, StepPlan, exhausted, mixed, pack, plan_steps, shuffled
+from tuner.data.packing import ALONE, Share, StepPlan, exhausted, mixed, pack, plan_steps, shuffled, strata
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,25 @@ def make_stream(
     epochs: float,
     seed: int,
     sources: Sequence[Source] = (),
+    short_rows: ShortRows | None = None,
 ) -> Stream:
-    """Plan a whole run. sources: of the samples; where they have shares, the order keeps to them."""
-    lengths = examples.lengths
+    """Plan a whole run. sources: of the samples; where they, or short rows, have shares, the order keeps to them."""
+    lengths, parts = examples.lengths, examples.sources
     shares = [source.share for source in sources if source.share is not None]
-    order = mixed(lengths, examples.sources, shares, seed) if shares else shuffled(len(lengths), seed)
+    names = [source.path for source in sources]
+    if short_rows is not None:
+        if not shares:  # all rows are shuffled together, as one source
+            parts, shares, names = np.zeros_like(parts), [1.0], ["all files"]
+        parts, shares = strata(lengths, parts, shares, short_rows.below, short_rows.share)
+        names = [f"{name} ({part})" for name in names for part in _length_names(short_rows)]
+    order = mixed(lengths, parts, shares, seed) if shares else shuffled(len(lengths), seed)
     steps = plan_steps(lengths, tokens_per_step, order, epochs)
     ends: dict[int, list[str]] = {}
     if len(shares) > 1:
-        for source, step in exhausted(steps, examples.sources, len(shares)):
-            ends.setdefault(step, []).append(sources[source].path)
+        for source, step in exhausted(steps, parts, len(shares)):
+            ends.setdefault(step, []).append(names[source])
     return Stream(examples, lengths, steps, tokens_per_step, tokens_per_pass, ends)
+
+
+def _length_names(short_rows: ShortRows) -> tuple[str, str]:
+    return f"rows of under {short_rows.below:,} tokens", f"rows of {short_rows.below:,} tokens or more"

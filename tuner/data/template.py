@@ -22,7 +22,7 @@ from jinja2.parser import Parser
 
 from tuner.config.data import Reading
 from tuner.data.control_tokens import BEGIN, BLANKED, END, MARKED, ControlTokens, Spelled
-from tuner.data.conversation import Conversation, ToolCall, Turn
+from tuner.data.conversation import REFERENCE, Conversation, ToolCall, Turn
 from tuner.data.encoding import Tokenizer, adds_bos, is_one_token
 from tuner.data.lost_content import THOUGHT_END, LostContentError, check_nothing_is_lost
 from tuner.data.rendered import Rendered, encode
@@ -73,6 +73,8 @@ class Template:
         self.name = name
         self.source = find_source(name, tokenizer)
         self._tokenizer = tokenizer
+        self.needs_reference = f"== '{REFERENCE}'" in self.source
+        """Whether it compares an answer with a reference; see Conversation.with_reference."""
         self._marked = bool(re.search(r"{%-?\s*generation\b", self.source))
         try:
             self._jinja = _ENVIRONMENT.from_string(self.source)

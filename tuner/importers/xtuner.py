@@ -186,12 +186,14 @@ def _read_data(top: Keys, recipe: Recipe, times: tuple[int, int], devices: str) 
         for block in blocks:
             for key in ("is_dpo", "is_reward", "reward_token_id"):
                 block.take(key)
-            if block.boolean("is_reference"):
-                block.lose(
-                    "is_reference",
-                    "POLAR compares answers with a reference answer; here answers are scored alone",
-                )
-        recipe.data["template"] = "tokenizer"  # XTuner renders preferences by the tokenizer's template
+        compares = bool(same_in_all(blocks, "is_reference"))
+        # XTuner renders preferences by the tokenizer's template, but for POLAR
+        recipe.data["template"] = "polar" if compares else "tokenizer"
+        if compares:
+            recipe.data["too_long"] = "drop"
+            recipe.decide(
+                "data.too_long", "POLAR's prompts were cut; here its rows are dropped that are too long"
+            )
     else:
         _read_template(blocks, recipe)
     if recipe.stage == "reward":

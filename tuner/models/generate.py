@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.data.batch import make_batch
+from tuner.data.batch import Batch, make_batch
 from tuner.models import varlen
 from tuner.models.answer_end import AnswerEnds, StopTexts
 from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
 from tuner.models.positions import check_generated_length
+from tuner.models.rope import switch_length
 from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 
@@ -194,15 +195,15 @@ def _decode(
     """
     device, lengths = transformer.device, [len(prompt) for prompt in prompts]
     cache = RowCache(transformer, lengths, max_new_tokens)
+    rewriter = _Rewriter.of(transformer, prompts, cache, tokens_per_pass)
     logits_BV = _prefill(transformer, prompts, cache, tokens_per_pass)
     rows_B, live_B = np.arange(len(prompts)), np.ones(len(prompts), bool)
     positions_B1 = torch.tensor(lengths, device=device)[:, None]
     noise_BM = None if noise is None or temperature == 0 else torch.from_numpy(noise).to(device)
     for place in range(max_new_tokens):
         uniform_B = None if noise_BM is None else noise_BM[:, place]
-        forbidden = ends.forbidden(place, device)
         tokens_B, logprobs_B = choose(
-            logits_BV, temperature, top_p, uniform_B, top_k=top_k, forbidden=forbidden
+            logits_BV, temperature, top_p, uniform_B, top_k=top_k, forbidden=ends.forbidden(place, device)
         )
         # besides that in `nucleus` the only synchronization with the device; float64 holds both exactly
         tokens, logprobs = torch.stack((tokens_B.double(), logprobs_B.double())).cpu().numpy()
@@ -216,16 +217,71 @@ def _decode(
             rows_B, live_B = rows_B[live_B], live_B[live_B]
             tokens_B, positions_B1 = tokens_B[remaining_B], positions_B1[remaining_B]
             noise_BM = None if noise_BM is None else noise_BM[remaining_B]
-        output = transformer(
+        rewriter.rewrite_grown(rows_B, tokens_B, live_B)
+        logits_BV = transformer(
             input_ids=tokens_B[:, None],
             attention_mask=cache.mask,
             position_ids=positions_B1,
             past_key_values=cache,
             use_cache=True,
-        )
-        logits_BV = output.logits[:, -1]
+        ).logits[:, -1]
         cache.advance()
         positions_B1 = positions_B1 + 1
+
+
+@dataclass(frozen=True)
+class _Rewriter:
+    """Writes the keys of rows anew that outgrow the short set of LongRoPE's frequencies, as LongRoPE2 does.
+
+    Each token is then predicted as by a pass over the tokens before it. Other models need none of it.
+    """
+
+    transformer: PreTrainedModel
+    cache: RowCache
+    tokens: list[list[int]]
+    """Of each row, its prompt and its answer so far."""
+    switch: int | None
+    tokens_per_pass: int
+
+    @classmethod
+    def of(
+        cls,
+        transformer: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        cache: RowCache,
+        tokens_per_pass: int,
+    ) -> _Rewriter:
+        switch = switch_length(transformer.config)
+        tokens = [] if switch is None else [list(prompt) for prompt in prompts]
+        return cls(transformer, cache, tokens, switch, tokens_per_pass)
+
+    def rewrite_grown(self, rows_B: np.ndarray, tokens_B: Tensor, live_B: np.ndarray) -> None:
+        """Before the pass over these rows' next tokens: write those anew which they make longer than `switch`."""
+        if self.switch is None:
+            return
+        for row, token in zip(rows_B.tolist(), tokens_B.tolist(), strict=True):
+            self.tokens[row].append(token)
+        lengths_B = np.array([len(self.tokens[row]) for row in rows_B.tolist()])
+        grown = np.flatnonzero(live_B & (lengths_B == self.switch + 1)).tolist()
+        passes = _passes([self.switch + 1] * len(grown), self.tokens_per_pass) if grown else ()
+        with _attention(self.transformer, varlen.NAME):
+            for part in passes:
+                places = np.array(grown[part.start : part.stop])
+                batch = _packed([self.tokens[row] for row in rows_B[places]]).to(self.transformer.device)
+                with self.cache.rewritten(places):
+                    self.transformer.get_decoder()(
+                        input_ids=batch.tokens_T[None],
+                        position_ids=batch.positions_T[None],
+                        past_key_values=self.cache,
+                        use_cache=True,
+                        **varlen.segment_arguments(batch),
+                    )
+
+
+def _packed(rows: Sequence[Sequence[int]]) -> Batch:
+    """Rows end to end, without a loss."""
+    samples = [np.asarray(row, dtype=np.int32) for row in rows]
+    return make_batch([(tokens, np.zeros(len(tokens), np.float32)) for tokens in samples])
 
 
 def _prefill(
@@ -235,9 +291,7 @@ def _prefill(
     logits = []
     with _attention(transformer, varlen.NAME):
         for rows in _passes([len(prompt) for prompt in prompts], tokens_per_pass):
-            samples = [np.asarray(prompts[row], dtype=np.int32) for row in rows]
-            batch = make_batch([(tokens, np.zeros(len(tokens), np.float32)) for tokens in samples])
-            batch = batch.to(transformer.device)
+            batch = _packed([prompts[row] for row in rows]).to(transformer.device)
             cache.prefill(rows)
             output = transformer(
                 input_ids=batch.tokens_T[None],

@@ -6,6 +6,7 @@ Shapes: B rows, K key/value heads, S slots for tokens, D head size, T tokens of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,8 +141,19 @@ class RowCache(Cache):
 
     def prefill(self, rows: range) -> None:
         """The next pass writes the prompts of these rows, packed end to end; call `start_decoding` after the last."""
-        starts, lengths = self._padding[rows.start : rows.stop], self._lengths[rows.start : rows.stop]
-        row_T = np.repeat(np.arange(rows.start, rows.stop), lengths)
+        self._pack(np.arange(rows.start, rows.stop), self._lengths[rows.start : rows.stop])
+
+    @contextmanager
+    def rewritten(self, rows: np.ndarray) -> Iterator[None]:
+        """The pass inside writes some rows (int64) anew, packed end to end: all their tokens, the next one included."""
+        self._pack(rows, self._slots.filled + 1 - self._padding[rows])
+        try:
+            yield
+        finally:
+            self._slots.packed = None
+
+    def _pack(self, rows: np.ndarray, lengths: np.ndarray) -> None:
+        starts, row_T = self._padding[rows], np.repeat(rows, lengths)
         slot_T = np.concatenate(
             [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
         )

@@ -35,7 +35,8 @@ from tuner.models.library_output import without_library_output
 from tuner.models.locate import Location, locate, stored_quantization
 from tuner.models.model_file import GenerationFile, read_transformers_config
 from tuner.models.quantization import compute_in, keep_unpacked, quantization_config
-from tuner.models.rope import apply_rope, install_segmented_rope
+from tuner.models.rope import apply_rope
+from tuner.models.segment_rope import install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION

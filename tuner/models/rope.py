@@ -1,38 +1,54 @@
-"""Rotary positions beyond the trained length: set in a configuration, described, exact in packed rows."""
+"""Rotary positions beyond the trained length: set in a configuration, described, checked."""
 
+from __future__ import annotations
+
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tuner import config
 from tuner.errors import UserError
 
-_GROWS = ("linear", "yarn")  # dynamic scaling reads max_position_embeddings as the trained length
+BY_LENGTH = {"dynamic", "longrope"}
+"""transformers' names of rotary positions that depend on the length of the row."""
 
 
 def apply_rope(rope: config.Rope | None, model_config: PreTrainedConfig) -> None:
     """Write `rope` into a checkpoint's configuration, in place; idempotent.
 
-    transformers computes the frequencies: linear (Chen et al., 2023), dynamic NTK, YaRN (Peng et al., 2023). Raises
-    UserError when the model has no single set of rotary positions.
+    transformers computes the frequencies: linear (Chen et al., 2023), dynamic NTK, YaRN (Peng et al., 2023), LongRoPE
+    (arXiv 2402.13753). Raises UserError when the model has no single set of rotary positions, and for a target that is
+    not longer than what it was trained for.
     """
     if rope is None:
         return
-    old = _parameters(model_config)
+    old, trained = _parameters(model_config), trained_length(model_config)
     new = dict(old)
+    length = _target_length(rope, trained)
     if rope.base is not None:
         new["rope_theta"] = rope.base
     if rope.scaling is not None:
-        assert rope.factor is not None  # Rope has both or neither
-        length = trained_length(model_config)
-        unscaled = {name: old[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
-        new = unscaled | {"rope_theta": new["rope_theta"], "rope_type": rope.scaling, "factor": rope.factor}
-        if rope.scaling == "yarn":
-            new["original_max_position_embeddings"] = length
-        model_config.max_position_embeddings = round(length * (rope.factor if rope.scaling in _GROWS else 1))
+        assert length is not None  # Rope has scaling with a target
+        new = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
+        new |= {"rope_type": rope.scaling, "factor": length / trained}
+        if rope.scaling in ("yarn", "longrope"):
+            new["original_max_position_embeddings"] = trained
+        if rope.long_factors is not None:
+            factors = _checked_factors(rope.long_factors, model_config)
+            new |= {"short_factor": factors, "long_factor": factors}
+    if rope.mixed_window:
+        assert length is not None
+        with torch.device("cpu"):  # also while a model is built on the meta device
+            new = _mixed_window(model_config, new, trained, length)
+        # by which vLLM serves short rows, unless it is told a longer --max-model-len
+        model_config.original_max_position_embeddings = trained
+    # dynamic scaling reads max_position_embeddings as the trained length
+    if length is not None:
+        model_config.max_position_embeddings = trained if rope.scaling == "dynamic" else length
     model_config.rope_parameters = new
 
 
@@ -69,7 +85,18 @@ def describe_rope(model_config: PreTrainedConfig) -> str:
     if kind == "default":
         return text
     factor = parameters.get("factor") or model_config.max_position_embeddings / length
-    return f"{text}, {kind} scaling × {factor:g} to {round(length * factor):,}"
+    scaled = f"{kind} scaling × {factor:g} to {round(length * factor):,}"
+    if switch_length(model_config) is not None:
+        scaled = f"frequencies of their own for longer rows, to {round(length * factor):,} (mixed window)"
+    return f"{text}, {scaled}"
+
+
+def switch_length(model_config: PreTrainedConfig) -> int | None:
+    """Longest row that LongRoPE rotates by its short set of frequencies; None for one set for all rows."""
+    parameters = getattr(model_config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") != "longrope" or parameters["short_factor"] == parameters["long_factor"]:
+        return None
+    return int(parameters["original_max_position_embeddings"])
 
 
 def check_cached_length(model_config: PreTrainedConfig, length: int) -> None:
@@ -88,65 +115,91 @@ def check_cached_length(model_config: PreTrainedConfig, length: int) -> None:
     )
 
 
-class SegmentedDynamicRotary(nn.Module):
-    """Dynamic NTK scaling by the length of each segment of a packed row.
+def check_served_length(model_config: PreTrainedConfig, length: int) -> None:
+    """Raise UserError where vLLM, serving rows of up to `length` tokens, would rotate short ones by another set.
 
-    transformers' own uses one length for the whole batch and remembers the longest so far: a sample's positions would
-    depend on what it is packed with and on earlier batches. Here they depend on the sample alone. A segment starts
-    wherever positions do not increase; positions are [batch, tokens].
+    It has one set of frequencies for all rows, and takes the long one where its --max-model-len is above the length
+    at which they change (vllm 0.32, phi3_long_rope_scaled_rope.py).
     """
-
-    inv_freq: Tensor
-
-    def __init__(self, model_config: PreTrainedConfig, device: torch.device | None = None):
-        super().__init__()
-        self.config = model_config
-        self.trained_length = model_config.max_position_embeddings
-        inv_freq, self.attention_scaling = ROPE_INIT_FUNCTIONS["dynamic"](model_config, device)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each [batch, tokens, head_dim], in x's dtype."""
-        # in fp32 whatever x is: bf16 counts whole numbers only to 256
-        freqs = position_ids[..., None].float() * self._frequencies(position_ids).to(x.device)
-        angles = torch.cat((freqs, freqs), dim=-1)
-        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
-        return cos.to(x.dtype), sin.to(x.dtype)
-
-    def _frequencies(self, position_ids: Tensor) -> Tensor:
-        """[head_dim / 2], or [batch, tokens, head_dim / 2] where a segment is longer than the trained length."""
-        inv_freq = self.inv_freq.float()
-        # waits for the device once a pass; only models with dynamic scaling come here
-        if int(position_ids.max()) < self.trained_length:
-            return inv_freq
-        lengths = _segment_lengths(position_ids)
-        frequencies = inv_freq.expand(*position_ids.shape, -1).clone()
-        for length in lengths[lengths > self.trained_length].unique():
-            stretched, _ = ROPE_INIT_FUNCTIONS["dynamic"](self.config, position_ids.device, seq_len=length)
-            frequencies[lengths == length] = stretched
-        return frequencies
+    switch = switch_length(model_config)
+    if switch is not None and length > switch:
+        raise UserError(
+            f"prompts and answers of up to {length:,} tokens: vLLM would rotate all rows by the frequencies of long "
+            f"ones, and this model has others for rows of at most {switch:,} (model.rope.mixed_window); lower the "
+            "maximum length of prompts or max_new_tokens, or write engine=local"
+        )
 
 
-def install_segmented_rope(model: PreTrainedModel) -> None:
-    """Make a model with dynamic scaling exact in packed rows; other models are not changed."""
-    parameters = getattr(model.config, "rope_parameters", None) or {}
-    if parameters.get("rope_type") != "dynamic":
-        return
-    for module in list(model.modules()):
-        rotary = getattr(module, "rotary_emb", None)
-        if isinstance(rotary, nn.Module) and getattr(rotary, "rope_type", None) == "dynamic":
-            device = rotary.get_buffer("inv_freq").device
-            module.rotary_emb = SegmentedDynamicRotary(model.config).to(device)
+def _target_length(rope: config.Rope, trained: int) -> int | None:
+    if rope.factor is not None:
+        return round(trained * rope.factor)
+    if rope.length is not None and rope.length <= trained and (rope.scaling or rope.mixed_window):
+        raise UserError(
+            f"model.rope.length={rope.length:,}: this model was trained for {trained:,} tokens already; write a longer "
+            "one, or leave rope out"
+        )
+    return rope.length
 
 
-def _segment_lengths(position_ids: Tensor) -> Tensor:
-    """Length of each token's segment, [batch, tokens]: the segment's last position plus one."""
-    starts = torch.ones_like(position_ids)
-    starts[:, 1:] = position_ids[:, 1:] <= position_ids[:, :-1]
-    segment = starts.cumsum(dim=1) - 1
-    longest = torch.zeros_like(position_ids).scatter_reduce(1, segment, position_ids + 1, reduce="amax")
-    return longest.gather(1, segment)
+def _mixed_window(
+    model_config: PreTrainedConfig, new: dict[str, Any], trained: int, length: int
+) -> dict[str, Any]:
+    """Two sets of frequencies as LongRoPE's parameters: the checkpoint's to its trained length, and beyond the new.
+
+    LongRoPE divides the frequencies of a base by numbers of each set, which can express any others.
+    """
+    base: float = _parameters(model_config)["rope_theta"]
+    short, attention = _frequencies(model_config)
+    stretched = copy.deepcopy(model_config)
+    stretched.rope_parameters, stretched.max_position_embeddings = new, length
+    long, _ = _frequencies(stretched)
+    plain = 1 / base ** (torch.arange(0, 2 * len(short), 2).double() / (2 * len(short)))
+    shared = {"partial_rotary_factor": new["partial_rotary_factor"]} if "partial_rotary_factor" in new else {}
+    return shared | {
+        "rope_type": "longrope",
+        "rope_theta": base,
+        "factor": length / trained,
+        "original_max_position_embeddings": trained,
+        "short_factor": _ratios(plain, short),
+        "long_factor": _ratios(plain, long),
+        # short rows are to stay as they were, and transformers has one such factor for both
+        "attention_factor": attention,
+        # the same for vLLM, which reads these names only
+        "short_mscale": attention,
+        "long_mscale": attention,
+    }
+
+
+def _ratios(plain: Tensor, frequencies: Tensor) -> list[float]:
+    ratios = plain / frequencies.double()
+    # frequencies are in fp32: a ratio that is 1 but for their rounding is 1
+    return torch.where((ratios - 1).abs() < 1e-6, 1.0, ratios).tolist()
+
+
+def _frequencies(model_config: PreTrainedConfig) -> tuple[Tensor, float]:
+    """Frequencies of short rows, fp32 [rotary size / 2] from the fastest on, and the factor on cosines and sines."""
+    parameters = _parameters(model_config)
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        size = _rotary_size(model_config)
+        return 1 / parameters["rope_theta"] ** (torch.arange(0, size, 2).float() / size), 1.0
+    return ROPE_INIT_FUNCTIONS[kind](model_config, torch.device("cpu"))
+
+
+def _checked_factors(factors: tuple[float, ...], model_config: PreTrainedConfig) -> list[float]:
+    count = _rotary_size(model_config) // 2
+    if len(factors) != count:
+        raise UserError(
+            f"model.rope.long_factors: {len(factors)} numbers, and this model has {count} rotary frequencies; write "
+            "one number for each"
+        )
+    return list(factors)
+
+
+def _rotary_size(model_config: PreTrainedConfig) -> int:
+    heads = model_config.hidden_size // model_config.num_attention_heads
+    size = getattr(model_config, "head_dim", None) or heads
+    return int(size * _parameters(model_config).get("partial_rotary_factor", 1.0))
 
 
 def _parameters(model_config: PreTrainedConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tuner.config import Model
+from tuner.data.answers import read_reference
 from tuner.data.batch import make_batch, pack_all
 from tuner.data.conditions import Conditions, Wordings, drawing_key
 from tuner.data.conversation import Conversation, Prompt, Turn
@@ -80,9 +81,10 @@ class ScoreRequest:
     prompt get the same."""
 
     @classmethod
-    def of(cls, prompt: Prompt, answer: str) -> ScoreRequest:
-        """A prompt with an answer to it, under the prompt's condition."""
-        return cls(prompt.with_answer(answer), prompt.condition, prompt.turns)
+    def of(cls, prompt: Prompt, answer: str, with_reference: bool = False) -> ScoreRequest:
+        """A prompt with an answer to it, under the prompt's condition; see Prompt.with_answer."""
+        conversation = prompt.with_answer(answer, with_reference)
+        return cls(conversation, prompt.condition, conversation.turns[:-1])
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ class Scorer:
         conversation = reader.read(row, f"row {number}")
         if not isinstance(conversation, Conversation):
             raise UserError(f"row {number}: a text, and conversations are scored; write messages")
+        if self.template.needs_reference:
+            conversation = conversation.with_reference(read_reference(row, f"row {number}"))
         return ScoreRequest(conversation, row.get("condition") or condition, prompt_of(conversation))
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -23,13 +23,11 @@ from torch.autograd.function import once_differentiable
 from tuner.data.batch import Batch
 from tuner.errors import UserError
 from tuner.models.load import Loaded
+from tuner.models.rope import BY_LENGTH
 from tuner.models.unwrap import unwrapped
 
 if TYPE_CHECKING:  # rows of one process do not load it
     from torch.distributed.device_mesh import DeviceMesh
-
-_BY_LENGTH = {"dynamic", "longrope"}
-"""transformers' names of rotary positions that depend on the positions of the whole row."""
 
 
 def refuse_shared_rows(loaded: Loaded, processes: int) -> None:
@@ -46,10 +44,11 @@ def refuse_shared_rows(loaded: Loaded, processes: int) -> None:
     of_kinds = [
         part for part in parameters.values() if isinstance(part, dict)
     ]  # of layers, where they differ
-    for kind in {part.get("rope_type") for part in (parameters, *of_kinds)} & _BY_LENGTH:
+    for kind in {part.get("rope_type") for part in (parameters, *of_kinds)} & BY_LENGTH:
         raise UserError(
             f"parallel.sequence: {loaded.base.path} scales positions by the length of what it reads ({kind}), of which "
-            'a process sees a part; set model.rope=Rope(scaling="yarn" or "linear", factor=...), or leave it out'
+            'a process sees a part; set model.rope=Rope(scaling="yarn" or "linear", factor=...) without '
+            "mixed_window, or leave it out"
         )
 
 

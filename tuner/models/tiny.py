@@ -27,20 +27,22 @@ _SHAPE = {
     "head_dim": 16,
     "max_position_embeddings": 32_768,
 }
-_FAMILIES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
-    "internlm2": (
-        "internlm2",
-        "</s>",
-        "<s>",
-        (
-            "[UNUSED_TOKEN_130]",
-            "<|plugin|>",
-            "<|interpreter|>",
-            "<|action_end|>",
-            "<|action_start|>",
-            *reversed(_CHATML),
-        ),
+_INTERNLM = (
+    "internlm2",
+    "</s>",
+    "<s>",
+    (
+        "[UNUSED_TOKEN_130]",
+        "<|plugin|>",
+        "<|interpreter|>",
+        "<|action_end|>",
+        "<|action_start|>",
+        *reversed(_CHATML),
     ),
+)
+_FAMILIES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
+    "internlm2": _INTERNLM,
+    "internlm3": _INTERNLM,
     "qwen3": ("qwen", "<|im_end|>", None, ("<|endoftext|>", *_CHATML)),
     "mistral": ("mistral", "</s>", "<s>", ("[INST]", "[/INST]")),
     "llama": (
@@ -62,6 +64,8 @@ _FAMILIES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
 """Model type or part of a name → chat template, end token, begin token, and other tokens of templates and rewards."""
 
 _TYPES = {"smollm": "llama"}
+_LENGTHS = {"llama": 8_192}
+"""Family → trained length, where it is not that of the shape: configs scale it to a longer one."""
 
 
 def tiny_model_folder(model_path: str, destination: Path, *, score: bool = False) -> Path:
@@ -75,6 +79,7 @@ def tiny_model_folder(model_path: str, destination: Path, *, score: bool = False
     tokenizer = _tokenizer(family)
     model_type = _TYPES.get(family, family)
     config = AutoConfig.for_model(model_type, **_SHAPE, vocab_size=len(tokenizer), **_specials(tokenizer))
+    config.max_position_embeddings = _LENGTHS.get(family, config.max_position_embeddings)
     config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
     if model_type == "internlm2":
         # as in every released checkpoint; the class's default is the original code's
@@ -95,11 +100,13 @@ def _family(model_path: str) -> str:
     if file.is_file():
         names.insert(0, json.loads(file.read_text(encoding="utf-8")).get("model_type", ""))
     for name in names:
-        for family in ("internlm2", "smollm", "mistral", "gemma", "llama"):
+        for family in ("internlm2", "internlm3", "smollm", "mistral", "gemma", "llama"):
             if family in name:
                 return family
         if "qwen" in name:
             return "qwen3"
+        if "polar" in name:
+            return "internlm2"
     return "smollm"
 
 

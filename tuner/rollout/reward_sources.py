@@ -76,7 +76,10 @@ class ModelReward(RewardSource):
         """See RewardSource."""
 
         def tokens_of(indices: list[int]) -> list[np.ndarray]:
-            return self.inputs.make([ScoreRequest.of(prompts[index], answers[index]) for index in indices])
+            compares = self.inputs.template.needs_reference
+            return self.inputs.make(
+                [ScoreRequest.of(prompts[index], answers[index], compares) for index in indices]
+            )
 
         devices, sequences = self.devices, self.devices.share_out(len(answers), tokens_of)
         with self.roles.role(self.role) as model:

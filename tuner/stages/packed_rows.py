@@ -32,6 +32,7 @@ def plan(config: PackedConfig, data: Dataset[Any]) -> Stream:
         epochs=config.epochs,
         seed=config.seed,
         sources=config.data.sources,
+        short_rows=getattr(config.data, "short_rows", None),
     )
 
 

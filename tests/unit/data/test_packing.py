@@ -6,7 +6,7 @@ from bisect import bisect_left
 import numpy as np
 import pytest
 
-from tuner.data.packing import Share, exhausted, mixed, pack, plan_steps, shuffled
+from tuner.data.packing import Share, exhausted, mixed, pack, plan_steps, shuffled, strata
 
 
 def long_tailed(count: int, seed: int = 0) -> np.ndarray:
@@ -123,6 +123,21 @@ def test_sources_keep_their_shares_while_they_last():
     head = order[:800]
     tokens = np.bincount(sources[head], weights=lengths[head])
     assert tokens[0] / tokens.sum() == pytest.approx(0.75, abs=0.03)
+
+
+def test_short_rows_keep_their_share_of_the_tokens_and_sources_theirs_in_them():
+    """Sources 0 and 1 have rows of both kinds, 2 has short ones only: half of the tokens is short all the same."""
+    generator = np.random.default_rng(0)
+    lengths = np.concatenate([generator.integers(10, 200, 6000), generator.integers(10, 50, 3000)])
+    sources = np.repeat([0, 1, 2], [3000, 3000, 3000])
+    parts, shares = strata(lengths, sources, [3.0, 1.0, 4.0], below=50, short=0.5)
+    head = mixed(lengths, parts, shares, seed=0)(0)[:1500]
+    tokens = np.bincount(parts[head], weights=lengths[head], minlength=6).reshape(3, 2)
+    tokens /= tokens.sum()
+    assert tokens.sum(axis=0) == pytest.approx([0.5, 0.5], abs=0.02)
+    assert tokens[:, 0] == pytest.approx([3 / 16, 1 / 16, 4 / 16], abs=0.02)
+    assert tokens[:, 1] == pytest.approx([3 / 8, 1 / 8, 0], abs=0.02)
+    assert set(parts[lengths < 50]) == {0, 2, 4}
 
 
 def test_the_end_of_a_source_is_known():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tuner.config import ShortRows
 from tuner.data.batch import make_batch
 from tuner.data.examples import Examples, Origins
 from tuner.data.packing import Share
@@ -64,3 +65,17 @@ def test_every_split_of_a_step_holds_the_same_targets(tokens_per_pass, world):
 
 def test_a_rank_may_have_no_pass():
     assert stream(128, (100,)).batches(0, Share(1, 2)) == []
+
+
+def test_short_rows_without_shares_of_sources():
+    """Short rows come first where they have nearly all tokens, and their end is said."""
+    lengths = (*[10] * 40, *[30] * 40)
+    plan = make_stream(
+        examples(lengths), tokens_per_step=120, tokens_per_pass=120, epochs=1.0, seed=0,
+        short_rows=ShortRows(below=20, share=0.9),
+    )  # fmt: skip
+    order = [length for step in plan.steps for length in plan.lengths[step.samples].tolist()]
+    assert sorted(order) == sorted(lengths)
+    assert sum(length for length in order[:30] if length < 20) / sum(order[:30]) > 0.75
+    (ends,) = plan.exhausted.values()
+    assert ends == ["all files (rows of under 20 tokens)"]

@@ -222,6 +222,14 @@ def test_reward_models(import_text: Import) -> None:
     assert "train_dataloader.dataset.reward_token_id" in plain.report.lost
 
 
+def test_polar(import_text: Import) -> None:
+    text = REWARD.format(loss="ranking", penalty="none", token=92527)
+    imported = import_text(text.replace("is_reward=True", "is_reward=True, is_reference=True"), "theirs.py")
+    assert (imported.config.data.template, imported.config.data.too_long) == ("polar", "drop")
+    assert "POLAR" in imported.report.decided["data.too_long"]
+    assert not any("is_reference" in key for key in imported.report.lost)
+
+
 def test_the_barrier_equals_the_sum_of_two_penalties() -> None:
     """XTuner: 0.01 times the penalties of both answers, per pair; here: barrier times their mean."""
     chosen, rejected = 1.7, 0.4

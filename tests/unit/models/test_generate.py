@@ -1,5 +1,7 @@
 """Answers do not depend on their batch, equal transformers' own, and asking leaves no trace in the model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from tuner.models.answer_end import StopTexts
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.generate import Answer, generate, stream, uniforms, unpacked
 from tuner.models.load import Loaded, load_model
-from tuner.models.rope import SegmentedDynamicRotary
+from tuner.models.segment_rope import SegmentedRotary
 from tuner.models.tiny import tiny_model_folder
 
 PROMPTS = [[20, 21, 22, 23, 24, 25], [30], [40, 41, 42], [50, 51]]
@@ -525,7 +527,7 @@ def test_dynamic_rope_is_exact_to_the_trained_length_and_refused_beyond(tmp_path
     stretched = load_model(model, precision="fp32", device=CPU, train=False)
     trained_length = 52
     for module in stretched.transformer.modules():
-        if isinstance(module, SegmentedDynamicRotary):
+        if isinstance(module, SegmentedRotary):
             module.trained_length = module.config.max_position_embeddings = trained_length
     prompts = ragged(6, 40, 900)
     answers = ask(stretched, prompts, max_new_tokens=12)
@@ -535,3 +537,29 @@ def test_dynamic_rope_is_exact_to_the_trained_length_and_refused_beyond(tmp_path
         ask(stretched, prompts, max_new_tokens=13)
     with pytest.raises(UserError, match="up to 53 tokens"):
         next(stream(stretched.model, stretched.tokenizer, prompts[0], max_new_tokens=13, end_ids=()))
+
+
+def test_a_row_that_outgrows_a_mixed_window_is_computed_anew(tmp_path):
+    """Each token is predicted as by a pass over the tokens before it: rows cross at different steps, one begins beyond,
+    one ends before, and full rows are dropped on the way."""
+    folder = tiny_model_folder("internlm/internlm2-7b", tmp_path)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 24}))
+    rope = Rope(base=3.0, length=96, mixed_window=True)
+    loaded = load_model(Model(path=str(folder), rope=rope), precision="fp32", device=CPU, train=False)
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(10, 1000, length).tolist() for length in (20, 30, 5, 24, 23, 15)]
+    answers = ask(loaded, prompts, max_new_tokens=12, tokens_per_pass=60)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        for place, logprob in enumerate(answer.logprobs.tolist()):
+            # the token itself is the last of the pass, which must not choose the frequencies that predict it
+            prefix = np.array([*prompt, *answer.tokens[:place]], np.int32)
+            logits_TV = full_logits(
+                loaded.model, make_batch([(prefix, np.zeros(len(prefix), np.float32))])
+            ).detach()
+            expected = logits_TV[-1].log_softmax(-1)[int(answer.tokens[place])]
+            assert logprob == pytest.approx(float(expected), abs=1e-5)
+    crossing = recomputed(loaded, prompts[0], answers[0])
+    assert (
+        np.abs(crossing - answers[0].logprobs).max() > 1e-3
+    )  # a pass over the whole row has other frequencies

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from tuner.config import Source
+from tuner.data.answers import read_reference
 from tuner.data.conversation import Document, Preference
 from tuner.data.conversation_rows import SHAPES as CONVERSATIONS
 from tuner.data.preference_rows import SHAPES as PREFERENCES
@@ -74,7 +75,7 @@ def score_file(
             f"{model}: no held-out rows were scored in its training, so there is no mean; leave --standardize out"
         )
     count = unconditioned = 0
-    row_requests = _row_requests(rows, condition)
+    row_requests = _row_requests(rows, condition, scorer.template.needs_reference)
     with progress_bar("Scoring", None) as advance:
         # Not row by row: a pass would hold one conversation. Not the whole file: it may not fit into memory.
         while window := list(itertools.islice(row_requests, WINDOW)):
@@ -92,7 +93,7 @@ def score_file(
     return count
 
 
-def _row_requests(rows: Rows, condition: str | None) -> Iterator[RowRequests]:
+def _row_requests(rows: Rows, condition: str | None, with_reference: bool) -> Iterator[RowRequests]:
     # a row of one answer is scored by itself
     preferences = {name: shape for name, shape in PREFERENCES.items() if not shape.joined}
     reader = Reader(None, {**preferences, **CONVERSATIONS})
@@ -100,6 +101,8 @@ def _row_requests(rows: Rows, condition: str | None) -> Iterator[RowRequests]:
         item = reader.read(row.values, row.origin)
         if isinstance(item, Document):
             raise UserError(f"{row.origin}: a text, and conversations are scored; write messages")
+        if with_reference:
+            item = item.with_reference(read_reference(row.values, row.origin))
         if isinstance(item, Preference):
             conversations = (item.conversation(answer) for answer in range(len(item.answers)))
             name = item.condition or condition

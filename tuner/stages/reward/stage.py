@@ -51,6 +51,10 @@ class RewardStage(Stage[RewardModel]):
     example_rows = {"data": "pair.jsonl"}  # noqa: RUF012 (a constant of the class)
     has_page = True
 
+    def example_rows_for(self, config: RewardModel, field: str) -> str:
+        compares = config.data.template == "polar"
+        return "pair_reference.jsonl" if compares else self.example_rows[field]
+
     def figures(self, config: RewardModel) -> StageFigures:
         return FIGURES
 

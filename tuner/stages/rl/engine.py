@@ -12,6 +12,7 @@ from tuner.errors import UserError
 from tuner.models.adapters import adapter_settings, is_adapted
 from tuner.models.load import Loaded
 from tuner.models.roles import Roles
+from tuner.models.rope import check_served_length
 from tuner.models.served import is_servable, refuse_unservable
 from tuner.rollout.engine import Engine, LocalEngine
 from tuner.rollout.reference_answers import ReferenceAnswers
@@ -80,6 +81,7 @@ def refuse_engine(config: PolicyConfig, policy: Loaded) -> None:
     engine = config.engine
     if not isinstance(engine, VLLM):
         return
+    check_served_length(policy.transformer.config, config.prompts.max_length + config.sampling.max_new_tokens)
     if engine.url is None:
         find_python(engine.python)
     if is_adapted(policy.model):
