@@ -26,8 +26,9 @@ class Step:
         devices: Devices,
         updater: Updater,
         on_finish: Callable[[Step], None],
+        on_part: Callable[[Step], None],
     ) -> None:
-        """on_finish: called after the step's last update: to log, evaluate and save."""
+        """on_finish: called after the step's last update: to log, evaluate and save. on_part: after each `part`."""
         self.index = index
         """0-based number of the step."""
         self.epoch = contents.epoch
@@ -46,7 +47,8 @@ class Step:
         self.is_finite = True
         """Whether every loss and gradient was finite, so that every update was applied."""
         self.finished = False
-        self._devices, self._updater, self._on_finish = devices, updater, on_finish
+        self._devices, self._updater = devices, updater
+        self._on_finish, self._on_part = on_finish, on_part
         self._sums: dict[str, torch.Tensor] = {}
         """Name -> this rank's sum since the last update, divided by its total; gradients are those of `loss`."""
         self._pending: list[torch.Tensor] = []
@@ -96,12 +98,16 @@ class Step:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Log the time of a part of the step, in seconds, as `seconds/NAME`."""
+        """Log the time of a part of the step, in seconds, as `seconds/NAME`. Every rank makes the same parts.
+
+        Raises Interrupted after a part, where a signal stops the run before the step's first update.
+        """
         started = time.perf_counter()
         yield
         self._devices.synchronize()  # a GPU's work is only queued: its time would count where it is waited for
         key = f"seconds/{name}"
         self.metrics[key] = (self.metrics.get(key) or 0.0) + time.perf_counter() - started
+        self._on_part(self)
 
     def finish(self) -> None:
         """Update the weights unless `update` was called; then log, evaluate and save where due."""
