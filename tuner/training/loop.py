@@ -18,6 +18,7 @@ from tuner.config.stage_config import TrainingConfig
 from tuner.data.packing import Share
 from tuner.data.stream import Contents
 from tuner.errors import DivergedError
+from tuner.training import heartbeat
 from tuner.training.checkpoint import (
     Checkpoints,
     DamagedCheckpointError,
@@ -212,6 +213,7 @@ class Loop:
         while self.ended_early and not self.counters.stopped_early and not self._signals.ends:
             index = self.counters.step
             self._started = time.perf_counter()
+            heartbeat.now_doing(f"step {index + 1}")
             contents = self._steps.contents(index, self._devices.share)
             self._begun = copy.deepcopy(self.counters.state), generator_state()
             step = Step(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from tuner.data.stream import Contents
+from tuner.training import heartbeat
 from tuner.training.devices import Devices
 from tuner.training.updater import Updater
 
@@ -103,10 +104,12 @@ class Step:
         Raises Interrupted after a part, where a signal stops the run before the step's first update.
         """
         started = time.perf_counter()
+        heartbeat.now_doing(f"step {self.index + 1}, {name}")
         yield
         self._devices.synchronize()  # a GPU's work is only queued: its time would count where it is waited for
         key = f"seconds/{name}"
         self.metrics[key] = (self.metrics.get(key) or 0.0) + time.perf_counter() - started
+        heartbeat.now_doing(f"step {self.index + 1}")
         self._on_part(self)
 
     def finish(self) -> None:
