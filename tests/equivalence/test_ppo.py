@@ -363,18 +363,30 @@ def test_killed_again_and_again(ppo, tmp_path, whole):
     assert_same(whole[0], tuner.train(ppo(RICH), runs=tmp_path))
 
 
-def test_asked_to_stop_the_run_finishes_its_step(ppo, tmp_path, whole, monkeypatch):
-    answer = stage.answer_prompts
+STOPS = {
+    "generate": (stage, "answer_prompts", 2, 2),
+    "rewards": (Algorithm, "reward", 0, 2),
+    "updates": (Algorithm, "_learn_policy", 0, 3),
+}
+"""Part -> the function in whose call SIGTERM comes, of a run or of a run that goes on; and the step that is saved."""
 
-    def answering(*args: Any, step: int, **settings: Any) -> Any:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return answer(*args, step=step, **settings)
 
-    monkeypatch.setattr(stage, "answer_prompts", answering)
-    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, saved"):
-        tuner.train(ppo(RICH), runs=tmp_path)
-    monkeypatch.undo()
+def test_asked_to_stop_the_run_ends_between_parts(ppo, tmp_path, whole, monkeypatch):
+    """A step that has updated nothing is taken again, one that has is finished."""
+    for place, name, call, step in STOPS.values():
+        original, calls = getattr(place, name), itertools.count()
+
+        def stopped(
+            *args: Any, original: Any = original, calls: Any = calls, call: int = call, **settings: Any
+        ) -> Any:
+            if next(calls) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*args, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, stopped)
+            with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}, saved"):
+                tuner.train(ppo(RICH), runs=tmp_path)
     assert_same(whole[0], tuner.train(ppo(RICH), runs=tmp_path))
 
 
@@ -477,34 +489,45 @@ def test_splits_change_nothing_but_rounding(ppo, tmp_path, watched, kind):
 
 
 WATCHED = """
-import json, os, sys, tuner
+import json, os, signal, sys, tuner
 from importlib import import_module
 from pathlib import Path
 from tuner.config import from_json
+from tuner.training.stop_signals import Interrupted
 stage = import_module("tuner.stages.rl.loop")
 answer = stage.answer_prompts
 def answering(*args, step, **settings):
     rollout = answer(*args, step=step, **settings)
+    if name == "stopped" and step == 1 and step not in found and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
     found[step] = [answer.tokens.tolist() for answer in rollout.answers]
     return rollout
 stage.answer_prompts = answering
 for name in sys.argv[2:]:
     found = {}
     config = from_json(Path(sys.argv[1], f"{name}.json").read_text())
-    run = tuner.train(config, runs=Path(sys.argv[1], "two", name))
+    runs = Path(sys.argv[1], "two", name)
+    if name == "stopped":
+        try:
+            tuner.train(config, runs=runs)
+        except Interrupted as stop:
+            assert str(stop) == "stopped by SIGTERM after step 1, saved"
+    run = tuner.train(config, runs=runs)
     Path(sys.argv[1], f"{name}-{os.environ['RANK']}.answers").write_text(json.dumps(found))
 """
-"""What each of two processes does: the same, and write its answers down."""
+"""What each of two processes does: the same, and write its answers down. One of them is asked to stop `stopped` between
+two parts of a step; both do, and go on with it."""
 
 
 def test_two_processes_equal_one(ppo, tmp_path, watched):
-    """In one launch: plain; with everything that has a total; with a rank that has no row, and no prompt at all."""
+    """In one launch: plain; stopped; with everything that has a total; with a rank that has no row, and no prompt."""
     tested = {"prompts.test_files": [TEN], "evaluation.rows": 3, "evaluation.every": 2}
     tested |= {"evaluation.rule": f"{__file__}:gold", "max_steps": 3}
     several = {"mini_batches": 2, "update_epochs": 2, "whiten_advantages": True, "tokens_per_pass": 64}
     followed = {"kl": {"target": 1e-3, "horizon": 8}, "entropy_bonus": 0.01, "critic_updates": 2}
     cases = {
         "plain": ppo({"max_steps": 3}),
+        "stopped": ppo({"max_steps": 2}),
         "rich": ppo(RICH | several | {"evaluation.rule": f"{__file__}:lengthy"}),
         "one-row": ppo({"tokens_per_pass": 2048, "max_steps": 3, **several, "mini_batches": 1, **followed}),
         "one-prompt": ppo({"prompts_per_step": 1, "critic_warmup": 0, **tested, "evaluation.rows": 1}),

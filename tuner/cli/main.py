@@ -82,7 +82,10 @@ def main() -> None:
         echo(f"{prefix}: {' '.join(str(error).split())}", sys.stderr)
         sys.exit(error.exit_code)
     except RuntimeError as error:
-        if "Connection closed by peer" in str(error):  # from gloo, on ranks that waited for one that failed
+        if "by peer" in str(error):  # from gloo, on ranks that waited for one that failed
+            from tuner.training.heartbeat import await_verdict
+
+            await_verdict()
             sys.exit(LOST)
         raise
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from tuner.errors import UserError
 from tuner.stages.context import Context
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
+from tuner.training import heartbeat
 from tuner.training.checkpoint import explain_write
 from tuner.training.devices import Devices
 from tuner.training.figures import StageFigures
@@ -64,6 +65,7 @@ def train_in(
     try:
         if devices.is_main:  # it alone takes the lock; the others wait until bad input has been refused
             run.start(config, overrides, devices.place)
+            heartbeat.log_with(run.log)
         devices.wait()
         context = Context(run, devices, audience)
         if run.results is not None:

@@ -24,13 +24,14 @@ from tuner.config.stage_config import TrainingConfig
 from tuner.data.packing import Share
 from tuner.errors import UserError
 from tuner.models.arithmetic import product_precision
+from tuner.training import heartbeat
 from tuner.training.launch_settings import layout
 from tuner.training.mesh import Mesh
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=4)
-"""How long ranks wait for one that tokenizes or writes a large model before they give up."""
+PATIENCE = timedelta(days=2)
+"""How long ranks wait for one that works. One that is gone or hangs is named by the heartbeat, within a minute."""
 BUCKET_ELEMENTS = 2**24
 """Gradients summed over ranks in one call: 64 MiB of fp32."""
 CPU_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
@@ -73,6 +74,8 @@ class Devices:
         self.products = product_precision(torch.device("cuda" if on_gpu else "cpu"), precision)
         """Precision of matrix products."""
         launched = int(os.environ.get("WORLD_SIZE", "1"))
+        # before the processes meet, which takes as long as the last of them takes to start
+        heartbeat.start(int(os.environ.get("RANK", "0")), launched, spins=on_gpu)
         # A notebook, or a round of a run, may have trained in another precision before.
         AcceleratorState._reset_state(reset_partial_state=launched == 1)
         self._accelerator = Accelerator(

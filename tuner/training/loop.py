@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from tuner.config.stage_config import TrainingConfig
 from tuner.data.packing import Share
 from tuner.data.stream import Contents
 from tuner.errors import DivergedError
+from tuner.training import heartbeat
 from tuner.training.checkpoint import Checkpoints, DamagedCheckpointError
 from tuner.training.counters import Counters
 from tuner.training.devices import Devices
@@ -76,7 +78,8 @@ class HeldOut(Protocol):
 class Loop:
     """Iterates over the steps of a run, from its last checkpoint to its end.
 
-    Iterating raises Interrupted when a signal stopped the run, after the step was finished and saved.
+    Iterating raises Interrupted when a signal stopped the run, after the step was finished and saved; a step made of
+    parts raises it between them, as long as it has updated nothing.
     """
 
     def __init__(
@@ -203,8 +206,17 @@ class Loop:
         while self.ended_early and not self.counters.stopped_early and not self._signals.ends:
             index = self.counters.step
             self._started = time.perf_counter()
+            heartbeat.now_doing(f"step {index + 1}")
             contents = self._steps.contents(index, self._devices.share)
-            step = Step(index, contents, self._devices, self._updater, self._finish)
+            self._begun = copy.deepcopy(self.counters.state), generator_state()
+            step = Step(
+                index,
+                contents,
+                self._devices,
+                self._updater,
+                on_finish=self._finish,
+                on_part=self._abandon_if_agreed,
+            )
             yield step
             if not step.finished:
                 raise RuntimeError("a step must be finished before the next one: call step.finish()")
@@ -212,6 +224,20 @@ class Loop:
                 break
         if self._last_saved != self.counters.step:
             self._save()
+
+    def _abandon_if_agreed(self, step: Step) -> None:
+        """Stop for a signal between the parts of a step, as if it had not begun. An update cannot be taken back, so a
+        step that has made one is finished first."""
+        if step.updates or not self._signals.agree(self._devices) or self._signals.agreed is None:
+            return
+        # what its parts have changed, such as the moments that normalize rewards: a resumed run takes the step again
+        self.counters.state, generators = self._begun
+        set_generator_state(generators)
+        if self._last_saved != self.counters.step:
+            self._save()
+        self._checkpoints.wait()
+        self._devices.wait()
+        self._signals.raise_if_agreed(self.counters.step, self.total_steps)
 
     def _finish(self, step: Step) -> None:
         means = step.means() if step.is_finite else dict.fromkeys(step.means())

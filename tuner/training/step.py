@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from tuner.data.stream import Contents
+from tuner.training import heartbeat
 from tuner.training.devices import Devices
 from tuner.training.updater import Updater
 
@@ -26,8 +27,9 @@ class Step:
         devices: Devices,
         updater: Updater,
         on_finish: Callable[[Step], None],
+        on_part: Callable[[Step], None],
     ) -> None:
-        """on_finish: called after the step's last update: to log, evaluate and save."""
+        """on_finish: called after the step's last update: to log, evaluate and save. on_part: after each `part`."""
         self.index = index
         """0-based number of the step."""
         self.epoch = contents.epoch
@@ -46,7 +48,8 @@ class Step:
         self.is_finite = True
         """Whether every loss and gradient was finite, so that every update was applied."""
         self.finished = False
-        self._devices, self._updater, self._on_finish = devices, updater, on_finish
+        self._devices, self._updater = devices, updater
+        self._on_finish, self._on_part = on_finish, on_part
         self._sums: dict[str, torch.Tensor] = {}
         """Name -> this rank's sum since the last update, divided by its total; gradients are those of `loss`."""
         self._pending: list[torch.Tensor] = []
@@ -96,12 +99,18 @@ class Step:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Log the time of a part of the step, in seconds, as `seconds/NAME`."""
+        """Log the time of a part of the step, in seconds, as `seconds/NAME`. Every rank makes the same parts.
+
+        Raises Interrupted after a part, where a signal stops the run before the step's first update.
+        """
         started = time.perf_counter()
+        heartbeat.now_doing(f"step {self.index + 1}, {name}")
         yield
         self._devices.synchronize()  # a GPU's work is only queued: its time would count where it is waited for
         key = f"seconds/{name}"
         self.metrics[key] = (self.metrics.get(key) or 0.0) + time.perf_counter() - started
+        heartbeat.now_doing(f"step {self.index + 1}")
+        self._on_part(self)
 
     def finish(self) -> None:
         """Update the weights unless `update` was called; then log, evaluate and save where due."""

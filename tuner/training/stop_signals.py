@@ -1,4 +1,4 @@
-"""Stopping on request: the running step finishes, and the run is saved.
+"""Stopping on request: the running step finishes, or ends between its parts, and the run is saved.
 
 A signal then raises `Interrupted`, and the same command goes on later. A request in the run's folder, which
 `tuner train --stop` leaves there, ends the run: what it has learned becomes its model.
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class Interrupted(Exception):  # noqa: N818 (an outcome, not an error)
-    """A signal stopped the run after a finished step, which was saved."""
+    """A signal stopped the run after a finished step, which was saved, or in the first, of which nothing is kept."""
 
     def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, saved")
+        where = f"after step {step}, saved" if step else "in its first step"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
         self.exit_code = 128 + signal_number
 
 
@@ -39,7 +40,7 @@ def heeded() -> list[signal.Signals]:
 
 
 class StopSignals:
-    """`STOPPING`, and requests to end, heeded after the running step, agreed on by all ranks."""
+    """`STOPPING`, and requests to end, agreed on by all ranks between steps and their parts."""
 
     def __init__(self, end_requested: Callable[[], bool] = lambda: False) -> None:
         """end_requested: whether the run is to end early."""

@@ -87,7 +87,9 @@ def taken(config: PolicyConfig, roles: Roles) -> tuple[Recorder, Step, Rollout]:
     made, algorithm = known(rollout()), algorithm_of(config)
     recorder: Any = Recorder(roles)
     one: Any = One()
-    step = Step(0, Contents(epoch=0, totals={}), Devices(device="cpu"), recorder, lambda _: None)
+    step = Step(
+        0, Contents(epoch=0, totals={}), Devices(device="cpu"), recorder, lambda _: None, lambda _: None
+    )
     rows = made.rows(1, 48, one)
     rewarded = algorithm.reward(algorithm.observe(roles, rows), SCORES)
     experiences = algorithm.estimate(rewarded, SCORES, one)

@@ -35,7 +35,7 @@ def updater() -> Recorder:
 @pytest.fixture
 def step(updater: Recorder) -> Step:
     contents = Contents(epoch=1, totals={"tokens": 4.0, "pairs": 2.0}, metrics={"fill": 0.5})
-    return Step(7, contents, Devices(device="cpu"), updater, updater.finished.append)
+    return Step(7, contents, Devices(device="cpu"), updater, updater.finished.append, lambda _: None)
 
 
 def test_sums_are_divided_by_their_totals_and_losses_are_backpropagated(step, updater):
