@@ -22,7 +22,7 @@ from tuner.models.positions import check_generated_length
 from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 
-__all__ = ["Answer", "generate", "stream", "uniforms", "unpacked"]
+__all__ = ["Answer", "generate", "prefill", "stream", "uniforms", "unpacked"]
 
 TOKENS_PER_PASS = 16_384
 _PADDED = "sdpa"  # accepts a mask and a cache; `varlen` is for packed rows
@@ -194,7 +194,7 @@ def _decode(
     """
     device, lengths = transformer.device, [len(prompt) for prompt in prompts]
     cache = RowCache(transformer, lengths, max_new_tokens)
-    logits_BV = _prefill(transformer, prompts, cache, tokens_per_pass)
+    logits_BV = prefill(transformer, prompts, cache, tokens_per_pass)
     rows_B, live_B = np.arange(len(prompts)), np.ones(len(prompts), bool)
     positions_B1 = torch.tensor(lengths, device=device)[:, None]
     noise_BM = None if noise is None or temperature == 0 else torch.from_numpy(noise).to(device)
@@ -228,8 +228,11 @@ def _decode(
         positions_B1 = positions_B1 + 1
 
 
-def _prefill(
-    transformer: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: RowCache, tokens_per_pass: int
+def prefill(
+    transformer: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    cache: RowCache,
+    tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> Tensor:
     """Fill the cache with the packed prompts; returns the logits at the last token of each, [B, V]."""
     logits = []
