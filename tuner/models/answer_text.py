@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from tuner.data.tool_calls import longest_beginning
+
 _INCOMPLETE = "�"
 """What bytes are decoded to that are no whole character."""
 
@@ -67,16 +69,3 @@ class AnswerText:
         count = longest_beginning(text, self._stops)
         self._held = text[len(text) - count :]
         return text[: len(text) - count]
-
-
-def longest_beginning(text: str, words: Collection[str]) -> int:
-    """Characters at the end of a text that are the beginning of one of some words."""
-    longest = max((len(word) for word in words), default=1) - 1
-    return next(
-        (
-            count
-            for count in range(min(longest, len(text)), 0, -1)
-            if any(word.startswith(text[-count:]) for word in words)
-        ),
-        0,
-    )

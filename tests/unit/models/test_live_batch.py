@@ -10,7 +10,7 @@ import torch
 
 from tuner.config import Model
 from tuner.models import kv_cache
-from tuner.models.answer_text import AnswerText, longest_beginning
+from tuner.models.answer_text import AnswerText
 from tuner.models.generate import generate, uniforms, unpacked
 from tuner.models.live_batch import LiveBatch, RowSettings, Token
 from tuner.models.load import Loaded, load_model
@@ -145,10 +145,3 @@ def test_nothing_of_a_stop_text_is_streamed(tiny, stops):
     streamed, stopped = pieces(tiny.tokenizer, ids, stops=stops)
     assert "".join(streamed) == (text if first is None else text[:first])
     assert stopped == (first is not None)
-
-
-def test_what_may_begin_a_word_is_found_at_the_end():
-    assert longest_beginning("ab<to", ("<tool>", "<|x")) == 3
-    assert longest_beginning("ab<", ("<tool>",)) == 1
-    assert longest_beginning("<tool>", ("<tool>",)) == 0, "a whole word is no beginning"
-    assert longest_beginning("ab", ()) == longest_beginning("", ("a",)) == 0
