@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.data.batch import make_batch
 from tuner.models import varlen
 from tuner.models.answer_end import AnswerEnds, StopTexts
+from tuner.models.answer_text import AnswerText
 from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
 from tuner.models.positions import check_generated_length
 from tuner.models.sampling import choose, uniforms
@@ -117,12 +118,15 @@ def stream(
     top_p: float = 1.0,
     end_ids: Collection[int],
     seed: int = 0,
+    shown: Collection[int] = (),
 ) -> Iterator[str]:
-    """The answer's text, piece by piece as it is generated; joined, the pieces are the decoded answer."""
+    """The answer's text, piece by piece as it is generated; joined, the pieces are the decoded answer.
+
+    shown: special tokens that stand in the text; all others are left out.
+    """
     noise = uniforms(seed, 0, [0], max_new_tokens)
     _check([prompt], max_new_tokens, temperature, noise)
-    answer: list[int] = []
-    shown = ""
+    text = AnswerText(tokenizer, shown=shown)
     with unpacked(model) as transformer:
         check_generated_length(transformer, len(prompt) + max_new_tokens)
         for step in _decode(
@@ -134,16 +138,10 @@ def stream(
             ends=AnswerEnds(end_ids, None, 0),
             noise=noise,
         ):
-            if step.ended_L[0]:
-                break
-            answer.append(int(step.tokens_L[0]))
-            # the whole answer each time: tokens decoded alone lose leading spaces and split characters of
-            # several bytes
-            text = str(tokenizer.decode(answer, skip_special_tokens=True))
-            if not text.endswith("�"):  # an incomplete character: wait for its other bytes
-                yield text[len(shown) :]
-                shown = text
-    yield str(tokenizer.decode(answer, skip_special_tokens=True))[len(shown) :]
+            token = int(step.tokens_L[0])
+            if not step.ended_L[0] or token in shown:
+                yield text.push(token)
+    yield text.finish()
 
 
 @contextmanager

@@ -141,7 +141,7 @@ class LiveBatch:
             chosen_B, _ = choose(logits_BV, temperature, top_p, noise_B, top_k=top_k)
             tokens_B[places] = chosen_B
             counts = [setting.num_likeliest for setting in settings]
-            for place, token in zip(places, _described(logits_BV, chosen_B, counts), strict=True):
+            for place, token in zip(places, described(logits_BV, chosen_B, counts), strict=True):
                 self._live_B[place] = self._rows[place].take(token)
         return tokens_B
 
@@ -169,7 +169,8 @@ class LiveBatch:
         self._lengths_B, self._counts_B = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
-def _described(logits_BV: Tensor, chosen_B: Tensor, num_likeliest: Sequence[int]) -> list[Token]:
+def described(logits_BV: Tensor, chosen_B: Tensor, num_likeliest: Sequence[int]) -> list[Token]:
+    """Tokens with their log-probabilities, and each with that many most likely ones."""
     logprobs_BV = logits_BV.float().log_softmax(dim=-1)
     chosen = logprobs_BV.gather(-1, chosen_B[:, None])[:, 0].tolist()
     best = logprobs_BV.topk(min(max(num_likeliest), logprobs_BV.shape[-1]))
