@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -18,6 +20,7 @@ INTERPRETER = "interpreter"
 _INTERPRETER_BEGIN, _ACTION_END = "<|action_start|><|interpreter|>", "<|action_end|>"
 _INTERPRETER_ROLE = "<|interpreter|>"
 _CODE = re.compile(r"\s*```(?:python|py)?\n(.*?)\n?```\s*", re.S)
+_ID = string.ascii_letters + string.digits
 _PROBE = ToolCall("lookup", {"key": "seven", "number": 7}, id="a1b2c3d4e")
 _THOUGHT = "<think>\nt\n</think>\n\n"
 _JSON = json.JSONDecoder()
@@ -230,6 +233,13 @@ def call_beginning(template: Template, name: str | None) -> str | None:
     written = _written_call(template, "") or _written_call(template, _THOUGHT)
     before, found, _ = written.partition(_PROBE.name)
     return before + (name or "") if found else None
+
+
+def identified(part: str | ToolCall) -> str | ToolCall:
+    """A part of an answer; a call with an id that all templates take: Mistral's want nine letters or digits."""
+    if isinstance(part, str) or part.id is not None:
+        return part
+    return replace(part, id="".join(secrets.choice(_ID) for _ in range(9)))
 
 
 def as_trained(turns: Sequence[Turn], tool_format: ToolFormat | None) -> list[Turn]:

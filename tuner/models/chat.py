@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from tuner.config import Model
-from tuner.data.conversation import Conversation, Turn
+from tuner.data.conversation import Conversation, ToolCall, Turn
 from tuner.data.examples import tokenize
 from tuner.data.rendered import encode
 from tuner.data.template import Template
-from tuner.data.tool_calls import ToolFormat, tool_format_of
+from tuner.data.tool_calls import AnswerReader, ToolFormat, as_trained, identified, tool_format_of
 from tuner.errors import UserError
 from tuner.models.generate import stream
 from tuner.models.load import Loaded, load_model
@@ -45,6 +45,15 @@ class ChatModel:
         return frozenset(
             tokenizer.convert_tokens_to_ids(name) for name, reading in readings.items() if reading != "text"
         )
+
+    def reply(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = (), **sampling: Any
+    ) -> Iterator[str | ToolCall]:
+        """As `answer`, with calls of the tools told from the text; without tools, calls stay as they are written."""
+        reader = AnswerReader(self.tool_format if tools else None)
+        for piece in self.answer(as_trained(turns, self.tool_format), tools=tools, **sampling):
+            yield from map(identified, reader.push(piece))
+        yield from map(identified, reader.finish())
 
     def answer(
         self,

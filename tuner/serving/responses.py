@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import secrets
-import string
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tuner.data.conversation import ToolCall
-from tuner.data.tool_calls import AnswerReader
+from tuner.data.tool_calls import AnswerReader, identified
 from tuner.models.live_batch import Token
 from tuner.serving.answer_row import AnswerRow, Piece
 from tuner.serving.served_model import AnswerRequest
 
-_ID = string.ascii_letters + string.digits
 _WORST = -9999.0
 """OpenAI's log-probability of what is as good as impossible; JSON has no infinities."""
 
@@ -39,7 +37,7 @@ class Choice:
         parts = self._reader.push(piece.text)
         if piece.finish is not None:
             parts += self._reader.finish()
-        parts = [_identified(part) if isinstance(part, ToolCall) else part for part in parts]
+        parts = [identified(part) for part in parts]
         self.calls += sum(isinstance(part, ToolCall) for part in parts)
         if piece.finish is not None:
             self.finish = "tool_calls" if self.calls and piece.finish == "stop" else piece.finish
@@ -243,12 +241,6 @@ def _with_own_ids(tokens: Sequence[Token | None]) -> list[tuple[int, Token | Non
 
 def _delta(index: int, content: dict[str, Any]) -> dict[str, Any]:
     return {"index": index, "delta": content, "logprobs": None, "finish_reason": None}
-
-
-def _identified(call: ToolCall) -> ToolCall:
-    """The call with an id that all templates take: Mistral's want nine letters or digits."""
-    identity = call.id or "".join(secrets.choice(_ID) for _ in range(9))
-    return ToolCall(call.name, call.arguments, identity)
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
