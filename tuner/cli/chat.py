@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tuner.cli.trust import Trust
 from tuner.printable import echo
+
+if TYPE_CHECKING:
+    from tuner.data.conversation import ToolCall, Turn
 
 
 def chat(
@@ -17,6 +22,12 @@ def chat(
         str | None, typer.Option("--message", "-m", help="Send this message, print the answer, and exit.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with a list of tools as OpenAI writes them; you type the results of calls."
+        ),
+    ] = None,
     template: Annotated[
         str, typer.Option(help='Chat template; "tokenizer": the model\'s own.')
     ] = "tokenizer",
@@ -34,19 +45,13 @@ def chat(
     from tuner.models.chat import open_chat
     from tuner.stages.run_models import usable_path
 
+    callable_tools = () if tools is None else _read_tools(tools)
     chat_model = open_chat(usable_path(model, trust=trust), template=template, trust=trust)
     opening = [Turn("system", system)] if system else []
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
 
     def reply(turns: list[Turn]) -> Turn:
-        pieces: list[str] = []
-        for piece in chat_model.answer(
-            turns, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
-        ):
-            # A model can write any bytes, also those that command a terminal.
-            echo(piece, end="")
-            pieces.append(piece)
-        echo("")
-        return Turn("assistant", "".join(pieces))
+        return _print_answer(chat_model.reply(turns, callable_tools, **sampling))
 
     if message is not None:
         reply([*opening, Turn("user", message)])
@@ -54,17 +59,72 @@ def chat(
     turns = list(opening)
     if sys.stdin.isatty():
         echo("Type a message. /clear starts over, /exit or Ctrl-D quits.")
-    while (line := _read_line()) is not None and line != "/exit":
+    while (line := _read_line("> ")) is not None and line != "/exit":
         if line == "/clear":
             turns = list(opening)
         elif line:
-            turns.append(Turn("user", line))
+            turns += [Turn("user", line)]
             turns.append(reply(turns))
+            while results := _results(turns[-1]):
+                turns += results
+                turns.append(reply(turns))
 
 
-def _read_line() -> str | None:
+def _print_answer(parts: Iterator[str | ToolCall]) -> Turn:
+    """Print an answer as it comes; returns it as a turn."""
+    import json
+
+    from tuner.data.conversation import ToolCall, Turn
+
+    text: list[str] = []
+    calls: list[ToolCall] = []
+    for part in parts:
+        if isinstance(part, ToolCall):
+            if text or calls:
+                echo("")
+            calls.append(part)
+            echo(f"{part.name}({json.dumps(part.arguments, ensure_ascii=False)})", end="")
+        else:
+            # A model can write any bytes, also those that command a terminal.
+            echo(part, end="")
+            text.append(part)
+    echo("")
+    return Turn("assistant", "".join(text), tool_calls=tuple(calls))
+
+
+def _results(answer: Turn) -> list[Turn]:
+    """The results of an answer's calls, as the user types them; none where the input ends."""
+    from tuner.data.conversation import Turn
+
+    results: list[Turn] = []
+    for call in answer.tool_calls:
+        line = _read_line(f"{call.name} = ")
+        if line is None:
+            return []
+        results.append(Turn("tool", line, name=call.name, call_id=call.id))
+    return results
+
+
+def _read_tools(file: Path) -> tuple[Mapping[str, Any], ...]:
+    """The tools in a file. Raises UserError where it has none."""
+    import json
+
+    from tuner.data.turns import read_tools
+    from tuner.errors import UserError
+
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tools {file}: no JSON file with a list of tools ({error})") from error
+    tools = read_tools({"tools": values}, f"--tools {file}")
+    if not tools:
+        raise UserError(f"--tools {file}: it has no tool; leave the option out")
+    return tools
+
+
+def _read_line(prompt: str) -> str | None:
     """A line of input, stripped; None at its end."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return input(prompt if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None

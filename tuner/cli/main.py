@@ -21,6 +21,7 @@ from tuner.cli.import_config import import_config
 from tuner.cli.label import label
 from tuner.cli.merge import merge
 from tuner.cli.score import score
+from tuner.cli.serve import serve
 from tuner.cli.serve_rollouts import serve_rollouts
 from tuner.cli.show import show
 from tuner.cli.train import train
@@ -31,7 +32,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (train, check, show, configs, copy, data, chat, score, label, merge, export, serve_rollouts):
+for verb in (
+    train,
+    check,
+    show,
+    configs,
+    copy,
+    data,
+    chat,
+    score,
+    label,
+    merge,
+    export,
+    serve,
+    serve_rollouts,
+):
     app.command()(verb)
 app.command("eval")(evaluate)
 app.command("import")(import_config)

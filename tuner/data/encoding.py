@@ -51,6 +51,13 @@ def adds_bos(tokenizer: Tokenizer) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text with the tokenizer's own special tokens, and no second BOS where the text spells one."""
+    ids = tokenizer.encode(text, add_special_tokens=True)
+    bos = tokenizer.bos_token_id
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
 def is_one_token(tokenizer: Tokenizer, text: str) -> bool:
     """Whether the tokenizer encodes `text` as a single token inside other text."""
     token = tokenizer.convert_tokens_to_ids(text)

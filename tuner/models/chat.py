@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from tuner.config import Model
-from tuner.data.conversation import Conversation, Turn
+from tuner.data.conversation import Conversation, ToolCall, Turn
 from tuner.data.examples import tokenize
+from tuner.data.rendered import encode
 from tuner.data.template import Template
+from tuner.data.tool_calls import AnswerReader, ToolFormat, as_trained, identified, tool_format_of
 from tuner.errors import UserError
 from tuner.models.generate import stream
 from tuner.models.load import Loaded, load_model
@@ -28,16 +31,42 @@ class ChatModel:
     end_ids: frozenset[int]
     """Tokens that end an answer."""
 
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the template writes calls of tools; None where it writes none."""
+        return tool_format_of(self.template)
+
+    @cached_property
+    def shown_ids(self) -> frozenset[int]:
+        """Special tokens that are part of an answer's text, as those around calls: of the turn that is sent back, the
+        template makes the same tokens."""
+        readings = self.template.control.readings
+        tokenizer: Any = self.loaded.tokenizer
+        return frozenset(
+            tokenizer.convert_tokens_to_ids(name) for name, reading in readings.items() if reading != "text"
+        )
+
+    def reply(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = (), **sampling: Any
+    ) -> Iterator[str | ToolCall]:
+        """As `answer`, with calls of the tools told from the text; without tools, calls stay as they are written."""
+        reader = AnswerReader(self.tool_format if tools else None)
+        for piece in self.answer(as_trained(turns, self.tool_format), tools=tools, **sampling):
+            yield from map(identified, reader.push(piece))
+        yield from map(identified, reader.finish())
+
     def answer(
         self,
         turns: Sequence[Turn],
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> Iterator[str]:
         """The text of the next answer, piece by piece; greedy at temperature 0."""
-        prompt = self.template.render_prompt(Conversation(tuple(turns), origin="chat"))
+        conversation = Conversation(tuple(turns), tuple(tools), origin="chat")
+        prompt = encode(self.loaded.tokenizer, [self.template.render_prompt_row(conversation)])[0]  # pyright: ignore[reportArgumentType]
         return stream(
             self.loaded.model,
             self.loaded.tokenizer,
@@ -46,6 +75,7 @@ class ChatModel:
             temperature=temperature,
             top_p=top_p,
             end_ids=self.end_ids,
+            shown=self.shown_ids,
         )
 
 

@@ -33,7 +33,7 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         loss = cross_entropy(states.hidden_ND, head.weight, targets_N, weights_N, head.bias)
     else:
         loss = cross_entropy_of_head(
-            lambda hidden_CD: _logits(causal, hidden_CD),
+            lambda hidden_CD: logits_of(causal, hidden_CD),
             states.hidden_ND,
             targets_N,
             weights_N,
@@ -59,7 +59,7 @@ def token_logprobs(
     measured = entropy and not learned
 
     def logits(hidden_CD: torch.Tensor) -> torch.Tensor:
-        return _logits(causal, hidden_CD)
+        return logits_of(causal, hidden_CD)
 
     if (head := _matrix(causal)) is not None:
         logprobs_N, entropies_N = logprobs(
@@ -135,7 +135,7 @@ def _part_states(model: torch.nn.Module, part: RowPart) -> torch.Tensor:
     return output.last_hidden_state[0]
 
 
-def _logits(causal: PreTrainedModel, hidden_TD: torch.Tensor) -> torch.Tensor:
+def logits_of(causal: PreTrainedModel, hidden_TD: torch.Tensor) -> torch.Tensor:
     head = causal.get_output_embeddings()
     assert head is not None
     logits_TV = head(hidden_TD)

@@ -17,13 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.data.batch import Batch, make_batch
 from tuner.models import varlen
 from tuner.models.answer_end import AnswerEnds, StopTexts
+from tuner.models.answer_text import AnswerText
 from tuner.models.kv_cache import RowCache, bytes_per_token, chunks
 from tuner.models.positions import check_generated_length
 from tuner.models.rope import switch_length
 from tuner.models.sampling import choose, uniforms
 from tuner.models.unwrap import unwrapped
 
-__all__ = ["Answer", "generate", "stream", "uniforms", "unpacked"]
+__all__ = ["Answer", "generate", "prefill", "rewrite_outgrown", "stream", "uniforms", "unpacked"]
 
 TOKENS_PER_PASS = 16_384
 _PADDED = "sdpa"  # accepts a mask and a cache; `varlen` is for packed rows
@@ -118,12 +119,15 @@ def stream(
     top_p: float = 1.0,
     end_ids: Collection[int],
     seed: int = 0,
+    shown: Collection[int] = (),
 ) -> Iterator[str]:
-    """The answer's text, piece by piece as it is generated; joined, the pieces are the decoded answer."""
+    """The answer's text, piece by piece as it is generated; joined, the pieces are the decoded answer.
+
+    shown: special tokens that stand in the text; all others are left out.
+    """
     noise = uniforms(seed, 0, [0], max_new_tokens)
     _check([prompt], max_new_tokens, temperature, noise)
-    answer: list[int] = []
-    shown = ""
+    text = AnswerText(tokenizer, shown=shown)
     with unpacked(model) as transformer:
         check_generated_length(transformer, len(prompt) + max_new_tokens)
         for step in _decode(
@@ -135,16 +139,10 @@ def stream(
             ends=AnswerEnds(end_ids, None, 0),
             noise=noise,
         ):
-            if step.ended_L[0]:
-                break
-            answer.append(int(step.tokens_L[0]))
-            # the whole answer each time: tokens decoded alone lose leading spaces and split characters of
-            # several bytes
-            text = str(tokenizer.decode(answer, skip_special_tokens=True))
-            if not text.endswith("�"):  # an incomplete character: wait for its other bytes
-                yield text[len(shown) :]
-                shown = text
-    yield str(tokenizer.decode(answer, skip_special_tokens=True))[len(shown) :]
+            token = int(step.tokens_L[0])
+            if not step.ended_L[0] or token in shown:
+                yield text.push(token)
+    yield text.finish()
 
 
 @contextmanager
@@ -195,8 +193,8 @@ def _decode(
     """
     device, lengths = transformer.device, [len(prompt) for prompt in prompts]
     cache = RowCache(transformer, lengths, max_new_tokens)
-    rewriter = _Rewriter.of(transformer, prompts, cache, tokens_per_pass)
-    logits_BV = _prefill(transformer, prompts, cache, tokens_per_pass)
+    logits_BV = prefill(transformer, prompts, cache, tokens_per_pass)
+    texts = [list(prompt) for prompt in prompts]
     rows_B, live_B = np.arange(len(prompts)), np.ones(len(prompts), bool)
     positions_B1 = torch.tensor(lengths, device=device)[:, None]
     noise_BM = None if noise is None or temperature == 0 else torch.from_numpy(noise).to(device)
@@ -207,6 +205,8 @@ def _decode(
         )
         # besides that in `nucleus` the only synchronization with the device; float64 holds both exactly
         tokens, logprobs = torch.stack((tokens_B.double(), logprobs_B.double())).cpu().numpy()
+        for row, token in zip(rows_B, tokens, strict=True):
+            texts[row].append(int(token))
         ended_L, cut_L = ends.of(place, rows_B[live_B], tokens[live_B])
         yield _Step(rows_B[live_B], tokens[live_B], logprobs[live_B], ended_L, cut_L)
         live_B[live_B] = ~ended_L
@@ -217,7 +217,7 @@ def _decode(
             rows_B, live_B = rows_B[live_B], live_B[live_B]
             tokens_B, positions_B1 = tokens_B[remaining_B], positions_B1[remaining_B]
             noise_BM = None if noise_BM is None else noise_BM[remaining_B]
-        rewriter.rewrite_grown(rows_B, tokens_B, live_B)
+        rewrite_outgrown(transformer, cache, [texts[row] for row in rows_B], live_B, tokens_per_pass)
         logits_BV = transformer(
             input_ids=tokens_B[:, None],
             attention_mask=cache.mask,
@@ -229,53 +229,36 @@ def _decode(
         positions_B1 = positions_B1 + 1
 
 
-@dataclass(frozen=True)
-class _Rewriter:
-    """Writes the keys of rows anew that outgrow the short set of LongRoPE's frequencies, as LongRoPE2 does.
+def rewrite_outgrown(
+    transformer: PreTrainedModel,
+    cache: RowCache,
+    rows: Sequence[Sequence[int]],
+    live_B: np.ndarray,
+    tokens_per_pass: int = TOKENS_PER_PASS,
+) -> None:
+    """Write the keys of rows anew whose last token makes them too long for the short set of LongRoPE's frequencies.
 
-    Each token is then predicted as by a pass over the tokens before it. Other models need none of it.
+    As LongRoPE2 does (arXiv 2502.20082): each token is then predicted as by a pass over the tokens before it. Called
+    before the pass over the last tokens of the cache's rows; other models need none of it.
     """
-
-    transformer: PreTrainedModel
-    cache: RowCache
-    tokens: list[list[int]]
-    """Of each row, its prompt and its answer so far."""
-    switch: int | None
-    tokens_per_pass: int
-
-    @classmethod
-    def of(
-        cls,
-        transformer: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        cache: RowCache,
-        tokens_per_pass: int,
-    ) -> _Rewriter:
-        switch = switch_length(transformer.config)
-        tokens = [] if switch is None else [list(prompt) for prompt in prompts]
-        return cls(transformer, cache, tokens, switch, tokens_per_pass)
-
-    def rewrite_grown(self, rows_B: np.ndarray, tokens_B: Tensor, live_B: np.ndarray) -> None:
-        """Before the pass over these rows' next tokens: write those anew which they make longer than `switch`."""
-        if self.switch is None:
-            return
-        for row, token in zip(rows_B.tolist(), tokens_B.tolist(), strict=True):
-            self.tokens[row].append(token)
-        lengths_B = np.array([len(self.tokens[row]) for row in rows_B.tolist()])
-        grown = np.flatnonzero(live_B & (lengths_B == self.switch + 1)).tolist()
-        passes = _passes([self.switch + 1] * len(grown), self.tokens_per_pass) if grown else ()
-        with _attention(self.transformer, varlen.NAME):
-            for part in passes:
-                places = np.array(grown[part.start : part.stop])
-                batch = _packed([self.tokens[row] for row in rows_B[places]]).to(self.transformer.device)
-                with self.cache.rewritten(places):
-                    self.transformer.get_decoder()(
-                        input_ids=batch.tokens_T[None],
-                        position_ids=batch.positions_T[None],
-                        past_key_values=self.cache,
-                        use_cache=True,
-                        **varlen.segment_arguments(batch),
-                    )
+    switch = switch_length(transformer.config)
+    if switch is None:
+        return
+    lengths_B = np.array([len(row) for row in rows])
+    outgrown = np.flatnonzero(live_B & (lengths_B == switch + 1)).tolist()
+    passes = _passes([switch + 1] * len(outgrown), tokens_per_pass) if outgrown else ()
+    with _attention(transformer, varlen.NAME):
+        for part in passes:
+            places = outgrown[part.start : part.stop]
+            batch = _packed([rows[place] for place in places]).to(transformer.device)
+            with cache.rewritten(np.array(places)):
+                transformer.get_decoder()(
+                    input_ids=batch.tokens_T[None],
+                    position_ids=batch.positions_T[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    **varlen.segment_arguments(batch),
+                )
 
 
 def _packed(rows: Sequence[Sequence[int]]) -> Batch:
@@ -284,8 +267,11 @@ def _packed(rows: Sequence[Sequence[int]]) -> Batch:
     return make_batch([(tokens, np.zeros(len(tokens), np.float32)) for tokens in samples])
 
 
-def _prefill(
-    transformer: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: RowCache, tokens_per_pass: int
+def prefill(
+    transformer: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    cache: RowCache,
+    tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> Tensor:
     """Fill the cache with the packed prompts; returns the logits at the last token of each, [B, V]."""
     logits = []

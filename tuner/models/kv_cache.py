@@ -107,6 +107,13 @@ class _RowLayer(DynamicLayer):
             self.keys = _moved(self.keys, rows_B, first, end, capacity)
             self.values = _moved(self.values, rows_B, first, end, capacity)
 
+    def join(self, other: _RowLayer, end: int, capacity: int) -> None:
+        """Put another layer's rows behind these, the last token of every row in slot `end` - 1."""
+        if self.is_initialized:  # else it shares the keys of another layer
+            filled = self._slots.filled, other._slots.filled
+            self.keys = _joined((self.keys, other.keys), filled, end, capacity)
+            self.values = _joined((self.values, other.values), filled, end, capacity)
+
 
 class RowCache(Cache):
     """A left-padded cache: all rows write their next token to the same slot, and shorter prompts start in a later one.
@@ -185,6 +192,21 @@ class RowCache(Cache):
         self._real_BS = self._real()
         return rows_B
 
+    def join(self, other: RowCache) -> None:
+        """Put another cache's rows behind these. Both decode; the other is not used any more."""
+        end = max(self._slots.filled, other._slots.filled)
+        capacity = end + BLOCK
+        for layer, joining in zip(self.layers, other.layers, strict=True):
+            assert isinstance(layer, _RowLayer)
+            assert isinstance(joining, _RowLayer)
+            layer.join(joining, end, capacity)
+        parts = (self, other)
+        self._padding = np.concatenate([part._padding + end - part._slots.filled for part in parts])
+        self._lengths = np.concatenate([part._lengths for part in parts])
+        self._longest, self._max_new_tokens = end, max(part._max_new_tokens for part in parts)
+        self._slots.rows, self._slots.filled, self._slots.capacity = len(self._lengths), end, capacity
+        self._real_BS = self._real()
+
     def _real(self) -> Tensor:
         """Slots that are not left padding, bool [B, S]."""
         padding_B1 = torch.from_numpy(self._padding).to(self._device)[:, None]
@@ -196,6 +218,17 @@ def _moved(cached_BKSD: Tensor, rows_B: Tensor, first: int, end: int, capacity: 
     moved = cached_BKSD.new_zeros(len(rows_B), heads, capacity, size)
     moved[:, :, : end - first] = cached_BKSD[:, :, first:end].index_select(0, rows_B.to(cached_BKSD.device))
     return moved
+
+
+def _joined(parts: Sequence[Tensor], filled: Sequence[int], end: int, capacity: int) -> Tensor:
+    """Rows [B, K, S, D] of both parts, aligned at their last filled slots."""
+    (_, heads, _, size), rows = parts[0].shape, sum(len(part) for part in parts)
+    joined = parts[0].new_zeros(rows, heads, capacity, size)
+    row = 0
+    for part, count in zip(parts, filled, strict=True):
+        joined[row : row + len(part), :, end - count : end] = part[:, :, :count]
+        row += len(part)
+    return joined
 
 
 def _has_windows(config: PreTrainedConfig) -> bool:

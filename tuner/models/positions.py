@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tuner.errors import UserError
-from tuner.models.rope import check_cached_length, reach
+from tuner.models.rope import check_cached_length, longest_cached, reach
 from tuner.models.unwrap import unwrapped
 
 _LEARNED = re.compile(r"(^|\.)(wpe|\w*embed_positions|positions?_embeddings?|pos_embed\w*)(\.weight)?$")
@@ -34,6 +34,13 @@ def check_generated_length(transformer: Any, length: int) -> None:
     """Raise UserError where prompts and answers of up to `length` tokens together cannot be generated."""
     check_length(transformer, length, "; lower the maximum length of prompts or max_new_tokens")
     check_cached_length(transformer.config, length)
+
+
+def longest_row(transformer: Any) -> int | None:
+    """Most tokens of prompt and answer together that a model was made for; None where nothing says."""
+    positions = Positions.of(transformer)
+    bounds = (positions.limit, positions.trained, longest_cached(transformer.config))
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def check_length(model: Any, length: int, what_to_do: str) -> None:

@@ -105,14 +105,20 @@ def check_cached_length(model_config: PreTrainedConfig, length: int) -> None:
     Beyond the trained length, dynamic scaling rotates all keys of a row by its current length: each new token changes
     those before it, which a cache keeps as they were (measured on a tiny InternLM2: 0.06 nats on average, 0.5 at most).
     """
-    parameters = getattr(model_config, "rope_parameters", None) or {}
-    if parameters.get("rope_type") != "dynamic" or length <= model_config.max_position_embeddings:
+    longest = longest_cached(model_config)
+    if longest is None or length <= longest:
         return
     raise UserError(
         f"prompts and answers of up to {length:,} tokens cannot be generated under dynamic NTK scaling, which is exact "
-        f"only to the trained {model_config.max_position_embeddings:,}: lower the maximum length of prompts or "
+        f"only to the trained {longest:,}: lower the maximum length of prompts or "
         'max_new_tokens, or set model.rope=Rope(scaling="yarn" or "linear", factor=...)'
     )
+
+
+def longest_cached(model_config: PreTrainedConfig) -> int | None:
+    """Most tokens of a row whose keys may be cached; None: as many as it has positions."""
+    parameters = getattr(model_config, "rope_parameters", None) or {}
+    return model_config.max_position_embeddings if parameters.get("rope_type") == "dynamic" else None
 
 
 def check_served_length(model_config: PreTrainedConfig, length: int) -> None:

@@ -150,7 +150,12 @@ class Scorer:
 
     def score_requests(self, requests: Sequence[ScoreRequest]) -> np.ndarray:
         """Scores, float64 [requests]."""
-        sequences = RewardInputs(self.loaded.tokenizer, self.record, self.template).make(requests)
+        return self.score_tokens(
+            RewardInputs(self.loaded.tokenizer, self.record, self.template).make(requests)
+        )
+
+    def score_tokens(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
+        """Scores, float64 [sequences], of tokens (int32 [t]) as `RewardInputs` makes them."""
         with self._autocast():
             return score_sequences(self.loaded.model, sequences, self.tokens_per_pass, self.device)
 

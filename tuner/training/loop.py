@@ -28,7 +28,13 @@ from tuner.training.loop_settings import LoopSettings
 from tuner.training.optimizers import Trained
 from tuner.training.resume_rules import extension_sentences, reach_sentences
 from tuner.training.run_folder import RunFolder
-from tuner.training.snapshot import generator_state, restore, restore_weights, snapshot
+from tuner.training.snapshot import (
+    generator_state,
+    restore,
+    restore_weights,
+    set_generator_state,
+    snapshot,
+)
 from tuner.training.step import Step
 from tuner.training.stop_signals import StopSignals
 from tuner.training.updater import Updater

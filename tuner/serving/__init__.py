@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server on our own engine, and the commands that start others."""
