@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.task_options import (
+    Alone,
+    HarnessRules,
+    Interpreter,
+    Limit,
+    MaxNewTokens,
+    OpenCompass,
+    Plain,
+    Shots,
+    Tasks,
+)
 from tuner.cli.trust import Trust
 from tuner.printable import echo, printable_json
+
+if TYPE_CHECKING:
+    from tuner.stages.stage import Evaluation
 
 
 def evaluate(
@@ -32,39 +46,15 @@ def evaluate(
     html: Annotated[
         Path | None, typer.Option(help="Also write an HTML page (reward models, policy runs, --tasks).")
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Tasks to measure the model on, before and after its training, separated by commas: a JSONL file of "
-            "your rows, or names of lm-evaluation-harness (gsm8k, ifeval, mmlu)."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="--tasks: rows of each task.")] = None,
-    shots: Annotated[
-        int | None, typer.Option(min=0, help="--tasks: solved examples before each question.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="--tasks: maximum length of an answer to a row of a file, in tokens.")
-    ] = 512,
-    alone: Annotated[
-        bool, typer.Option("--alone", help="--tasks: leave out the models that the run was trained from.")
-    ] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="--tasks: prompts without a chat template.")] = False,
-    interpreter: Annotated[
-        bool,
-        typer.Option(
-            "--interpreter",
-            help="--tasks: run the Python blocks that models write in answers to rows of a file, with limits on "
-            "time, memory and files.",
-        ),
-    ] = False,
-    harness_rules: Annotated[
-        bool,
-        typer.Option(
-            "--harness-rules",
-            help="--tasks: split context and continuation as lm-evaluation-harness does, to compare with its figures.",
-        ),
-    ] = False,
+    tasks: Tasks = None,
+    opencompass: OpenCompass = None,
+    limit: Limit = None,
+    shots: Shots = None,
+    max_new_tokens: MaxNewTokens = None,
+    alone: Alone = False,
+    plain: Plain = False,
+    interpreter: Interpreter = False,
+    harness_rules: HarnessRules = False,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     trust: Trust = False,
 ) -> None:
@@ -74,25 +64,61 @@ def evaluate(
     to the test prompts, and win rates against other policies, each prompted in its own chat template. With --tasks: one
     table of figures on tasks, of the run and of the models it was trained from.
     """
-    from rich.console import Console
-
     from tuner.cli.output import write_file
 
+    options = {
+        "--limit": limit,
+        "--shots": shots,
+        "--max-new-tokens": max_new_tokens,
+        "--alone": alone,
+        "--plain": plain,
+        "--interpreter": interpreter,
+        "--harness-rules": harness_rules,
+        "--opencompass": opencompass,
+    }
+    _refuse_unused(tasks, files, options)
     if tasks is None:
         from tuner.stages.evaluate_run import evaluate_run
 
         evaluation = evaluate_run(run, tuple(files or ()), against or (), page=html is not None, trust=trust)
-    else:
-        from tuner.stages.evaluate_tasks import TaskOptions, evaluate_tasks
+    elif opencompass is not None:
+        from tuner.stages.opencompass import opencompass_config
 
-        options = TaskOptions(limit, max_new_tokens, shots, plain, harness_rules, interpreter, alone)
-        evaluation = evaluate_tasks(str(run), tasks.split(","), against or (), options, trust=trust)
+        text = opencompass_config(str(run), tasks.split(","), against or (), alone=alone, trust=trust)
+        write_file(opencompass, text)
+        return
+    else:
+        from tuner.stages.evaluate_tasks import MAX_NEW_TOKENS, TaskOptions, evaluate_tasks
+
+        length = max_new_tokens or MAX_NEW_TOKENS
+        settings = TaskOptions(limit, length, shots, plain, harness_rules, interpreter, alone)
+        evaluation = evaluate_tasks(str(run), tasks.split(","), against or (), settings, trust=trust)
     if html is not None and evaluation.page is not None:
         write_file(html, evaluation.page())
-    if json:
+    _show(evaluation, json)
+
+
+def _show(evaluation: Evaluation, as_json: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
         echo(printable_json(evaluation.results))
     elif evaluation.terminal is not None:
         Console().print(evaluation.terminal)
     else:
         figures = (f"{name} {value:.4f}" for name, value in evaluation.results.items() if value is not None)
         echo("  ".join(figures))
+
+
+def _refuse_unused(tasks: str | None, files: list[str] | None, of_tasks: dict[str, object]) -> None:
+    """UserError for options of the other kind of evaluation, which would do nothing."""
+    from tuner.errors import UserError
+
+    # 0 is a number of shots
+    unused = [name for name, value in of_tasks.items() if value is not None and value is not False]
+    if tasks is None and unused:
+        raise UserError(f"{unused[0]}: this option is for --tasks; add it, or leave the option out")
+    if tasks is not None and files:
+        raise UserError(
+            "--files: rows of the run's own evaluation; name the file of a task's rows with --tasks"
+        )

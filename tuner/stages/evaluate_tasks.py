@@ -30,6 +30,9 @@ from tuner.stages.run_models import with_usable_models
 from tuner.stages.stage import Evaluation
 from tuner.stages.trust import code_named_by
 
+MAX_NEW_TOKENS = 512
+"""Of an answer to a row of a file, unless said otherwise."""
+
 
 class Task(Protocol):
     """Rows that are put to models."""
@@ -45,7 +48,7 @@ class TaskOptions:
 
     limit: int | None = None
     """Rows of each task; None: all."""
-    max_new_tokens: int = 512
+    max_new_tokens: int = MAX_NEW_TOKENS
     """Of a generated answer to a row of a file; lm-evaluation-harness's tasks say so themselves."""
     shots: int | None = None
     """Solved examples before each question; None: as lm-evaluation-harness's task says."""

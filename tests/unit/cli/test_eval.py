@@ -382,3 +382,31 @@ def test_tasks_of_every_round(cool, runs, tmp_path):
     evaluation = json.loads(run(cool, "--tasks", file, "--max-new-tokens", 2, "--json").stdout)
     names = list(evaluation["tasks"][str(file)]["accuracy"])
     assert names == ["tuner:tiny", str(runs / "sft"), "round 1", "round 2"]
+
+
+def test_a_config_for_opencompass(runs, tmp_path):
+    file = tmp_path / "opencompass.py"
+    options = ["--tasks", "gsm8k,math.math_gen_265cce", "--opencompass", file]
+    assert run(runs / "ppo", *options).exit_code == 0
+    text = file.read_text(encoding="ascii")
+    assert "    from opencompass.configs.datasets.gsm8k.gsm8k_gen import *\n" in text
+    assert "    from opencompass.configs.datasets.math.math_gen_265cce import *\n" in text
+    values: dict = {}
+    # OpenCompass itself is asked in tests/handover
+    exec(text.partition("models = ")[1] + text.partition("models = ")[2], values)
+    base, sft, ppo = values["models"]
+    assert [model["abbr"] for model in values["models"]] == [
+        "tuner:tiny",
+        str(runs / "sft"),
+        str(runs / "ppo"),
+    ]
+    assert "peft_path" not in base
+    assert (ppo["path"], ppo["peft_path"]) == (base["path"], str((runs / "ppo" / "model").resolve()))
+    assert ppo["tokenizer_path"] == ppo["peft_path"]
+    assert "<|im_end|>" in sft["stop_words"]
+    assert "no dataset of OpenCompass" in error_message(runs / "ppo", "--tasks", "a b", *options[2:])
+
+
+def test_options_of_the_other_evaluation(runs):
+    assert "--limit: this option is for --tasks" in error_message(runs / "sft", "--limit", 2)
+    assert "--files: rows of the run's own" in error_message(runs / "sft", "--tasks", "a", "--files", "b")
