@@ -28,6 +28,8 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted({*ROOT.glob("docs/*.md")} - {
 TARGETS = set(re.findall(r"^([a-z_-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 ROWS = '{"prompt": "What is 2 + 3?", "chosen": "5.", "rejected": "6.", "condition": "brief"}\n'
 """Content of a file of rows that a page scores."""
+TASK = '{"prompt": "What is 2 + 3?", "answer": "5"}\n'
+"""Content of a file of a task's rows."""
 CANDIDATES = '{"prompt": "What is 2 + 3?", "answers": ["5.", "6."], "condition": "brief"}\n'
 """Content of a file of pairs that a page has labeled."""
 EXPORT = json.dumps(
@@ -123,6 +125,9 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
             return words[1:]
         case ["tuner", "serve-rollouts", *_]:  # needs vLLM, and serves until it is interrupted
             return ["serve-rollouts", "--help"]
+        case ["tuner", "eval", _, "--tasks", tasks]:
+            (folder / tasks).write_text(TASK, encoding="utf-8")
+            return [*words[1:], "--max-new-tokens", "4"]
         case ["tuner", "eval", "runs/quickstart_cool", *_]:
             return ["eval", "--help"]
         case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export", *_]:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuner.data.batch import Batch
+from tuner.losses.chunked_softmax import chunk_size
 from tuner.losses.logprob import entropies_of_head, logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
 from tuner.models.positions import check_length
@@ -72,6 +73,32 @@ def token_logprobs(
     if learned:
         entropies_N = entropies_of_head(logits, hidden_ND, vocabulary, temperature)
     return states.joined(logprobs_N), None if entropies_N is None else states.joined(entropies_N)
+
+
+@gathered
+@torch.no_grad()
+def greedy_logprobs(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability (nats) of each token the loss is taken on, fp32 [N], and whether it is the most likely, bool [N].
+
+    Of two tokens that are equally likely, the one with the smaller id is the most likely, as in greedy decoding.
+    """
+    causal = unwrapped(model)
+    states = _States.at(batch.learned_N - 1, model, batch)
+    targets_N = batch.tokens_T[batch.learned_N[states.own]]
+    size = chunk_size(causal.config.vocab_size)
+    chunks = [
+        _greedy_chunk(_logits(causal, hidden_CD), targets_C)
+        for hidden_CD, targets_C in zip(
+            torch.split(states.hidden_ND, size), torch.split(targets_N, size), strict=True
+        )
+    ]
+    logprobs_N, greedy_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return states.joined(logprobs_N), states.joined(greedy_N.float()) > 0
+
+
+def _greedy_chunk(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logprobs_C = logits_CV.float().log_softmax(-1).gather(1, targets_C[:, None])[:, 0]
+    return logprobs_C, logits_CV.argmax(-1) == targets_C
 
 
 @gathered

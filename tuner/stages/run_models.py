@@ -40,7 +40,7 @@ def usable_path(path: str, *, trust: bool = False, say: Callable[[str], None] = 
     """
     place = Path(locate_shipped(path))
     run = RunFolder(run_folder_of(place))
-    if not _is_run(run.folder):
+    if not is_run(run.folder):
         if is_checkpoint(place) and not (place / MODEL_FOLDER).is_dir():
             raise UserError(
                 f"{path}: this checkpoint is not in its run's folder, whose config.json says what model it is of; put "
@@ -99,10 +99,11 @@ def write_milestone(run: RunFolder, checkpoint: Path, folder: Path, say: Callabl
 def run_folder_of(place: Path | str) -> Path:
     """The run folder that a checkpoint stands in; of any other place itself."""
     folder = Path(place)
-    return folder.parent.parent if is_checkpoint(folder) and _is_run(folder.parent.parent) else folder
+    return folder.parent.parent if is_checkpoint(folder) and is_run(folder.parent.parent) else folder
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, finished or not."""
     # a model's folder has a config.json, too
     return (folder / "config.json").is_file() and (folder / "versions.json").is_file()
 

@@ -138,6 +138,10 @@ class Stage(ABC, Generic[Config]):
         """Of a run that trains runs within its own, the folder of the newest that is a model; None before the first."""
         return None
 
+    def round_models(self, run: Path, config: Config) -> Mapping[str, Path]:
+        """Of a run in rounds, name -> folder of each round's policy so far, in order; empty for others."""
+        return {}
+
     def unfinished_part(self, run: Path, config: Config) -> Path | None:
         """Of a run that trains runs within its own, the folder of the one that has begun and not ended, if any."""
         return None

@@ -346,3 +346,67 @@ def test_a_run_without_test_prompts(runs, tmp_path):
     values["evaluation"]["rule"] = None
     file.write_text(json.dumps(values))
     assert "holds out no test prompts; name some with --files" in error_message(tmp_path / "ppo")
+
+
+def test_tasks_before_and_after_every_stage(runs, tmp_path):
+    file, page = tmp_path / "task.jsonl", tmp_path / "page.html"
+    choice = {"messages": [{"role": "user", "content": "a"}], "choices": ["b", "c"], "answer": 0}
+    lines = Path(tuner.__file__).parent.joinpath("embedded/sums/train.jsonl").read_text().splitlines()
+    file.write_text("\n".join([*lines[:3], json.dumps(choice)]))
+    options = ["--tasks", file, "--max-new-tokens", 4]
+    result = CliRunner().invoke(
+        app, [*map(str, [runs / "ppo", *options, "--against", runs / "dpo", "--html", page])]
+    )
+    assert result.exit_code == 0, result.exception
+    assert "accuracy over 4 rows, 3 of them seen in training" in page.read_text(encoding="utf-8")
+    evaluation = json.loads(run(runs / "ppo", *options, "--against", runs / "dpo", "--json").stdout)
+    figures = evaluation["tasks"][str(file)]["accuracy"]
+    assert list(figures) == ["tuner:tiny", str(runs / "sft"), str(runs / "ppo"), str(runs / "dpo")]
+    assert ["change" in values for values in figures.values()] == [False, True, True, True]
+    assert evaluation["contamination"][str(file)]["seen"] == 3
+    alone = json.loads(run(runs / "sft", *options, "--alone", "--limit", 2, "--json").stdout)
+    assert list(alone["tasks"][str(file)]["accuracy"]) == [str(runs / "sft")]
+    assert alone["contamination"][str(file)]["rows"] == 2
+    model = json.loads(run("tuner:tiny", *options, "--plain", "--json").stdout)
+    assert (list(model["tasks"][str(file)]["accuracy"]), model["contamination"]) == (["tuner:tiny"], {})
+    assert "a reward model answers no tasks" in error_message(runs / "reward", *options)
+    assert "a reward model answers no tasks" in error_message(
+        "tuner:tiny", *options, "--against", runs / "reward"
+    )
+    assert "no such file" in error_message(runs / "sft", "--tasks", tmp_path / "none.jsonl")
+
+
+def test_tasks_of_every_round(cool, runs, tmp_path):
+    file = tmp_path / "task.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "answer": "b"}))
+    evaluation = json.loads(run(cool, "--tasks", file, "--max-new-tokens", 2, "--json").stdout)
+    names = list(evaluation["tasks"][str(file)]["accuracy"])
+    assert names == ["tuner:tiny", str(runs / "sft"), "round 1", "round 2"]
+
+
+def test_a_config_for_opencompass(runs, tmp_path):
+    file = tmp_path / "opencompass.py"
+    options = ["--tasks", "gsm8k,math.math_gen_265cce", "--opencompass", file]
+    assert run(runs / "ppo", *options).exit_code == 0
+    text = file.read_text(encoding="ascii")
+    assert "    from opencompass.configs.datasets.gsm8k.gsm8k_gen import *\n" in text
+    assert "    from opencompass.configs.datasets.math.math_gen_265cce import *\n" in text
+    values: dict = {}
+    # OpenCompass itself is asked in tests/handover
+    exec(text.partition("models = ")[1] + text.partition("models = ")[2], values)
+    base, sft, ppo = values["models"]
+    assert [model["abbr"] for model in values["models"]] == [
+        "tuner:tiny",
+        str(runs / "sft"),
+        str(runs / "ppo"),
+    ]
+    assert "peft_path" not in base
+    assert (ppo["path"], ppo["peft_path"]) == (base["path"], str((runs / "ppo" / "model").resolve()))
+    assert ppo["tokenizer_path"] == ppo["peft_path"]
+    assert "<|im_end|>" in sft["stop_words"]
+    assert "no dataset of OpenCompass" in error_message(runs / "ppo", "--tasks", "a b", *options[2:])
+
+
+def test_options_of_the_other_evaluation(runs):
+    assert "--limit: this option is for --tasks" in error_message(runs / "sft", "--limit", 2)
+    assert "--files: rows of the run's own" in error_message(runs / "sft", "--tasks", "a", "--files", "b")

@@ -73,8 +73,11 @@ class CoolStage(Stage[COOL]):
 
     def newest_part(self, run: Path, config: COOL) -> Path | None:
         """The last policy that was trained."""
-        policies = [place.policy.folder for place in trained_rounds(config, run)]
+        policies = list(self.round_models(run, config).values())
         return policies[-1] if policies else None
+
+    def round_models(self, run: Path, config: COOL) -> Mapping[str, Path]:
+        return {f"round {place.number}": place.policy.folder for place in trained_rounds(config, run)}
 
     def unfinished_part(self, run: Path, config: COOL) -> Path | None:
         """The reward model or the policy that is in training."""
