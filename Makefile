@@ -8,10 +8,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: quickstart pipeline test check format bench demo soak test-vllm site dist clean
+.PHONY: quickstart pipeline test check format bench demo soak test-vllm test-handover site dist clean
 
 # vLLM has its own pins of torch and transformers, so that it has an environment of its own.
 VLLM_VENV := .venv-vllm
+# llama.cpp and llm-compressor, which pins another transformers.
+HANDOVER_VENV := .venv-handover
 
 quickstart: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
@@ -46,6 +48,10 @@ soak: $(VENV)/installed-dev
 # Against a real vLLM server, on the CPU where there is no GPU: about ten minutes.
 test-vllm: $(VENV)/installed-dev $(VLLM_VENV)/installed
 	TUNER_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
+
+# Finished models in the tools they are handed over to: five minutes, and as many for the environment.
+test-handover: $(VENV)/installed-dev $(HANDOVER_VENV)/installed
+	TUNER_HANDOVER_PYTHON=$(HANDOVER_VENV)/bin/python $(BIN)/python -m pytest -m handover tests/handover
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -98,5 +104,14 @@ else
 endif
 	touch $@
 
+.PHONY: handover
+handover: $(HANDOVER_VENV)/installed
+
+$(HANDOVER_VENV)/installed: requirements-handover.txt scripts/install_llama_cpp.py
+	test -x $(HANDOVER_VENV)/bin/python || $(PYTHON) -m venv $(HANDOVER_VENV)
+	$(HANDOVER_VENV)/bin/python -m pip install --quiet --requirement requirements-handover.txt
+	$(HANDOVER_VENV)/bin/python scripts/install_llama_cpp.py
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) runs build dist site
+	rm -rf $(VENV) $(VLLM_VENV) $(HANDOVER_VENV) runs build dist site

