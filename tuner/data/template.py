@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from operator import is_
 from pathlib import Path
 from types import MappingProxyType
@@ -77,7 +78,7 @@ class Template:
         """Whether it compares an answer with a reference; see Conversation.with_reference."""
         self._marked = bool(re.search(r"{%-?\s*generation\b", self.source))
         try:
-            self._jinja = _ENVIRONMENT.from_string(self.source)
+            self._jinja = _compiled(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
                 f"template {name!r}, line {error.lineno}: {error.message}; correct the template"
@@ -503,3 +504,10 @@ def _environment() -> BoundedSandbox:
 
 
 _ENVIRONMENT = _environment()
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> jinja2.Template:
+    """A template's program. Cached: a run makes half a dozen templates of the same source, and compiling one takes
+    longer than rendering a hundred rows."""
+    return _ENVIRONMENT.from_string(source)

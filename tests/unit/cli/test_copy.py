@@ -21,10 +21,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _copy(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
-    if result.exception:
-        raise result.exception
-    return result.output
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False).output
 
 
 @pytest.mark.parametrize(

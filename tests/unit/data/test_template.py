@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.unit.data.conftest import CHINESE, make_tokenizer
+from tuner.data import sandbox
 from tuner.data.conversation import Conversation, ToolCall, Turn
 from tuner.data.examples import tokenize
 from tuner.data.template import Template, names
@@ -562,12 +563,12 @@ MISCHIEF = {
     "zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
     "a zero known when it is compiled": ("{{ 1 // 0 }}{{ 2 ** -1 % 0 }}", "ZeroDivisionError"),
     "calls without end": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-    "loops in loops": (LOOP * 3 + "{% endfor %}" * 3, "more than 10,000,000 items"),
+    "loops in loops": (LOOP * 3 + "{% endfor %}" * 3, "more than 200,000 items"),
     "loops in a block and a macro": (
         "{% macro f() %}{% for i in range(99999) %}{% endfor %}{% endmacro %}"
         + LOOP
         + "{{ f() }}{% endfor %}",
-        "more than 10,000,000 items",
+        "more than 200,000 items",
     ),
     "one long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "[Rr]ange"),
     "a wide text": ("{{ messages[0].content * (10 ** 11) }}", "more than 1,000,000"),
@@ -578,6 +579,13 @@ MISCHIEF = {
 }
 
 
+@pytest.fixture
+def _few_items(monkeypatch):
+    """Loops end after 0.1 s in place of 10; the test of one that escapes the bound does not end."""
+    monkeypatch.setattr(sandbox, "MOST_ITEMS", 200_000)
+
+
+@pytest.mark.usefixtures("_few_items")
 @pytest.mark.parametrize("kind", MISCHIEF)
 def test_a_template_can_neither_hang_nor_crash_a_run(kind, tmp_path, tokenizer):
     source, message = MISCHIEF[kind]
@@ -588,11 +596,12 @@ def test_a_template_can_neither_hang_nor_crash_a_run(kind, tmp_path, tokenizer):
     assert "bad.jinja" in str(refused.value)
 
 
+@pytest.mark.usefixtures("_few_items")
 def test_loops_are_counted_anew_for_each_conversation(tmp_path, tokenizer):
     file = tmp_path / "slow.jinja"
     file.write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}" + LOOP + "{% endfor %}")
     template = Template(str(file), tokenizer)
-    for _ in range(101):  # in all more items than one rendering may have
+    for _ in range(3):  # in all more items than one rendering may have
         template.render(Conversation((HI, HELLO)))
 
 
