@@ -87,7 +87,7 @@ def greedy_logprobs(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor,
     targets_N = batch.tokens_T[batch.learned_N[states.own]]
     size = chunk_size(causal.config.vocab_size)
     chunks = [
-        _greedy_chunk(_logits(causal, hidden_CD), targets_C)
+        _greedy_chunk(logits_of(causal, hidden_CD), targets_C)
         for hidden_CD, targets_C in zip(
             torch.split(states.hidden_ND, size), torch.split(targets_N, size), strict=True
         )
