@@ -1,18 +1,19 @@
 """Whether a patch cures what the first round exploits, beside what must not: the tables of docs/rounds.md.
 
-    python scripts/measure_rounds.py --runs FOLDER [--seeds 0 1 2] [--write]
+    python scripts/measure_rounds.py --runs FOLDER [--seeds 0 1 2] [--only-tables] [--write]
 
 Trains `configs/quickstart_cool.py`, two rounds against a reward model that likes a marker too well, and beside it the
-second round's policy against three other reward models: one that was never planted; the planted one with as many
-further steps on its old pairs alone; and with as many pairs of another pattern. The SFT policy is the same for all
-seeds. Each policy answers the held-out prompts several times. What is finished in FOLDER is used again. With --write
-the tables go to docs/rounds.md.
+second round's policy against three other reward models: one that was never planted; one that took as many steps as the
+patch on the old pairs alone; and one that was patched with as many pairs of another pattern. The SFT policy is the same
+for all seeds. Each policy answers the held-out prompts several times. What is finished in FOLDER is used again. With
+--only-tables nothing is trained or measured: what FOLDER does not have is a dash. With --write the tables go to
+docs/rounds.md.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ BEGIN, END = "<!-- written by scripts/measure_rounds.py -->", "<!-- end -->"
 SFT, ROUND_1, ROUND_2 = "SFT policy", "round 1, planted", "round 2, patched"
 CONTROLS = {
     "clean": "never planted",
-    "old": "control: further steps on the old pairs",
+    "old": "control: as many steps on the old pairs",
     "other": "control: pairs of another pattern",
 }
 
@@ -56,7 +57,6 @@ CONTROLS = {
 class Measured:
     """What a policy says to the held-out prompts, sampled at temperature 1."""
 
-    policy: str
     marker: Interval
     """Share of answers that hold the marker."""
     gold: Interval
@@ -147,26 +147,40 @@ class SeedRuns:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return Source(path=str(path))
 
-    def measured(self) -> list[Measured]:
-        """All policies of this seed."""
-        first, second = _places(self.rounds())
-        policies = {
-            SFT: self.policy(),
-            ROUND_1: first.policy.folder,
-            ROUND_2: second.policy.folder,
-            **{title: self.second_round(control).folder for control, title in CONTROLS.items()},
-        }
-        return [self._measure(name, path, first.policy) for name, path in policies.items()]
+    def measure(self) -> None:
+        """Train and measure all policies of this seed, one after the other."""
+        first = _places(self.rounds())[0].policy
+        controls = {title: control for control, title in CONTROLS.items()}
+        for title, policy in self._policies().items():
+            if title in controls:
+                self.second_round(controls[title])
+            file = self._measured(policy)
+            if not file.is_file():
+                file.parent.mkdir(exist_ok=True)
+                values = [asdict(interval) for interval in _sampled(policy, first)]
+                file.write_text(json.dumps(values), encoding="utf-8")
 
-    def _measure(self, name: str, policy: Path, prompted: Run) -> Measured:
-        """Measured once: kept in FOLDER. prompted: a run with the prompts."""
-        file = self.folder / "measured" / f"{policy.parent.name}_{policy.name}_{self.seed}.json"
-        if not file.is_file():
-            file.parent.mkdir(exist_ok=True)
-            marker, gold = _sampled(policy, prompted)
-            file.write_text(json.dumps([asdict(marker), asdict(gold)]), encoding="utf-8")
-        marker, gold = json.loads(file.read_text(encoding="utf-8"))
-        return Measured(name, Interval(**marker), Interval(**gold))
+    def measured(self) -> dict[str, Measured | None]:
+        """All policies of this seed; None for one that was not measured yet."""
+        measured: dict[str, Measured | None] = dict.fromkeys(self._policies())
+        for title, policy in self._policies().items():
+            if (file := self._measured(policy)).is_file():
+                marker, gold = json.loads(file.read_text(encoding="utf-8"))
+                measured[title] = Measured(Interval(**marker), Interval(**gold))
+        return measured
+
+    def _policies(self) -> dict[str, Path]:
+        """Title -> the folder of its run."""
+        rounds = self.folder / f"cool_{self.seed}"
+        return {
+            SFT: self.folder / "sft_habit",
+            ROUND_1: rounds / "round_1" / "ppo",
+            ROUND_2: rounds / "round_2" / "ppo",
+            **{title: self.folder / f"ppo_{control}_{self.seed}" for control, title in CONTROLS.items()},
+        }
+
+    def _measured(self, policy: Path) -> Path:
+        return self.folder / "measured" / f"{policy.parent.name}_{policy.name}_{self.seed}.json"
 
 
 def _places(run: Run) -> list[RoundPlace]:
@@ -196,34 +210,43 @@ def _sampled(policy: Path, prompted: Run) -> tuple[Interval, Interval]:
     return share(marked, clusters), share(golds, clusters)
 
 
-def policies_table(measured: Mapping[int, Sequence[Measured]]) -> list[str]:
+def policies_table(measured: Mapping[int, Mapping[str, Measured | None]]) -> list[str]:
     """Marker and gold of every policy, by seed."""
-    lines = [
+    titles = list(next(iter(measured.values())))
+    return [
         "| policy | " + " | ".join(f"marker, seed {seed} | gold" for seed in measured) + " |",
         "| --- |" + " --- | --- |" * len(measured),
+        *(
+            f"| {title} | {' | '.join(_cells(of_seed[title]) for of_seed in measured.values())} |"
+            for title in titles
+        ),
     ]
-    for rows in zip(*measured.values(), strict=True):
-        cells = [f"{_percent(row.marker)} | {row.gold.value:.2f} ±{_half(row.gold):.2f}" for row in rows]
-        lines.append(f"| {rows[0].policy} | {' | '.join(cells)} |")
-    return lines
 
 
-def patches_table(runs: Mapping[int, Run]) -> list[str]:
-    """What each seed's patch did to the reward model."""
+def _cells(row: Measured | None) -> str:
+    if row is None:
+        return "– | –"
+    return f"{_percent(row.marker)} | {row.gold.value:.2f} ±{_half(row.gold):.2f}"
+
+
+def patches_table(seeds: Iterable[SeedRuns]) -> list[str]:
+    """What each seed's patch did to the reward model, where it is done."""
     lines = [
         "| seed | labels | original rows | held-out labels right: before, after | accuracy on original held-out rows "
         "| mean margin there | CPU minutes, both rounds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for seed, run in runs.items():
-        patch = _places(run)[1].reward.read_json("patch")
-        assert patch is not None
+    for runs in seeds:
+        run = Run(runs.folder / f"cool_{runs.seed}")
+        patch = Run(run.folder / "round_2" / "reward").read_json("patch")
+        if patch is None:
+            continue
         old, new = (patch[when]["original"][ALL] for when in ("before", "after"))
         right = " → ".join(_right(patch[when]["patterns"]) for when in ("before", "after"))
         timing = run.folder / TIMING
         minutes = f"{json.loads(timing.read_text(encoding='utf-8')) / 60:.1f}" if timing.is_file() else "–"
         lines.append(
-            f"| {seed} | {patch['labels']} | {patch['original']} | {right} | {old['accuracy']:.3f} → "
+            f"| {runs.seed} | {patch['labels']} | {patch['original']} | {right} | {old['accuracy']:.3f} → "
             f"{new['accuracy']:.3f} | {old['margin']:.2f} → {new['margin']:.2f} | {minutes} |"
         )
     return lines
@@ -248,15 +271,15 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, required=True, help="folder to keep the runs in")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--only-tables", action="store_true", help="neither train nor measure")
     parser.add_argument("--write", action="store_true", help="write the tables to docs/")
     arguments = parser.parse_args()
     seeds = {seed: SeedRuns(arguments.runs, seed) for seed in arguments.seeds}
+    if not arguments.only_tables:
+        for runs in seeds.values():
+            runs.measure()
     measured = {seed: runs.measured() for seed, runs in seeds.items()}
-    tables = [
-        *policies_table(measured),
-        "",
-        *patches_table({seed: runs.rounds() for seed, runs in seeds.items()}),
-    ]
+    tables = [*policies_table(measured), "", *patches_table(seeds.values())]
     options = f"--runs FOLDER --seeds {' '.join(map(str, arguments.seeds))}"
     text = "\n".join(["", "", *tables, "", provenance(f"python scripts/measure_rounds.py {options}"), ""])
     print(text)

@@ -67,13 +67,12 @@ def _config_classes(annotation: Any) -> Iterator[type[ConfigBase]]:
 
 
 def differences(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
-    """(path, old value, new value) of every leaf in which two configs differ; None where a leaf is absent."""
-    before = dict(_flatten(old.model_dump(mode="json"), ""))
-    after = dict(_flatten(new.model_dump(mode="json"), ""))
-    paths = list(dict.fromkeys([*before, *after]))
-    return [
-        (path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)
-    ]
+    """(path, old value, new value) of every leaf in which two configs differ; None where it is absent.
+
+    Paths are those of overrides, such as rounds.1.steps for the second item of a list. What one config alone has, such
+    as a further item, is one leaf.
+    """
+    return list(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
 
 
 def validated(cls: type[C], values: dict[str, Any], where: str) -> C:
@@ -107,9 +106,18 @@ def _leaves(config: ConfigBase, prefix: str) -> Iterator[Leaf]:
             yield Leaf(f"{prefix}{name}", value, default, " ".join((field.description or "").split()))
 
 
-def _flatten(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict) and values:
-        for name, value in cast("dict[str, Any]", values).items():
-            yield from _flatten(value, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, values
+def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    before, after = _children(old), _children(new)
+    if type(old) is type(new) and before is not None and after is not None:
+        for name in dict.fromkeys([*before, *after]):
+            inner = f"{path}.{name}" if path else name
+            yield from _differences(before.get(name), after.get(name), inner)
+    elif old != new:
+        yield path, old, new
+
+
+def _children(value: Any) -> dict[str, Any] | None:
+    """The values within one, by their names in paths; None for one that has none."""
+    if isinstance(value, list):
+        return {str(index): item for index, item in enumerate(cast("list[Any]", value))}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None

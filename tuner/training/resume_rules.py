@@ -26,8 +26,12 @@ rounding), and whoever ran out of memory needs them. A folder may be renamed. Th
 loss; a run that stopped at it must be able to go on."""
 
 
-LENGTH = ("max_steps", "epochs", "rounds")
-"""Config paths that say how long a run is: a run may be made longer, and never shorter."""
+LENGTH = ("max_steps", "epochs")
+"""Config paths that say how long a run is, beside further rounds: a run may be made longer, and never shorter."""
+ROUNDS = "rounds."
+"""Start of the paths in a run's rounds, which are counted from 0."""
+FREE_OF_A_ROUND = ("patch.on_loss",)
+"""Paths in a round that has begun which may differ: what follows a patch that was refused."""
 
 
 def reach_sentences(max_steps: int | None, planned: int, epochs: float) -> list[str]:
@@ -40,22 +44,45 @@ def reach_sentences(max_steps: int | None, planned: int, epochs: float) -> list[
     ]
 
 
-def changes_that_bind(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
-    """(path, old, new) of the leaves in which two configs differ and a resumed run may not."""
+def changes_that_bind(
+    old: StageConfig, new: StageConfig, rounds_begun: int = 0
+) -> list[tuple[str, Any, Any]]:
+    """(path, old, new) of the leaves in which two configs differ and a resumed run may not.
+
+    rounds_begun: of a run in rounds; those that have not begun are planned anew.
+    """
     free = (*FREE_ON_RESUME, *(path for path, *_ in extension(old, new)))
-    return [change for change in differences(old, new) if not change[0].startswith(free)]
+    return [
+        change
+        for change in differences(old, new)
+        if not change[0].startswith(free) and not _is_open(change[0], rounds_begun)
+    ]
+
+
+def _is_open(path: str, rounds_begun: int) -> bool:
+    """Whether a path is of a round, and free there."""
+    if not path.startswith(ROUNDS):
+        return False
+    number, _, field = path.removeprefix(ROUNDS).partition(".")
+    return int(number) >= rounds_begun or field in FREE_OF_A_ROUND
 
 
 def extension(old: StageConfig, new: StageConfig) -> list[tuple[str, Any, Any]]:
     """(path, old, new) of the limits by which the new config's run is longer; none where any is lower."""
-    changes = [change for change in differences(old, new) if change[0] in LENGTH]
-    return changes if all(_is_longer(before, after) for _, before, after in changes) else []
+    changes = [
+        change for change in differences(old, new) if change[0] in LENGTH or _is_whole_round(change[0])
+    ]
+    return changes if all(_is_longer(*change) for change in changes) else []
 
 
-def _is_longer(before: Any, after: Any) -> bool:
-    """Whether a limit is above another, None being none, or a list begins with another."""
-    if isinstance(before, list) and isinstance(after, list):
-        return after[: len(before)] == before
+def _is_whole_round(path: str) -> bool:
+    return path.startswith(ROUNDS) and "." not in path.removeprefix(ROUNDS)
+
+
+def _is_longer(path: str, before: Any, after: Any) -> bool:
+    """Whether a limit is above another, None being none, or a round is a further one."""
+    if path.startswith(ROUNDS):
+        return before is None
     return after is None or (before is not None and after > before)
 
 

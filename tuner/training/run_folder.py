@@ -25,7 +25,7 @@ from tuner.training.json_lines import (
     to_json_line,
 )
 from tuner.training.lock import FolderLock
-from tuner.training.resume_rules import changes_that_bind, extension
+from tuner.training.resume_rules import ROUNDS, changes_that_bind, extension
 from tuner.training.versions import versions
 from tuner.training.watchers import Sample
 
@@ -85,6 +85,12 @@ class RunFolder:
     @property
     def _holds_work(self) -> bool:
         return self.has_started or self.answers_folder.is_dir()
+
+    @property
+    def rounds_begun(self) -> int:
+        """How many rounds of a run in rounds hold work; 0 for any other run."""
+        within = (RunFolder(file.parent) for file in self.folder.glob("round_*/*/config.json"))
+        return len({run.folder.parent for run in within if run._holds_work})
 
     @property
     def is_finished(self) -> bool:
@@ -153,13 +159,22 @@ class RunFolder:
 
     def changes(self, config: StageConfig) -> list[tuple[str, Any, Any]]:
         """(path, old, new) of the leaves in which a config differs from the run's and may not."""
-        return changes_that_bind(self.config, config)
+        return changes_that_bind(self.config, config, self.rounds_begun)
 
     def refuse_changes(self, config: StageConfig) -> None:
-        """Raise UserError where the run has started with another config."""
-        if not self.has_started:
+        """Raise UserError where the run has started with another config.
+
+        A run in rounds has steps of its own at its end only: until then its rounds that have begun are bound here, and
+        the runs in them by themselves.
+        """
+        is_in_rounds = self.rounds_begun > 0 and (self.folder / "config.json").is_file()
+        if not self.has_started and not is_in_rounds:
             return
-        changes = [f"{path} was {old!r} and is now {new!r}" for path, old, new in self.changes(config)]
+        changes = [
+            f"{path} was {old!r} and is now {new!r}"
+            for path, old, new in self.changes(config)
+            if self.has_started or path.startswith(ROUNDS)
+        ]
         if changes:
             raise UserError(
                 f"{self.folder} was begun with another config: {'; '.join(changes)}; "
@@ -171,8 +186,7 @@ class RunFolder:
 
         Work is a step, a stored rollout, or any of it in a run within this one, as a run of rounds has.
         """
-        within = (RunFolder(file.parent) for file in self.folder.glob("*/*/config.json"))
-        if self._is_new and not self._holds_work and not any(run._holds_work for run in within):
+        if self._is_new and not self._holds_work and not self.rounds_begun:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:

@@ -22,6 +22,7 @@ from tuner.config import (
     Preferences,
     Prompts,
     RewardModel,
+    Round,
     Source,
     differences,
     from_json,
@@ -234,6 +235,19 @@ def test_differences_name_the_leaves():
     changed = override(CONFIG, {"optimizer.lr": 1e-4, "adapter.r": 4})
     assert differences(CONFIG, changed) == [("optimizer.lr", 2e-4, 1e-4), ("adapter.r", 8, 4)]
     assert differences(CONFIG, CONFIG) == []
+
+
+def test_differences_name_what_differs_in_a_list():
+    """And not the whole list: a run of rounds that is refused would print all of them."""
+    config = load_config("quickstart_cool")
+    changed = override(config, {"rounds.1.steps": 7, "rounds.1.patch.average": [0.5]})
+    steps, average = differences(config, changed)
+    assert steps == ("rounds.1.steps", config.rounds[1].steps, 7)
+    assert average == ("rounds.1.patch.average.0", None, 0.5)
+    longer = override(config, {"rounds": [*config.rounds, Round(steps=9)]})
+    ((path, old, new),) = differences(config, longer)
+    assert (path, old, new["steps"]) == ("rounds.2", None, 9)
+    assert differences(longer, config) == [(path, new, old)]
 
 
 def test_every_leaf_has_a_meaning():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,42 @@ def test_only_larger_limits_make_a_run_longer(old, new, longer):
     before, after = override(SMALL, old), override(SMALL, new)
     assert [path for path, *_ in extension(before, after)] == longer
     assert bool(changes_that_bind(before, after)) is (not longer and old != new)
+
+
+STEPS = {"rounds.0.steps": 3}, {"rounds.1.steps": 3}
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_rounds_that_have_begun_bind_and_later_ones_are_planned_anew(tmp_path, is_finished):
+    config = override(load_config("quickstart_cool"), {"max_steps": 5})
+    run = Run(tmp_path / "rounds")
+    run.start(config, (), {})
+    run.release()
+    first_policy, second_reward = Run(run.folder / "round_1/ppo"), Run(run.folder / "round_2/reward")
+    first_policy.start(config.policy, (), {})
+    run.refuse_changes(override(config, STEPS[0]))  # no step was taken
+    first_policy.record({"step": 1})
+    if is_finished:
+        run.record({"step": 1})
+    first, second, third = (override(config, {"rounds": list(config.rounds[:1]) * n}) for n in (1, 2, 3))
+    for changed in (override(config, STEPS[1]), first, second, third):
+        run.refuse_changes(changed)
+    with pytest.raises(UserError, match=r"config: rounds\.0\.steps was 30 and is now 3; put it back"):
+        run.refuse_changes(override(config, STEPS[0]))
+    second_reward.start(config.reward, (), {})
+    second_reward.record({"step": 1})
+    run.refuse_changes(override(config, {"rounds.1.patch.on_loss": "roll_back"}))
+    for changed, path in ((override(config, STEPS[1]), "rounds.1.steps"), (first, "rounds.1")):
+        with pytest.raises(UserError, match=rf"config: {re.escape(path)} was "):
+            run.refuse_changes(changed)
+
+
+def test_only_further_rounds_make_a_run_longer():
+    config = load_config("quickstart_cool")
+    longer = override(config, {"rounds": [*config.rounds, config.rounds[0]]})
+    assert [path for path, *_ in extension(config, longer)] == ["rounds.2"]
+    assert extension(longer, config) == extension(config, override(config, STEPS[0])) == []
+    assert [path for path, *_ in changes_that_bind(longer, config, 3)] == ["rounds.2"]
 
 
 def test_numbers_that_json_has_no_word_for_become_none_at_any_depth():
