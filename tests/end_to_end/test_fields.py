@@ -507,9 +507,9 @@ ELSEWHERE = {
         for name in names
     },
     "Patch.contradicting": "tests/unit/stages/test_rounds.py::test_original_rows_against_the_labels_are_left_out",
-    "Patch.on_loss": "tests/equivalence/test_cool.py::test_a_patch_that_costs_too_much_is_refused_or_rolled_back",
+    "Patch.on_loss": "tests/equivalence/test_cool_people.py::test_a_costly_patch_is_refused_or_rolled_back",
     **{
-        f"People.{name}": "tests/unit/cli/test_label.py and tests/equivalence/test_cool.py"
+        f"People.{name}": "tests/unit/cli/test_label.py and tests/equivalence/test_cool_people.py"
         for name in ("kind", "overlap", "order", "repeats", "wait")
     },
     **{

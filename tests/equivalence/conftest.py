@@ -11,18 +11,22 @@ import pytest
 
 from tests.conftest import ROOT
 from tuner.config import (
+    COOL,
     PPO,
     SFT,
     AdamW,
+    Candidates,
     Chat,
     Evaluation,
     LoRA,
     Model,
+    Patch,
     PolicyEvaluation,
     Preferences,
     Prompts,
     Replay,
     RewardModel,
+    Round,
     Sampling,
     Source,
     StageConfig,
@@ -145,6 +149,52 @@ def ppo(start) -> Callable[..., PPO]:
         return override(SMALL_PPO, starts | (changes or {}))
 
     return made
+
+
+COOL_TEST_FILES = [{"path": "tuner:twins/test.jsonl", "limit": 8}]
+
+
+@pytest.fixture(scope="session")
+def cool_reward(start) -> Run:
+    """The run of the first reward model of rounds, with the checkpoint of its last step."""
+    return start("reward", {"max_steps": 4, "data.test_files": COOL_TEST_FILES, "checkpoint.every": 4})
+
+
+@pytest.fixture(scope="session")
+def cool_sft(start) -> Run:
+    """The run of the policy that rounds start from, with the checkpoint of its last step."""
+    return start("sft", {"max_steps": 4, "data.limit": 200, "checkpoint.every": 4})
+
+
+@pytest.fixture(scope="session")
+def cool(cool_sft: Run, cool_reward: Run) -> Callable[..., COOL]:
+    """Two rounds on the embedded model, some leaves changed."""
+    rules = Path(__file__).with_name("cool_rules.py")
+    prompts = {
+        "prompts.files": [{"path": "tuner:sums/train.jsonl", "condition": "brief", "limit": 30}],
+        "prompts.test_files": [{"path": "tuner:sums/test.jsonl", "condition": "brief", "limit": 6}],
+    }
+    reward = {"data.test_files": COOL_TEST_FILES, "data.max_length": 96, "tokens_per_pass": 192}
+    policy = {
+        "policy.path": str(cool_sft.folder),
+        "reward.path": str(cool_reward.folder),
+        "replay": None,
+        "evaluation.rule": f"{rules}:is_sum",
+        "tokens_per_pass": 64,
+    }
+    config = COOL(
+        name="cool",
+        reward=override(SMALL_REWARD, reward),
+        policy=override(SMALL_PPO, policy | prompts),
+        rounds=(
+            Round(steps=3),
+            Round(steps=2, patch=Patch(steps=3, max_accuracy_loss=1, min_margin=None, average=(0.5,))),
+        ),
+        candidates=Candidates(prompts=8, slow=16, fast=10),
+        feedback=(f"{rules}:shorter",),  # type: ignore[arg-type]
+        merge=False,
+    )
+    return lambda changes=None: override(config, {"checkpoint.every": 1} | (changes or {}))
 
 
 def curve(run: Run) -> list[tuple[Any, ...]]:

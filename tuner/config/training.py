@@ -137,8 +137,8 @@ class Wandb(ConfigBase):
     """Name of the group the run belongs to; None: in a run of rounds, the name of that run."""
 
     job_type: str | None = None
-    """What the run is within its group, such as "train"; the runs within a run of rounds are "round_1.reward",
-    "round_1.ppo", and so on."""
+    """What the run is within its group, such as "train"; a run of rounds is "rounds", and the runs within it are
+    "round_1.reward", "round_1.ppo", and so on."""
 
     tags: tuple[str, ...] = ()
     """Tags to filter runs by."""

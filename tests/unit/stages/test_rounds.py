@@ -15,13 +15,14 @@ from tuner.config import COOL, Candidates, Model, Patch, Preferences, Source, lo
 from tuner.data.draw_rows import apportion, draw_rows
 from tuner.errors import UserError
 from tuner.evaluation.report_card.card import Ranking
+from tuner.feedback.queue import drawn_unit
 from tuner.stages.context import Context
 from tuner.stages.cool.candidates import _drawn_prompts, pair_scores
 from tuner.stages.cool.collect import collect_labels
 from tuner.stages.cool.contradiction import rejected_patterns
 from tuner.stages.cool.labels import LabeledPairs, labels_before
 from tuner.stages.cool.pairs import AnswerPair, PolicyAnswer, fast_pairs, slow_pairs
-from tuner.stages.cool.patch import RECORD, Patched, _best, _run_config, model_of
+from tuner.stages.cool.patch import RECORD, Patched, _best, _rows, _run_config, model_of
 from tuner.stages.cool.patch_card import ALL, PatchCard, costs
 from tuner.stages.cool.patch_rows import PatchRows, read_patch_rows, write_patch_rows
 from tuner.stages.cool.patterns import Pattern, find_patterns, start_and_end
@@ -259,3 +260,13 @@ def test_a_round_without_a_pair_has_nothing_to_label(tmp_path: Path) -> None:
     run = Run(tmp_path)
     collect_labels(cool(), Context(run, Devices(device="cpu"), Watchers()), first)
     assert labels_before(then, rounds_of(cool(), tmp_path)) == LabeledPairs([], 0)
+
+
+def test_a_patch_without_a_label_to_train_on_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All may be held out, where there are few."""
+    held_out = next(n for n in range(100) if drawn_unit(str(n)) < 0.2)
+    labels = LabeledPairs([{"prompt": str(held_out), "pattern": "p"}], 0)
+    monkeypatch.setattr("tuner.stages.cool.patch.labels_before", lambda place, rounds: labels)
+    context = Context(Run(tmp_path), Devices(device="cpu"), Watchers())
+    assert _rows(cool(), context, second(cool(), tmp_path)) is None
+    assert "is not held out (patch.held_out holds out 1), so the" in (tmp_path / "log.txt").read_text()

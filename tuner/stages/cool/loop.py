@@ -10,6 +10,7 @@ from tuner.stages.cool.finish import finish_rounds
 from tuner.stages.cool.patch import patch_reward
 from tuner.stages.cool.policy import train_policy
 from tuner.stages.cool.rounds import rounds_of, steps_left
+from tuner.stages.cool.tracking import track_round
 
 
 def cool(config: COOL, context: Context) -> None:
@@ -27,5 +28,6 @@ def cool(config: COOL, context: Context) -> None:
         policy = train_policy(config, context, place, reward, policy)  # a policy run, with milestones
         if place is not rounds[-1]:
             write_candidates(config, context, place)  # pairs of its answers, slow and fast path
+            track_round(config, context, place)  # in W&B, beside its parts
             collect_labels(config, context, place)  # by people, a judge, rules; may be late
     finish_rounds(config, context)

@@ -45,9 +45,8 @@ def run_in_rounds(
     name: str, places: Sequence[RoundPlace], results: Sequence[Mapping[str, Any]]
 ) -> RunInRounds:
     """What the page shows. results: of each round."""
-    recorded = [place.policy.answers for place in places]  # the largest file of a run: read once
-    rounds = [_round_facts(*facts) for facts in zip(places, results, recorded, strict=True)]
-    ends = [_last_answers(answers) for answers in recorded]
+    rounds = [_round_facts(*facts) for facts in zip(places, results, strict=True)]
+    ends = [_last_answers(place.recorded) for place in places]
     changes = [_changes(*two) for two in pairwise(zip([place.number for place in places], ends, strict=True))]
     return RunInRounds(name, rounds, law_over_rounds([place.signs for place in rounds]), changes)
 
@@ -58,8 +57,8 @@ def _last_answers(answers: Recorded) -> list[Answer]:
     return [answer for answer in end if answer["score"] is not None]
 
 
-def _round_facts(place: RoundPlace, results: Mapping[str, Any], answers: Recorded) -> RoundFacts:
-    end = _last_answers(answers)
+def _round_facts(place: RoundPlace, results: Mapping[str, Any]) -> RoundFacts:
+    end = _last_answers(place.recorded)
     golds = [answer for answer in end if answer.get("gold") is not None]
     wrong = [answer for answer in golds if answer["gold"] == 0]
     return RoundFacts(
@@ -69,7 +68,7 @@ def _round_facts(place: RoundPlace, results: Mapping[str, Any], answers: Recorde
             name: (results[name]["before"], results[name]["after"]) for name in _MEASURES if name in results
         },
         courses=_courses(place),
-        pattern_courses=_pattern_courses(answers, list(results["hack"])),
+        pattern_courses=_pattern_courses(place.recorded, list(results["hack"])),
         kl=results.get("kl"),
         gold_at_end=share(*_clustered([answer["gold"] for answer in golds], golds)) if golds else None,
         shares_at_end=_shares(list(results["hack"]), end),
@@ -79,7 +78,7 @@ def _round_facts(place: RoundPlace, results: Mapping[str, Any], answers: Recorde
         ],
         patch=_patch_facts(results["patch"]),
         labels=_label_facts(results["labels"]),
-        signs=signs_of(place.policy, answers, place.number),
+        signs=signs_of(place.policy, place.recorded, place.number),
         best_without_gold=_shown(place.number, sorted(wrong, key=lambda answer: -answer["score"])),
         worst_scored=_shown(place.number, sorted(end, key=lambda answer: answer["score"])),
     )

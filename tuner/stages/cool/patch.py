@@ -86,7 +86,7 @@ def _average_folder(folder: Path, share: float) -> Path:
 
 
 def _rows(config: COOL, context: Context, place: RoundPlace) -> PatchRows | None:
-    """The rows of a patch: those its run has begun with, or all labels as they are now; None without any.
+    """The rows of a patch: those its run has begun with, or all labels as they are now; None without any to train on.
 
     A round whose policy has begun is not patched any more: labels that came meanwhile are the next round's.
     """
@@ -95,14 +95,15 @@ def _rows(config: COOL, context: Context, place: RoundPlace) -> PatchRows | None
         return None
     if context.devices.is_main and not run.has_started:
         rounds = rounds_of(config, place.run)
-        labels = labels_before(place, rounds)
-        if labels.rows:
-            seed = config.seed + place.number
-            write_patch_rows(labels, config.reward, place.settings.patch, folder, seed)
+        labels, patch = labels_before(place, rounds), place.settings.patch
+        trained, held_out = labels.split(patch.held_out)
+        if trained:
+            write_patch_rows(labels, config.reward, patch, folder, config.seed + place.number)
         elif place.number > 1:
+            besides = f" and is not held out (patch.held_out holds out {len(held_out):,})" if held_out else ""
             context.say(
-                f"round {place.number}: no pair of an earlier round has a label that decides it, so the reward model "
-                "stays as it is"
+                f"round {place.number}: no pair of an earlier round has a label that decides it{besides}, so the "
+                "reward model stays as it is"
             )
     context.devices.wait()
     return read_patch_rows(folder) if folder.is_dir() else None

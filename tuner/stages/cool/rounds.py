@@ -10,8 +10,9 @@ What is finished of these is the whole state of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class RoundPlace:
     @property
     def policy(self) -> Run:
         return Run(self.folder / self.algorithm)
+
+    @cached_property
+    def recorded(self) -> Mapping[int, Sequence[dict[str, Any]]]:
+        """See `RunFolder.answers`, of the trained policy: the largest file of a run, which is read once."""
+        return self.policy.answers
 
     @property
     def label_files(self) -> LabelFiles:
