@@ -286,7 +286,8 @@ def main() -> None:
     if arguments.write:
         draw(before, after, FIGURE)
         source = provenance("python scripts/measure_context.py --runs FOLDER --write")
-        replace_part(PAGE, BEGIN, END, f"{text}\n\n{source}\n")
+        figure = f"![accuracy by length and depth, before and after]({FIGURE.name})"
+        replace_part(PAGE, BEGIN, END, f"{text}\n\n{figure}\n\n{source}\n")
 
 
 if __name__ == "__main__":
