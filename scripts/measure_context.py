@@ -38,7 +38,7 @@ from tuner.stages.run import Run
 
 SEEDS = (0, 1, 2)
 SHORT, LONG = 512, 4_096
-TAUGHT_TOKENS, LONG_TOKENS = 200_000, 60_000
+TAUGHT_TOKENS, LONG_TOKENS = 200_000, 36_000
 SUMS = 1_000
 """Rows of the quickstart's sums among the short ones."""
 LENGTHS = (500, 2_000, 4_000)
@@ -121,7 +121,7 @@ def continued(rows: Rows, runs: Path, seed: int) -> Run:
             files=(
                 rows.file(f"long_{seed}", LONG_TOKENS // 2, 3_000, LONG, seed),
                 rows.file(f"short_{seed}", LONG_TOKENS // 2, 250, SHORT, seed),
-                Source(path="tuner:sums/train.jsonl", limit=SUMS // 5),
+                Source(path="tuner:sums/train.jsonl", limit=SUMS // 10),
             ),
             max_length=LONG,
             short_rows=ShortRows(below=SHORT + 1, share=0.5),
@@ -278,14 +278,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = Rows(arguments.runs / "rows", arguments.corpus)
-    before = measure(taught(rows, arguments.runs), rows)
-    after = [measure(continued(rows, arguments.runs, seed), rows) for seed in arguments.seeds]
+    first = taught(rows, arguments.runs)
+    runs = [continued(rows, arguments.runs, seed) for seed in arguments.seeds]
+    before, *after = [measure(run, rows) for run in (first, *runs)]
     text = tables(before, after)
     print(text)
     if arguments.write:
         draw(before, after, FIGURE)
         source = provenance("python scripts/measure_context.py --runs FOLDER --write")
-        replace_part(PAGE, BEGIN, END, f"{text}\n\n{source}\n")
+        figure = f"![accuracy by length and depth, before and after]({FIGURE.name})"
+        replace_part(PAGE, BEGIN, END, f"{text}\n\n{figure}\n\n{source}\n")
 
 
 if __name__ == "__main__":
