@@ -1,15 +1,19 @@
 """A small run on the embedded model, and ways to compare two of them."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
+from tests.forked import exit_code, fork
 from tuner.config import (
     COOL,
     PPO,
@@ -226,7 +230,7 @@ for name in sys.argv[2:]:
 def in_two_processes(
     folder: Path, cases: Mapping[str, StageConfig], script: str = TRAIN, env: Mapping[str, str] | None = None
 ) -> None:
-    """Train configs, by name, in two gloo processes in one launch, which costs what importing costs."""
+    """Train configs, by name, in two gloo processes."""
     in_processes(2, folder, cases, script, env)
 
 
@@ -237,17 +241,44 @@ def in_processes(
     script: str = TRAIN,
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """The same in any number of processes."""
-    for name, config in cases.items():
-        (folder / f"{name}.json").write_text(to_json(config))
-    (folder / "two.py").write_text(script)
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        f"--num_processes={count}",
-        "--num_machines=1",
-    ]
+    """The same in any number of processes. They are children of this one, as to import everything costs each as much as
+    dozens of small steps."""
+    write(folder, cases, script)
+    variables = {**(env or {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables["WORLD_SIZE"] = str(count)
+    children = []
+    for rank in range(count):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        children.append(fork(partial(run_as_rank, folder, list(cases), variables | place)))
+    codes = [exit_code(child) for child in children]
+    logs = [(folder / f"rank{rank}.log").read_text() for rank in range(count)]
+    assert not any(codes), "\n".join(log[-3000:] for log in logs)
+
+
+def run_as_rank(folder: Path, names: list[str], variables: dict[str, str]) -> None:
+    """In a child: what a process of its own would do with the script."""
+    from accelerate.state import AcceleratorState
+
+    torch.set_num_threads(torch.get_num_threads())  # see forked.py: torchrun's own forks do not
+    os.environ |= variables
+    sys.stdout = sys.stderr = (folder / f"rank{os.environ['RANK']}.log").open("w", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(sys.stdout.fileno(), descriptor)
+    sys.argv = [str(folder / "two.py"), str(folder), *names]
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a single process
+    try:
+        exec(compile((folder / "two.py").read_text(), sys.argv[0], "exec"), {"__name__": "__main__"})
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+
+def by_accelerate(
+    folder: Path, cases: Mapping[str, StageConfig], env: Mapping[str, str] | None = None
+) -> None:
+    """Train configs, by name, in two processes that `accelerate launch` starts: of gloo, or with a GPU each."""
+    write(folder, cases, TRAIN)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
     plain = ["--mixed_precision=no", "--dynamo_backend=no"]
     done = subprocess.run(
         [sys.executable, *launch, *plain, str(folder / "two.py"), str(folder), *cases],
@@ -256,3 +287,16 @@ def in_processes(
         env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {}),
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def write(folder: Path, cases: Mapping[str, StageConfig], script: str) -> None:
+    """The files that the processes read."""
+    for name, config in cases.items():
+        (folder / f"{name}.json").write_text(to_json(config))
+    (folder / "two.py").write_text(script)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

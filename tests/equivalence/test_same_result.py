@@ -1,15 +1,11 @@
 """Runs that must follow the same trajectory: how a step is split changes memory and speed, never the result."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
-from tests.equivalence.conftest import curve, in_two_processes, weights
+from tests.equivalence.conftest import by_accelerate, curve, in_processes, weights
 
 FULL = {"adapter": None, "optimizer.lr": 1e-3}
 NF4 = {"model.quantization": "nf4"}
@@ -54,13 +50,13 @@ def test_another_seed_is_another_run(small, train):
 
 
 def test_two_processes_equal_one(small, train, tmp_path):
-    """Three runs in one launch, for the imports' sake: plain, QLoRA, and one with a rank that has no pass."""
+    """Three runs in one launch by accelerate: plain, QLoRA, and one with a rank that has no pass."""
     cases = {
         "plain": small({"tokens_per_pass": 128}),
         "qlora": small(NF4 | {"tokens_per_pass": 128}),
         "idle": small({"tokens_per_step": 64, "tokens_per_pass": 64}),
     }
-    in_two_processes(tmp_path, cases)
+    by_accelerate(tmp_path, cases)
     from tuner.stages.run import Run
 
     for name, config in cases.items():
@@ -97,12 +93,8 @@ if devices.is_main:
 
 
 def test_a_weight_without_gradient_is_left_alone_in_any_number_of_processes(tmp_path):
-    script = tmp_path / "one.py"
-    script.write_text(STEPS_WITHOUT_A_GRADIENT)
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    in_two_processes(tmp_path, {}, STEPS_WITHOUT_A_GRADIENT)
+    for count in (1, 2):
+        in_processes(count, tmp_path, {}, STEPS_WITHOUT_A_GRADIENT)
     one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (1, 2))
     assert one == two
     assert one["no_rank"] != one["one_rank"] == one["all_ranks"]

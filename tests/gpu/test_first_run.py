@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tuner
-from tests.equivalence.conftest import SMALL, SMALL_PPO, SMALL_REWARD, in_two_processes, weights
+from tests.equivalence.conftest import SMALL, SMALL_PPO, SMALL_REWARD, by_accelerate, weights
 from tests.equivalence.test_resume import Killed, kill_at
 from tuner.config import SFT, StageConfig, override
 from tuner.data.conversation import Turn
@@ -106,7 +106,7 @@ def test_two_processes_equal_one(tmp_path):
         pytest.skip("needs two GPUs")
     config: SFT = override(SMALL, {"tokens_per_pass": 128, "device": DEVICE})
     layouts = {"plain": {}, "shards": {"parallel.shard": 2}, "rows": {"parallel.sequence": 2}}
-    in_two_processes(tmp_path, {name: override(config, layout) for name, layout in layouts.items()})
+    by_accelerate(tmp_path, {name: override(config, layout) for name, layout in layouts.items()})
     losses = [record["loss"] for record in train(config, tmp_path).metrics]
     for name in layouts:
         two = Run(tmp_path / "two" / name / str(config.name))

@@ -29,6 +29,7 @@ from tuner.training.launch_settings import layout
 from tuner.training.mesh import Mesh
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 PATIENCE = timedelta(days=2)
 """How long ranks wait for one that works. One that is gone or hangs is named by the heartbeat, within a minute."""
@@ -153,7 +154,7 @@ class Devices:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def sum(self, values: dict[str, float]) -> dict[str, float]:
+    def sum(self, values: dict[K, float]) -> dict[K, float]:
         """Each value summed over all ranks; a rank that lacks a name adds nothing to it.
 
         Ranks that compute their rows together have the same values, which count once.
@@ -246,9 +247,9 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def sum_by_name(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def sum_by_name(parts: Iterable[Mapping[K, float]]) -> dict[K, float]:
     """Several parts' values summed by name; a part that lacks a name adds nothing to it."""
-    totals: dict[str, float] = {}
+    totals: dict[K, float] = {}
     for part in parts:
         for name, value in part.items():
             totals[name] = totals.get(name, 0.0) + value

@@ -81,20 +81,22 @@ class Step:
 
     def update(self, *sets: str) -> None:
         """Sum gradients over ranks, clip, and step the optimizer; sets: those that have gradients, empty: all."""
-        result = self._updater.apply(self.index, self._sums, sets)
+        # by name and divisor, as a rank may know neither: one without a batch has counted nothing, and one with
+        # replayed rows alone has counted only those; a gather of the divisors would cost as much as that of the sums
+        sums = {(name, self._divisors[name]): value for name, value in self._sums.items()}
+        result = self._updater.apply(self.index, sums, sets)
         self.grad_norms = result.grad_norms
         self.is_finite &= result.applied
-        # of all ranks: one without a batch has counted nothing, and one with replayed rows alone has counted only those
-        divisors = {pair for of_rank in self._devices.gather([self._divisors]) for pair in of_rank.items()}
-        totals = {
-            name: total
-            for per, total in reversed(
-                list(self.totals.items())
-            )  # of several, the first total of the step counts
-            for name, divisor in divisors
-            if divisor == per
-        }
-        self.updates.append({name: (mean, totals.get(name, 1.0)) for name, mean in result.sums.items()})
+        self.updates.append(
+            {
+                name: (
+                    sum(value for key, value in result.sums.items() if key[0] == name),
+                    # of several divisors, the first total of the step counts
+                    next((total for per, total in self.totals.items() if (name, per) in result.sums), 1.0),
+                )
+                for name in dict.fromkeys(name for name, _ in result.sums)
+            }
+        )
         self._sums = {}
 
     @contextmanager

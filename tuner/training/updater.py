@@ -20,8 +20,8 @@ from tuner.training.schedules import learning_rate
 class UpdateResult:
     """The outcome of one update."""
 
-    sums: Mapping[str, float]
-    """The values given to `apply`, by name, summed over all ranks."""
+    sums: Mapping[tuple[str, str], float]
+    """The values given to `apply`, by name and divisor, summed over all ranks."""
     grad_norms: Mapping[str, float]
     """L2 norm of the gradients before clipping, by set of weights."""
     applied: bool
@@ -51,11 +51,13 @@ class Updater:
         }
         """This process's parts of all trained weights; of several sets each begins with the name of its set."""
 
-    def apply(self, step: int, sums: Mapping[str, torch.Tensor], sets: Sequence[str] = ()) -> UpdateResult:
+    def apply(
+        self, step: int, sums: Mapping[tuple[str, str], torch.Tensor], sets: Sequence[str] = ()
+    ) -> UpdateResult:
         """Sum gradients over ranks, clip them, step the optimizer, and clear them.
 
-        step: 0-based, for the learning rate. sums: this rank's values to be summed over ranks. sets: those that have
-        gradients; empty: all. Nothing is stepped where a sum or a gradient norm is not finite.
+        step: 0-based, for the learning rate. sums: this rank's values to be summed over ranks, by name and divisor.
+        sets: those that have gradients; empty: all. Nothing is stepped where a sum or a gradient norm is not finite.
         """
         by_set = {
             name: list(parts.values()) for name, parts in self._parts.items() if not sets or name in sets

@@ -38,7 +38,9 @@ class Recorder:
     def __init__(self, roles: Roles) -> None:
         self.roles, self.applied = roles, []
 
-    def apply(self, step: int, sums: Mapping[str, torch.Tensor], sets: Sequence[str]) -> UpdateResult:
+    def apply(
+        self, step: int, sums: Mapping[tuple[str, str], torch.Tensor], sets: Sequence[str]
+    ) -> UpdateResult:
         self.applied.append((tuple(sets), {name: gradients(self.roles, name) for name in self.roles}))
         return UpdateResult({name: value.item() for name, value in sums.items()}, {}, applied=True)
 

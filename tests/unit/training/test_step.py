@@ -8,7 +8,7 @@ import torch
 from tests.equivalence.conftest import SMALL
 from tuner.config import DPO, Evaluation, Model, Preferences, override
 from tuner.data.stream import Contents
-from tuner.training.devices import Devices
+from tuner.training.devices import Devices, sum_by_name
 from tuner.training.loop_settings import LoopSettings
 from tuner.training.step import Step
 from tuner.training.updater import UpdateResult
@@ -18,12 +18,16 @@ class Recorder:
     """An updater that steps nothing, and the loop's part of finishing."""
 
     def __init__(self) -> None:
-        self.applied: list[tuple[int, dict[str, float], tuple[str, ...]]] = []
+        self.applied: list[tuple[int, dict[tuple[str, str], float], tuple[str, ...]]] = []
         self.finished: list[Step] = []
+        self.of_other_rank: dict[tuple[str, str], float] = {}
 
-    def apply(self, step: int, sums: Mapping[str, torch.Tensor], sets: Sequence[str]) -> UpdateResult:
+    def apply(
+        self, step: int, sums: Mapping[tuple[str, str], torch.Tensor], sets: Sequence[str]
+    ) -> UpdateResult:
         values = {name: value.item() for name, value in sums.items()}
         self.applied.append((step, values, tuple(sets)))
+        values = sum_by_name([values, self.of_other_rank])
         return UpdateResult(values, {"all": 2.0}, applied=len(self.applied) < 3)
 
 
@@ -46,7 +50,9 @@ def test_sums_are_divided_by_their_totals_and_losses_are_backpropagated(step, up
     step.note("accuracy", torch.tensor(1.0), per="pairs")
     step.finish()
     assert weight.grad == 8 / 4 + 0.5 * 2 / 2
-    assert updater.applied == [(7, {"loss": 7.5, "ce": 6.0, "penalty": 3.0, "accuracy": 0.5}, ())]
+    per_token = {("loss", "tokens"): 7.5, ("ce", "tokens"): 6.0}
+    per_pair = {("penalty", "pairs"): 3.0, ("accuracy", "pairs"): 0.5}
+    assert updater.applied == [(7, per_token | per_pair, ())]
     assert updater.finished == [step]
     assert step.finished
     assert step.grad_norms == {"all": 2.0}
@@ -61,6 +67,14 @@ def test_means_over_updates_are_weighted_by_their_totals(step, updater):
     assert step.means() == {"loss": (8 + 7) / 5}
     assert [sets for _, _, sets in updater.applied] == [("policy",)] * 2, "finish makes no further update"
     assert step.is_finite
+
+
+def test_another_rank_may_count_names_and_divisors_that_this_one_does_not(step, updater):
+    """As where one has answers and replayed rows, and the other replayed rows alone."""
+    updater.of_other_rank = {("loss", "tokens"): 0.25, ("policy_loss", "tokens"): 0.25}
+    step.add(torch.tensor(1.0), per="pairs")
+    step.finish()
+    assert step.updates == [{"loss": (0.75, 4.0), "policy_loss": (0.25, 4.0)}]
 
 
 def test_one_update_that_is_not_applied_spoils_the_step(step):
