@@ -32,9 +32,7 @@ def test_a_run_is_quantized_and_its_loss_measured(run, tmp_path, tools_python, c
     assert before == pytest.approx(json.loads((run / "results.json").read_text())["loss"], abs=2e-3)
     assert before != after
     assert after < before + {"awq": 0.2, "gptq": 0.2, "int8": 0.02, "fp8": 0.05}[kind]
-    assert (
-        json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_method"]
-        == "compressed-tensors"
-    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     print(line)

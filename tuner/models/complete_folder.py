@@ -29,8 +29,8 @@ def complete_folder(
 ) -> Iterator[Path]:
     """The folder of a model without an adapter, or one beside `output` that its adapter is merged in, until the end.
 
-    dtype, texts: of a merge, as in `merge`. say: takes its report. as_llama: InternLM2 in the layout of Llama, for tools
-    that do not know it. Raises UserError as `merge` does.
+    dtype, texts: of a merge, as in `merge`. say: takes its report. as_llama: InternLM2 in the layout of Llama, for
+    tools that do not know it. Raises UserError as `merge` does.
     """
     location = locate(config.Model(path=run_or_model_folder, trust_remote_code=trust))
     layout = "llama" if as_llama and read_model_file(location.base_folder).model_type == MODEL_TYPE else "own"

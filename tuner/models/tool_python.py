@@ -34,7 +34,10 @@ def python_with(package: str, module: str, what: str) -> str:
 
 
 def run_tool(command: list[str], what: str, stdin: str | None = None) -> str:
-    """Run a tool's program; returns what it printed to stdout. stdin: a text for it to read. Raises UserError with its last words where it fails."""
+    """Run a tool's program; returns what it printed to stdout. stdin: a text for it to read.
+
+    Raises UserError with its last words where it fails.
+    """
     finished = subprocess.run(
         command, input=stdin, capture_output=True, text=True, errors="replace", check=False
     )
