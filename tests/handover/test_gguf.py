@@ -110,7 +110,7 @@ def run(tmp_path_factory) -> Path:
     """A short run that has learned to answer in sums' form and to stop."""
     folder = tmp_path_factory.mktemp("run")
     return tuner.train(
-        override(load_config("quickstart_sft"), {"max_steps": 20, "name": "short"}), runs=folder
+        override(load_config("quickstart_sft"), {"max_steps": 40, "name": "short"}), runs=folder
     ).folder
 
 

@@ -13,7 +13,11 @@ from tuner.printable import echo
 if TYPE_CHECKING:
     from tuner.models.load import Precision
 
-_QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
+_QUANTIZATIONS = {
+    "gguf": ("f16", "q8_0", "q4_k_m"),
+    "folder": ("awq", "gptq", "int8", "fp8"),
+    "gguf-lora": (),
+}
 
 
 def export(
@@ -28,7 +32,11 @@ def export(
         ),
     ] = "folder",
     quantize: Annotated[
-        str | None, typer.Option(help="Of gguf: f16, q8_0 or q4_k_m, in place of --dtype.")
+        str | None,
+        typer.Option(
+            help="Of gguf: f16, q8_0 or q4_k_m, in place of --dtype. Of a folder, fitted to the run's rows by "
+            "llm-compressor: awq, gptq, int8 or fp8."
+        ),
     ] = None,
     layout: Annotated[
         str,
@@ -58,6 +66,8 @@ def export(
         _write_lora(usable, output, trust)
     elif file_format == "gguf":
         _write_gguf(usable, output, precision, quantize, text, trust)
+    elif quantize is not None:
+        _write_quantized(usable, output, precision, quantize, text, trust)
     else:
         _write_folder(usable, output, layout, precision, text, trust)
 
@@ -73,13 +83,11 @@ def _check_options(file_format: str, quantize: str | None, layout: str) -> None:
             raise UserError(
                 f"{option} {value}: no such {option[2:]}; write {', '.join(values[:-1])} or {values[-1]}"
             )
-    if quantize is not None and (file_format != "gguf" or quantize not in _QUANTIZATIONS):
-        raise UserError(
-            f"--quantize {quantize}: write --format gguf with --quantize {', '.join(_QUANTIZATIONS[:-1])} or "
-            f"{_QUANTIZATIONS[-1]}"
-        )
-    if layout != "own" and file_format != "folder":
-        raise UserError(f"--layout {layout}: a GGUF file has a layout of its own; leave --layout out")
+    if quantize is not None and quantize not in (values := _QUANTIZATIONS[file_format]):
+        here = f"write {', '.join(values[:-1])} or {values[-1]}" if values else "leave --quantize out"
+        raise UserError(f"--quantize {quantize}: no such quantization of --format {file_format}; {here}")
+    if layout != "own" and (file_format != "folder" or quantize):
+        raise UserError(f"--layout {layout}: this file has a layout of its own; leave --layout out")
 
 
 def _write_folder(
@@ -117,6 +125,30 @@ def _write_gguf(
         export_gguf(folder, output, name=_name(model), dtype=precision, quantization=quantize)  # type: ignore[arg-type]
     echo(f"GGUF file: {output / MODEL}")
     echo(f"to try it with Ollama: cd {output} && ollama create {_name(model).lower()} -f Modelfile")
+
+
+def _write_quantized(
+    model: str, output: Path, precision: Precision, kind: str, text: Path | None, trust: bool
+) -> None:
+    from tuner.cli.merge import comparison_texts, print_report
+    from tuner.models.complete_folder import complete_folder
+    from tuner.models.compress import compress, compressor_python
+    from tuner.stages.calibration import calibration_rows
+
+    compressor_python(kind)  # before the rows are read and an adapter is merged
+    rows = calibration_rows(model, trust=trust)
+    with complete_folder(
+        model,
+        output,
+        dtype=precision,
+        texts=lambda: comparison_texts(model, text, trust),
+        say=lambda report: print_report(report, precision),
+        trust=trust,
+        as_llama=True,
+    ) as folder:
+        losses = compress(folder, output, kind, dtype=precision, rows=rows)  # type: ignore[arg-type]
+    echo(f"loss on {rows.held_out_name}: {losses.before:.4f} before, {losses.after:.4f} in {kind}")
+    echo(f"quantized model: {output}")
 
 
 def _write_lora(model: str, output: Path, trust: bool) -> None:

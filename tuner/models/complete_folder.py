@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuner import config
+from tuner.models.internlm2 import MODEL_TYPE
 from tuner.models.load import Precision
 from tuner.models.locate import locate
-from tuner.models.merge import MergeReport, merge
+from tuner.models.merge import MergeReport, export, merge
+from tuner.models.model_file import read_model_file
 from tuner.models.save import disk_errors
 
 
@@ -23,13 +25,16 @@ def complete_folder(
     texts: Callable[[], Sequence[str]],
     say: Callable[[MergeReport], None],
     trust: bool = False,
+    as_llama: bool = False,
 ) -> Iterator[Path]:
     """The folder of a model without an adapter, or one beside `output` that its adapter is merged in, until the end.
 
-    dtype, texts: of a merge, as in `merge`. say: takes its report. Raises UserError as `merge` does.
+    dtype, texts: of a merge, as in `merge`. say: takes its report. as_llama: InternLM2 in the layout of Llama, for
+    tools that do not know it. Raises UserError as `merge` does.
     """
     location = locate(config.Model(path=run_or_model_folder, trust_remote_code=trust))
-    if location.adapter_folder is None:
+    layout = "llama" if as_llama and read_model_file(location.base_folder).model_type == MODEL_TYPE else "own"
+    if location.adapter_folder is None and layout == "own":
         yield location.base_folder
         return
     with disk_errors(output):
@@ -37,5 +42,8 @@ def complete_folder(
     # not in /tmp: a model may be larger than memory, which that may be
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         merged = Path(temporary, "merged")
-        say(merge(run_or_model_folder, merged, dtype=dtype, texts=texts(), trust=trust))
+        if location.adapter_folder is None:
+            export(run_or_model_folder, merged, dtype=dtype, layout=layout, trust=trust)
+        else:
+            say(merge(run_or_model_folder, merged, dtype=dtype, texts=texts(), layout=layout, trust=trust))
         yield merged

@@ -33,9 +33,14 @@ def python_with(package: str, module: str, what: str) -> str:
     )
 
 
-def run_tool(command: list[str], what: str) -> str:
-    """Run a tool's program; returns what it printed to stdout. Raises UserError with its last words where it fails."""
-    finished = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+def run_tool(command: list[str], what: str, stdin: str | None = None) -> str:
+    """Run a tool's program; returns what it printed to stdout. stdin: a text for it to read.
+
+    Raises UserError with its last words where it fails.
+    """
+    finished = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, errors="replace", check=False
+    )
     if finished.returncode:
         words = [line for line in finished.stderr.splitlines() if line.strip()] or ["no message"]
         raise UserError(f"{what}: {Path(command[0]).name} failed ({words[-1].strip()[:300]})")

@@ -1,0 +1,38 @@
+"""Models quantized by llm-compressor, fitted to a run's rows."""
+
+import json
+
+import pytest
+
+import tuner
+from tuner.cli.main import app
+from tuner.config import load_config, override
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    changes = {
+        "max_steps": 20,
+        "name": "short",
+        "data.limit": 300,
+        "adapter": None,
+        "model.quantization": None,
+    }
+    return tuner.train(override(load_config("quickstart_sft"), changes), runs=folder).folder
+
+
+@pytest.mark.parametrize("kind", ["awq", "gptq", "int8", "fp8"])
+def test_a_run_is_quantized_and_its_loss_measured(run, tmp_path, tools_python, capsys, kind):
+    command = ["export", str(run), str(tmp_path / "out"), "--quantize", kind, "--dtype", "fp32"]
+    app(command, standalone_mode=False)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("loss on"))
+    before, after = (float(word) for word in line.replace(",", "").split() if "." in word)
+    # the loss here, of the same rows, in another process and another transformers
+    assert before == pytest.approx(json.loads((run / "results.json").read_text())["loss"], abs=2e-3)
+    assert before != after
+    assert after < before + {"awq": 0.2, "gptq": 0.2, "int8": 0.02, "fp8": 0.05}[kind]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    print(line)
