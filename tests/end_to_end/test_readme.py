@@ -119,8 +119,12 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
         case ["tuner", "import", file, *_]:
             shutil.copy(ROOT / "tests" / "unit" / "importers" / "configs" / file, folder)
             return words[1:]
-        case ["tuner", "serve-rollouts", *_]:  # needs vLLM, and serves until it is interrupted
-            return ["serve-rollouts", "--help"]
+        case [
+            "tuner",
+            ("serve" | "serve-rollouts") as verb,
+            *_,
+        ]:  # until it is interrupted, with vLLM where named
+            return [verb, "--help"]
         case ["tuner", "eval", "runs/quickstart_cool", *_]:
             return ["eval", "--help"]
         case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export", *_]:
