@@ -123,8 +123,9 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
         case ["tuner", "import", file, *_]:
             shutil.copy(ROOT / "tests" / "unit" / "importers" / "configs" / file, folder)
             return words[1:]
-        case ["tuner", "serve-rollouts", *_]:  # needs vLLM, and serves until it is interrupted
-            return ["serve-rollouts", "--help"]
+        # until it is interrupted, with vLLM where named
+        case ["tuner", ("serve" | "serve-rollouts") as verb, *_]:
+            return [verb, "--help"]
         case ["tuner", "eval", _, "--tasks", tasks]:
             (folder / tasks).write_text(TASK, encoding="utf-8")
             return [*words[1:], "--max-new-tokens", "4"]

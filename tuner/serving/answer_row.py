@@ -29,7 +29,7 @@ class Piece:
 
 
 class AnswerRow:
-    """A row of the batch that sends its pieces on. Threads: all but `cancel` and `was_cancelled` is the batch's."""
+    """A row of the batch that sends its pieces on. Used by the thread that generates, but for `cancel`."""
 
     def __init__(
         self,

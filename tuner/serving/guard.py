@@ -43,10 +43,10 @@ class Guard:
 
     def _check(self, request: Request) -> None:
         # another site's name that was pointed at this address; ports differ behind tunnels
-        if urlsplit(f"//{request.headers.get('host', '')}").hostname not in _OWN_NAMES:
+        if _host(f"//{request.headers.get('host', '')}") not in _OWN_NAMES:
             raise RequestError("this server answers at 127.0.0.1 only", status=403)
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).hostname not in _OWN_NAMES:
+        if origin is not None and _host(origin) not in _OWN_NAMES:
             raise RequestError("this server does not answer pages of other sites", status=403)
         if self._token is None:
             return
@@ -59,6 +59,13 @@ class Guard:
                 status=401,
                 code="invalid_api_key",
             )
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # brackets that do not close
+        return None
 
 
 async def read_body(request: Request) -> Any:

@@ -25,7 +25,7 @@ class Choice:
     def __init__(self, row: AnswerRow, request: AnswerRequest) -> None:
         self.row, self.request = row, request
         self.parts: list[str | ToolCall] = []
-        self.tokens: list[Token | None] = []
+        self.tokens: list[Token] = []
         self.finish: str | None = None
         self.calls = 0
         self._reader = AnswerReader(request.tool_format)
@@ -88,7 +88,10 @@ class Response(ABC):
 
     def whole(self) -> dict[str, Any]:
         """The response once it is complete."""
-        choices = [self._with_ids(self._choice(choice), choice) for choice in self.choices]
+        choices = [self._choice(choice) for choice in self.choices]
+        if self._request.shows_ids:
+            for values, choice in zip(choices, self.choices, strict=True):
+                values["token_ids"] = [token.id for token in choice.tokens]
         return {**self._head, "object": self.kind, "choices": choices, "usage": self.usage}
 
     def opening(self) -> list[dict[str, Any]]:
@@ -116,12 +119,6 @@ class Response(ABC):
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": self.chunk_kind, "choices": choices}
 
-    def _with_ids(self, values: dict[str, Any], choice: Choice) -> dict[str, Any]:
-        if self._request.shows_ids:
-            ids = [token.id for token in choice.tokens if token is not None]
-            values |= {"token_ids": ids, "prompt_token_ids": list(choice.row.prompt)}
-        return values
-
 
 class ChatResponse(Response):
     """A chat completion."""
@@ -133,6 +130,11 @@ class ChatResponse(Response):
             self._chunk([_delta(choice.row.index, {"role": "assistant", "content": ""})])
             for choice in self.choices
         ]
+
+    def whole(self) -> dict[str, Any]:
+        """The response; vLLM has the ids of a chat's one prompt beside its choices."""
+        ids = {"prompt_token_ids": list(self._request.prompts[0])} if self._request.shows_ids else {}
+        return {**super().whole(), **ids}
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         calls = [part for part in choice.parts if isinstance(part, ToolCall)]
@@ -163,10 +165,10 @@ class ChatResponse(Response):
             deltas.append({**_delta(choice.row.index, {}), "finish_reason": choice.finish})
         return deltas
 
-    def _logprobs(self, tokens: Sequence[Token | None]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self._request.has_logprobs:
             return None
-        return {"content": [self._token(token) for token in tokens if token is not None], "refusal": None}
+        return {"content": [self._token(token) for token in tokens], "refusal": None}
 
     def _token(self, token: Token) -> dict[str, Any]:
         likeliest = [self._logprob(*other) for other in token.likeliest]
@@ -194,7 +196,9 @@ class CompletionResponse(Response):
     def _choice(self, choice: Choice) -> dict[str, Any]:
         prompt = choice.row.prompt_tokens
         tokens = [*zip(choice.row.prompt, prompt, strict=False), *_with_own_ids(choice.tokens)]
-        return self._values(choice, self._prompt(choice) + choice.text, tokens)
+        values = self._values(choice, self._prompt(choice) + choice.text, tokens)
+        ids = {"prompt_token_ids": list(choice.row.prompt)} if self._request.shows_ids else {}
+        return {**values, **ids}
 
     def _deltas(self, choice: Choice, parts: list[str | ToolCall], piece: Piece) -> list[dict[str, Any]]:
         tokens: list[tuple[int, Token | None]] = [] if piece.token is None else _with_own_ids([piece.token])
@@ -235,8 +239,8 @@ class CompletionResponse(Response):
         return {**likeliest, self._text_of(token.id): max(token.logprob, _WORST)}
 
 
-def _with_own_ids(tokens: Sequence[Token | None]) -> list[tuple[int, Token | None]]:
-    return [(token.id, token) for token in tokens if token is not None]
+def _with_own_ids(tokens: Sequence[Token]) -> list[tuple[int, Token | None]]:
+    return [(token.id, token) for token in tokens]
 
 
 def _delta(index: int, content: dict[str, Any]) -> dict[str, Any]:

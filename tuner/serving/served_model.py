@@ -24,6 +24,8 @@ from tuner.serving.request_fields import RequestError, RequestFields
 
 _MOST_ROWS = 256
 """Answers of one request."""
+_COLDEST = 1e-5
+"""Below it decoding is greedy, as in vLLM: logits would overflow."""
 _COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens in completions."""
 
@@ -82,9 +84,10 @@ class ServedModel:
         num_likeliest = fields.whole("top_logprobs", 0, 20, 0) or 0
         if num_likeliest and not logprobs:
             raise RequestError("top_logprobs needs logprobs=true", "top_logprobs")
-        most = fields.whole("max_completion_tokens", 1, 2**31, None) or fields.whole(
-            "max_tokens", 1, 2**31, None
-        )
+        # OpenAI's new name and its old one
+        names = ("max_completion_tokens", "max_tokens")
+        limits = [fields.whole(name, 1, 2**31, None) for name in names]
+        most = limits[0] or limits[1]
         request = self._request(fields, [prompt], most, self._max_new_tokens, num_likeliest, logprobs)
         reads_calls = conversation.tools and self.chat.tool_format is not None
         return replace(
@@ -205,9 +208,10 @@ class ServedModel:
         n = fields.whole("n", 1, _MOST_ROWS, 1) or 1
         if n * len(prompts) > _MOST_ROWS:
             raise RequestError(f"{n * len(prompts)} answers; a request has at most {_MOST_ROWS}", "n")
+        temperature = fields.number("temperature", 0.0, 100.0, 1.0)
         settings = RowSettings(
             max_new_tokens=self._new_tokens(prompts, most, default),
-            temperature=fields.number("temperature", 0.0, 100.0, 1.0),
+            temperature=temperature if temperature >= _COLDEST else 0.0,
             top_p=fields.number("top_p", 0.0, 1.0, 1.0),
             top_k=_top_k(fields),
             num_likeliest=num_likeliest,
