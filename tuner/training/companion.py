@@ -61,14 +61,21 @@ class Meeting:
     """Whether a rank that waits for others uses processor time, as with a GPU."""
 
     @property
+    def is_launchers(self) -> bool:
+        """Whether torchrun keeps the store."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+    @property
     def keeper(self) -> str:
         """Who keeps the store in which the ranks meet."""
-        owner = "the launcher" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
+        owner = "the launcher" if self.is_launchers else "rank 0"
         return f"{owner} at {self.address}:{self.port}"
 
     def key(self, name: str | int) -> str:
-        """A name in the store; a restarted run does not read what the one before has left there."""
-        return f"tuner/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+        """A name in the store. In torchrun's, ranks that are started again do not read what those before have left;
+        a store of rank 0's own ends with them (and on several machines, counts of restarts differ)."""
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if self.is_launchers else "0"
+        return f"tuner/{restarts}/{name}"
 
 
 class Companion:

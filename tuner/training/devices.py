@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch.distributed import PrefixStore, TCPStore
 
 from tuner.config.parallel import Parallel
 from tuner.config.stage_config import TrainingConfig
@@ -77,6 +78,7 @@ class Devices:
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         # before the processes meet, which takes as long as the last of them takes to start
         heartbeat.start(int(os.environ.get("RANK", "0")), launched, spins=on_gpu)
+        _meet_again("nccl" if on_gpu else "gloo", launched)
         # A notebook, or a round of a run, may have trained in another precision before.
         AcceleratorState._reset_state(reset_partial_state=launched == 1)
         self._accelerator = Accelerator(
@@ -235,6 +237,28 @@ class Devices:
 
         # in KiB on Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _meet_again(backend: str, world: int) -> None:
+    """Where torchrun has started the ranks again, have them meet under names of their own.
+
+    torchrun keeps the store in which ranks meet, and in it the addresses of those before, to which they would connect
+    (https://github.com/pytorch/pytorch/issues/135712). Raises UserError on several machines, whose counts of restarts
+    differ.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world == 1 or not restarts or not shares_store or torch.distributed.is_initialized():
+        return
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(world):
+        raise UserError(
+            "torchrun has started the ranks again, in the store of those before: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every machine"
+        )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = PrefixStore(f"tuner/restart/{restarts}", TCPStore(address, port, is_master=False))
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 def _leave() -> None:

@@ -62,10 +62,9 @@ class Heartbeat:
         with self._writing:
             self._stopped = True
             os.close(self._notes)
+        # it tells them and ends, after at most as long as a store takes to answer
         with suppress(OSError):
-            os.waitpid(
-                self._companion, 0
-            )  # it tells them, and ends; at most as long as the store takes to answer
+            os.waitpid(self._companion, 0)
 
     def _talk(self) -> None:
         """Tell the companion where the main thread is, and obey its orders, until either ends."""
@@ -104,7 +103,8 @@ class Heartbeat:
         if move != self._last_move:
             self._moves, self._last_move = self._moves + 1, move
         note = {
-            "doing": self.doing[:500],  # a pipe takes lines of up to 4,096 bytes whole
+            # a pipe takes lines of up to 4,096 bytes whole; a character has up to six in JSON
+            "doing": self.doing[:200],
             "place": _place(frame)[-300:] if frame else "",
             "met": torch.distributed.is_initialized(),
             "waits": frame is not None and (_is_exchange(frame) or _is_in_backward_exchange()),
