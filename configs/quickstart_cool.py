@@ -33,7 +33,9 @@ config = COOL(
             "whiten_advantages": True,
         },
     ),
-    rounds=(Round(steps=30), Round(steps=45, patch=Patch(original=6, lr=5e-4))),
+    # 12: all original rows that labels do not contradict. They prefer bare sums to bare sums with the flaw: beside
+    # fewer rows, the patched reward model came to care less for politeness, and so did the policy.
+    rounds=(Round(steps=30), Round(steps=45, patch=Patch(original=12, lr=1e-3))),
     candidates=Candidates(prompts=200, answers=2, slow=30, fast=70, patterns=1),
     feedback=(better,),
 )

@@ -72,7 +72,8 @@ class SeedRuns:
 
     def train(self, config: str, name: str, changes: Mapping[str, Any]) -> Run:
         """Train a config; where that is done in one go, its CPU time is kept in the run's folder."""
-        begun, start = Run(self.folder / name).has_started, time.process_time()
+        # Not has_started: a run in rounds has no steps of its own before its end.
+        begun, start = (self.folder / name).exists(), time.process_time()
         settings = override(load_config(f"configs/{config}.py"), {"name": name, **changes})
         run = tuner.train(settings, runs=self.folder)
         if not begun:
