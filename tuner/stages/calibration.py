@@ -35,7 +35,8 @@ def calibration_rows(run: str, *, trust: bool = False) -> CalibrationRows:
     rows = stage.load_rows(config, load_tokenizer(stage.tokenizer_model(config)))
     train = stage.examples(rows)
     order = np.random.default_rng(0).permutation(len(train))
-    calibration, rest = order[: min(CALIBRATION, max(1, len(train) // 2))], order[CALIBRATION:]
+    count = min(CALIBRATION, max(1, len(train) // 2))
+    calibration, rest = order[:count], order[count:]
     held_out, name = train, "rows of its training that it was not fitted to"
     for part, part_name in ((rows.test, "test rows"), (rows.validation, "validation rows")):
         if isinstance(part, Examples):

@@ -176,6 +176,8 @@ def _check(shape: Shape) -> None:
         f"the activation {activation!r}": activation != family.activation,
         f"rope_type={shape.rope.get('rope_type')!r}": shape.rope.get("rope_type", "default")
         not in ("default", "linear", "yarn", "llama3", "dynamic"),
+        "a factor of its own for yarn's attention": shape.rope.get("rope_type") == "yarn"
+        and any(shape.rope.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim")),
         f"query_pre_attn_scalar={scale}": scale is not None and scale != width,
         "a language head of its own": family.tied and not config.tie_word_embeddings,
         "heads of another size than hidden_size / num_attention_heads": family.arch == MODEL_ARCH.QWEN2
