@@ -72,10 +72,9 @@ class VLLMSettings(ServerSettings):
 
     def shown(self, model: Path) -> str:
         """The command to type elsewhere."""
-        python, *_, child, _, first = self.command(model)[:5]
-        assert child.endswith("vllm_child.py")
+        # without our own script, which ends the server with this process, and its arguments
         return shlex.join(
-            [python, "-m", "vllm.entrypoints.openai.api_server", first, *self.command(model)[5:]]
+            [str(self.python), "-m", "vllm.entrypoints.openai.api_server", *self.command(model)[4:]]
         )
 
 
