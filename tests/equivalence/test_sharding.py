@@ -156,7 +156,7 @@ def test_two_processes(policies, tmp_path):
         "data.max_length": 128,
     }
     pairs |= {"data.test_files": [{"path": "tuner:twins/test.jsonl", "limit": 17}]}
-    idle = {"tokens_per_step": 64, "tokens_per_pass": 64, "adapter.train_whole": ["lm_head", "embed_tokens"]}
+    idle = {"tokens_per_step": 64, "tokens_per_pass": 64}
     configs = {
         "nf4": override(SMALL, STEADY | chat | NF4),
         "idle": override(SMALL, STEADY | idle),

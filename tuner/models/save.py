@@ -91,42 +91,41 @@ def _save_at_once(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
 
 def _save_by_layer(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
     """The same with the weights of one file in memory at a time."""
-    parts, held = list[Path](), dict[str, Tensor]()
-
-    def write() -> None:
+    parts, num_bytes = list[Path](), 0
+    for weights in _by_file(model, dtype):
         # each as if it were a model: names and layouts are then transformers' own
         parts.append(folder / f"part-{len(parts)}")
+        num_bytes += _num_bytes(weights)
         with without_library_output():
-            model.save_pretrained(str(parts[-1]), state_dict=held, max_shard_size="1000TB")
+            model.save_pretrained(str(parts[-1]), state_dict=weights, max_shard_size="1000TB")
+    num_weights = sum(weight.numel() for weight in model.parameters())
+    _join_parts(parts, folder, {"total_parameters": num_weights, "total_size": num_bytes})
 
+
+def _by_file(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The weights of a model in shards on the host, in parts of at most the size of a file, or of one layer."""
+    held: dict[str, Tensor] = {}
     for weights in weights_by_layer(model):
         cast = _cast(weights, dtype)
         if held and _num_bytes(held) + _num_bytes(cast) > _FILE_BYTES:
-            write()
+            yield held
             held = {}
         held |= cast
-    write()
-    _join_parts(parts, folder, sum(weight.numel() for weight in model.parameters()))
+    yield held
 
 
-def _join_parts(parts: list[Path], folder: Path, num_weights: int) -> None:
-    """Make one model folder of several that hold some of a model's weights each."""
+def _join_parts(parts: list[Path], folder: Path, metadata: dict[str, int]) -> None:
+    """Make one model folder of several that hold some of a model's weights each. metadata: of its index."""
     weight_map: dict[str, str] = {}
-    size = 0
     for number, part in enumerate(parts, 1):
-        name = (
-            "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        )
-        file = (part / "model.safetensors").rename(folder / name)
+        suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+        file = (part / "model.safetensors").rename(folder / f"model{suffix}.safetensors")
         with safe_open(file, "pt") as weights:
-            names = list(weights.keys())
-            size += sum(weights.get_tensor(key).nbytes for key in names)
-        weight_map |= dict.fromkeys(names, name)
+            weight_map |= dict.fromkeys(weights.keys(), file.name)
         for other in part.iterdir():  # such as config.json, the same in all
             other.replace(folder / other.name)
         part.rmdir()
     if len(parts) > 1:
-        metadata = {"total_parameters": num_weights, "total_size": size}
         index = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
         (folder / "model.safetensors.index.json").write_text(index + "\n", encoding="utf-8")
 

@@ -68,10 +68,9 @@ def divide(transformer: nn.Module, processes: DeviceMesh, whole: Collection[nn.P
         # True for the transformer, too: by default embedding and head stay gathered after a pass without gradients,
         # and a pass after the next update would use them as they were before it
         fully_shard(part, mesh=processes, reshard_after_forward=True, ignored_params=ignored)
-        part.set_gradient_divide_factor(1.0)  # sums: losses are divided by the step's global totals
-        part.set_force_sum_reduction_for_comms(
-            True
-        )  # gloo has no other reduction, and NCCL's is wrong in bf16
+        # sums: losses are divided by the step's global totals; gloo has no other reduction, and NCCL's is wrong in bf16
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
     # FSDP's own is a subclass with a name of its own; transformers finds a family's names in files by that of the class
     type(transformer).__name__ = family
     vars(transformer)["run_pass"] = types.MethodType(_run_pass if whole else _run_trained, transformer)

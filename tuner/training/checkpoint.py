@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -163,6 +163,8 @@ class Checkpoints:
         unfinished, self._unfinished = self._unfinished, None
         assert unfinished is not None
         if errors := [error for _, error in outcomes if error is not None]:
+            if self._is_main:
+                shutil.rmtree(_unfinished_folder(self.path(unfinished.step)), ignore_errors=True)
             raise (
                 explain_write(self._error, self._folder) if self._error is not None else UserError(errors[0])
             )
@@ -194,7 +196,8 @@ class Checkpoints:
     def _write(self, unfinished: _Unfinished, snapshot: Snapshot) -> None:
         """Write this process's part, and where it writes alone complete the checkpoint."""
         folder = _unfinished_folder(self.path(unfinished.step))
-        with _removed_on_error(folder):
+        # not while others may still write theirs
+        with nullcontext() if self._together else _removed_on_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name, file in snapshot.files.items():
                 file.write(folder / name)
