@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 import tuner
 from tuner.cli.main import app
 from tuner.config import load_config, override
+from tuner.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,18 @@ def run(tmp_path_factory):
     return tuner.train(override(load_config("quickstart_sft"), changes), runs=folder).folder
 
 
-@pytest.mark.parametrize("kind", ["awq", "gptq", "int8", "fp8"])
+# AWQ of llm-compressor needs a GPU
+KINDS = [*(["awq"] if torch.cuda.is_available() else []), "gptq", "int8", "fp8"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_awq_without_a_gpu_is_refused_in_a_sentence(run, tmp_path, tools_python):
+    with pytest.raises(UserError, match="AWQ needs a GPU; write gptq"):
+        app(["export", str(run), str(tmp_path / "out"), "--quantize", "awq"], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_is_quantized_and_its_loss_measured(run, tmp_path, tools_python, capsys, kind):
     command = ["export", str(run), str(tmp_path / "out"), "--quantize", kind, "--dtype", "fp32"]
     app(command, standalone_mode=False)

@@ -90,6 +90,8 @@ def compress(order: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     order = json.load(sys.stdin)
+    if order["kind"] == "awq" and not torch.accelerator.is_available():
+        sys.exit("llm-compressor's AWQ needs a GPU; write gptq, which does not")
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         answer = compress(order)
     print(json.dumps(answer))
