@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from tuner import __version__
+from tuner.cli.card import card
 from tuner.cli.chat import chat
 from tuner.cli.check import check
 from tuner.cli.configs import configs
@@ -20,6 +21,7 @@ from tuner.cli.export import export
 from tuner.cli.import_config import import_config
 from tuner.cli.label import label
 from tuner.cli.merge import merge
+from tuner.cli.push import push
 from tuner.cli.score import score
 from tuner.cli.serve_rollouts import serve_rollouts
 from tuner.cli.show import show
@@ -31,7 +33,22 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (train, check, show, configs, copy, data, chat, score, label, merge, export, serve_rollouts):
+for verb in (
+    train,
+    check,
+    show,
+    configs,
+    copy,
+    data,
+    chat,
+    score,
+    label,
+    merge,
+    export,
+    card,
+    push,
+    serve_rollouts,
+):
     app.command()(verb)
 app.command("eval")(evaluate)
 app.command("import")(import_config)

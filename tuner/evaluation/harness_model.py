@@ -1,4 +1,4 @@
-"""tuner's engine as a model of lm-evaluation-harness. The one file that imports `lm_eval` at its head."""
+"""tuner's engine as a model of lm-evaluation-harness; imported where the harness is installed."""
 
 from __future__ import annotations
 
