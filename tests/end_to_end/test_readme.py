@@ -131,7 +131,7 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
             return [*words[1:], "--max-new-tokens", "4"]
         case ["tuner", "eval", "runs/quickstart_cool", *_]:
             return ["eval", "--help"]
-        case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export", *_]:
+        case ["tuner", "configs" | "copy" | "show" | "merge" | "eval" | "export" | "card" | "push", *_]:
             return words[1:]
     raise AssertionError(f"no rule for: {shlex.join(words)}")
 

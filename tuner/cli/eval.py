@@ -70,7 +70,7 @@ def evaluate(
     """
     from tuner.cli.output import write_file
 
-    options = {
+    options: dict[str, object] = {
         "--limit": limit,
         "--shots": shots,
         "--max-new-tokens": max_new_tokens,

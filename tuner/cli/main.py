@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from tuner import __version__
+from tuner.cli.card import card
 from tuner.cli.chat import chat
 from tuner.cli.check import check
 from tuner.cli.configs import configs
@@ -20,6 +21,7 @@ from tuner.cli.export import export
 from tuner.cli.import_config import import_config
 from tuner.cli.label import label
 from tuner.cli.merge import merge
+from tuner.cli.push import push
 from tuner.cli.score import score
 from tuner.cli.serve import serve
 from tuner.cli.serve_rollouts import serve_rollouts
@@ -45,6 +47,8 @@ for verb in (
     merge,
     export,
     serve,
+    card,
+    push,
     serve_rollouts,
 ):
     app.command()(verb)

@@ -72,6 +72,8 @@ class Rope(ConfigBase):
         return self
 
 
+MODELSCOPE = "modelscope://"
+"""Prefix of the names of models on ModelScope."""
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -79,16 +81,19 @@ def refuse_missing_model(path: str) -> None:
     """Raise UserError for the path of a model that is not here and cannot be a name on the hub."""
     if Path(locate(path)).exists():
         return
+    if path.startswith(MODELSCOPE) and _HUB_NAME.match(path.removeprefix(MODELSCOPE)):
+        return
     # `runs/NAME` looks like a hub name: a misspelled run must be an error here, and never a download
     if locate(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
         raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
 
 
 class Model(ConfigBase):
-    """A causal language model: from the hub, a model folder, a run folder, or `tuner:tiny`, the embedded model."""
+    """A causal language model: from a hub, a model folder, a run folder, or `tuner:tiny`, the embedded model."""
 
     path: PathText = Field(min_length=1)
-    """Hub name, model folder, run folder, or `tuner:tiny`. A run brings its own adapter and quantization."""
+    """Hub name, `modelscope://owner/name`, model folder, run folder, or `tuner:tiny`. A run brings its own adapter and
+    quantization."""
 
     revision: str | None = None
     """Branch, tag or commit on the hub."""

@@ -56,7 +56,7 @@ class HarnessTasks:
 
     def measure(self, model: TaskModel) -> list[TaskScores]:
         """The model's figures, task by task and metric by metric; of a group with figures of its own those alone."""
-        from lm_eval import simple_evaluate
+        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 
         from tuner.evaluation.harness_model import HarnessModel
 
@@ -81,7 +81,7 @@ class HarnessTasks:
     @cached_property
     def _manager(self) -> Any:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
         # reading the names of its own tasks takes longer than a small task
         return TaskManager(include_defaults=not all(Path(name).is_file() for name in self.names))

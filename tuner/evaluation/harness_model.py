@@ -1,4 +1,4 @@
-"""tuner's engine as a model of lm-evaluation-harness. The one file that imports `lm_eval` at its head."""
+"""tuner's engine as a model of lm-evaluation-harness; imported where the harness is installed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from lm_eval.api.model import TemplateLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
 
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.rendered import Rendered

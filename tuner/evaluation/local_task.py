@@ -55,4 +55,4 @@ def _choice(model: TaskModel, row: TaskRow, choice: str) -> Sample:
     if model.template is None:
         return model.continuation(model.prompt_text(row.prompt.policy_input()), choice)
     conversation = row.prompt.with_answer(choice)
-    return tokenize([model.template.render(conversation)], model.loaded.tokenizer)[0]
+    return tokenize([model.template.render(conversation)], model.loaded.tokenizer)[0]  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ class TaskModel:
     end_ids: frozenset[int]
     """Tokens that end an answer."""
     tokens_per_pass: int = TOKENS_PER_PASS
-    cut: list[str] = field(default_factory=list[str])
-    """Origins of the prompts that lost their beginning, since they are longer than the model was trained for."""
+    cut: list[int] = field(default_factory=list[int])
+    """Lengths, in tokens, of the rows that lost their beginning, since they are longer than the model was trained
+    for."""
 
     def logprobs(self, samples: Sequence[Sample]) -> list[tuple[float, bool]]:
         """Of each sample's weighted tokens: their summed log-probability (nats), and whether greedy decoding would
@@ -74,9 +76,7 @@ class TaskModel:
         if not prompts:
             return []
         room = max(1, self.max_length - max_new_tokens)
-        for prompt in prompts:
-            if len(prompt) > room:
-                self.cut.append("a prompt")
+        self.cut.extend(len(prompt) for prompt in prompts if len(prompt) > room)
         answers = generate(
             self.loaded.model,
             [prompt[-room:] for prompt in prompts],
@@ -117,7 +117,7 @@ class TaskModel:
         weights = np.concatenate([np.zeros(len(begin), np.float32), weights])
         return tokens, weights
 
-    @property
+    @cached_property
     def max_length(self) -> int:
         """Tokens of the longest row that the model was trained for."""
         positions = Positions.of(self.loaded.transformer)
@@ -145,7 +145,7 @@ class TaskModel:
         tokens, weights = sample
         if len(tokens) <= self.max_length:
             return sample
-        self.cut.append("a prompt")
+        self.cut.append(len(tokens))
         return tokens[-self.max_length :], weights[-self.max_length :]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner import config
-from tuner.config.model import refuse_missing_model
+from tuner.config.model import MODELSCOPE, refuse_missing_model
 from tuner.errors import UserError
 from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import read_adapter_file
@@ -150,6 +150,8 @@ def _folder(path: str, model: config.Model, weights: bool) -> tuple[Path, str | 
     if folder.exists():
         raise UserError(f"{path}: a model is a folder or a hub name, and this is a file; name its folder")
     refuse_missing_model(path)
+    if path.startswith(MODELSCOPE):
+        return _download_from_modelscope(path, model, weights)
     return _download(path, model, weights)
 
 
@@ -172,6 +174,31 @@ def _download(name: str, model: config.Model, weights: bool) -> tuple[Path, str]
         ) from error
     # the hub's cache names a snapshot's folder by its commit
     return Path(folder), Path(folder).name
+
+
+def _download_from_modelscope(name: str, model: config.Model, weights: bool) -> tuple[Path, str]:
+    try:
+        from modelscope import snapshot_download  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f"{name}: ModelScope's library is not installed; `pip install modelscope`, or give the path of a folder"
+        ) from error
+    code = _CODE if model.trust_remote_code else ()
+    revision = model.revision or "master"
+    try:
+        folder = snapshot_download(
+            name.removeprefix(MODELSCOPE),
+            revision=revision,
+            allow_patterns=[*_WEIGHTS, *code],
+            ignore_patterns=[*_DUPLICATES, *(() if weights else ("*.safetensors",))],
+        )
+    # its library raises errors of requests, of its own and of the system
+    except Exception as error:
+        raise UserError(
+            f"{name}: not to be had from ModelScope ({first_line(error)}); check the name, the network and your "
+            "access, or give the path of a folder"
+        ) from error
+    return Path(folder), revision
 
 
 def _base_folder(model: config.Model, record: Record, folder: Path, weights: bool) -> Path:

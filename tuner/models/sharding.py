@@ -64,7 +64,8 @@ def divide(transformer: nn.Module, processes: DeviceMesh, whole: Collection[nn.P
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     family, ignored = type(transformer).__name__, set(whole)
-    for part in (*decoder_layers(transformer)[1], transformer):
+    units: tuple[Any, ...] = (*decoder_layers(transformer)[1], transformer)
+    for part in units:
         # True for the transformer, too: by default embedding and head stay gathered after a pass without gradients,
         # and a pass after the next update would use them as they were before it
         fully_shard(part, mesh=processes, reshard_after_forward=True, ignored_params=ignored)

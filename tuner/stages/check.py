@@ -119,7 +119,8 @@ def memory_budget(
         gradient_checkpointing=config.gradient_checkpointing,
         adapter_dropout=0.0 if config.adapter is None else config.adapter.dropout,
         language_head=language_head,
-        generates=hasattr(config, "sampling") or getattr(config.evaluation, "samples", 0) > 0,
+        generates=hasattr(config, "sampling")
+        or getattr(getattr(config, "evaluation", None), "samples", 0) > 0,
         shards=config.parallel.shard,
         row_processes=config.parallel.sequence,
     )

@@ -76,8 +76,11 @@ def evaluate_tasks(
     folders or hub names. Raises UserError where a model or a task is missing, before any is measured.
     """
     options = options or TaskOptions()
-    line = lineage(path, trust=trust)[-1 if options.alone else 0 :]
-    others = [lineage(other, trust=trust)[-1] for other in against]
+    origins = lineage(path, trust=trust)
+    line = origins[-1:] if options.alone else origins
+    # one that is in the line is in the table already
+    names = {member.name for member in line}
+    others = [lineage(other, trust=trust)[-1] for other in dict.fromkeys(against) if other not in names]
     found = _find_tasks(tasks, options)
     chat_template = _chat_template(line[-1])
     columns: list[Column] = []
@@ -89,7 +92,7 @@ def evaluate_tasks(
         cut += [
             f"{member.name}: {shortened:,} prompts lost their beginning: longer than it was trained for"
         ] * bool(shortened)
-    seen, notes = _contaminations(columns[0].scores, line, trust)
+    seen, notes = _contaminations(columns[0].scores, origins, trust)
     scored_notes = dict.fromkeys(note for scores in columns[0].scores for note in scores.notes)
     if options.interpreter:
         reach = "; they can reach the network, for this system has no namespaces for users" * has_network()
@@ -146,7 +149,8 @@ def _contaminations(
 ) -> tuple[dict[str, Contamination], list[str]]:
     """Each task's rows that stand in the rows of the runs of a line; sentences on what was compared."""
     texts_of = {figure.task: figure.texts for figure in scores if figure.texts}
-    runs = [member for member in line if member.config is not None]
+    # the rounds of a run have one config
+    runs = list({id(member.config): member for member in line if member.config is not None}.values())
     if not texts_of or not runs:
         return {}, []
     try:

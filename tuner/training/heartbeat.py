@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.distributed.distributed_c10d import _world
@@ -177,4 +178,5 @@ def _is_in_backward_exchange() -> bool:
 
 def _exchanges() -> int:
     """How many exchanges with other ranks this one has begun, in all groups."""
-    return sum(group._get_sequence_number_for_group() for group in list(_world.pg_map))
+    groups: list[Any] = list(_world.pg_map)
+    return sum(group._get_sequence_number_for_group() for group in groups)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import weakref
 from pathlib import Path
@@ -36,6 +37,8 @@ from tuner.config import (
 )
 from tuner.errors import UserError
 from tuner.models.tiny import tiny_model_folder
+from tuner.stages.model_card import base_license, model_card
+from tuner.stages.publish import plan_upload, upload
 from tuner.stages.rl import entrants
 from tuner.stages.rl import evaluate as comparing
 
@@ -410,3 +413,62 @@ def test_a_config_for_opencompass(runs, tmp_path):
 def test_options_of_the_other_evaluation(runs):
     assert "--limit: this option is for --tasks" in error_message(runs / "sft", "--limit", 2)
     assert "--files: rows of the run's own" in error_message(runs / "sft", "--tasks", "a", "--files", "b")
+
+
+def test_a_card_of_every_stage(runs, cool, tmp_path):
+    import yaml
+
+    cards = {
+        folder.name: model_card(folder) for folder in (runs / "sft", runs / "reward", runs / "ppo", cool)
+    }
+    metadata = {name: yaml.safe_load(card.split("---\n")[1]) for name, card in cards.items()}
+    assert metadata["sft"] == {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["tuner", "sft"],
+    }
+    assert metadata["reward"]["pipeline_tag"] == "text-classification"
+    for name, card in cards.items():
+        for title in ("Base", "Data", "Figures", "Config", "How to load it", "Versions"):
+            assert f"\n## {title}\n" in card, (name, title)
+    results = tuner.open_run(runs / "ppo").results
+    assert results is not None
+    assert f"{results['score']['after']:.4f}" in cards["ppo"]
+    assert "| <code>tuner:sums/train.jsonl</code> | <code>files</code> |" in cards["sft"]
+    assert "AutoPeftModelForCausalLM" in cards["sft"]
+    assert "tuner score" in cards["reward"]
+    assert "its folder does not say its license" in cards["sft"]
+
+
+def test_nothing_of_a_run_is_markup_in_its_card(runs, tmp_path):
+    folder = tmp_path / "a<script>|[x](y)"
+    shutil.copytree(runs / "sft", folder)
+    data = json.loads((folder / "data.json").read_text())
+    data["report"]["sources"][0]["path"] = "`<img src=x onerror=y>`|\nz"
+    (folder / "data.json").write_text(json.dumps(data))
+    card = model_card(folder)
+    assert not re.search(r"<script>|<img|[^\\]\[x\]\(y\)", card)
+    with pytest.raises(UserError, match="this is none; name the run"):
+        model_card(tmp_path)
+
+
+def test_the_license_that_a_base_states(tmp_path):
+    assert base_license(tmp_path) is None
+    (tmp_path / "README.md").write_text("---\ntags: [a]\nlicense: apache-2.0\n---\n# A\nlicense: other\n")
+    assert base_license(tmp_path) == "apache-2.0"
+    (tmp_path / "README.md").write_text("# A\nlicense: other\n")
+    assert base_license(tmp_path) is None
+
+
+def test_what_a_push_uploads(runs, tmp_path):
+    plan = plan_upload(runs / "sft", "hf:me/sums")
+    assert (plan.host, plan.repository, plan.card) == ("hf", "me/sums", model_card(runs / "sft"))
+    names = {path.name for path in (runs / "sft" / "model").iterdir()} - {"README.md"}
+    assert set(plan.files) == names | {"curves.png"}
+    assert "adapter_model.safetensors" in names
+    for wrong in ("me/sums", "hf:sums", "hf:me/sums/x", "ftp:me/sums"):
+        with pytest.raises(UserError, match="no destination; write hf:owner/name"):
+            plan_upload(runs / "sft", wrong)
+    # tests have no network
+    with pytest.raises(UserError, match="hf:me/sums: the upload failed"):
+        upload(plan, private=True)
