@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: Annotated[
-        Path,
+        str,
         typer.Argument(help="Run folder, or one of its checkpoints; with --tasks also a model or hub name."),
     ],
     files: Annotated[
@@ -85,11 +85,11 @@ def evaluate(
     if tasks is None:
         from tuner.stages.evaluate_run import evaluate_run
 
-        evaluation = evaluate_run(run, tuple(files or ()), against or (), page=html is not None, trust=trust)
+        evaluation = evaluate_run(Path(run), tuple(files or ()), against or (), page=html is not None, trust=trust)
     elif opencompass is not None:
         from tuner.stages.opencompass import opencompass_config
 
-        write_file(opencompass, opencompass_config(str(run), names, against or (), alone=alone, trust=trust))
+        write_file(opencompass, opencompass_config(run, names, against or (), alone=alone, trust=trust))
         return
     elif lengths is not None or set(names) & CONTEXT_TASKS.keys():
         from tuner.stages.evaluate_context import evaluate_context
@@ -101,7 +101,7 @@ def evaluate(
 
         length = max_new_tokens or MAX_NEW_TOKENS
         settings = TaskOptions(limit, length, shots, plain, harness_rules, interpreter, alone)
-        evaluation = evaluate_tasks(str(run), names, against or (), settings, trust=trust)
+        evaluation = evaluate_tasks(run, names, against or (), settings, trust=trust)
     if html is not None and evaluation.page is not None:
         write_file(html, evaluation.page())
     _show(evaluation, json)

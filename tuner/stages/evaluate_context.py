@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Group
 from rich.table import Table
@@ -21,7 +20,7 @@ SHORTEST = 256
 
 
 def evaluate_context(
-    path: Path, tasks: Sequence[str], lengths: Sequence[int] = (), *, count: int = 4, trust: bool = False
+    path: str, tasks: Sequence[str], lengths: Sequence[int] = (), *, count: int = 4, trust: bool = False
 ) -> Evaluation:
     """Accuracy of a run's model, or of any model with a chat template, by length of the prompt and depth of the fact.
 
@@ -29,11 +28,11 @@ def evaluate_context(
     Raises UserError for an unknown task, before anything is loaded.
     """
     refuse_unknown_tasks(tasks)
-    chat = open_chat(usable_path(str(path), trust=trust), trust=trust)
+    chat = open_chat(usable_path(path, trust=trust), trust=trust)
     lengths = sorted(lengths) or _default_lengths(reach(chat.loaded.transformer.config))
     scores = [score_context(chat, task, lengths=lengths, count=count) for task in tasks]
     return Evaluation(
-        path.name,
+        path.rstrip("/").rpartition("/")[2],
         {of_task.task: _plain(of_task) for of_task in scores},
         Group(*(_table(of_task, lengths) for of_task in scores)),
     )

@@ -2,7 +2,6 @@
 
 import io
 import re
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -109,7 +108,7 @@ def test_a_model_is_right_where_its_answer_has_the_value(monkeypatch):
 
 
 def test_tasks_of_a_model(tmp_path):
-    evaluation = evaluate_context(Path("tuner:tiny"), ["needle", "trace"], [260, 300], count=2)
+    evaluation = evaluate_context("tuner:tiny", ["needle", "trace"], [260, 300], count=2)
     assert list(evaluation.results) == ["needle", "trace"]
     assert evaluation.results["trace"]["rows"] == 20
     assert evaluation.results["needle"]["by_length"].keys() == {"260", "300"}
