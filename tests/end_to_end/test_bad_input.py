@@ -448,8 +448,6 @@ def test_a_layout_that_processes_do_not_fill(tuner: Tuner, folder: Path) -> None
 
 
 def test_models_that_cannot_be_held_in_shards(tuner: Tuner, folder: Path) -> None:
-    done = tuner("check", "mine.py", "parallel.shard=2", "adapter=null")
-    assert_one_sentence(done, "parallel.shard: all weights of", "are trained", "add adapter=LoRA()")
     done = tuner("check", "mine.py", "parallel.shard=2", "model.quantization=int8")
     assert_one_sentence(done, "is in 8 bit", 'quantization="nf4"')
     done = tuner("train", "quickstart_dpo", "parallel.shard=2")
@@ -989,6 +987,6 @@ def test_an_unreachable_hub(folder: Path, change: str, parts: tuple[str, ...]) -
     }
     command = [sys.executable, "-m", "tuner", "train", "mine.py", change]
     environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=25)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90)
     assert_one_sentence(Done(done.returncode, done.stdout, done.stderr, 0.0), *parts)
     assert_nothing_is_left(folder)

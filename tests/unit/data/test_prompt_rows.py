@@ -21,6 +21,7 @@ SHAPE_OF = {
     **PREFERENCE_FILES,
     "prompt_completion": "prompt",
     "labeled": "prompt",
+    "pair_reference": "pair",
 }
 FILES = [file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem != "text"]
 
