@@ -85,7 +85,9 @@ def evaluate(
     if tasks is None:
         from tuner.stages.evaluate_run import evaluate_run
 
-        evaluation = evaluate_run(Path(run), tuple(files or ()), against or (), page=html is not None, trust=trust)
+        evaluation = evaluate_run(
+            Path(run), tuple(files or ()), against or (), page=html is not None, trust=trust
+        )
     elif opencompass is not None:
         from tuner.stages.opencompass import opencompass_config
 

@@ -4,7 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuner.data.answers import Ranking, read_condition, read_prompt, read_side, read_text_prompt
+from tuner.data.answers import (
+    Ranking,
+    read_condition,
+    read_prompt,
+    read_reference,
+    read_side,
+    read_text_prompt,
+)
 from tuner.data.conversation import Prompt, Turn
 from tuner.data.conversation_rows import read_messages, read_sharegpt
 from tuner.data.preference_rows import SHAPES as PREFERENCES
@@ -147,7 +154,12 @@ def _answer(row: Values, origin: str) -> tuple[Turn, ...]:
 
 
 def _reference(row: Values, origin: str) -> str | None:
-    """`reference`, or `answer` where it is a text; sets for rule-based rewards also have numbers and lists there."""
+    """`reference`, as a text or messages, or `answer` where it is a text.
+
+    Sets for rule-based rewards also have numbers and lists under `answer`.
+    """
     if has(row, "reference"):
+        if isinstance(row["reference"], list):
+            return read_reference(row, origin)
         return expect_text(row["reference"], '"reference"', origin)
     return row["answer"] if isinstance(row.get("answer"), str) else None
