@@ -116,8 +116,9 @@ def snapshot(
     trained = {name: part for name, part in parts.items() if id(part) in saves}
     indices = {index: part for index, part in enumerate(_in_order(parts, optimizer)) if id(part) in saves}
     of_optimizer: dict[str, Any] = optimizer.state_dict()
+    # in the order of the weights, and not in that in which they were first updated: a resumed run saves the same
     of_optimizer["state"] = {
-        index: state for index, state in of_optimizer["state"].items() if index in indices
+        index: of_optimizer["state"][index] for index in indices if index in of_optimizer["state"]
     }
     tensors, rest = _split_tensors(of_optimizer)
     place = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
