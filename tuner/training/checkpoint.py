@@ -198,7 +198,9 @@ class Checkpoints:
         folder = _unfinished_folder(self.path(unfinished.step))
         # not while others may still write theirs
         with nullcontext() if self._together else _removed_on_error(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            # by itself, so that an error names it where it is a file
+            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             for name, file in snapshot.files.items():
                 file.write(folder / name)
                 _sync(folder / name)
