@@ -1,0 +1,28 @@
+"""A model of fewer layers, for tests of what does not depend on their number: a run takes a fraction of the time."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from tuner.resources import locate
+
+
+def first_layers(folder: Path, layers: int) -> Path:
+    """Write the embedded model with its first layers alone. It still learns how answers look, and to end them."""
+    shutil.copytree(locate("tuner:tiny"), folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings["num_hidden_layers"] = layers
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if _layer(name) < layers}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _layer(name: str) -> int:
+    """Of a weight; -1 for those outside the layers."""
+    layer = re.search(r"\.layers\.(\d+)\.", name)
+    return int(layer[1]) if layer else -1
