@@ -17,6 +17,7 @@ from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 
 SHAPE_OF = {
+    "pair_reference": "pair",
     **dict.fromkeys(("pair", "pair_messages", "hh", "rewardbench2", "distilabel", "ultrainteract"), "pair"),
     **dict.fromkeys(("ranked", "distilabel_ratings"), "ranked"),
     **{name: name for name in ("shp", "safe_rlhf", "safe_rlhf_safer", "helpsteer2", "helpsteer3", "arena")},

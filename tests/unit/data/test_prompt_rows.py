@@ -21,7 +21,6 @@ SHAPE_OF = {
     **PREFERENCE_FILES,
     "prompt_completion": "prompt",
     "labeled": "prompt",
-    "pair_reference": "pair",
 }
 FILES = [file for file in sorted(row_examples_folder().glob("*.jsonl")) if file.stem != "text"]
 
