@@ -28,7 +28,9 @@ def refuse(event, arguments):
     if event in REFUSED:
         raise PermissionError(event + ": a block starts no processes and opens no connections")
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
-for name, limit in (("CPU", seconds), ("AS", memory), ("FSIZE", 2**20), ("NOFILE", 64), ("CORE", 0)):
+# a second later: at the hard limit the signal is SIGKILL, which says nothing of the reason
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+for name, limit in (("AS", memory), ("FSIZE", 2**20), ("NOFILE", 64), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
 sys.argv = [""]
 code = sys.stdin.read()
