@@ -19,7 +19,7 @@ from tuner.config import to_json
 from tuner.errors import UserError
 from tuner.resources import locate
 from tuner.stages.run import Run
-from tuner.training import checkpoint as checkpoint_module
+from tuner.training.snapshot import TensorFile
 from tuner.training.step import Step
 
 STEPS = 5
@@ -93,16 +93,16 @@ def test_every_kind_of_state_is_restored(small, train, kind):
 
 
 def test_a_kill_during_the_write_leaves_the_checkpoint_before(small, train, tmp_path, whole):
-    write = checkpoint_module._write_snapshot
+    write = TensorFile.write
 
-    def half_written(folder, saved):
-        if folder.name.endswith("step_000003"):
-            (folder / "trained.safetensors").write_bytes(b"half")
+    def half_written(file, path):
+        if path.parent.name.endswith("step_000003"):
+            path.write_bytes(b"half")
             os._exit(9)
-        write(folder, saved)
+        write(file, path)
 
     def train_in_child():
-        checkpoint_module._write_snapshot = half_written
+        TensorFile.write = half_written
         tuner.train(small(RICH), runs=tmp_path / "killed")
 
     assert exit_code(fork(train_in_child)) == 9
@@ -115,14 +115,14 @@ def test_a_kill_during_the_write_leaves_the_checkpoint_before(small, train, tmp_
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(small, train, whole, monkeypatch):
-    write = checkpoint_module._write_snapshot
+    write = TensorFile.write
 
-    def no_space(folder, saved):
-        if "step_000003" in folder.name:
+    def no_space(file, path):
+        if "step_000003" in path.parent.name:
             raise OSError(28, "No space left on device")
-        write(folder, saved)
+        write(file, path)
 
-    monkeypatch.setattr(checkpoint_module, "_write_snapshot", no_space)
+    monkeypatch.setattr(TensorFile, "write", no_space)
     with pytest.raises(UserError, match="the disk is full"):
         train(small(RICH), "full")
     monkeypatch.undo()

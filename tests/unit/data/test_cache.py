@@ -98,12 +98,14 @@ def test_the_code_hash_covers_every_module_that_decides_tokens_and_weights():
     folder = Path(cache.__file__).parent
     shown_only = {"__init__", "inspection"}
     the_loops_own = {"packing", "batch", "stream", "prompt_stream", "replay", "subset"}
+    reads_answers = {"tool_calls"}
     writes_files = {"draw_rows"}  # whose rows are read as any others
     assert {file.stem for file in folder.glob("*.py")} == {
         *cache.CODE,
         *shown_only,
         *the_loops_own,
         *writes_files,
+        *reads_answers,
     }
 
 
