@@ -94,4 +94,4 @@ if __name__ == "__main__":
         sys.exit("llm-compressor's AWQ needs a GPU; write gptq, which does not")
     with contextlib.redirect_stdout(sys.stderr):  # libraries print
         answer = compress(order)
-    print(json.dumps(answer))
+    json.dump(answer, sys.stdout)
