@@ -58,6 +58,9 @@ class Browser:
     def press(self, key: str) -> None:
         """Press a key, after the time in which the page takes none."""
         time.sleep(0.3)
+        deadline = time.monotonic() + 20  # on a busy machine the next pair comes later
+        while self.run(SHOWN) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
         self.strike(key)
 
     def strike(self, key: str) -> None:

@@ -31,6 +31,8 @@ PROMPTS = prompts_of([("a", "polite"), ("b", None), ("c", "json"), ("d", "polite
 class RewardInputs:
     """Stands for the reward model's words: what is asked, as it is."""
 
+    template = SimpleNamespace(needs_reference=False)
+
     def make(self, requests):
         return [
             (request.prompt[0].content, request.conversation.turns[-1].content, request.condition)
