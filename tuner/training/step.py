@@ -55,7 +55,7 @@ class Step:
         self._pending: list[torch.Tensor] = []
         """Losses since the last backward pass."""
         self._divisors: dict[str, str] = {}
-        """Name of a value -> name of the total that it is divided by."""
+        """Name of a value since the last update -> the total that it is divided by, of several the step's first."""
 
     def add(self, loss_sum: torch.Tensor, per: str, name: str | None = None, factor: float = 1.0) -> None:
         """Add a summed loss of this pass to `loss`, divided by the total named `per`, times `factor`.
@@ -97,7 +97,7 @@ class Step:
                 for name in dict.fromkeys(name for name, _ in result.sums)
             }
         )
-        self._sums = {}
+        self._sums, self._divisors = {}, {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -134,7 +134,8 @@ class Step:
         # detached, or each pass's graph would be held until the update; a tensor, as .item() here would wait
         # for the device at every pass
         value = value.detach()
-        self._divisors.setdefault(name, per)
+        # as in `update`, whatever is counted first
+        self._divisors[name] = min(per, self._divisors.get(name, per), key=list(self.totals).index)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
 

@@ -36,6 +36,7 @@ CHANGES = {
     "duplicates": {"duplicates": "drop"},
     "limit": {"limit": 1},
     "spelled_tokens": {"spelled_tokens": {"</s>": "token"}},
+    "short_rows": {"short_rows": {"below": 50}},
 }
 
 
