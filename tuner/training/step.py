@@ -134,7 +134,7 @@ class Step:
         # detached, or each pass's graph would be held until the update; a tensor, as .item() here would wait
         # for the device at every pass
         value = value.detach()
-        # as in `update`, whatever is counted first
+        # not the one counted first: a rank may have replayed rows alone, or before its others
         self._divisors[name] = min(per, self._divisors.get(name, per), key=list(self.totals).index)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 

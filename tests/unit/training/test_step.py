@@ -77,6 +77,17 @@ def test_another_rank_may_count_names_and_divisors_that_this_one_does_not(step, 
     assert step.updates == [{"loss": (0.75, 4.0), "policy_loss": (0.25, 4.0)}]
 
 
+def test_the_order_in_which_terms_are_counted_does_not_choose_the_divisor(step):
+    """Replayed rows alone in one update, and before the answers' in the next."""
+    step.totals = {"tokens": 4.0, "pairs": 2.0}
+    step.add(torch.tensor(2.0), per="pairs")
+    step.update()
+    step.add(torch.tensor(2.0), per="pairs")
+    step.add(torch.tensor(8.0), per="tokens")
+    step.update()
+    assert step.updates == [{"loss": (1.0, 2.0)}, {"loss": (3.0, 4.0)}]
+
+
 def test_one_update_that_is_not_applied_spoils_the_step(step):
     for _ in range(4):
         step.update()
