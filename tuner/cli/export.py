@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,21 +108,30 @@ def _write_folder(
     echo(f"complete model: {output}")
 
 
-def _write_gguf(
-    model: str, output: Path, precision: Precision, quantize: str | None, text: Path | None, trust: bool
-) -> None:
+def _complete_folder(
+    model: str, output: Path, precision: Precision, text: Path | None, trust: bool, *, as_llama: bool = False
+) -> AbstractContextManager[Path]:
+    """The model as one folder, an adapter merged into its base, which the console then reports on."""
     from tuner.cli.merge import comparison_texts, print_report
     from tuner.models.complete_folder import complete_folder
-    from tuner.models.to_gguf.export import MODEL, export_gguf
 
-    with complete_folder(
+    return complete_folder(
         model,
         output,
         dtype=precision,
         texts=lambda: comparison_texts(model, text, trust),
         say=lambda report: print_report(report, precision),
         trust=trust,
-    ) as folder:
+        as_llama=as_llama,
+    )
+
+
+def _write_gguf(
+    model: str, output: Path, precision: Precision, quantize: str | None, text: Path | None, trust: bool
+) -> None:
+    from tuner.models.to_gguf.export import MODEL, export_gguf
+
+    with _complete_folder(model, output, precision, text, trust) as folder:
         export_gguf(folder, output, name=_name(model), dtype=precision, quantization=quantize)  # type: ignore[arg-type]
     echo(f"GGUF file: {output / MODEL}")
     echo(f"to try it with Ollama: cd {output} && ollama create {_name(model).lower()} -f Modelfile")
@@ -130,22 +140,12 @@ def _write_gguf(
 def _write_quantized(
     model: str, output: Path, precision: Precision, kind: str, text: Path | None, trust: bool
 ) -> None:
-    from tuner.cli.merge import comparison_texts, print_report
-    from tuner.models.complete_folder import complete_folder
     from tuner.models.compress import compress, compressor_python
     from tuner.stages.calibration import calibration_rows
 
     compressor_python(kind)  # before the rows are read and an adapter is merged
     rows = calibration_rows(model, trust=trust)
-    with complete_folder(
-        model,
-        output,
-        dtype=precision,
-        texts=lambda: comparison_texts(model, text, trust),
-        say=lambda report: print_report(report, precision),
-        trust=trust,
-        as_llama=True,
-    ) as folder:
+    with _complete_folder(model, output, precision, text, trust, as_llama=True) as folder:
         losses = compress(folder, output, kind, dtype=precision, rows=rows)  # type: ignore[arg-type]
     echo(f"loss on {rows.held_out_name}: {losses.before:.4f} before, {losses.after:.4f} in {kind}")
     echo(f"quantized model: {output}")
