@@ -37,6 +37,7 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 # the first word is the family of the tokenizer; "sentencepiece" is one of InternLM2's form
+UNUSED_TOKENS = [f"[UNUSED_TOKEN_{number}]" for number in range(130, 147)]
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama3": ("llama", "llama", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}),
     "llama-yarn": ("smollm", "llama", {"rope_parameters": YARN, "tie_word_embeddings": True}),
@@ -73,11 +74,10 @@ def write_case(name: str, folder: Path) -> PreTrainedModel:
     return model
 
 
-def write_sentencepiece(folder: Path) -> None:
-    """A tokenizer of InternLM2's form: sentencepiece with a space before every text, and ChatML's tokens."""
+def train_sentencepiece(folder: Path, **settings: Any) -> None:
+    """Write `tokenizer.model` of 600 pieces into a folder. settings: further ones of sentencepiece's trainer."""
     from pydoc_data.topics import topics
 
-    folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text.txt"
     text.write_text("\n".join(list(topics.values())[:10]), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
@@ -89,9 +89,16 @@ def write_sentencepiece(folder: Path) -> None:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,
-        user_defined_symbols=[f"[UNUSED_TOKEN_{number}]" for number in range(130, 147)],
+        **settings,
     )
     text.unlink()
+    (folder / "tokenizer.vocab").unlink()
+
+
+def write_sentencepiece(folder: Path) -> None:
+    """A tokenizer of InternLM2's form: sentencepiece with a space before every text, and ChatML's tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train_sentencepiece(folder, user_defined_symbols=UNUSED_TOKENS)
     AutoConfig.for_model("internlm2").save_pretrained(folder)
     template = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import sentencepiece
 
+from tests.small_models import UNUSED_TOKENS, train_sentencepiece
 from tuner.config import Model
 from tuner.errors import UserError
 from tuner.models.load import load_tokenizer
@@ -21,27 +22,10 @@ TEXT = "<|im_start|>user\n请介绍 the function 42.<|im_end|>\n"
 )
 def bare_folder(request, tmp_path_factory, internlm2_folder):
     """InternLM2's base folder in small: a sentencepiece file whose last six entries are unused."""
-    from pydoc_data.topics import topics
-
     kind, dummy_prefix = request.param
     folder = tmp_path_factory.mktemp("bare")
     shutil.copy(internlm2_folder / "config.json", folder)
-    text = folder / "text.txt"
-    text.write_text("\n".join(list(topics.values())[:10]), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=dummy_prefix,
-        minloglevel=2,
-        **{kind: [f"[UNUSED_TOKEN_{number}]" for number in range(130, 147)]},
-    )
-    text.unlink()
-    (folder / "tokenizer.vocab").unlink()
+    train_sentencepiece(folder, add_dummy_prefix=dummy_prefix, **{kind: UNUSED_TOKENS})
     return folder
 
 
