@@ -387,15 +387,13 @@ class Loop:
             self.counters.good_step = self.counters.step
         generators = self._devices.gather([generator_state()])
         self._checkpoints.wait()  # or two snapshots would be in memory at once
-        copy = None
+        own = None
         if self._checkpoints.writes:
             counters, updater = asdict(self.counters), self._updater
             number, count = self._devices.mesh.place_in_shards if updater.is_sharded else (1, 1)
-            copy = snapshot(
-                updater.parts, updater.optimizer, generators, counters, number=number, count=count
-            )
+            own = snapshot(updater.parts, updater.optimizer, generators, counters, number=number, count=count)
         protected = {self.counters.best_step, self.counters.good_step, self.counters.restored_step}
-        self._checkpoints.save(self.counters.step, copy, protected)
+        self._checkpoints.save(self.counters.step, own, protected)
 
     def _keep_milestones(self, *, missing_only: bool = False) -> None:
         """Keep the model of the checkpoint that was just written, or restored, where it is a milestone's."""
