@@ -82,17 +82,17 @@ def evaluate(
     }
     _refuse_unused(tasks, files, options | {"--lengths": lengths})
     names = [] if tasks is None else [name.strip() for name in tasks.split(",")]
+    if opencompass is not None:
+        from tuner.stages.opencompass import opencompass_config
+
+        write_file(opencompass, opencompass_config(run, names, against or (), alone=alone, trust=trust))
+        return
     if tasks is None:
         from tuner.stages.evaluate_run import evaluate_run
 
         evaluation = evaluate_run(
             Path(run), tuple(files or ()), against or (), page=html is not None, trust=trust
         )
-    elif opencompass is not None:
-        from tuner.stages.opencompass import opencompass_config
-
-        write_file(opencompass, opencompass_config(run, names, against or (), alone=alone, trust=trust))
-        return
     elif lengths is not None or set(names) & CONTEXT_TASKS.keys():
         from tuner.stages.evaluate_context import evaluate_context
 

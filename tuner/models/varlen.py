@@ -90,28 +90,30 @@ def varlen_attention(
         query_1HTD, key_1KTD, value_1KTD = (
             whole_segments(part, row_processes) for part in (query_1HTD, key_1KTD, value_1KTD)
         )
-    # the flash kernels have no fp32
-    if query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):
-        attend = _flash if _flash_function() is not None else _torch_varlen
-        query_THD, key_TKD, value_TKD = (
-            tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD)
-        )
-        out_THD = attend(
-            query_THD,
-            key_TKD,
-            value_TKD,
-            cu_seq_lens_q,
-            max_length_q,
-            scaling,
-            sliding_window,
-        )
-        out_1HTD = out_THD[None].transpose(1, 2)
+    if query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):  # the flash kernels have no fp32
+        segments = (cu_seq_lens_q, max_length_q)
+        out_1HTD = _by_kernel(query_1HTD, key_1KTD, value_1KTD, segments, scaling, sliding_window)
     else:
         lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
         out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
     if row_processes is not None:
         out_1HTD = own_tokens(out_1HTD, row_processes)
     return out_1HTD.transpose(1, 2), None
+
+
+def _by_kernel(
+    query_1HTD: torch.Tensor,
+    key_1KTD: torch.Tensor,
+    value_1KTD: torch.Tensor,
+    segments: tuple[torch.Tensor, int],
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """segments: their offsets, as the kernels take them, and the longest one's length."""
+    attend = _flash if _flash_function() is not None else _torch_varlen
+    rows = (tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD))
+    out_THD = attend(*rows, *segments, scaling, window)
+    return out_THD[None].transpose(1, 2)
 
 
 def _by_segment(
