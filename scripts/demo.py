@@ -374,12 +374,17 @@ def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
 
 
 def replace_part(page: Path, begin: str, end: str, text: str) -> None:
-    """Replace what stands between two marker comments in a page of docs/; ends the program where one is missing."""
-    before, first, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, last, after = rest.partition(end)
-    if not (first and last):
-        sys.exit(f"{page}: the lines {begin} and {end}, between which tables go, are missing; add them")
-    page.write_text(before + begin + text + end + after, encoding="utf-8")
+    """Replace what stands between two marker comments in a page of docs/ and in its translation, where it has one.
+
+    Ends the program where a marker is missing.
+    """
+    translation = page.with_suffix(".zh.md")
+    for each in (page, translation) if translation.exists() else (page,):
+        before, first, rest = each.read_text(encoding="utf-8").partition(begin)
+        _, last, after = rest.partition(end)
+        if not (first and last):
+            sys.exit(f"{each}: the lines {begin} and {end}, between which tables go, are missing; add them")
+        each.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 def provenance(command: str) -> str:

@@ -41,9 +41,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 
 def code(page: Path) -> list[str]:
     """The code of a page, without its comments, which are translated."""
-    text = "".join(
-        blocks(page, "bash") + blocks(page, "python") + blocks(page, "text") + blocks(page, "json")
-    )
+    text = "".join(blocks(page, "[a-z ]+"))
     return [line for line in (re.sub(r"\s*# .*$", "", line) for line in text.splitlines()) if line.strip()]
 
 
@@ -58,12 +56,18 @@ def cells(page: Path) -> list[list[str]]:
     return [sorted(re.findall(r"\d[\d.,]*\d|\d", row.replace("，", ","))) for row in rows]
 
 
+def markers(page: Path) -> list[str]:
+    """The comments between which scripts write tables."""
+    return re.findall(r"^<!-- .* -->$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
 def test_a_translation_has_what_its_original_has(page: Path) -> None:
     english = original(page)
     assert code(page) == code(english)
     assert outline(page) == outline(english)
     assert cells(page) == cells(english)
+    assert markers(page) == markers(english)
     targets = [sorted(original(target).name for target, _ in links(each)) for each in (page, english)]
     assert targets[0] == targets[1]
     linked = {target for target, _ in links(page)} - {english}
