@@ -29,7 +29,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_builds_in_both_languages(site: Path) -> None:
     for page in (ROOT / "docs").glob("*.md"):
         name = f"{original(page).stem}.html"
-        assert (site / ("zh" if page.name.endswith(".zh.md") else "") / name).is_file()
+        built = site / ("zh" if page.name.endswith(".zh.md") else "") / name
+        assert "```" not in built.read_text(encoding="utf-8"), (
+            f"{page.name} has a fence that mkdocs does not read"
+        )
     assert "<h1" in (site / "repository" / "ARCHITECTURE.html").read_text(encoding="utf-8")
 
 
