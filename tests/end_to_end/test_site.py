@@ -36,6 +36,15 @@ def test_it_builds_in_both_languages(site: Path) -> None:
     assert "<h1" in (site / "repository" / "ARCHITECTURE.html").read_text(encoding="utf-8")
 
 
+def test_lines_of_chinese_are_joined_without_a_space(site: Path) -> None:
+    pages = [*(ROOT / "docs").glob("*.zh.md")]
+    wrapped = re.compile(r"[\u4e00-\u9fff，。；：、]\n[\u4e00-\u9fff]")
+    assert any(wrapped.search(page.read_text(encoding="utf-8")) for page in pages)
+    for page in pages:
+        built = site / "zh" / f"{original(page).stem}.html"
+        assert not wrapped.search(built.read_text(encoding="utf-8")), page.name
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     pattern = r"<(?:script|img|iframe)[^>]+src=\"?(?:https?:)?//|<link[^>]+rel=\"?(?:stylesheet|preconnect)\"?[^>]+//"
     for page in site.rglob("*.html"):
