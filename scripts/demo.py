@@ -374,12 +374,14 @@ def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
 
 
 def replace_part(page: Path, begin: str, end: str, text: str) -> None:
-    """Replace what stands between two marker comments in a page of docs/ and in its translation, where it has one.
+    """Replace what stands between two marker comments in a page of docs/, and in its translation, where it has one.
 
-    Ends the program where a marker is missing.
+    The translation gets the same text, in English, so that it cannot go stale. Ends the program where a marker is
+    missing.
     """
-    translation = page.with_suffix(".zh.md")
-    for each in (page, translation) if translation.exists() else (page,):
+    for each in (page, page.with_suffix(".zh.md")):
+        if each != page and not each.is_file():
+            continue
         before, first, rest = each.read_text(encoding="utf-8").partition(begin)
         _, last, after = rest.partition(end)
         if not (first and last):
