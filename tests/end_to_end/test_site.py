@@ -58,12 +58,20 @@ def cells(page: Path) -> list[list[str]]:
     return [sorted(re.findall(r"\d[\d.,]*\d|\d", row.replace("，", ","))) for row in rows]
 
 
+def written_by_scripts(page: Path) -> list[str]:
+    """What stands between the marker comments of scripts, which write it into both pages."""
+    return re.findall(
+        r"^<!-- .*?^<!-- .*?\bend\b.*?-->$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
 @pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
 def test_a_translation_has_what_its_original_has(page: Path) -> None:
     english = original(page)
     assert code(page) == code(english)
     assert outline(page) == outline(english)
     assert cells(page) == cells(english)
+    assert written_by_scripts(page) == written_by_scripts(english)
     targets = [sorted(original(target).name for target, _ in links(each)) for each in (page, english)]
     assert targets[0] == targets[1]
     linked = {target for target, _ in links(page)} - {english}
