@@ -374,12 +374,19 @@ def _replace_table(page: Path, name: str, table: Sequence[str]) -> None:
 
 
 def replace_part(page: Path, begin: str, end: str, text: str) -> None:
-    """Replace what stands between two marker comments in a page of docs/; ends the program where one is missing."""
-    before, first, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, last, after = rest.partition(end)
-    if not (first and last):
-        sys.exit(f"{page}: the lines {begin} and {end}, between which tables go, are missing; add them")
-    page.write_text(before + begin + text + end + after, encoding="utf-8")
+    """Replace what stands between two marker comments in a page of docs/, and in its translation, where it has one.
+
+    The translation gets the same text, in English, so that it cannot go stale. Ends the program where a marker is
+    missing.
+    """
+    for each in (page, page.with_suffix(".zh.md")):
+        if each != page and not each.is_file():
+            continue
+        before, first, rest = each.read_text(encoding="utf-8").partition(begin)
+        _, last, after = rest.partition(end)
+        if not (first and last):
+            sys.exit(f"{each}: the lines {begin} and {end}, between which tables go, are missing; add them")
+        each.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 def provenance(command: str) -> str:

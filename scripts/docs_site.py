@@ -17,6 +17,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 """The path in a Markdown link or picture: not an address, not an anchor of the page itself."""
+FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+HAN, STOPS = r"\u4e00-\u9fff", "，。；：、）”"
+WRAPPED = re.compile(rf"(?<=[{HAN}])\n *(?=[{HAN}（“])|(?<=[{STOPS}])\n *(?=[^\W\d]|[（“\[]|`(?!``))")
+"""A line break within a paragraph of Chinese, which browsers show as a space."""
 LISTINGS = {
     ".py": "python",
     ".json": "json",
@@ -58,6 +62,12 @@ def content(path: str) -> str:
     return f"# {path}\n\n````{language}\n{text}\n````\n"
 
 
+def joined(markdown: str) -> str:
+    """Chinese without the line breaks that browsers show as spaces, outside code."""
+    parts = FENCED.split(markdown)
+    return "".join(part if part.startswith("```") else WRAPPED.sub("", part) for part in parts)
+
+
 @event_priority(-100)  # after the plugin of languages, which expects files on disk
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take in all that pages link to outside docs/."""
@@ -84,4 +94,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link[1]))
         return posixpath.relpath(site_path(target), here or ".") if (ROOT / target).is_file() else link[1]
 
-    return LINK.sub(rewritten, markdown)
+    linked = LINK.sub(rewritten, markdown)
+    return joined(linked) if path.endswith(".zh.md") else linked

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from demo import replace_part
 
 from tuner.algorithms.algorithm import algorithm_of
 from tuner.config import Model, load_config, override
@@ -65,8 +66,7 @@ def main() -> None:
         table = make_table(Path(folder))
     print(table)
     if arguments.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(before + BEGIN + table + END + rest.partition(END)[2], encoding="utf-8")
+        replace_part(PAGE, BEGIN, END, table)
 
 
 def make_table(folder: Path) -> str:

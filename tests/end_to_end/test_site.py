@@ -29,8 +29,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_builds_in_both_languages(site: Path) -> None:
     for page in (ROOT / "docs").glob("*.md"):
         name = f"{original(page).stem}.html"
-        assert (site / ("zh" if page.name.endswith(".zh.md") else "") / name).is_file()
+        built = site / ("zh" if page.name.endswith(".zh.md") else "") / name
+        assert "```" not in built.read_text(encoding="utf-8"), (
+            f"{page.name} has a fence that mkdocs does not read"
+        )
     assert "<h1" in (site / "repository" / "ARCHITECTURE.html").read_text(encoding="utf-8")
+
+
+def test_lines_of_chinese_are_joined_without_a_space(site: Path) -> None:
+    pages = [*(ROOT / "docs").glob("*.zh.md")]
+    wrapped = re.compile(r"[\u4e00-\u9fff，。；：、]\n[\u4e00-\u9fff]")
+    assert any(wrapped.search(page.read_text(encoding="utf-8")) for page in pages)
+    for page in pages:
+        built = site / "zh" / f"{original(page).stem}.html"
+        assert not wrapped.search(built.read_text(encoding="utf-8")), page.name
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
@@ -41,9 +53,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 
 def code(page: Path) -> list[str]:
     """The code of a page, without its comments, which are translated."""
-    text = "".join(
-        blocks(page, "bash") + blocks(page, "python") + blocks(page, "text") + blocks(page, "json")
-    )
+    text = "".join(blocks(page, "[a-z ]+"))
     return [line for line in (re.sub(r"\s*# .*$", "", line) for line in text.splitlines()) if line.strip()]
 
 
@@ -58,12 +68,20 @@ def cells(page: Path) -> list[list[str]]:
     return [sorted(re.findall(r"\d[\d.,]*\d|\d", row.replace("，", ","))) for row in rows]
 
 
+def written_by_scripts(page: Path) -> list[str]:
+    """What stands between the marker comments of scripts, which write it into both pages."""
+    return re.findall(
+        r"^<!-- .*?^<!-- .*?\bend\b.*?-->$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
 @pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
 def test_a_translation_has_what_its_original_has(page: Path) -> None:
     english = original(page)
     assert code(page) == code(english)
     assert outline(page) == outline(english)
     assert cells(page) == cells(english)
+    assert written_by_scripts(page) == written_by_scripts(english)
     targets = [sorted(original(target).name for target, _ in links(each)) for each in (page, english)]
     assert targets[0] == targets[1]
     linked = {target for target, _ in links(page)} - {english}

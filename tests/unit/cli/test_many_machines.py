@@ -12,8 +12,8 @@ import yaml
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "many_machines.md").read_text(encoding="utf-8")
-HOSTS, SLURM, RESTARTS = re.findall(r"^```bash script\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-(SKY,) = (yaml.safe_load(text) for text in re.findall(r"^```yaml sky\n(.*?)^```$", PAGE, re.M | re.S))
+HOSTS, SLURM, RESTARTS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+(SKY,) = (yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S))
 RECORD = """#!/bin/bash
 echo "$(basename "$0") $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR:$MASTER_PORT: ${@@Q}" >> $RECORD
 """
