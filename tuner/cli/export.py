@@ -35,7 +35,7 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="Of gguf: f16, q8_0 or q4_k_m, in place of --dtype. Of a folder, fitted to the run's rows by "
+            help="Of gguf: f16, q8_0 or q4_k_m, in place of --dtype. Of a folder, calibrated on the run's rows by "
             "llm-compressor: awq, gptq, int8 or fp8."
         ),
     ] = None,
