@@ -143,12 +143,13 @@ def _sections(facts: _Facts) -> Iterator[str]:
         "## Data\n\n"
         + _rows(
             ["rows of", "used as", "rows", "kept"],
-            [[source.get(key) for key in ("path", "purpose", "rows", "kept")] for source in facts.sources],
+            [_source_row(source) for source in facts.sources],
         )
         + "\n\nThe licenses of the data are those of their sources; the run does not record them."
     )
     lines = stage_of(facts.config).result_lines(facts.results)
-    names = list(dict.fromkeys(name for measures in lines.values() for name in measures))
+    measured = [(name, value) for measures in lines.values() for name, value in measures.items()]
+    names = list(dict.fromkeys(name for name, value in measured if value is not None))
     figures = [[label, *(measures.get(name) for name in names)] for label, measures in lines.items()]
     yield "## Figures\n\nOn held-out rows.\n\n" + _rows(["", *names], figures if names else [])
     if facts.has_curves:
@@ -158,6 +159,14 @@ def _sections(facts: _Facts) -> Iterator[str]:
     yield f"## How to load it\n\n{_form(facts).loading}"
     versions = ", ".join(f"{name} {value}" for name, value in facts.versions.items() if name in _LIBRARIES)
     yield f"## Versions\n\n{_plain(versions)}."
+
+
+_PURPOSES = {"files": "training", "validation_files": "validation", "test_files": "test"}
+
+
+def _source_row(source: Mapping[str, Any]) -> list[Any]:
+    purpose = str(source.get("purpose"))
+    return [source.get("path"), _PURPOSES.get(purpose, purpose), source.get("rows"), source.get("kept")]
 
 
 _LIBRARIES = ("python", "tuner", "torch", "transformers", "peft", "trl")

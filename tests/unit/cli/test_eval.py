@@ -436,7 +436,7 @@ def test_a_card_of_every_stage(runs, cool, tmp_path):
     results = tuner.open_run(runs / "ppo").results
     assert results is not None
     assert f"{results['score']['after']:.4f}" in cards["ppo"]
-    assert "| <code>tuner:sums/train.jsonl</code> | <code>files</code> |" in cards["sft"]
+    assert "| <code>tuner:sums/train.jsonl</code> | <code>training</code> |" in cards["sft"]
     assert "AutoPeftModelForCausalLM" in cards["sft"]
     assert "tuner score" in cards["reward"]
     assert "its folder does not say its license" in cards["sft"]
