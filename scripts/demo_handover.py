@@ -38,6 +38,8 @@ BLOCK = re.compile(r"^## (.*?)$|^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BEGIN, END = "<!-- {name}: written by scripts/demo_handover.py -->\n", "<!-- end -->"
 ANSWER = re.compile(r"^\{.*\}$", re.MULTILINE)
 """A line that is an answer of the trained model."""
+SCORE = re.compile(r"^\S.*?\s(\d\.\d{3}) \[", re.MULTILINE)
+"""A model's score in the table of `tuner eval --tasks`."""
 BASE, PORT = "smollm2", "8000"
 """What the page calls the base's folder, and where it serves."""
 LINKED = ("scripts", "configs", DEFAULT_PYTHON.split("/")[0])
@@ -117,6 +119,7 @@ def run(step: Step, folder: Path) -> Done:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "COLUMNS": "110",  # of tables
     }
     cpu_before = _cpu_seconds()
     finished = subprocess.run(
@@ -133,8 +136,11 @@ def check(done: Sequence[Done]) -> None:
     answers = {one.step.name: one.answers for one in done if one.answers}
     if len({answer for each in answers.values() for answer in each}) != 1:
         sys.exit(f"the answers differ: {answers}")
-    shares = [float(share) for one in done for share in re.findall(r"exact_match.*?(\d\.\d+)", one.output)]
-    print(shares)
+    scores = [
+        float(score) for one in done if "--tasks" in one.step.commands for score in SCORE.findall(one.output)
+    ]
+    if len(scores) != 2 or scores[0] >= scores[1]:
+        sys.exit(f"the task's scores before and after training do not rise: {scores}")
 
 
 def write(done: Sequence[Done], command: str) -> None:

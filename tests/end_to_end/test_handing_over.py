@@ -60,11 +60,20 @@ def test_every_block_has_a_place_for_its_output(script: ModuleType) -> None:
         assert script.END in text[begin:]
 
 
-def test_answers_that_differ_end_the_demo(script: ModuleType) -> None:
-    def done(name: str, output: str) -> object:
-        return script.Done(script.Step(name, ""), output, 0.0)
+def test_what_ends_the_demo(script: ModuleType) -> None:
+    def done(name: str, output: str, commands: str = "") -> object:
+        return script.Done(script.Step(name, commands), output, 0.0)
+
+    def table(*scores: str) -> object:
+        rows = "\n".join(f"model_{number}  {score} [0.000, 0.999]  −" for number, score in enumerate(scores))
+        return done(
+            "e", f"tickets: exact_match over 60 rows\nmodel  value  change\n{rows}\n", "tuner eval --tasks x"
+        )
 
     same = [done("a", '{"team": "x"}\n'), done("b", 'words\n{"team": "x"}\n')]
-    other = [*same, done("c", '{"team": "y"}\n')]
+    script.check([*same, table("0.000", "0.950")])
     with pytest.raises(SystemExit, match="the answers differ"):
-        script.check(other)
+        script.check([*same, done("c", '{"team": "y"}\n'), table("0.000", "0.950")])
+    for scores in (("0.500", "0.500"), ("0.000",), ()):
+        with pytest.raises(SystemExit, match="do not rise"):
+            script.check([*same, table(*scores)])
