@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: quickstart pipeline test check format bench demo soak test-vllm test-handover site dist clean
+.PHONY: quickstart pipeline test check format bench demo demo-handover soak test-vllm test-handover site dist clean
 
 # vLLM has its own pins of torch and transformers, so that it has an environment of its own.
 VLLM_VENV := .venv-vllm
@@ -79,6 +79,10 @@ dist: $(VENV)/installed-dev
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
+
+# The commands of docs/handing_over.md: ten CPU-minutes, and five for llama.cpp.
+demo-handover: $(VENV)/installed-eval $(HANDOVER_VENV)/installed
+	$(BIN)/python scripts/demo_handover.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'

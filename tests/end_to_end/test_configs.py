@@ -36,7 +36,7 @@ def test_the_configs_that_were_promised() -> None:
         *(f"internlm2_7b_{kind}" for kind in ("lora", "full", "pretrain")),
         *("llama3_8b_qlora", "qwen3_8b_qlora", "mistral_7b_qlora"),
         *(f"{name}_long32k" for name in ("internlm2_1_8b", "internlm2_7b", "internlm3_8b", "llama3_8b")),
-        *("smollm2_135m_lora", "smollm2_135m_qlora"),
+        *("smollm2_135m_lora", "smollm2_135m_qlora", "smollm2_135m_tickets"),
         "quickstart_reward",
         *(f"internlm2_{size}_reward{kind}" for size in ("1_8b", "7b", "20b") for kind in ("", "_qlora")),
         *("llama3_8b_reward_qlora", "smollm2_135m_reward"),

@@ -52,8 +52,12 @@ def rule_ppo(folder: Path, changes: dict[str, object]) -> StageConfig:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a model's folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files of a model's folder, but for its card and the curves in it, which tell of the run."""
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name not in ("README.md", "curves.png")
+    }
 
 
 def unfinished(run: Run, folder: Path) -> Path:

@@ -98,6 +98,7 @@ def _write_folder(
     from tuner.config import Model
     from tuner.models import merge
     from tuner.models.locate import locate
+    from tuner.stages.card_file import folder_form, write_card
 
     if locate(Model(path=model), weights=False).adapter_folder is None:
         merge.export(model, output, dtype=precision, layout=layout, trust=trust)  # type: ignore[arg-type]
@@ -105,6 +106,7 @@ def _write_folder(
         texts = comparison_texts(model, text, trust)
         report = merge.merge(model, output, dtype=precision, texts=texts, layout=layout, trust=trust)  # type: ignore[arg-type]
         print_report(report, precision)
+    write_card(model, output, folder_form(model, layout))
     echo(f"complete model: {output}")
 
 
@@ -130,9 +132,11 @@ def _write_gguf(
     model: str, output: Path, precision: Precision, quantize: str | None, text: Path | None, trust: bool
 ) -> None:
     from tuner.models.to_gguf.export import MODEL, export_gguf
+    from tuner.stages.card_file import gguf_form, write_card
 
     with _complete_folder(model, output, precision, text, trust) as folder:
         export_gguf(folder, output, name=_name(model), dtype=precision, quantization=quantize)  # type: ignore[arg-type]
+    write_card(model, output, gguf_form(quantize or precision))
     echo(f"GGUF file: {output / MODEL}")
     echo(f"to try it with Ollama: cd {output} && ollama create {_name(model).lower()} -f Modelfile")
 
@@ -142,11 +146,13 @@ def _write_quantized(
 ) -> None:
     from tuner.models.compress import compress, compressor_python
     from tuner.stages.calibration import calibration_rows
+    from tuner.stages.card_file import quantized_form, write_card
 
     compressor_python(kind)  # before the rows are read and an adapter is merged
     rows = calibration_rows(model, trust=trust)
     with _complete_folder(model, output, precision, text, trust, as_llama=True) as folder:
         losses = compress(folder, output, kind, dtype=precision, rows=rows)  # type: ignore[arg-type]
+    write_card(model, output, quantized_form(kind))
     echo(f"loss on {rows.held_out_name}: {losses.before:.4f} before, {losses.after:.4f} in {kind}")
     echo(f"quantized model: {output}")
 
@@ -155,9 +161,11 @@ def _write_lora(model: str, output: Path, trust: bool) -> None:
     from tuner.config import Model
     from tuner.models.locate import locate
     from tuner.models.to_gguf.export import ADAPTER, MODEL, export_lora
+    from tuner.stages.card_file import gguf_adapter_form, write_card
 
     location = locate(Model(path=model, trust_remote_code=trust))
     export_lora(location, output, name=_name(model))
+    write_card(model, output, gguf_adapter_form())
     echo(f"GGUF adapter: {output / ADAPTER}")
     echo(
         f"its base, {location.reference.path}, as {MODEL}: tuner export {location.base_folder} FOLDER --format gguf"

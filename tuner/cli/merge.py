@@ -29,6 +29,7 @@ def merge(
     """Merge a run's adapter into the dequantized base it was trained on, and compare outputs before and after."""
     from tuner.models.merge import locate_adapter
     from tuner.models.merge import merge as merge_adapter
+    from tuner.stages.card_file import folder_form, write_card
     from tuner.stages.run_models import usable_path
 
     precision = parse_precision(dtype)
@@ -36,6 +37,7 @@ def merge(
     locate_adapter(run)  # first, since without an adapter to merge no comparison texts are needed
     texts = comparison_texts(run, text, trust)
     report = merge_adapter(run, output, dtype=precision, texts=texts, trust=trust)
+    write_card(run, output, folder_form(run, "own"))
     if json:
         echo(printable_json(asdict(report) | {"output": str(report.output)}))
         return

@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 from tuner.errors import UserError
 from tuner.models.folder_files import first_line
-from tuner.stages.model_card import CURVES, model_card
+from tuner.stages.model_card import CARD, CURVES, model_card
 from tuner.stages.run import Run
 
 _DESTINATION = re.compile(r"(hf|modelscope):([\w.-]+/[\w.-]+)")
-CARD = "README.md"
 MESSAGE = "Upload by tuner"
 
 

@@ -11,6 +11,7 @@ from tuner.config import StageConfig
 from tuner.display.notebook import NotebookWatcher, in_notebook
 from tuner.display.progress import ProgressWatcher
 from tuner.errors import UserError
+from tuner.stages.card_file import write_card
 from tuner.stages.context import Context
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
@@ -71,6 +72,8 @@ def train_in(
         if run.results is not None:
             context.say(f"{run.folder}: there are results, but no model of them; both are made again")
         stage.train(config if stage.trains_runs else context.with_usable_models(config), context)
+        if devices.is_main and run.model_folder.is_dir():
+            write_card(run.folder, run.model_folder)
         outcome = "finished"
     except Interrupted as interrupted:
         outcome = "interrupted"

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 import tuner
 from tuner.cli.eval import evaluate
+from tuner.cli.main import app as main_app
 from tuner.config import (
     COOL,
     DPO,
@@ -37,10 +39,12 @@ from tuner.config import (
 )
 from tuner.errors import UserError
 from tuner.models.tiny import tiny_model_folder
+from tuner.stages.card_file import write_card
 from tuner.stages.model_card import base_license, model_card
 from tuner.stages.publish import plan_upload, upload
 from tuner.stages.rl import entrants
 from tuner.stages.rl import evaluate as comparing
+from tuner.stages.run_models import usable_path
 
 app = typer.Typer()
 app.command("eval")(evaluate)
@@ -416,8 +420,6 @@ def test_options_of_the_other_evaluation(runs):
 
 
 def test_a_card_of_every_stage(runs, cool, tmp_path):
-    import yaml
-
     cards = {
         folder.name: model_card(folder) for folder in (runs / "sft", runs / "reward", runs / "ppo", cool)
     }
@@ -434,10 +436,55 @@ def test_a_card_of_every_stage(runs, cool, tmp_path):
     results = tuner.open_run(runs / "ppo").results
     assert results is not None
     assert f"{results['score']['after']:.4f}" in cards["ppo"]
-    assert "| <code>tuner:sums/train.jsonl</code> | <code>files</code> |" in cards["sft"]
+    assert "| <code>tuner:sums/train.jsonl</code> | <code>training</code> |" in cards["sft"]
     assert "AutoPeftModelForCausalLM" in cards["sft"]
     assert "tuner score" in cards["reward"]
     assert "its folder does not say its license" in cards["sft"]
+
+
+def test_a_model_that_leaves_takes_its_card_along(runs, tmp_path):
+    run = runs / "sft"
+    own = (run / "model" / "README.md").read_text()
+    assert own == model_card(run)
+    text = tmp_path / "text.txt"
+    text.write_text("What is 2 + 3? " * 100)
+    for folder, words, summary, library in (
+        ("merged", ["merge"], "A complete language model", "transformers"),
+        (
+            "gguf",
+            ["export", "--format", "gguf", "--quantize", "q8_0"],
+            "A GGUF file, matrices in q8_0",
+            None,
+        ),
+        ("lora", ["export", "--format", "gguf-lora"], "An adapter as a GGUF file", None),
+    ):
+        options = [*words[1:], *([] if folder == "lora" else ["--text", str(text)])]
+        main_app([words[0], str(run), str(tmp_path / folder), *options], standalone_mode=False)
+        card = (tmp_path / folder / "README.md").read_text()
+        assert f"\n{summary}, trained by tuner" in card
+        assert yaml.safe_load(card.split("---\n")[1]).get("library_name") == library
+        # the figures are the run's
+        assert (
+            card.partition("## Figures")[2].partition("##")[0]
+            == own.partition("## Figures")[2].partition("##")[0]
+        )
+        assert (tmp_path / folder / "curves.png").read_bytes() == (run / "curves.png").read_bytes()
+
+
+def test_a_card_of_somebodys_own_stays(runs, tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    write_card(runs / "sft", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    assert not (tmp_path / "curves.png").exists()
+    write_card("tuner:tiny", tmp_path / "of_no_run")
+    assert not (tmp_path / "of_no_run").exists()
+
+
+def test_the_card_of_a_checkpoint_has_no_figures_of_the_end(runs, tmp_path):
+    (checkpoint,) = (runs / "ppo" / "checkpoints").iterdir()
+    card = model_card(usable_path(str(checkpoint)))
+    assert f"# ppo, {checkpoint.name}".replace("_", "\\_") in card
+    assert card.partition("## Figures")[2].partition("##")[0].strip().endswith("None.")
 
 
 def test_nothing_of_a_run_is_markup_in_its_card(runs, tmp_path):
@@ -456,6 +503,8 @@ def test_the_license_that_a_base_states(tmp_path):
     assert base_license(tmp_path) is None
     (tmp_path / "README.md").write_text("---\ntags: [a]\nlicense: apache-2.0\n---\n# A\nlicense: other\n")
     assert base_license(tmp_path) == "apache-2.0"
+    (tmp_path / "README.md").write_text('---\nlicense: "mit"\n---\n')  # as cards of ours state it
+    assert base_license(tmp_path) == "mit"
     (tmp_path / "README.md").write_text("# A\nlicense: other\n")
     assert base_license(tmp_path) is None
 
