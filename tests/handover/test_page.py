@@ -16,8 +16,8 @@ import yaml
 from tests.conftest import ROOT
 from tuner.resources import locate
 
-# a dozen commands, each a process of its own with its imports
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+# a dozen commands, each a process of its own that imports torch
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
