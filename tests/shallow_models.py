@@ -1,13 +1,27 @@
 """A model of fewer layers, for tests of what does not depend on their number: a run takes a fraction of the time."""
 
+import atexit
 import json
 import re
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from tuner.resources import locate
+
+
+@cache
+def shallow(layers: int) -> str:
+    """The path of such a model, which is written once per process and is gone with it.
+
+    Two layers are enough to tell whether layers are mixed up, held, gathered or computed again each on its own.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tuner-shallow-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(first_layers(folder / f"tiny_of_{layers}", layers))
 
 
 def first_layers(folder: Path, layers: int) -> Path:

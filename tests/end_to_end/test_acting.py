@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tuner
+from tests.shallow_models import shallow
 from tuner.config import (
     PPO,
     SFT,
@@ -37,7 +38,7 @@ from tuner.stages.run import Run
 
 SMALL = SFT(
     name="small",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=shallow(2)),
     adapter=LoRA(r=4),
     data=Chat(files=("tuner:sums/train.jsonl",), template="internlm2", max_length=64, limit=100),
     optimizer=AdamW(lr=5e-3),

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import tuner
-from tests.conftest import ROOT
+from tests.equivalence.conftest import in_two_processes
+from tests.shallow_models import shallow
 from tuner.config import (
     DPO,
     SFT,
@@ -30,7 +29,6 @@ from tuner.config import (
     Preferences,
     Validation,
     override,
-    to_json,
 )
 from tuner.errors import UserError
 from tuner.models.load import load_model
@@ -40,7 +38,7 @@ from tuner.training.stop_signals import Interrupted
 
 BASE = DPO(
     name="pairs",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=shallow(1)),
     adapter=LoRA(r=4),
     data=Preferences(
         files=("one.jsonl", "two.jsonl"),
@@ -192,24 +190,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     changes = {"pairs_per_step": 4, "max_steps": 4, "optimizer.eps": 1e-4}
     kinds = {"lora": {}, "full": {"adapter": None, "optimizer.lr": 1e-4}, "precomputed": PRECOMPUTED}
     configs = {name: override(BASE, {"name": name, **changes, **one}) for name, one in kinds.items()}
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys, tuner\n"
-        "from tuner.config import from_json\n"
-        "for config in sys.argv[2:]:\n"
-        "    tuner.train(from_json(config), runs=sys.argv[1])\n"
-    )
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    plain = ["--mixed_precision=no", "--dynamo_backend=no", str(script), str(tmp_path / "two")]
-    done = subprocess.run(
-        [sys.executable, *launch, *plain, *map(to_json, configs.values())],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(tmp_path, configs)
     for name, config in configs.items():
-        one, two = tuner.train(config, runs=tmp_path / "one"), Run(tmp_path / "two" / name)
+        one, two = tuner.train(config, runs=tmp_path / "one"), Run(tmp_path / "two" / name / name)
         assert two.read_json("versions")["processes"] == 2  # type: ignore[index]
         for alone, together in zip(curve(one), curve(two), strict=True):
             assert [value for value in alone if value is not None] == pytest.approx(

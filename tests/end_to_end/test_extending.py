@@ -10,6 +10,7 @@ import pytest
 
 import tuner
 from tests.conftest import ROOT
+from tests.shallow_models import shallow
 from tuner.config import Chat, Model, PolicyEvaluation, Prompts, Sampling, override
 from tuner.stages.data_view import load_rows
 from tuner.stages.run import Run
@@ -45,7 +46,7 @@ def sft(path: Path) -> tuner.config.SFT:
 
     return SFT(
         name="sft",
-        model=Model(path="tuner:tiny"),
+        model=Model(path=shallow(1)),
         data=Chat(files=(str(path),), template="internlm2", max_length=64),
         tokens_per_step=128,
         tokens_per_pass=128,
@@ -88,7 +89,7 @@ def test_an_algorithm(package: Path, tmp_path: Path) -> None:
     (tmp_path / "rules.py").write_text(RULE)
     config = reinforce.Reinforce(
         name="reinforce",
-        policy=Model(path="tuner:tiny"),
+        policy=Model(path=shallow(1)),
         adapter=tuner.config.LoRA(r=4),
         reward="rules.py:length",
         prompts=Prompts(

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 import tuner
 from tests.end_to_end.test_dpo import Killed, die, hashed, kill_at
+from tests.shallow_models import shallow
 from tuner.config import KTO, AdamW, Checkpoint, LoRA, Model, Preferences, Validation, override
 from tuner.data.inspection import errors
 from tuner.data.load_labels import load_labels
@@ -24,7 +25,7 @@ from tuner.stages.run import Run
 
 BASE = KTO(
     name="labels",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=shallow(1)),
     adapter=LoRA(r=4),
     data=Preferences(
         files=("labeled.jsonl",),

@@ -14,6 +14,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.forked import exit_code, fork
+from tests.shallow_models import shallow
 from tuner.config import (
     COOL,
     PPO,
@@ -39,9 +40,11 @@ from tuner.config import (
 )
 from tuner.stages.run import Run
 
+SHALLOW = shallow(2)
+
 SMALL = SFT(
     name="small",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=SHALLOW),
     adapter=LoRA(r=8, alpha=16),
     data=Chat(files=("tuner:sums/train.jsonl",), template="internlm2", max_length=64, limit=200),
     optimizer=AdamW(
@@ -59,7 +62,7 @@ SMALL = SFT(
 CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")
 SMALL_REWARD = RewardModel(
     name="reward",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=SHALLOW),
     adapter=LoRA(r=8, alpha=16),
     conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
     data=Preferences(files=("tuner:twins/train.jsonl",), template="internlm2", max_length=256, limit=40),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tuner
-from tests.equivalence.conftest import SMALL_PPO, in_two_processes, weights
+from tests.equivalence.conftest import SHALLOW, SMALL_PPO, in_two_processes, weights
 from tests.equivalence.test_ppo import assert_same, records, state, train_and_be_killed
 from tuner.algorithms.grpo import GRPO as GRPOAlgorithm
 from tuner.algorithms.rloo import RLOO as RLOOAlgorithm
@@ -219,7 +219,7 @@ def test_without_kl_no_reference_is_held(group, tmp_path):
     run = tuner.train(group("grpo", {"kl": 0.0, "max_steps": 2}), runs=tmp_path / "none")
     assert all("kl" not in record and "kl_loss" not in record for record in run.metrics)
     assert math.isfinite(run.metrics[-1]["loss"])
-    named = {"kl": 0.0, "max_steps": 1, "reference": {"path": "tuner:tiny"}}
+    named = {"kl": 0.0, "max_steps": 1, "reference": {"path": SHALLOW}}
     (record,) = tuner.train(group("grpo", named), runs=tmp_path / "named").metrics
     assert record["kl"] > 0.1, "the policy has left the base that it was trained from"
     assert "kl_loss" not in record

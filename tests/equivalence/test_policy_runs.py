@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tuner
-from tests.equivalence.conftest import SMALL_PPO
+from tests.equivalence.conftest import SHALLOW, SMALL_PPO
 from tests.equivalence.test_resume import Killed
 from tuner.cli.check import check as check_command
 from tuner.config import PPO, Model, override, to_json
 from tuner.errors import DivergedError, UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy, PolicyMeasurement
-from tuner.resources import locate
 from tuner.rollout.engine import LocalEngine
 from tuner.rollout.reward_sources import ModelReward
 from tuner.stages.check import check
@@ -47,7 +46,7 @@ def plain(start) -> Callable[..., PPO]:
     def made(changes: dict[str, Any] | None = None, reward: dict[str, Any] | None = None) -> PPO:
         judge = start("reward", {"max_steps": 2} | (reward or {}))
         starts = {
-            "policy.path": "tuner:tiny",
+            "policy.path": SHALLOW,
             "adapter": {"r": 8, "alpha": 16},
             "reward.path": str(judge.folder),
         }
@@ -97,7 +96,7 @@ def test_a_rule_without_a_prompt_that_is_held_out(plain, tmp_path):
 def other_base(tmp_path) -> str:
     """The embedded model with one weight changed."""
     folder = tmp_path / "other"
-    shutil.copytree(locate("tuner:tiny"), folder)
+    shutil.copytree(SHALLOW, folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["output.weight"] = tensors["output.weight"] * 1.01
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -114,7 +113,7 @@ def test_one_base_is_counted_once(plain, other_base):
     head = settings["vocab_size"] * settings["hidden_size"]  # a reward model has a scalar one instead
     assert (two.peak_gib - one.peak_gib) * 2**30 == pytest.approx(4 * (one.parameters - head), rel=0.01)
     assert check(plain({"roles": "separate"}, {"model.path": other_base})).warnings == ()
-    assert check(plain({"reference": {"path": "tuner:tiny"}})).peak_gib <= one.peak_gib
+    assert check(plain({"reference": {"path": SHALLOW}})).peak_gib <= one.peak_gib
     far = check(plain({"reference": {"path": other_base}}))
     (said,) = far.warnings
     assert said.startswith("policy and reference stand on two bases, which are both held")
@@ -266,7 +265,7 @@ def test_the_engine_is_told_of_every_change_of_the_policy_and_of_no_other(tmp_pa
 
     monkeypatch.setattr(LocalEngine, "generate", generating)
     monkeypatch.setattr(LocalEngine, "weights_changed", lambda self: calls.append("changed"))
-    config = SMALL_PPO.model_copy(update={"policy": Model(path="tuner:tiny")})
+    config = SMALL_PPO.model_copy(update={"policy": Model(path=SHALLOW)})
     rule = {"reward": f"{__file__}:short", "critic_from": "policy", "adapter": {"r": 8}, "replay": None}
     config = override(config, rule | {"max_steps": 3, "checkpoint.every": 1, "checkpoint.keep": 3})
     run = tuner.train(config, runs=tmp_path)

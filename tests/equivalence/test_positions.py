@@ -6,12 +6,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tuner.models  # noqa: F401 (registers InternLM2)
-from tests.equivalence.conftest import SMALL
+from tests.equivalence.conftest import SHALLOW, SMALL
 from tuner.data.examples import Collector, Examples, Sample
 from tuner.evaluation.position_loss import HeldOutReplay, RangeLoss, mean_loss
 from tuner.models.load import load_model
 from tuner.models.roles import Roles
-from tuner.resources import locate
 from tuner.training.devices import Devices
 
 RANGES = [(0, 256), (256, 512), (512, 1024), (1024, 2048)]
@@ -49,9 +48,7 @@ def roles() -> Roles:
 @pytest.fixture(scope="module")
 def expected() -> list[RangeLoss]:
     """Token by token, from the logits of one row at a time."""
-    model = AutoModelForCausalLM.from_pretrained(
-        locate("tuner:tiny"), dtype=torch.float32, attn_implementation="sdpa"
-    )
+    model = AutoModelForCausalLM.from_pretrained(SHALLOW, dtype=torch.float32, attn_implementation="sdpa")
     sums, weights = dict.fromkeys(RANGES, 0.0), dict.fromkeys(RANGES, 0.0)
     for tokens, weights_T in rows():
         tokens_T = torch.from_numpy(tokens).long()

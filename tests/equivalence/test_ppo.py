@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tuner
-from tests.equivalence.conftest import in_two_processes, weights
+from tests.equivalence.conftest import SHALLOW, in_two_processes, weights
 from tests.forked import exit_code, fork
 from tuner.algorithms.ppo import PPO as Algorithm
 from tuner.config import PPO, override
@@ -300,7 +300,7 @@ KNOBS = {
     "max_steps": 4,
     "checkpoint.every": 1,
     "checkpoint.keep": 9,
-    "reference": {"path": "tuner:tiny"},
+    "reference": {"path": SHALLOW},
     "kl": {"target": 1.0, "horizon": 8, "initial": 0.1},
     "entropy_bonus": 0.01,
     "value_gae_lambda": 1.0,
@@ -766,9 +766,7 @@ def plain_policy(path: str | Path, trainable: bool = False) -> Any:
 
     import tuner.models  # noqa: F401 (registers InternLM2)
 
-    base = AutoModelForCausalLM.from_pretrained(
-        locate("tuner:tiny"), dtype=torch.float32, attn_implementation="sdpa"
-    )
+    base = AutoModelForCausalLM.from_pretrained(SHALLOW, dtype=torch.float32, attn_implementation="sdpa")
     return PeftModel.from_pretrained(base, str(Path(path, "model")), is_trainable=trainable)
 
 
@@ -779,7 +777,7 @@ def plain_critic(path: str) -> Any:
     import tuner.models  # noqa: F401
 
     base = AutoModelForSequenceClassification.from_pretrained(
-        locate("tuner:tiny"), dtype=torch.float32, num_labels=1, attn_implementation="sdpa"
+        SHALLOW, dtype=torch.float32, num_labels=1, attn_implementation="sdpa"
     )
     return PeftModel.from_pretrained(base, str(Path(path, "model")))
 
@@ -1036,6 +1034,7 @@ def test_the_record_is_that_of_the_answers_in_the_file(ppo, tmp_path):
 def test_how_far_the_updates_went_by_another_route(ppo, tmp_path, watched):
     """The second of two updates begins with the weights that a run of one update leaves behind."""
     changes = {"critic_warmup": 0, "max_steps": 1, "replay": None, "tokens_per_pass": 1024}
+    changes["optimizer.lr"] = 2e-3
     with torch.enable_grad():
         one = tuner.train(ppo(changes), runs=tmp_path / "one")
         two = tuner.train(ppo(changes | {"update_epochs": 2}), runs=tmp_path / "two")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tuner
-from tests.equivalence.conftest import curve, weights
+from tests.equivalence.conftest import SHALLOW, curve, weights
 from tests.forked import exit_code, fork
 from tuner.config import to_json
 from tuner.errors import UserError
@@ -218,7 +218,7 @@ def test_changed_data_are_refused(small, train, tmp_path):
 
 def test_a_replaced_base_is_refused(small, train, tmp_path):
     base = tmp_path / "base"
-    shutil.copytree(locate("tuner:tiny"), base)
+    shutil.copytree(SHALLOW, base)
     config = small({"model.path": str(base), "checkpoint.every": 1})
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, 1, before_finish=True)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import tuner
-from tests.equivalence.conftest import SMALL, curve, in_two_processes, weights
+from tests.equivalence.conftest import SHALLOW, SMALL, curve, in_two_processes, weights
 from tests.equivalence.test_resume import Killed, kill_at
 from tests.equivalence.test_same_result import assert_close
 from tuner.config import AdamW, FocalRanking, LoRA, Model, Preferences, RewardModel, override
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 CONDITIONS = ("brief", "detailed", "polite", "blunt", "json", "plain")
 REWARD = RewardModel(
     name="small",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=SHALLOW),
     adapter=LoRA(r=8, alpha=16),
     conditions={name: f"tuner:twins/{name}.txt" for name in CONDITIONS},
     data=Preferences(files=("tuner:twins/train.jsonl",), template="internlm2", max_length=256, limit=40),
@@ -222,9 +222,9 @@ def begun(tmp_path_factory) -> dict[str, Run]:
 @pytest.mark.parametrize(
     ("start", "changes"),
     [
-        ("tuner:tiny", {}),
-        ("tuner:tiny", FULL),
-        ("tuner:tiny", NF4),
+        ("base", {}),
+        ("base", FULL),
+        ("base", NF4),
         ("sft", {}),
         ("sft-nf4", {}),
         ("sft-full", {}),
@@ -234,7 +234,7 @@ def begun(tmp_path_factory) -> dict[str, Run]:
     ],
 )
 def test_a_language_model_gets_a_zero_head(reward, train, begun, start, changes):
-    path = str(begun[start].folder) if start in begun else start
+    path = SHALLOW if start == "base" else str(begun[start].folder)
     run = train(reward({"model.path": path, "max_steps": 1, **changes}))
     begins_at_zero(run)
     assert first_step(run)["grad_norm"] > 0

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tuner
-from tests.equivalence.conftest import SMALL, SMALL_PPO, SMALL_REWARD
+from tests.equivalence.conftest import SHALLOW, SMALL, SMALL_PPO, SMALL_REWARD
 from tuner.cli.main import app
 from tuner.config import (
     DPO,
@@ -28,7 +28,7 @@ from tuner.stages.run_models import usable_path
 EVERY = {"checkpoint.every": 1, "max_steps": 2}
 SMALL_DPO = DPO(
     name="dpo",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=SHALLOW),
     adapter=LoRA(r=8, alpha=16),
     data=Preferences(files=("tuner:twins/train.jsonl",), template="internlm2", max_length=256, limit=16),
     optimizer=AdamW(lr=1e-3),
@@ -43,7 +43,7 @@ def rule_ppo(folder: Path, changes: dict[str, object]) -> StageConfig:
     """A small PPO run on the embedded model, rewarded by a rule, so that no other run has to be trained first."""
     (folder / "rules.py").write_text("def length(answer, row):\n    return float(len(answer))\n")
     parts = {
-        "policy.path": "tuner:tiny",
+        "policy.path": SHALLOW,
         "adapter": LoRA(r=8, alpha=16),
         "critic_from": "policy",
         "replay": None,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 import tuner
-from tests.equivalence.conftest import SMALL_PPO, in_two_processes
+from tests.equivalence.conftest import SHALLOW, SMALL_PPO, in_two_processes
 from tests.unit.rollout.vllm_stand_in import StandIn
 from tuner.config import GRPO, RLOO, Model, PolicyConfig, override
 from tuner.errors import UserError
@@ -41,7 +41,7 @@ def config(stand_in) -> Iterator[Callable[..., PolicyConfig]]:
     with stand_in.serving() as url:
 
         def made(kind: str, changes: dict[str, Any] | None = None) -> PolicyConfig:
-            base: PolicyConfig = SMALL_PPO.model_copy(update={"policy": Model(path="tuner:tiny")})
+            base: PolicyConfig = SMALL_PPO.model_copy(update={"policy": Model(path=SHALLOW)})
             rule = {"reward": f"{__file__}:short"}
             if kind == "ppo":
                 base = override(base, {**rule, "critic_from": "policy", "replay": None})
@@ -49,7 +49,7 @@ def config(stand_in) -> Iterator[Callable[..., PolicyConfig]]:
                 group: Any = {"grpo": GRPO, "rloo": RLOO}[kind]
                 base = group(
                     name=kind,
-                    policy=Model(path="tuner:tiny"),
+                    policy=Model(path=SHALLOW),
                     **rule,
                     **shared,
                     answers_per_prompt=3,
@@ -149,7 +149,7 @@ def test_two_processes_correct_as_one_does(config, stand_in, tmp_path):
 
 def test_check_says_what_the_engine_needs(config, tmp_path, monkeypatch):
     notes = check(config("ppo")).notes
-    assert any("serve-rollouts tuner:tiny --max-lora-rank 8 --precision fp32" in note for note in notes)
+    assert any(f"serve-rollouts {SHALLOW} --max-lora-rank 8 --precision fp32" in note for note in notes)
     monkeypatch.delenv(vllm_server.PYTHON, raising=False)
     monkeypatch.chdir(tmp_path)
     own = {"engine": {"url": None}}

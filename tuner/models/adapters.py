@@ -248,9 +248,10 @@ def is_meta(model: nn.Module) -> bool:
 def save_adapter(model: Any, folder: Path, base: str) -> None:
     """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`."""
     _settings(model)[ADAPTER].base_model_name_or_path = base
+    # peft's model card is an empty template, which takes longer to fill in than a small adapter to save
+    model.create_or_update_model_card = lambda _: None
     # False: else peft also saves embeddings that it guesses were resized; those trained whole are saved anyway.
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
-    Path(folder, "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
     file = folder / ADAPTER_FILE
     values = json.loads(file.read_text(encoding="utf-8"))
     for name in ("target_modules", "exclude_modules", "target_parameters"):
