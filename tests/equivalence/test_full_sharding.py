@@ -15,8 +15,17 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tuner
-from tests.equivalence.conftest import SHALLOW, SMALL, SMALL_PPO, SMALL_REWARD, in_two_processes, weights
-from tests.equivalence.test_sharding import SHARDS, STEADY, TRAIN, assert_equal, record
+from tests.equivalence.conftest import SMALL_PPO, in_two_processes, weights
+from tests.equivalence.test_sharding import (
+    SHARDS,
+    SMALL,
+    SMALL_REWARD,
+    STEADY,
+    TRAIN,
+    TWO_LAYERS,
+    assert_equal,
+    record,
+)
 from tuner.config import Freeze, override
 from tuner.stages.run import Run
 from tuner.training.checkpoint_names import checkpoint_steps
@@ -64,7 +73,7 @@ def tied(tmp_path_factory) -> Path:
     config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
-    for file in Path(SHALLOW).glob("*token*"):
+    for file in Path(TWO_LAYERS["model.path"]).glob("*token*"):
         shutil.copy(file, folder)
     return folder
 
@@ -80,7 +89,10 @@ def test_two_processes(tied, start, tmp_path, monkeypatch):
     # held-out passes without gradients between the steps: what is outside of layers must not stay gathered after them
     # (in SFT all is gathered for samples after them, and put back)
     reward = override(reward, {"data.split.validation": 0.3, "evaluation.every": 1})
-    of_roles = {"policy.path": SHALLOW, "reward.path": str(start("reward", {"max_steps": 1}).folder)}
+    of_roles = {
+        "policy.path": TWO_LAYERS["model.path"],
+        "reward.path": str(start("reward", TWO_LAYERS | {"max_steps": 1}).folder),
+    }
     of_roles |= {"roles": "separate", "adapter": None, "tokens_per_pass": 96, "max_steps": 2}
     equal = {
         "full": override(full, {"freeze": Freeze(names=("model.layers.0.*",))}),

@@ -520,13 +520,12 @@ two parts of a step; both do, and go on with it."""
 
 
 def test_two_processes_equal_one(ppo, tmp_path, watched):
-    """In one launch: plain; stopped; with everything that has a total; with a rank that has no row, and no prompt."""
+    """In one launch: stopped; with everything that has a total; with a rank that has no row, and no prompt."""
     tested = {"prompts.test_files": [TEN], "evaluation.rows": 3, "evaluation.every": 2}
     tested |= {"evaluation.rule": f"{__file__}:gold", "max_steps": 3}
     several = {"mini_batches": 2, "update_epochs": 2, "whiten_advantages": True, "tokens_per_pass": 64}
     followed = {"kl": {"target": 1e-3, "horizon": 8}, "entropy_bonus": 0.01, "critic_updates": 2}
     cases = {
-        "plain": ppo({"max_steps": 3}),
         "stopped": ppo({"max_steps": 2}),
         "rich": ppo(RICH | several | {"evaluation.rule": f"{__file__}:lengthy"}),
         "one-row": ppo({"tokens_per_pass": 2048, "max_steps": 3, **several, "mini_batches": 1, **followed}),

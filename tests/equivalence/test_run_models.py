@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import tuner
 from tests.equivalence.conftest import SHALLOW, SMALL, SMALL_PPO, SMALL_REWARD
+from tests.shallow_models import shallow
 from tuner.cli.main import app
 from tuner.config import (
     DPO,
@@ -81,7 +82,15 @@ def usable(path: Path) -> Path:
         (SMALL, {}),
         (SMALL, {"model.quantization": "nf4", "precision": "bf16"}),
         (SMALL, {"adapter": None, "optimizer.lr": 1e-3}),
-        (SMALL, {"adapter": None, "freeze": {"all_but_last_layers": 1}, "precision": "bf16"}),
+        (
+            SMALL,
+            {
+                "model.path": shallow(2),
+                "adapter": None,
+                "freeze": {"all_but_last_layers": 1},
+                "precision": "bf16",
+            },
+        ),
         (SMALL, {"adapter.train_whole": ["embed_tokens"]}),
         (SMALL, {"freeze": {"names": ["*lora_A*"]}}),
         (SMALL_REWARD, {"data.split.test": 0.0}),

@@ -15,18 +15,16 @@ import pytest
 import torch
 
 import tuner
-from tests.equivalence.conftest import (
-    SMALL,
-    SMALL_PPO,
-    SMALL_REWARD,
-    in_processes,
-    in_two_processes,
-    weights,
-)
+from tests.equivalence.conftest import SMALL as ONE_LAYER
+from tests.equivalence.conftest import SMALL_PPO, in_processes, in_two_processes, weights
+from tests.equivalence.conftest import SMALL_REWARD as ONE_LAYER_REWARD
+from tests.shallow_models import shallow
 from tuner.config import GRPO, RLOO, override
 from tuner.stages.end_run import end_run
 from tuner.stages.run import Run
 
+TWO_LAYERS = {"model.path": shallow(2)}
+SMALL, SMALL_REWARD = (override(one, TWO_LAYERS) for one in (ONE_LAYER, ONE_LAYER_REWARD))
 NF4 = {"model.quantization": "nf4"}
 STEADY = {"optimizer.eps": 1e-2, "max_steps": 3, "gradient_checkpointing": True}
 SHARDS, ROWS = {"parallel.shard": 2}, {"parallel.sequence": 2}
@@ -116,7 +114,7 @@ def assert_equal(one: Run, other: Run) -> None:
 @pytest.fixture(scope="session")
 def policies(start) -> dict:
     """Each algorithm with roles on one 4-bit base: four; three; and three with a rank that has no row."""
-    sft, reward = start("sft", NF4), start("reward", NF4)
+    sft, reward = (start(kind, TWO_LAYERS | NF4) for kind in ("sft", "reward"))
     measured = {
         "prompts.test_files": [{"path": "tuner:sums/test.jsonl", "condition": "polite", "limit": 5}],
         "replay.test_files": [{"path": "tuner:sums/test.jsonl", "limit": 3}],

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tuner
+from tests.shallow_models import shallow
 from tuner.config import DPO, AdamW, Constant, LoRA, Model, Preferences, override
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.sources import Rows
@@ -15,7 +16,7 @@ from tuner.models.load import load_model
 STEPS = 5  # of 4 pairs: an epoch of 18 ends with a smaller step
 CONFIG = DPO(
     name="ours",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=shallow(2)),
     adapter=LoRA(r=8, alpha=16),
     data=Preferences(files=("tuner:twins/train.jsonl",), template="internlm2", max_length=256, limit=18),
     optimizer=AdamW(lr=3e-3, eps=1e-5),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tuner
+from tests.shallow_models import shallow
 from tuner.config import AdamW, Constant, FocalRanking, LoRA, Model, Preferences, RewardModel, override
 from tuner.data.stream import make_stream
 from tuner.models.forward import scores
@@ -23,7 +24,7 @@ ROWS = 16
 PLAIN = FocalRanking(gamma=0.0, barrier=0.0)
 CONFIG = RewardModel(
     name="ours",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=shallow(2)),
     adapter=LoRA(r=8, alpha=16),
     data=Preferences(files=("tuner:twins/train.jsonl",), template="internlm2", max_length=128),
     loss=PLAIN,

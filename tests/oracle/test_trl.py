@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tuner
+from tests.shallow_models import shallow
 from tuner.config import SFT, AdamW, Chat, Constant, Evaluation, LoRA, Model, override
 from tuner.models.load import load_model, load_tokenizer
 from tuner.stages.data_view import load_rows
@@ -14,7 +15,7 @@ STEPS = 3
 ROWS = 48
 CONFIG = SFT(
     name="ours",
-    model=Model(path="tuner:tiny"),
+    model=Model(path=shallow(2)),
     adapter=LoRA(r=8, alpha=16),
     data=Chat(files=("tuner:sums/train.jsonl",), template="internlm2", max_length=64, limit=ROWS),
     optimizer=AdamW(

@@ -245,11 +245,15 @@ def is_meta(model: nn.Module) -> bool:
     return any(weight.is_meta for weight in model.parameters())
 
 
+def _write_no_card(folder: str) -> None:
+    """In place of peft's."""
+
+
 def save_adapter(model: Any, folder: Path, base: str) -> None:
     """Write a standard PEFT folder: adapter_model.safetensors in fp32, adapter_config.json naming `base`."""
     _settings(model)[ADAPTER].base_model_name_or_path = base
     # peft's model card is an empty template, which takes longer to fill in than a small adapter to save
-    model.create_or_update_model_card = lambda _: None
+    model.create_or_update_model_card = _write_no_card
     # False: else peft also saves embeddings that it guesses were resized; those trained whole are saved anyway.
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
     file = folder / ADAPTER_FILE
