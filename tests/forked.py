@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,33 @@ def fork(work: Callable[[], object]) -> int:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def tuner_command(folder: Path, *arguments: str) -> int:
+    """The id of a child that is `tuner` with these arguments in a folder, where `said.txt` has what it says.
+
+    It is a process as a shell's, with its own signals and exit code, but for seconds of imports.
+    """
+
+    def work() -> None:
+        from tuner.cli.main import main
+
+        os.chdir(folder)
+        sys.stdout = sys.stderr = Path("said.txt").open("w", buffering=1)  # noqa: SIM115
+        for descriptor in (1, 2):
+            os.dup2(sys.stdout.fileno(), descriptor)
+        sys.argv = ["tuner", *arguments]
+        try:
+            main()
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+
+    return fork(work)
+
+
+def is_running(child: int) -> bool:
+    """Whether a child has not ended; it is still to be asked for its exit code."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def exit_code(child: int) -> int:

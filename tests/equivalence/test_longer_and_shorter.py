@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import tuner
-from tests.conftest import ROOT
 from tests.equivalence.conftest import SMALL, SMALL_REWARD
 from tests.equivalence.test_run_models import SMALL_DPO, contents, rule_ppo
+from tests.forked import exit_code, is_running, tuner_command
 from tuner.config import Constant, StageConfig, override, to_json
 from tuner.errors import UserError
 from tuner.stages.end_run import end_run
@@ -179,22 +177,14 @@ def test_a_run_that_another_process_trains_ends_with_success(tmp_path: Path) -> 
         "from pathlib import Path\nfrom tuner.config import from_json\n"
         "config = from_json((Path(__file__).parent / 'config.json').read_text())\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tuner", "train", "mine.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    process = tuner_command(tmp_path, "train", "mine.py")
     run = Run(tmp_path / "runs" / "other")
     while not run.folder.is_dir() or not run.metrics:
-        assert process.poll() is None
+        assert is_running(process)
         time.sleep(0.1)
     assert not end_run(run.folder).has_ended
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "model:" in printed
+    assert exit_code(process) == 0
+    assert "\nmodel:" in (tmp_path / "said.txt").read_text()
     results = run.results or {}
     assert results["ended_early"]["step"] == run.metrics[-1]["step"]
     assert run.is_finished

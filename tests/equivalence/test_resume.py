@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import tuner
 from tests.equivalence.conftest import SHALLOW, curve, weights
-from tests.forked import exit_code, fork
+from tests.forked import exit_code, fork, is_running, tuner_command
 from tuner.config import to_json
 from tuner.errors import UserError
 from tuner.resources import locate
@@ -134,23 +132,26 @@ def test_a_full_disk_is_said_and_nothing_is_lost(small, train, whole, monkeypatc
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],
 )
 def test_signals_to_a_real_process(small, tmp_path, number, code):
-    config = small({"max_steps": 40, "checkpoint.every": 7})
+    """Its later steps wait a little, so that the signal comes before the last."""
+    config = small({"max_steps": 30, "checkpoint.every": 7})
     (tmp_path / "config.json").write_text(to_json(config))
     file = tmp_path / "config.py"
     file.write_text(
         "from pathlib import Path\nfrom tuner.config import from_json\n"
         f"config = from_json(Path({str(tmp_path / 'config.json')!r}).read_text())\n"
+        "import time\nfrom tuner.training.step import Step\nfinish = Step.finish\n"
+        "def waiting(self):\n    finish(self)\n    time.sleep(0.2 * (self.index > 7))\n"
+        "Step.finish = waiting\n"
     )
-    command = [sys.executable, "-m", "tuner", "train", str(file), "--runs", str(tmp_path / "killed")]
     run = Run(tmp_path / "killed" / "small")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while len(run.metrics) < 9 and process.poll() is None:
+    process = tuner_command(tmp_path, "train", "config.py", "--runs", "killed")
+    while len(run.metrics) < 9 and is_running(process):
         time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
+    os.kill(process, number)
+    ended, said = exit_code(process), (tmp_path / "said.txt").read_text()
+    assert ended == code, said
     assert "Traceback" not in said
-    assert 9 <= len(run.metrics) < 40
+    assert 9 <= len(run.metrics) < 30
     resumed = tuner.train(config, runs=tmp_path / "killed")
     assert curve(resumed) == curve(tuner.train(config, runs=tmp_path / "whole"))
 
