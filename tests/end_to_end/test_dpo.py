@@ -165,7 +165,13 @@ def test_a_reference_computed_beforehand_is_the_same(kind: dict[str, Any], tmp_p
 
 def test_conservative_dpo_and_the_likelihood_by_hand(tmp_path: Path) -> None:
     """One pair a step, whose margin is logged: −(1 − e) log σ(margin) − e log σ(−margin)."""
-    alone = {"pairs_per_step": 1, "max_steps": 4, "evaluation.every": None, "schedule.warmup": 0.0}
+    alone = {
+        "model.path": "tuner:tiny",
+        "pairs_per_step": 1,
+        "max_steps": 4,
+        "evaluation.every": None,
+        "schedule.warmup": 0.0,
+    }
     smooth = tuner.train(override(BASE, alone | {"label_smoothing": 0.2}), runs=tmp_path / "smooth")
     for record in smooth.metrics:
         odds = math.exp(-record["margin"])
