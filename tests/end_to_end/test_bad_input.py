@@ -462,15 +462,6 @@ def test_models_that_cannot_be_held_in_shards(tuner: Tuner, folder: Path) -> Non
 def test_models_whose_rows_cannot_be_shared(tuner: Tuner, folder: Path) -> None:
     done = tuner("check", "mine.py", "parallel.sequence=3")
     assert_one_sentence(done, "parallel.sequence=3", "4 attention heads", "choose a divisor of the first")
-    rope = 'model.rope={"scaling": "dynamic", "factor": 2.0}'
-    done = tuner("check", "mine.py", "parallel.sequence=2", rope)
-    assert_one_sentence(
-        done,
-        "scales positions by the length",
-        "(dynamic)",
-        'Rope(scaling="yarn" or "linear"',
-        "or leave it out",
-    )
     assert_nothing_is_left(folder)
 
 

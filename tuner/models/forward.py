@@ -15,6 +15,7 @@ from tuner.losses.chunked_softmax import chunk_size
 from tuner.losses.logprob import entropies_of_head, logprobs, logprobs_of_head
 from tuner.losses.token import cross_entropy, cross_entropy_of_head
 from tuner.models.positions import check_length
+from tuner.models.segment_rope import part_positions
 from tuner.models.sharding import gathered
 from tuner.models.shared_rows import RowPart
 from tuner.models.unwrap import unwrapped
@@ -151,9 +152,12 @@ def _part_states(model: torch.nn.Module, part: RowPart) -> torch.Tensor:
     row, (first, end) = part.row, part.bounds
     check_length(model, row.longest, "; shorten the longest")
     backbone = unwrapped(model).get_decoder()
+    positions_1T = row.positions_T[None]
+    if part.processes is not None:
+        positions_1T = part_positions(row.positions_T, first, end)
     output = backbone(
         input_ids=row.tokens_T[None, first:end],
-        position_ids=row.positions_T[None, first:end],
+        position_ids=positions_1T,
         # a cache would hold every layer's keys and values until the backward pass is done
         use_cache=False,
         **segment_arguments(row),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -9,13 +11,17 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tuner.models.rope import BY_LENGTH
 
+_LENGTHS = "segment_lengths"
+"""Attribute of the positions of a part of a row: the length of each token's segment, [1, tokens]."""
+
 
 class SegmentedRotary(nn.Module):
     """Dynamic NTK scaling and LongRoPE by the length of each segment of a packed row.
 
     transformers' own take one length for the whole batch, and its dynamic scaling remembers the longest so far: a
     sample's positions would depend on what it is packed with and on earlier batches. Here they depend on the sample
-    alone. A segment starts wherever positions do not increase; positions are [batch, tokens].
+    alone. A segment starts wherever positions do not increase; positions are [batch, tokens]. Positions of a part of a
+    row come from `part_positions`, which knows how long segments are that go on beyond the part.
     """
 
     inv_freq: Tensor
@@ -42,10 +48,13 @@ class SegmentedRotary(nn.Module):
     def _frequencies(self, position_ids: Tensor) -> Tensor:
         """[head_dim / 2], or [batch, tokens, head_dim / 2] where a segment is longer than the trained length."""
         inv_freq = self.inv_freq.float()
+        lengths: Tensor | None = getattr(position_ids, _LENGTHS, None)
+        longest = position_ids.max() + 1 if lengths is None else lengths.max()
         # waits for the device once a pass; only models whose positions depend on the length come here
-        if int(position_ids.max()) < self.trained_length:
+        if int(longest) <= self.trained_length:
             return inv_freq
-        lengths = _segment_lengths(position_ids)
+        if lengths is None:
+            lengths = _segment_lengths(position_ids)
         if self.kind == "longrope":  # which has one set of frequencies for all long segments
             lengths = lengths.clamp(max=self.trained_length + 1)
         frequencies = inv_freq.expand(*position_ids.shape, -1).clone()
@@ -65,6 +74,23 @@ def install_segmented_rope(model: PreTrainedModel) -> None:
         if isinstance(rotary, nn.Module) and getattr(rotary, "rope_type", None) == kind:
             device = rotary.get_buffer("inv_freq").device
             module.rotary_emb = SegmentedRotary(model.config).to(device)
+
+
+def part_positions(positions_T: Tensor, first: int, end: int) -> Tensor:
+    """The positions of some tokens of a packed row, [1, tokens], by which they are rotated as in the whole row."""
+    part = positions_T[None, first:end]
+    # on the tensor, which layers hand on as it is: a setting of the module would be another row's in a backward pass
+    # that computes positions again
+    setattr(part, _LENGTHS, _segment_lengths(positions_T[None])[:, first:end])
+    return part
+
+
+def depends_on_length(model: PreTrainedModel) -> bool:
+    """Whether a model's positions depend on the length of a row in a way that is not made exact here."""
+    parameters: dict[str, Any] = getattr(model.config, "rope_parameters", None) or {}
+    of_layers = [part for part in parameters.values() if isinstance(part, dict)]  # where their kinds differ
+    exact = any(isinstance(module, SegmentedRotary) for module in model.modules())
+    return bool({part.get("rope_type") for part in (parameters, *of_layers)} & BY_LENGTH) and not exact
 
 
 def _segment_lengths(position_ids: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from tuner.data.batch import Batch
 from tuner.errors import UserError
 from tuner.models.load import Loaded
-from tuner.models.rope import BY_LENGTH
+from tuner.models.segment_rope import depends_on_length
 from tuner.models.unwrap import unwrapped
 
 if TYPE_CHECKING:  # rows of one process do not load it
@@ -40,15 +40,10 @@ def refuse_shared_rows(loaded: Loaded, processes: int) -> None:
             f"parallel.sequence={processes}: {loaded.base.path} has {heads} attention heads, and {key_heads} of keys "
             f"and values, which {processes} processes cannot divide among them; choose a divisor of the first"
         )
-    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    of_kinds = [
-        part for part in parameters.values() if isinstance(part, dict)
-    ]  # of layers, where they differ
-    for kind in {part.get("rope_type") for part in (parameters, *of_kinds)} & BY_LENGTH:
+    if depends_on_length(loaded.transformer):
         raise UserError(
-            f"parallel.sequence: {loaded.base.path} scales positions by the length of what it reads ({kind}), of which "
-            'a process sees a part; set model.rope=Rope(scaling="yarn" or "linear", factor=...) without '
-            "mixed_window, or leave it out"
+            f"parallel.sequence: {loaded.base.path} has layers that scale positions by the length of what they read, "
+            "of which a process sees a part; leave parallel.sequence out"
         )
 
 

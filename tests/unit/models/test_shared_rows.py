@@ -1,13 +1,15 @@
 """The part of a row that one of several processes computes: every place once, a dead segment behind the last."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tuner.data.batch import make_batch
-from tuner.models.shared_rows import RowPart, _padded
+from tuner.errors import UserError
+from tuner.models.shared_rows import RowPart, _padded, refuse_shared_rows
 
 
 @dataclass
@@ -48,3 +50,17 @@ def test_parts_are_the_row(count):
     for part, (own, local) in zip(parts, found, strict=True):
         first, end = part.bounds
         assert torch.equal(row.tokens_T[first:end][local], batch.tokens_T[places[own]])
+
+
+def test_layers_that_scale_by_what_they_read_are_refused():
+    """Kinds of layers with positions of their own: those by length are not made exact in a part of a row."""
+    kinds = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(num_attention_heads=4, rope_parameters=kinds)  # type: ignore[assignment]
+    loaded = SimpleNamespace(transformer=model, base=SimpleNamespace(path="org/model"))
+    with pytest.raises(
+        UserError, match=r"org/model has layers that scale positions by .*leave parallel.sequence out"
+    ):
+        refuse_shared_rows(loaded, 2)  # type: ignore[arg-type]
+    kinds["full_attention"]["rope_type"] = "linear"
+    refuse_shared_rows(loaded, 2)  # type: ignore[arg-type]
