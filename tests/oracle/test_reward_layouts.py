@@ -87,8 +87,6 @@ def test_the_run_is_an_adapter_for_plain_peft(runs, sequences, expected, kind):
     """On the base as a sequence classification model with one score, whose own head is drawn at random."""
     from peft import PeftModel
 
-    from tuner.resources import locate
-
     options = {}
     if kind == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -99,7 +97,7 @@ def test_the_run_is_an_adapter_for_plain_peft(runs, sequences, expected, kind):
             llm_int8_skip_modules=["score"],
         )
     base = AutoModelForSequenceClassification.from_pretrained(
-        locate("tuner:tiny"), num_labels=1, dtype=torch.float32, **options
+        REWARD.model.path, num_labels=1, dtype=torch.float32, **options
     )
     model = PeftModel.from_pretrained(base, runs[kind].model_folder).train()  # bitsandbytes repacks in eval
     assert_equal(alone(model, sequences), expected[kind])
