@@ -60,7 +60,7 @@ def after_quantizing(do: Callable[[nn.Parameter], None]) -> Iterator[None]:
             return weights
 
     made, quantizer = Bnb4BitHfQuantizer.get_quantize_ops, cast(Any, Bnb4BitHfQuantizer)
-    quantizer.get_quantize_ops = Watched
+    quantizer.get_quantize_ops = lambda self: Watched(self)
     try:
         yield
     finally:
