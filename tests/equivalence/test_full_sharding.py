@@ -97,7 +97,7 @@ def test_two_processes(tied, start, tmp_path, monkeypatch):
     of_roles |= {"roles": "separate", "adapter": None, "tokens_per_pass": 96, "max_steps": 2}
     ppo = override(SMALL_PPO, STEADY | of_roles)
     of_group: dict[str, Any] = {name: getattr(ppo, name) for name in GRPO.model_fields if hasattr(ppo, name)}
-    of_group |= {"stage": "grpo", "prompts_per_step": 3, "answers_per_prompt": 2}
+    of_group |= {"stage": "grpo", "prompts_per_step": 3, "answers_per_prompt": 2, "kl_estimator": "k3"}
     equal = {
         "full": override(full, {"freeze": Freeze(names=("model.layers.0.*",))}),
         "reward": reward,
