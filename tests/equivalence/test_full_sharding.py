@@ -8,6 +8,7 @@ rounding; see test_sharding.py on what that means.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from tests.equivalence.test_sharding import (
     assert_equal,
     record,
 )
-from tuner.config import Freeze, override
+from tuner.config import GRPO, Freeze, override
 from tuner.stages.run import Run
 from tuner.training.checkpoint_names import checkpoint_steps
 from tuner.training.step import Step
@@ -94,10 +95,14 @@ def test_two_processes(tied, start, tmp_path, monkeypatch):
         "reward.path": str(start("reward", TWO_LAYERS | {"max_steps": 1}).folder),
     }
     of_roles |= {"roles": "separate", "adapter": None, "tokens_per_pass": 96, "max_steps": 2}
+    ppo = override(SMALL_PPO, STEADY | of_roles)
+    of_group: dict[str, Any] = {name: getattr(ppo, name) for name in GRPO.model_fields if hasattr(ppo, name)}
+    of_group |= {"stage": "grpo", "prompts_per_step": 3, "answers_per_prompt": 2, "kl_estimator": "k3"}
     equal = {
         "full": override(full, {"freeze": Freeze(names=("model.layers.0.*",))}),
         "reward": reward,
-        "ppo": override(SMALL_PPO, STEADY | of_roles),
+        "ppo": ppo,
+        "grpo": GRPO(**of_group),
     }
     each = override(small, ONE_PASS_EACH)
     same = {

@@ -141,7 +141,7 @@ def policies(start) -> dict:
     }
 
 
-@pytest.mark.timeout(1200)  # sixteen runs in a launch
+@pytest.mark.timeout(1200)  # eighteen runs in a launch
 def test_two_processes(policies, tmp_path):
     """In one launch, as importing costs more than training: every stage, and a run that moves between layouts."""
     # one sample: one of two processes generates nothing
@@ -155,16 +155,22 @@ def test_two_processes(policies, tmp_path):
     }
     pairs |= {"data.test_files": [{"path": "tuner:twins/test.jsonl", "limit": 17}]}
     idle = {"tokens_per_step": 64, "tokens_per_pass": 64}
+    modules = {
+        "adapter.train_whole": ["embed_tokens", "lm_head"],
+        "tokens_per_pass": 128,
+        "optimizer.lr": 1e-3,
+    }
     configs = {
         "nf4": override(SMALL, STEADY | chat | NF4),
         "idle": override(SMALL, STEADY | idle),
+        "modules": override(SMALL, STEADY | modules | NF4),
         "reward": override(SMALL_REWARD, STEADY | pairs | NF4),
         **policies,
         "all-weights": override(SMALL, STEADY | chat | {"adapter": None, "optimizer.lr": 1e-3}),
     }
     of_bits, in_shards, of_rows = (
-        ("nf4", "idle", "reward", "ppo"),
-        ("nf4", "idle", "reward", "ppo", "grpo", "rloo"),
+        ("nf4", "idle", "modules", "reward", "ppo"),
+        ("nf4", "idle", "modules", "reward", "ppo", "grpo", "rloo"),
         ("nf4", "reward", "ppo", "all-weights"),
     )
     cases = {

@@ -25,6 +25,7 @@ from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import check_settings, read_adapter_file
 from tuner.models.folder_files import first_line
 from tuner.models.quantization import bitsandbytes
+from tuner.models.slices import hold_whole
 from tuner.models.unwrap import unwrapped
 
 ADAPTER = "default"
@@ -52,6 +53,7 @@ def add_adapter(
     settings = peft_config(adapter, model)
     if new_tokens:
         settings.trainable_token_indices = _token_rows(model, new_tokens, settings.modules_to_save or ())
+    _hold_copied_whole(model, settings)
     # forked: seeding here must not reset the global generators, from which dropout draws in training
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         torch.manual_seed(seed)
@@ -114,6 +116,7 @@ def continue_adapter(
     file = Path(folder, "adapter_model.safetensors")
     with _adapter_errors(folder):
         weights = _read_weights(model, file)
+        _hold_copied_whole(model, settings)
         if weights is not None and new_head:
             # the file has no head: without this entry _check_keys would report it missing
             weights[_SAVED_HEAD] = model.get_parameter(f"{SCORE}.weight").detach()
@@ -300,11 +303,22 @@ def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
     refuse_changes_of_the_base(model, settings)
     settings = copy.deepcopy(settings)
     settings.base_model_name_or_path = None
+    _hold_copied_whole(model, settings)
     # forked: these random weights are overwritten at once, and drawing them must not change later dropout
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         # not the add_adapter of PeftModelForSequenceClassification, which also wraps modules named like a head
         _peft().PeftModel.add_adapter(model, name, settings)
     vars(model).pop("_tuner_layers", None)  # it may stand on layers that had no adapter
+
+
+def _hold_copied_whole(model: nn.Module, settings: Any) -> None:
+    """Gather the modules that an adapter copies, or trains rows of, where processes have read their rows alone."""
+    modules = [module for _, module in _named(model, tuple(settings.modules_to_save or ()))]
+    if settings.trainable_token_indices:
+        transformer = unwrapped(model)
+        layers = (transformer.get_input_embeddings(), transformer.get_output_embeddings())
+        modules += [layer for layer in layers if layer is not None]
+    hold_whole(model, modules)
 
 
 def _peft() -> Any:

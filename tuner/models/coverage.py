@@ -19,6 +19,7 @@ from tuner.models.adapters import (
 )
 from tuner.models.freeze import plain_name
 from tuner.models.quantization import quantized_layers
+from tuner.models.slices import whole_shape
 from tuner.models.unwrap import unwrapped
 
 
@@ -87,4 +88,4 @@ def quantizable(model: nn.Module) -> set[int]:
 def num_weights(weight: Any) -> int:
     """Number of weights of a parameter: of a 4-bit one, those that its bytes hold."""
     state = getattr(weight, "quant_state", None)
-    return weight.numel() if state is None else state.shape.numel()
+    return (whole_shape(weight) if state is None else state.shape).numel()

@@ -30,7 +30,7 @@ from tuner.models.coverage import expert_notes
 from tuner.models.dropout import switch_off_attention_dropout
 from tuner.models.folder_files import first_line, read_file
 from tuner.models.freeze import freeze as freeze_weights
-from tuner.models.from_files import from_config, from_weights
+from tuner.models.from_files import QUANTIZED, from_config, from_weights
 from tuner.models.library_output import without_library_output
 from tuner.models.locate import Location, locate, stored_quantization
 from tuner.models.model_file import GenerationFile, read_transformers_config
@@ -98,7 +98,8 @@ def load_model(
 
     Frozen weights are held in `precision` (or quantized), trained ones in fp32: all weights without an adapter, else
     the adapter's, fresh from `seed` or the saved ones. A scalar head is in fp32 and trained, the saved one or zeros.
-    processes: those that hold weights together; weights that are all trained are then read and held in shards at once.
+    processes: those that hold weights together, of which each reads its rows; weights that are all trained are then in
+    shards at once, others when `sharding.shard` has put them there: before it no pass can be made.
     On the meta device no weights are read, or fetched from the hub. Raises UserError when the model is missing or
     broken, differs from what the config or a saved adapter says, or is a reward model where head="language".
     """
@@ -114,8 +115,8 @@ def load_model(
     full = whole and location.reference.quantization is None
     reference = replace(location.reference, precision=precision)
     compute_dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    # rows cannot be added to shards, and frozen weights are rounded whole
-    in_shards = full and freeze is None and reference.embedding_rows is None
+    # rows cannot be added to trained shards, and frozen weights among them are rounded whole
+    in_parts = not full or (freeze is None and reference.embedding_rows is None)
     with built_on(device):
         transformer = load_base(
             location,
@@ -124,7 +125,8 @@ def load_model(
             device=device,
             trust_remote_code=model.trust_remote_code,
             head=head,
-            processes=processes if in_shards else None,
+            processes=processes if in_parts else None,
+            trained=full,
         )
         new_tokens = grow_embeddings(transformer, reference.embedding_rows, tokenizer)
         check_vocabulary(transformer, vocabulary_size(tokenizer), model.path)
@@ -186,12 +188,14 @@ def load_base(
     trust_remote_code: bool = False,
     head: Head = "language",
     processes: DeviceMesh | None = None,
+    trained: bool = False,
 ) -> PreTrainedModel:
     """The base of a location, without its adapter, with the rows that its embedding has in its file.
 
     held_in: dtype of weights that are not quantized; compute_dtype: of the products of 4-bit layers. A scalar head
-    that the base does not have is zero. processes: those that hold the weights together from the start. On the meta
-    device the model is built from its config.json alone, without quantization.
+    that the base does not have is zero. processes: those that hold the weights together from the start; trained:
+    whether all weights are (`from_files.py`). On the meta device the model is built from its config.json alone, without
+    quantization.
     """
     register_attention()
     folder = location.base_folder
@@ -214,7 +218,11 @@ def load_base(
                 transformer, report = from_config(auto_class, values, options)
             else:
                 options |= _device_options(location, device, compute_dtype, head)
-                transformer, report = from_weights(auto_class, values, folder, options, processes)
+                if not _read_in_parts(location.reference.quantization, options):
+                    processes = None
+                transformer, report = from_weights(
+                    auto_class, values, folder, options, processes, trained=trained
+                )
     # a RuntimeError as well: caught below, it would be reported as a broken folder
     except torch.OutOfMemoryError:
         raise
@@ -228,6 +236,12 @@ def load_base(
     _check_attention(transformer, folder)
     _prepare_layers(transformer, compute_dtype)
     return transformer
+
+
+def _read_in_parts(quantization: str | None, options: dict[str, Any]) -> bool:
+    """Whether processes can each read a part: not of 8-bit layers (`refuse_shards`), nor of 4-bit ones as stored, whose
+    bytes come with their scales."""
+    return quantization is None or (quantization == "nf4" and QUANTIZED in options)
 
 
 def _prepare_layers(transformer: PreTrainedModel, compute_dtype: torch.dtype) -> None:

@@ -48,6 +48,7 @@ from tuner.models.reward_record import FILE as REWARD_RECORD
 from tuner.models.reward_roles import REWARD, Host, RewardPlace, reward_role_names, reward_roles
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import RewardInputs, reward_template
+from tuner.models.sharding import shard
 from tuner.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:  # models in one process do not load it
@@ -149,6 +150,8 @@ def load_policy_roles(
     together = Roles(roles, autocast)
     for loaded in together.models:
         switch_off_dropout(loaded.model)
+        if processes is not None:
+            shard(loaded, processes)
         if models.gradient_checkpointing:
             recompute_activations(loaded.model)
         if device.type != "meta":

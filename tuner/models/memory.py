@@ -12,6 +12,7 @@ from tuner.losses.chunked_softmax import CHUNK_ELEMENTS
 from tuner.models.adapters import is_adapted
 from tuner.models.coverage import quantizable
 from tuner.models.freeze import decoder_layers
+from tuner.models.from_files import can_be_sliced
 from tuner.models.load import Loaded, Precision
 from tuner.models.roles import Roles, ScalarHead
 from tuner.models.unwrap import unwrapped
@@ -78,7 +79,7 @@ class _Held:
     gathered: float
     """What a pass gathers at a time, with its gradients."""
     whole: float
-    """In place of the last two, where the model is whole: while it is loaded, or answers are generated."""
+    """In place of the last two, where answers are generated: the model; else what is held while it is loaded."""
 
 
 def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.0) -> float:
@@ -87,8 +88,8 @@ def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.
     models: all that are held, built on the meta device; the activations are those of the first. Weights, gradients
     and optimizer state are counted exactly; activations as those of one layer, plus each layer's input where gradient
     checkpointing keeps only that. cache: keys and values held while answers are generated, when there are no
-    activations. With shards, a process holds in training its share, and what a pass gathers; a base of adapters also
-    whole while it is loaded, and any model while answers are generated.
+    activations. With shards, a process holds in training its share, and what a pass gathers; any model whole while
+    answers are generated, and some while they are loaded (`from_files.py`).
     """
     held = [_held(budget, loaded) for loaded in models]
     embedding_bytes = Weights.of(models[0]).embedding_bytes
@@ -104,9 +105,10 @@ def _held(budget: MemoryBudget, loaded: Loaded) -> _Held:
     if budget.shards == 1:
         return _Held(weights.trained * _trained_bytes(budget), frozen, 0.0, frozen)
     frozen_share = scales + (frozen - scales) / budget.shards
-    if is_adapted(loaded.model):
+    if is_adapted(loaded.model) or not weights.trained:
         gathered = _gathered_bytes(loaded)
-        return _Held(weights.trained * _trained_bytes(budget), frozen_share, gathered, frozen)
+        whole = frozen if budget.generates else _loading_bytes(loaded, frozen_share, budget.shards)
+        return _Held(weights.trained * _trained_bytes(budget), frozen_share, gathered, whole)
     cast = _cast_bytes(budget)
     share = weights.trained * (_trained_bytes(budget) - cast) / budget.shards
     gathered = _gathered_bytes(loaded) + _gathered_in_training(loaded, cast)
@@ -137,6 +139,18 @@ def _frozen_bytes(loaded: Loaded, part: nn.Module) -> tuple[float, float]:
         else:
             frozen += weight.numel() * weight.element_size()
     return frozen, scales
+
+
+def _loading_bytes(loaded: Loaded, share: float, shards: int) -> float:
+    """Memory of a frozen model while it is loaded: where processes read their parts, those, and the largest weight,
+    which is whole until it is quantized; and fused experts, which are until the model is in shards."""
+    config, quantization = loaded.transformer.config, loaded.base.quantization
+    stored = getattr(config, "quantization_config", None) is not None
+    if stored or not can_be_sliced(config, shards, in_4_bit=quantization == "nf4"):
+        return _frozen_bytes(loaded, loaded.model)[0]
+    base = [weight for weight in loaded.transformer.parameters() if not weight.requires_grad]
+    experts = sum(weight.nbytes for weight in base if weight.ndim > 2)
+    return share + experts * (1 - 1 / shards) + max(weight.nbytes for weight in base)
 
 
 def _gathered_bytes(loaded: Loaded) -> float:

@@ -2,10 +2,10 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,28 @@ def quantization_config(
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+@contextmanager
+def after_quantizing(do: Callable[[nn.Parameter], None]) -> Iterator[None]:
+    """Inside it, something is done with each weight once it is quantized to 4 bit, while a model is loaded."""
+    bitsandbytes()
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    class Watched(Bnb4bitQuantize):
+        def convert(self, *arguments: Any, **settings: Any) -> Any:
+            weights = super().convert(*arguments, **settings)
+            for weight in weights.values():
+                do(weight)
+            return weights
+
+    made, quantizer = Bnb4BitHfQuantizer.get_quantize_ops, cast(Any, Bnb4BitHfQuantizer)
+    quantizer.get_quantize_ops = lambda self: Watched(self)
+    try:
+        yield
+    finally:
+        quantizer.get_quantize_ops = made
 
 
 def keep_unpacked(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
 from tuner.models.freeze import decoder_layers
+from tuner.models.slices import known_by_shape
 from tuner.models.unwrap import unwrapped
 
 if TYPE_CHECKING:  # models in one process do not load it
@@ -46,9 +47,8 @@ def refuse_shards(loaded: Loaded) -> None:
 def shard(loaded: Loaded, processes: DeviceMesh) -> None:
     """Keep this process's share of a model's weights, but for trained adapters, in place.
 
-    All processes make the call together, for a model as it will be trained: with all its adapters, and activations
-    recomputed where they are to be. A model that was loaded in shards stays as it is. Raises UserError where
-    `refuse_shards` does.
+    All processes make the call together, for a model as it will be trained, with all its adapters. A model that was
+    loaded in shards stays as it is. Raises UserError where `refuse_shards` does.
     """
     if is_sharded(loaded.model):
         return
@@ -56,7 +56,8 @@ def shard(loaded: Loaded, processes: DeviceMesh) -> None:
     adapters = {
         weight for weight in loaded.model.parameters() if weight.requires_grad and is_adapted(loaded.model)
     }
-    divide(loaded.transformer, processes, adapters)
+    with known_by_shape(loaded.transformer):
+        divide(loaded.transformer, processes, adapters)
 
 
 def divide(transformer: nn.Module, processes: DeviceMesh, whole: Collection[nn.Parameter] = ()) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.errors import UserError
+from tuner.models.slices import hold_whole, whole_shape
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -18,7 +19,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def check_vocabulary(transformer: Any, size: int, where: str) -> None:
     """UserError where the tokenizer has tokens that the embedding has no row for."""
-    rows = transformer.get_input_embeddings().weight.shape[0]
+    rows = whole_shape(transformer.get_input_embeddings().weight)[0]
     if size > rows:
         raise UserError(
             f"{where}: its tokenizer has {size:,} tokens and its embedding {rows:,} rows; write "
@@ -37,7 +38,7 @@ def grow_embeddings(
     Raises UserError for more rows than the tokenizer has tokens: they are not those of its training.
     """
     embedding: Any = transformer.get_input_embeddings()
-    old = embedding.weight.shape[0]
+    old = whole_shape(embedding.weight)[0]
     if rows is None or rows <= old:
         return range(0)
     if rows > vocabulary_size(tokenizer):
@@ -45,6 +46,8 @@ def grow_embeddings(
             f"tuner.json: base.embedding_rows is {rows:,}, and the tokenizer has {vocabulary_size(tokenizer):,} "
             "tokens; restore the folder"
         )
+    layers = (embedding, transformer.get_output_embeddings())
+    hold_whole(transformer, [layer for layer in layers if layer is not None])
     # forked: transformers draws the new rows at random first
     with torch.random.fork_rng(devices=_cuda_of(embedding.weight)):
         transformer.resize_token_embeddings(rows, mean_resizing=False)

@@ -92,6 +92,8 @@ class Context:
         if self.devices.is_main:
             self.run.pin("base", loaded.base.fingerprint, path=loaded.base.path)
         self.say_all(loaded.notes)
+        if self.devices.mesh.shards is not None:
+            shard(loaded, self.devices.mesh.shards)
         # transformers lets packed samples see each other without a warning, and losses look plausible.
         prove_isolation(loaded, self.devices.device, self.devices.autocast())
         if config.gradient_checkpointing:
@@ -103,16 +105,13 @@ class Context:
         return roles
 
     def lay_out(self, roles: Roles) -> None:
-        """Lay the roles' models out over the processes as the config says: their frozen weights, and their rows.
+        """Make the passes of the roles' models those of several processes, as the config says.
 
-        Raises UserError for a model that cannot be.
+        Raises UserError for a model whose rows cannot be.
         """
-        mesh = self.devices.mesh
-        for loaded in roles.models:
-            if mesh.row is not None:
-                share_rows(loaded, mesh.row)
-            if mesh.shards is not None:
-                shard(loaded, mesh.shards)
+        if self.devices.mesh.row is not None:
+            for loaded in roles.models:
+                share_rows(loaded, self.devices.mesh.row)
 
     def trained(self, config: PackedConfig, roles: Roles) -> dict[str, Trained]:
         """The trained weights of a stage with one role, as one set."""

@@ -129,10 +129,14 @@ def test_shards_of_twenty_billion_weights_by_hand(tmp_path):
     for shards in (2, 8):
         saved = (48 * packed_layer + outside) * (1 - 1 / shards) - outside - 2 * packed_layer
         assert whole - peak_bytes(replace(budget, shards=shards), [loaded]) == pytest.approx(saved, rel=1e-6)
-    # where activations are small, a device must have room for the base as it is loaded, and as it generates
+    # where activations are small, a device must have room for the base as it generates
     small = replace(budget, tokens_per_pass=64)
     floor = [peak_bytes(replace(small, shards=shards), [loaded]) for shards in (4, 8)]
     assert floor[0] == floor[1] < peak_bytes(small, [loaded])
+    # where it does not generate, no process ever holds it whole: what it gathers is the most
+    silent = [peak_bytes(replace(small, shards=shards, generates=False), [loaded]) for shards in (4, 8)]
+    assert silent[0] - silent[1] == pytest.approx((48 * packed_layer + outside) / 8, rel=1e-6)
+    assert silent[0] < floor[0] - (48 * packed_layer + outside) / 3
 
 
 def test_all_of_twenty_billion_weights_in_shards_by_hand(tmp_path):
