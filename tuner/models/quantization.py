@@ -54,7 +54,7 @@ def after_quantizing(do: Callable[[nn.Parameter], None]) -> Iterator[None]:
 
     class Watched(Bnb4bitQuantize):
         def convert(self, *arguments: Any, **settings: Any) -> Any:
-            weights = super().convert(*arguments, **settings)
+            weights: Any = super().convert(*arguments, **settings)
             for weight in weights.values():
                 do(weight)
             return weights

@@ -111,8 +111,8 @@ def _by_kernel(
 ) -> torch.Tensor:
     """segments: their offsets, as the kernels take them, and the longest one's length."""
     attend = _flash if _flash_function() is not None else _torch_varlen
-    rows = (tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1KTD, value_1KTD))
-    out_THD = attend(*rows, *segments, scaling, window)
+    query_THD, key_TKD, value_TKD = (part[0].transpose(0, 1) for part in (query_1HTD, key_1KTD, value_1KTD))
+    out_THD = attend(query_THD, key_TKD, value_TKD, *segments, scaling, window)
     return out_THD[None].transpose(1, 2)
 
 

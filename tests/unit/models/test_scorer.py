@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 KINDS = {
     "lora": {},
     "qlora": {"model.quantization": "nf4"},
-    "full": {"adapter": None, "optimizer.lr": 1e-3},
+    "full": {"adapter": None, "optimizer.lr": 5e-3},
 }
 ROWS = (
     {"prompt": "What is a broom?", "chosen": "A tool.", "rejected": "A tool for sweeping. It has hairs."},
