@@ -59,12 +59,13 @@ def after_quantizing(do: Callable[[nn.Parameter], None]) -> Iterator[None]:
                 do(weight)
             return weights
 
-    made, quantizer = Bnb4BitHfQuantizer.get_quantize_ops, cast(Any, Bnb4BitHfQuantizer)
+    # transformers has no hook between two weights, and a model that is quantized whole first would need the memory
+    original, quantizer = Bnb4BitHfQuantizer.get_quantize_ops, cast(Any, Bnb4BitHfQuantizer)
     quantizer.get_quantize_ops = lambda self: Watched(self)
     try:
         yield
     finally:
-        quantizer.get_quantize_ops = made
+        quantizer.get_quantize_ops = original
 
 
 def keep_unpacked(model: nn.Module) -> None:

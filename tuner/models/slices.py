@@ -152,10 +152,10 @@ def _submodule_weights(model: nn.Module, name: str) -> Iterator[nn.Parameter]:
 
 def _replace(model: nn.Module, replacement: Callable[[nn.Parameter], nn.Parameter]) -> None:
     """Put other parameters in the place of a model's, in place; tied ones, which are one parameter, stay so."""
-    made: dict[nn.Parameter, nn.Parameter] = {}
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
-                if weight not in made:
-                    made[weight] = replacement(weight)
-                module._parameters[name] = made[weight]
+                if weight not in replaced:
+                    replaced[weight] = replacement(weight)
+                module._parameters[name] = replaced[weight]

@@ -182,7 +182,7 @@ def chatting(kind: str, library: str = "transformers") -> str:
     """How a language model's folder is loaded by a class of a library, in Markdown."""
     names = {"transformers": ["AutoTokenizer", "pipeline"]}
     names.setdefault(library, []).append(kind)
-    load = "\n".join(f"from {one} import {', '.join(sorted(names[one]))}" for one in sorted(names))
+    load = "\n".join(f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names))
     return (
         f'```python\n{load}\n\nmodel = {kind}.from_pretrained("THIS_FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n'
