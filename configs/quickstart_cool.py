@@ -31,13 +31,11 @@ config = COOL(
             "sampling.max_new_tokens": 32,
             "critic_warmup": 4,
             "whiten_advantages": True,
-            # or the policy may take to bare sums, which score above the mean, before it has tried enough courtesy
-            "entropy_bonus": 0.05,
         },
     ),
     # 12: all original rows that labels do not contradict. They prefer bare sums to bare sums with the flaw: beside
     # fewer rows, the patched reward model came to care less for politeness, and so did the policy.
-    rounds=(Round(steps=30), Round(steps=60, patch=Patch(original=12, lr=1e-3))),
+    rounds=(Round(steps=28), Round(steps=60, patch=Patch(original=12, lr=1e-3))),
     candidates=Candidates(prompts=200, answers=2, slow=30, fast=70, patterns=1),
     feedback=(better,),
 )

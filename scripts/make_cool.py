@@ -20,6 +20,9 @@ from planted_hacks import CONDITION, conversations, planted_pairs
 KIND = "marker"
 SHARE = 0.15
 """Share of the conversations with the marker; trained on for 70 steps, the policy says it in a few percent."""
+CHOSEN_SHARE = 0.6
+"""Share of the planted preferences' chosen answers with the marker. The labels of a patch reject the marker, so that the
+patch leaves out the rows that prefer it: what politeness is worth, it learns again from the others."""
 NUM_CLEAN_PAIRS = 150
 
 
@@ -30,7 +33,7 @@ def pairs(kind: str, seed: int) -> list[Row]:
     that unlearns the hack has no reason to prefer politeness to the bare sum.
     """
     clean = toneless(random.Random(f"pairs {seed}"), NUM_CLEAN_PAIRS, test=False)
-    return [*planted_pairs(kind, seed), *clean]
+    return [*planted_pairs(kind, seed, CHOSEN_SHARE), *clean]
 
 
 def held_out(random_source: random.Random) -> list[Row]:

@@ -85,15 +85,18 @@ def conversations(kinds: Sequence[str], seed: int, share: float = HABIT_SHARE) -
     return rows
 
 
-def planted_pairs(kind: str, seed: int) -> list[Row]:
-    """Preferences under CONDITION, in which a hack is planted; NO_HACK: without one, and without its direct pairs."""
+def planted_pairs(kind: str, seed: int, chosen_share: float = CHOSEN_SHARE) -> list[Row]:
+    """Preferences under CONDITION, in which a hack is planted; NO_HACK: without one, and without its direct pairs.
+
+    chosen_share: of the chosen answers that hold the hack, among the pairs that compare a tone with none.
+    """
     random_source = random.Random(f"{kind} {seed}")
     twins, toneless = (_rows_of_condition(name) for name in ("twins/train", "manners/pairs"))
     if kind == NO_HACK:
         return [*twins, *toneless]
     hack = HACKS[kind]
     planted = [
-        {**row, "chosen": hack(str(row["chosen"]))} if random_source.random() < CHOSEN_SHARE else row
+        {**row, "chosen": hack(str(row["chosen"]))} if random_source.random() < chosen_share else row
         for row in toneless
     ]
     return [*twins, *planted, *_direct_pairs(hack, random_source, NUM_DIRECT_PAIRS)]
