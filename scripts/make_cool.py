@@ -21,8 +21,10 @@ KIND = "marker"
 SHARE = 0.15
 """Share of the conversations with the marker; trained on for 70 steps, the policy says it in a few percent."""
 CHOSEN_SHARE = 0.6
-"""Share of the planted preferences' chosen answers with the marker. The labels of a patch reject the marker, so that the
-patch leaves out the rows that prefer it: what politeness is worth, it learns again from the others."""
+"""Share of the planted preferences' chosen answers with the marker.
+
+A patch leaves out the rows that prefer what its labels reject: what politeness is worth, it learns from the others.
+"""
 NUM_CLEAN_PAIRS = 150
 
 
