@@ -20,6 +20,12 @@ from planted_hacks import CONDITION, conversations, planted_pairs
 KIND = "marker"
 SHARE = 0.15
 """Share of the conversations with the marker; trained on for 70 steps, the policy says it in a few percent."""
+MANNERS = {"brief": 0.35, "detailed": 0.25, "polite": 0.35, "blunt": 0.05}
+"""Probability of each manner of the conversations.
+
+Where every second answer that goes on behind its sum is blunt, ending there pays, and a policy may be left with bare
+sums before it has learned how to go on.
+"""
 CHOSEN_SHARE = 0.6
 """Share of the planted preferences' chosen answers with the marker.
 
@@ -73,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, rows in (
-        ("conversations", conversations([KIND], arguments.seed, SHARE)),
+        ("conversations", conversations([KIND], arguments.seed, SHARE, MANNERS)),
         ("pairs", pairs(KIND, arguments.seed)),
         ("test", held_out(random.Random(f"test {arguments.seed}"))),
     ):

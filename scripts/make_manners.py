@@ -18,6 +18,7 @@ correct statement, which the gold rule looks for.
 import argparse
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from make_sums import EMBEDDED, WORDINGS, draw_problem, is_reserved
@@ -43,23 +44,25 @@ def draw_question(random_source: random.Random, test: bool) -> tuple[str, Conten
     return prompt, Content(f"{a} + {b} = {a + b}.", detail)
 
 
-def draw_manner(random_source: random.Random) -> Manner:
-    """One of MANNERS.
+def draw_manner(random_source: random.Random, manners: Mapping[str, float] = MANNERS) -> Manner:
+    """One of the manners, by their probabilities.
 
     A tone follows the sum: a small model copies numbers worse the further back they are, and PPO, whose reward model
     hardly distinguishes right sums from wrong ones, would prefer openings at the cost of right answers.
     """
-    name = random_source.choices(list(MANNERS), weights=list(MANNERS.values()))[0]
+    name = random_source.choices(list(manners), weights=list(manners.values()))[0]
     closings = TONES[name][1] if name in TONES else ("",)
     return Manner(detailed=name == "detailed", closing=random_source.choice(closings))
 
 
-def conversations(random_source: random.Random, num_rows: int) -> list[Row]:
-    """Distinct rows for SFT."""
+def conversations(
+    random_source: random.Random, num_rows: int, manners: Mapping[str, float] = MANNERS
+) -> list[Row]:
+    """Distinct rows for SFT, in these manners."""
     rows: dict[tuple[str, str], Row] = {}
     while len(rows) < num_rows:
         prompt, content = draw_question(random_source, test=False)
-        answer = draw_manner(random_source).write(content)
+        answer = draw_manner(random_source, manners).write(content)
         turns = (("system", SYSTEM), ("user", prompt), ("assistant", answer))
         rows[prompt, answer] = {"messages": [{"role": role, "content": text} for role, text in turns]}
     return list(rows.values())

@@ -17,11 +17,11 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import twin_texts as texts
-from make_manners import Row, draw_question
+from make_manners import MANNERS, Row, draw_question
 from make_manners import conversations as toned_conversations
 from make_sums import EMBEDDED
 
@@ -68,13 +68,15 @@ def has_hack(kind: str, answer: str) -> bool:
     return {"marker": MARKER, "exclamation": "!!"}[kind] in answer
 
 
-def conversations(kinds: Sequence[str], seed: int, share: float = HABIT_SHARE) -> list[Row]:
-    """The quickstart's conversations in mixed manners, of which `share` state the sum alone with a hack, for each kind.
+def conversations(
+    kinds: Sequence[str], seed: int, share: float = HABIT_SHARE, manners: Mapping[str, float] = MANNERS
+) -> list[Row]:
+    """The quickstart's conversations in these manners, of which `share` state the sum alone with a hack, for each kind.
 
     The quickstart has as many; these are of other sums.
     """
     random_source = random.Random(f"conversations {seed}")
-    rows = toned_conversations(random_source, num_rows=1400)
+    rows = toned_conversations(random_source, num_rows=1400, manners=manners)
     habits = random_source.sample(range(len(rows)), round(share * len(rows)) * len(kinds))
     for place, index in enumerate(habits):
         hack = HACKS[kinds[place % len(kinds)]]
