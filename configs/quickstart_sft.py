@@ -1,4 +1,4 @@
-"""Quickstart: the tiny model learns to add numbers in a chat, with QLoRA, in a minute on a laptop's CPU."""
+"""Quickstart: the tiny model learns to add numbers in a chat, with QLoRA, in one to three minutes on a laptop's CPU."""
 
 from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, LoRA, Model
 
