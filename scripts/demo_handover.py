@@ -107,8 +107,8 @@ def follow(page: Sequence[Step], folder: Path) -> Iterator[Done]:
     earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     for step in page:
         if step.commands not in earlier:
-            one = run(step, folder)
-            earlier[step.commands] = [one.output, one.cpu_seconds]
+            finished = run(step, folder)
+            earlier[step.commands] = [finished.output, finished.cpu_seconds]
             record.write_text(json.dumps(earlier), encoding="utf-8")
         yield Done(step, *earlier[step.commands])
 
@@ -133,11 +133,14 @@ def run(step: Step, folder: Path) -> Done:
 
 def check(done: Sequence[Done]) -> None:
     """End the program where tools answer otherwise than we do, or the task's score does not rise."""
-    answers = {one.step.name: one.answers for one in done if one.answers}
+    answers = {finished.step.name: finished.answers for finished in done if finished.answers}
     if len({answer for each in answers.values() for answer in each}) != 1:
         sys.exit(f"the answers differ: {answers}")
     scores = [
-        float(score) for one in done if "--tasks" in one.step.commands for score in SCORE.findall(one.output)
+        float(score)
+        for finished in done
+        if "--tasks" in finished.step.commands
+        for score in SCORE.findall(finished.output)
     ]
     if len(scores) != 2 or scores[0] >= scores[1]:
         sys.exit(f"the task's scores before and after training do not rise: {scores}")
@@ -145,15 +148,15 @@ def check(done: Sequence[Done]) -> None:
 
 def write(done: Sequence[Done], command: str) -> None:
     """Put outputs below their blocks, and costs below all."""
-    for one in done:
-        lines = one.output.replace(PORT, "8000").rstrip().splitlines()
+    for finished in done:
+        lines = finished.output.replace(PORT, "8000").rstrip().splitlines()
         if len(lines) > LONGEST:
             lines = [*lines[: LONGEST // 2], "…", *lines[-LONGEST // 2 :]]
         text = "\n".join(line.rstrip() for line in lines)
-        replace_part(PAGE, BEGIN.format(name=one.step.name), END, f"```text\n{text}\n```\n")
+        replace_part(PAGE, BEGIN.format(name=finished.step.name), END, f"```text\n{text}\n```\n")
     # not seconds of a clock, which tell of what else the machine was doing
-    rows = [f"| {one.step.name} | {one.cpu_seconds:.0f} |" for one in done]
-    total = f"| all | {sum(one.cpu_seconds for one in done):.0f} |"
+    rows = [f"| {finished.step.name} | {finished.cpu_seconds:.0f} |" for finished in done]
+    total = f"| all | {sum(finished.cpu_seconds for finished in done):.0f} |"
     table = "\n".join(["| step | CPU seconds |", "| --- | --- |", *rows, total])
     source = f"{provenance(command)} {_others()}"
     replace_part(PAGE, BEGIN.format(name="costs"), END, f"{table}\n\n{source}\n")
@@ -200,10 +203,10 @@ def main() -> None:
     try:
         prepare(folder, values.model)
         done = []
-        for one in follow(page, folder):
-            done.append(one)
-            print(f"\n## {one.step.name}\n\n{one.step.commands}\n{one.output}", flush=True)
-            print(f"({one.cpu_seconds:.0f} CPU seconds)", flush=True)
+        for finished in follow(page, folder):
+            done.append(finished)
+            print(f"\n## {finished.step.name}\n\n{finished.step.commands}\n{finished.output}", flush=True)
+            print(f"({finished.cpu_seconds:.0f} CPU seconds)", flush=True)
         check(done)
         if values.write:
             write(done, "make demo-handover")

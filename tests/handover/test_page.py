@@ -36,7 +36,7 @@ def done(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     shutil.copytree(locate("tuner:tiny"), folder / "base")
     script.prepare(folder / "work", folder / "base")
     steps = [step for step in script.steps() if step.missing is None]
-    return {one.step.name: one.output for one in script.follow(steps, folder / "work")}
+    return {finished.step.name: finished.output for finished in script.follow(steps, folder / "work")}
 
 
 def test_the_page_can_be_followed(done: dict[str, str]) -> None:
