@@ -160,6 +160,7 @@ def run_bare(case: Case, steps: int) -> float:
 
 def run_trl(case: Case, steps: int) -> float:
     """TRL's SFTTrainer on the same samples, with as many packed rows per step as tuner has passes."""
+    from accelerate import PartialState
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -193,7 +194,9 @@ def run_trl(case: Case, steps: int) -> float:
                 packing_strategy="bfd",
                 max_length=config.tokens_per_pass,
                 per_device_train_batch_size=1,
-                gradient_accumulation_steps=config.tokens_per_step // config.tokens_per_pass,
+                gradient_accumulation_steps=config.tokens_per_step
+                // config.tokens_per_pass
+                // PartialState().num_processes,
                 learning_rate=1e-4,
                 bf16=False,
                 gradient_checkpointing=False,

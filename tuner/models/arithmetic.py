@@ -49,3 +49,17 @@ def compute_in_fp32(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "compute_dtype", None) == torch.bfloat16:
             module.compute_dtype = torch.float32  # pyright: ignore[reportArgumentType]
+
+
+def hold_in(precision: Precision, model: nn.Module, device: torch.device, full: bool) -> None:
+    """Convert weights, now that it is known which of them are frozen, to what they are held and multiplied in."""
+    if full and precision == "bf16":
+        _hold_frozen_in_bf16(model)
+    if product_precision(device, precision) != precision:
+        compute_in_fp32(model)
+
+
+def _hold_frozen_in_bf16(model: nn.Module) -> None:
+    for weight in model.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.bfloat16()

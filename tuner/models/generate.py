@@ -218,15 +218,23 @@ def _decode(
             tokens_B, positions_B1 = tokens_B[remaining_B], positions_B1[remaining_B]
             noise_BM = None if noise_BM is None else noise_BM[remaining_B]
         rewrite_outgrown(transformer, cache, [texts[row] for row in rows_B], live_B, tokens_per_pass)
-        logits_BV = transformer(
-            input_ids=tokens_B[:, None],
-            attention_mask=cache.mask,
-            position_ids=positions_B1,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-        cache.advance()
+        logits_BV = _next_logits(transformer, tokens_B, positions_B1, cache)
         positions_B1 = positions_B1 + 1
+
+
+def _next_logits(
+    transformer: PreTrainedModel, tokens_B: torch.Tensor, positions_B1: torch.Tensor, cache: RowCache
+) -> torch.Tensor:
+    """Logits [B, V] behind a token of each row, whose keys and values the cache takes up."""
+    logits_BV = transformer(
+        input_ids=tokens_B[:, None],
+        attention_mask=cache.mask,
+        position_ids=positions_B1,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[:, -1]
+    cache.advance()
+    return logits_BV
 
 
 def rewrite_outgrown(

@@ -5,7 +5,8 @@ On the meta device the same model is built by the same code without reading weig
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,7 @@ from transformers import (
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, add_adapter, continue_adapter
-from tuner.models.arithmetic import Precision, compute_in_fp32, precision_notes, product_precision
+from tuner.models.arithmetic import Precision, hold_in, precision_notes
 from tuner.models.base_record import BaseReference
 from tuner.models.coverage import expert_notes
 from tuner.models.dropout import switch_off_attention_dropout
@@ -40,7 +41,7 @@ from tuner.models.segment_rope import install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
-from tuner.models.varlen import fallback_note
+from tuner.models.varlen import check_attention, fallback_note
 from tuner.models.varlen import register as register_attention
 from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
 
@@ -103,20 +104,13 @@ def load_model(
     On the meta device no weights are read, or fetched from the hub. Raises UserError when the model is missing or
     broken, differs from what the config or a saved adapter says, or is a reward model where head="language".
     """
-    location = locate(model, precision, weights=device.type != "meta")
-    whole = train and adapter is None and location.adapter_folder is None
-    if head == "language":
-        refuse_reward_model(location, model.path)
-    if train:
-        _check_trainable(location, precision, whole, model.path)
-    tokenizer = _read_tokenizer(location, model.trust_remote_code)
-    if model.resize_embeddings and location.reference.embedding_rows is None:
-        location = location.with_reference(embedding_rows=vocabulary_size(tokenizer))
+    location, tokenizer, whole = _located(model, precision, device, adapter, head, train)
     full = whole and location.reference.quantization is None
     reference = replace(location.reference, precision=precision)
     compute_dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     # rows cannot be added to trained shards, and frozen weights among them are rounded whole
-    in_parts = not full or (freeze is None and reference.embedding_rows is None)
+    if full and (freeze is not None or reference.embedding_rows is not None):
+        processes = None
     with built_on(device):
         transformer = load_base(
             location,
@@ -125,7 +119,7 @@ def load_model(
             device=device,
             trust_remote_code=model.trust_remote_code,
             head=head,
-            processes=processes if in_parts else None,
+            processes=processes,
             trained=full,
         )
         new_tokens = grow_embeddings(transformer, reference.embedding_rows, tokenizer)
@@ -136,11 +130,29 @@ def load_model(
     if train:
         freeze_weights(wrapped, freeze)
         notes += expert_notes(wrapped, reference.quantization)
-    if full and precision == "bf16":  # only now it is known which weights are frozen
-        _hold_frozen_in_bf16(wrapped)
-    if product_precision(device, precision) != precision:
-        compute_in_fp32(wrapped)
+    hold_in(precision, wrapped, device, full)
     return Loaded(wrapped.eval(), tokenizer, reference, settings, precision, tuple(notes))
+
+
+def _located(
+    model: config.Model,
+    precision: Precision,
+    device: torch.device,
+    adapter: config.Adapter | None,
+    head: Head,
+    train: bool,
+) -> tuple[Location, PreTrainedTokenizerBase, bool]:
+    """Where a model is, its tokenizer, and whether its own weights are trained. UserError where it does not fit."""
+    location = locate(model, precision, weights=device.type != "meta")
+    whole = train and adapter is None and location.adapter_folder is None
+    if head == "language":
+        refuse_reward_model(location, model.path)
+    if train:
+        _check_trainable(location, precision, whole, model.path)
+    tokenizer = _read_tokenizer(location, model.trust_remote_code)
+    if model.resize_embeddings and location.reference.embedding_rows is None:
+        location = location.with_reference(embedding_rows=vocabulary_size(tokenizer))
+    return location, tokenizer, whole
 
 
 def _read_tokenizer(location: Location, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -207,35 +219,37 @@ def load_base(
         # regression: vLLM then applies no sigmoid to the score
         values.num_labels, values.problem_type = 1, "regression"
     auto_class = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    options = {
-        "dtype": held_in,
-        "attn_implementation": ATTENTION,
-        "trust_remote_code": trust_remote_code,
-    }
-    try:
-        with without_library_output():
-            if device.type == "meta":
-                transformer, report = from_config(auto_class, values, options)
-            else:
-                options |= _device_options(location, device, compute_dtype, head)
-                if not _read_in_parts(location.reference.quantization, options):
-                    processes = None
-                transformer, report = from_weights(
-                    auto_class, values, folder, options, processes, trained=trained
-                )
-    # a RuntimeError as well: caught below, it would be reported as a broken folder
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # the files are the user's: whatever a library raises here is about them
-        raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
+    options = {"dtype": held_in, "attn_implementation": ATTENTION, "trust_remote_code": trust_remote_code}
+    with _blaming(folder), without_library_output():
+        if device.type == "meta":
+            transformer, report = from_config(auto_class, values, options)
+        else:
+            options |= _device_options(location, device, compute_dtype, head)
+            if not _read_in_parts(location.reference.quantization, options):
+                processes = None
+            transformer, report = from_weights(
+                auto_class, values, folder, options, processes, trained=trained
+            )
     if generation_config is not None:
         transformer.generation_config = generation_config
     if scores:
         _prepare_score(transformer, report, folder, saved=location.base_has_score)
     _check_report(report, folder)
-    _check_attention(transformer, folder)
+    check_attention(transformer, folder)
     _prepare_layers(transformer, compute_dtype)
     return transformer
+
+
+@contextmanager
+def _blaming(folder: Path) -> Iterator[None]:
+    """UserError that the folder is broken, whatever a library raises: the files are the user's."""
+    try:
+        yield
+    # a RuntimeError as well: caught below, it would be reported as a broken folder
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
 
 
 def _read_in_parts(quantization: str | None, options: dict[str, Any]) -> bool:
@@ -249,17 +263,6 @@ def _prepare_layers(transformer: PreTrainedModel, compute_dtype: torch.dtype) ->
     keep_unpacked(transformer)
     compute_in(transformer, compute_dtype)
     install_segmented_rope(transformer)
-
-
-def _check_attention(transformer: PreTrainedModel, folder: Path) -> None:
-    """UserError for attention that packed rows cannot compute. transformers' models share the names."""
-    for module in transformer.modules():
-        for name, what in (("attn_logit_softcapping", "caps its scores"), ("sinks", "has sinks")):
-            if getattr(module, name, None) is not None:
-                raise UserError(
-                    f"{folder}: the attention of {type(transformer).__name__} {what} ({name}), which attention over "
-                    "packed rows does not; choose another model"
-                )
 
 
 def _check_trainable(location: Location, precision: Precision, whole: bool, where: str) -> None:
@@ -353,12 +356,6 @@ def _with_adapter(
     if adapter is not None:
         return add_adapter(transformer, adapter, seed, new_tokens), adapter
     return transformer, None
-
-
-def _hold_frozen_in_bf16(model: nn.Module) -> None:
-    for weight in model.parameters():
-        if not weight.requires_grad:
-            weight.data = weight.data.bfloat16()
 
 
 def _prepare_score(

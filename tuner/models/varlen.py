@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from tuner.data.batch import Batch
+from tuner.errors import UserError
 from tuner.models.exchange import own_tokens, whole_segments
 
 if TYPE_CHECKING:  # rows of one process do not load it
@@ -36,6 +38,17 @@ def register() -> None:
     every pass, which waits for the device.
     """
     AttentionInterface.register(NAME, varlen_attention)
+
+
+def check_attention(transformer: PreTrainedModel, folder: Path) -> None:
+    """UserError for attention that packed rows cannot compute. transformers' models share the names."""
+    for module in transformer.modules():
+        for name, what in (("attn_logit_softcapping", "caps its scores"), ("sinks", "has sinks")):
+            if getattr(module, name, None) is not None:
+                raise UserError(
+                    f"{folder}: the attention of {type(transformer).__name__} {what} ({name}), which attention over "
+                    "packed rows does not; choose another model"
+                )
 
 
 def segment_arguments(batch: Batch) -> dict[str, Any]:

@@ -83,10 +83,7 @@ def train_in(
             raise
     except torch.OutOfMemoryError as error:
         # Not abandoned: these fields may be changed, and the same run goes on.
-        raise UserError(
-            f"{run.folder}: the GPU's memory is full; lower {' or '.join(stage.memory_fields)}, or set "
-            "gradient_checkpointing=true, and the same run goes on"
-        ) from error
+        raise _memory_is_full(run, stage.memory_fields) from error
     except (UserError, OSError) as error:
         if devices.is_main:
             run.abandon()
@@ -95,6 +92,13 @@ def train_in(
         audience.end(outcome)
         run.release()
     return run
+
+
+def _memory_is_full(run: Run, fields: Sequence[str]) -> UserError:
+    return UserError(
+        f"{run.folder}: the GPU's memory is full; lower {' or '.join(fields)}, or set gradient_checkpointing=true, and "
+        "the same run goes on"
+    )
 
 
 def _watchers(config: StageConfig, figures: StageFigures) -> list[Watcher]:
