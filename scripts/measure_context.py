@@ -62,7 +62,7 @@ class Lesson:
 
 
 LESSONS = {
-    "echo": Lesson({"echo": 1.0}, 500_000, (24, 64), 1_024, 4e-3, 0.5),
+    "echo": Lesson({"echo": 1.0}, 800_000, (24, 64), 1_024, 4e-3, 0.5),
     "recital": Lesson({"recital": 0.65, "echo": 0.25, "passage": 0.1}, 450_000, (48, 160), 1_536, 4e-3, 0.1),
     "tasks": Lesson(
         {"task": 0.75, "recital": 0.15, "passage": 0.1}, 1_000_000, (150, SHORT), 2_048, 3e-3, 0.1, sums=True
@@ -72,7 +72,7 @@ LESSONS = {
 
 To look something up takes two heads, one above the other: one attends to the token before, one to what followed the
 same token earlier (arXiv 2209.11895). Neither lowers the loss without the other, so they come late and suddenly: in
-short rows of few letters after some 400 steps; with the whole vocabulary there was no sign of them in a few hundred.
+short rows of few letters after several hundred steps; with all the vocabulary there was no sign of them by then.
 Once they are there, other tokens and longer rows follow.
 """
 LONG_TOKENS, LONG_LR, BASE = 240_000, 1.5e-3, 4e6
