@@ -1,12 +1,16 @@
 """Rows that teach the embedded model to look things up, for scripts/measure_context.py.
 
-Conversations over a text with facts in it, several questions each, in English and Chinese: facts by key, and chains of
-variables. Texts, keys and values are others than those of `tuner eval --tasks`. Passages of scripture stand between
-them, so that language is not forgotten and loss by position can be measured, and the sums of the quickstart.
+Rows of three kinds, each harder than the one before: a few letters to repeat, facts to say again in another order, and
+the tasks' own conversations over a text with facts in it, several questions each, in English and Chinese: facts by key,
+and chains of variables. Texts, keys and values are others than those of `tuner eval --tasks`. Passages of scripture
+stand between them, so that language is not forgotten and loss by position can be measured.
 """
 
+import itertools
 import json
 import random
+import re
+import string
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,91 +18,75 @@ from tiny_corpus import scripture
 
 from tuner.evaluation.context_tasks import HOPS, WORDINGS, Wording, distinct_names, draw_value
 
-KEYS = {
-    "en": (
-        *(
-            "anchor",
-            "barrel",
-            "crown",
-            "drum",
-            "engine",
-            "flute",
-            "glove",
-            "harp",
-            "iron",
-            "jar",
-            "knife",
-            "ladder",
-        ),
-        *(
-            "mill",
-            "nest",
-            "oven",
-            "plough",
-            "quill",
-            "ring",
-            "saddle",
-            "tent",
-            "urn",
-            "vine",
-            "wagon",
-            "yoke",
-        ),
-    ),
-    "zh": (
-        "船锚",
-        "木桶",
-        "王冠",
-        "鼓",
-        "笛子",
-        "手套",
-        "琴",
-        "铁",
-        "罐子",
-        "刀",
-        "梯子",
-        "磨坊",
-        "鸟巢",
-        "炉子",
-        "犁",
-        "笔",
-    ),
-}
-ZH_HAYSTACK = (
-    "山上有一座小庙。",
-    "老人坐在树下喝茶。",
-    "马车慢慢走过桥。",
-    "学生在灯下写字。",
-    "海边的沙子很白。",
-    "农夫收完了稻子。",
-    "夜里星星很亮。",
-    "姐姐在院子里种花。",
-    "客人带来了一封信。",
-    "冬天的河水结了冰。",
+LETTERS = string.digits + string.ascii_uppercase
+"""Few, so that a row's tokens tell soon which heads copy: with all the vocabulary copying was not learned."""
+CHINESE = range(0x4E00, 0x9F00)
+"""Characters of Chinese keys."""
+ZH_PARTS = (
+    ("老人", "学生", "农夫", "姐姐", "客人", "船夫", "木匠", "哥哥", "邻居", "先生"),
+    ("在山上", "在树下", "在海边", "在院子里", "在灯下", "在桥上", "在村口", "在庙里"),
+    ("喝茶", "写字", "种花", "看星星", "收稻子", "等一封信", "修马车", "唱歌", "画画", "做饭"),
 )
+"""A sentence has one of each."""
 Questions = list[tuple[str, str]]
 """Each with its answer."""
 QUESTIONS = 8
 """Of a row at most: many answers to learn from one reading."""
+ROOM_FOR_CHAINS = 250
+"""Tokens that a row with two chains of variables and a few questions has at least."""
 PASSAGE = "Read on."
 
 
 def haystacks(corpus: Path) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
     """Language -> sentences of training, and held out, of each language."""
-    verses = [verse for verse in scripture(corpus) if 20 < len(verse) < 200]
-    cut = len(verses) * 9 // 10
-    return {"en": (verses[:cut], verses[cut:]), "zh": (ZH_HAYSTACK, ZH_HAYSTACK)}
+    verses = [verse for document in scripture(corpus) for verse in re.split(r"(?<=[.?])\s", document)]
+    verses = [verse for verse in verses if 20 < len(verse) < 200]
+    chinese, cut = ["".join(parts) + "。" for parts in itertools.product(*ZH_PARTS)], len(verses) * 9 // 10
+    return {"en": (verses[:cut], verses[cut:]), "zh": (chinese, chinese)}
+
+
+def lexicon(corpus: Path) -> dict[str, tuple[str, ...]]:
+    """Language -> keys of facts, without those of the tasks."""
+    words = {word.lower() for verse in scripture(corpus) for word in verse.split() if word.isalpha()}
+    drawn, characters = random.Random("keys"), [chr(code) for code in CHINESE]
+    chinese = {"".join(drawn.choices(characters, k=drawn.randint(1, 2))) for _ in range(len(words))}
+    return {
+        "en": tuple(sorted(words - set(WORDINGS["en"].keys))),
+        "zh": tuple(sorted(chinese - set(WORDINGS["zh"].keys))),
+    }
+
+
+def echo_row(drawn: random.Random, length: int) -> dict[str, object]:
+    """A few letters and digits, no two alike, and as an answer the same over and over: about `length` of them."""
+    text = "".join(drawn.sample(LETTERS, drawn.randint(4, 12)))
+    return _conversation([("user", text), ("assistant", text * max(1, length // len(text) - 1))])
+
+
+def recital_row(
+    drawn: random.Random, keys: dict[str, tuple[str, ...]], length: int, size: Callable[[str], int]
+) -> dict[str, object]:
+    """Facts, and as an answer all of them twice, each time in another order; at most `length` tokens, or one fact."""
+    facts, room = list[str](), length - 20
+    while (room := room - 3 * size(text := _short_fact(drawn, keys)) - 3) >= 0 or not facts:
+        facts.append(text)
+    orders = [text for _ in range(2) for text in drawn.sample(facts, len(facts))]
+    return _conversation([("user", " ".join(facts)), ("assistant", " ".join(orders))])
 
 
 def task_row(
-    drawn: random.Random, sentences: Sequence[str], language: str, length: int, size: Callable[[str], int]
+    drawn: random.Random,
+    sentences: Sequence[str],
+    keys: Sequence[str],
+    language: str,
+    length: int,
+    size: Callable[[str], int],
 ) -> dict[str, object]:
     """A conversation of about `length` tokens, never more, with its questions in random order."""
     words = WORDINGS[language]
     facts, asked = (
         _chains(drawn, words)
-        if drawn.random() < 0.4
-        else _keyed(drawn, words, language, min(8, length // 70))
+        if length >= ROOM_FOR_CHAINS and drawn.random() < 0.4
+        else _keyed(drawn, words, keys, min(8, max(1, length // 80)))
     )
     drawn.shuffle(asked)
     asked, texts = asked[:QUESTIONS], list[str]()
@@ -107,7 +95,7 @@ def task_row(
         - 40
         - sum(map(size, facts))
         - sum(size(f"{question} {answer}") + 20 for question, answer in asked)
-    ) < 0:
+    ) < 0 and len(asked) > 1:
         asked.pop()
     while (cost := size(text := drawn.choice(sentences)) + 1) <= room:
         texts.append(text)
@@ -119,7 +107,7 @@ def task_row(
     turns = [("user", f"{words.introduction}\n\n{words.joint.join(texts)}\n\n{first}"), ("assistant", answer)]
     for question, answer in others:
         turns += [("user", question), ("assistant", answer)]
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+    return _conversation(turns)
 
 
 def passage_row(
@@ -130,8 +118,7 @@ def passage_row(
     while (cost := size(text := verses[(start + len(texts)) % len(verses)]) + 1) <= room:
         texts.append(text)
         room -= cost
-    turns = [{"role": "user", "content": PASSAGE}, {"role": "assistant", "content": "\n".join(texts)}]
-    return {"messages": turns}
+    return _conversation([("user", PASSAGE), ("assistant", "\n".join(texts))])
 
 
 def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
@@ -140,13 +127,30 @@ def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _keyed(drawn: random.Random, words: Wording, language: str, most: int) -> tuple[list[str], Questions]:
+def _conversation(turns: Sequence[tuple[str, str]]) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _short_fact(drawn: random.Random, keys: dict[str, tuple[str, ...]]) -> str:
+    """A key and its value in a few tokens, an assignment, or words."""
+    value, kind = draw_value(drawn), drawn.random()
+    first, second = distinct_names(drawn, 2)
+    if kind < 0.35:
+        return f"{drawn.choice(keys['en'])} is {value}."
+    if kind < 0.55:
+        return f"VAR {first} = {value if drawn.random() < 0.6 else f'VAR {second}'}."
+    if kind < 0.75:
+        return f"{drawn.choice(keys['zh'])}是{value}。"
+    return f"{' '.join(drawn.choices(keys['en'], k=drawn.randint(3, 6)))}."
+
+
+def _keyed(
+    drawn: random.Random, words: Wording, keys: Sequence[str], most: int
+) -> tuple[list[str], Questions]:
     """Facts by key, and the question and answer of each."""
-    keys = drawn.sample(KEYS[language], drawn.randint(1, most))
-    values = [draw_value(drawn) for _ in keys]
-    pairs = list(zip(keys, values, strict=True))
-    facts = [words.fact.format(key=key, value=value) for key, value in pairs]
-    return facts, [(words.question.format(key=key), fact) for key, fact in zip(keys, facts, strict=True)]
+    chosen = drawn.sample(keys, drawn.randint(1, most))
+    facts = [words.fact.format(key=key, value=draw_value(drawn)) for key in chosen]
+    return facts, [(words.question.format(key=key), fact) for key, fact in zip(chosen, facts, strict=True)]
 
 
 def _chains(drawn: random.Random, words: Wording) -> tuple[list[str], Questions]:

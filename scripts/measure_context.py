@@ -2,11 +2,12 @@
 
     python scripts/measure_context.py --runs FOLDER [--seeds 0 1 2] [--write]
 
-First the model, which was pre-trained on rows of 512 tokens, is taught the tasks of `tuner eval --tasks` in rows of at
-most 512 tokens (scripts/make_context.py). From there it is continued to 4,096 tokens by a new RoPE base, half of the
-tokens in short rows, once per seed: other rows, in another order. Before and after: loss by position on held-out
-passages, the tasks by length and depth, and the accuracy on the quickstart's sums. What is finished in FOLDER is used
-again. With --write the table goes to docs/long_context.md, the figure beside it.
+First the model, which was pre-trained on rows of 512 tokens and cannot copy what it has read, is taught the tasks of
+`tuner eval --tasks` in rows of at most 512 tokens, in three lessons (LESSONS, of rows by scripts/make_context.py). From
+there it is continued to 4,096 tokens by a new RoPE base, half of the tokens in short rows, once per seed: other rows in
+another order. Before and after: loss by position on held-out passages, the tasks by length and depth, and the accuracy
+on the quickstart's sums. What is finished in FOLDER is used again. With --write the table goes to docs/long_context.md,
+the figure beside it.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from make_sums import EMBEDDED
 from tiny_corpus import fetch
 
 import tuner
-from tuner.config import SFT, AdamW, Chat, Cosine, Evaluation, Model, Rope, ShortRows, Source
+from tuner.config import SFT, AdamW, Chat, Constant, Cosine, Evaluation, Model, Rope, ShortRows, Source
 from tuner.data.batch import gather
 from tuner.data.dataset import load_data
 from tuner.evaluation.context_scores import score_context
+from tuner.evaluation.task_scores import interval_of
 from tuner.models.chat import ChatModel, open_chat
 from tuner.models.forward import token_logprobs
 from tuner.models.tokenizer import read_tokenizer
@@ -39,12 +42,47 @@ from tuner.stages.run import Run
 
 SEEDS = (0, 1, 2)
 SHORT, LONG = 512, 4_096
-TAUGHT_TOKENS, LONG_TOKENS = 200_000, 36_000
+TASKS = {"task": 0.85, "passage": 0.15}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A stage of teaching: rows of some kinds."""
+
+    kinds: dict[str, float]
+    tokens: int
+    lengths: tuple[int, int]
+    step: int
+    """Tokens of a step."""
+    lr: float
+    decay: float = 0.0
+    """Of the weights. The pre-trained ones are so large that attention is all but hard and hardly moves."""
+    sums: bool = False
+    """Whether it is the last: the quickstart's sums are among the rows, and the rate decays."""
+
+
+LESSONS = {
+    "echo": Lesson({"echo": 1.0}, 800_000, (24, 64), 1_024, 4e-3, 0.5),
+    "recital": Lesson({"recital": 0.65, "echo": 0.25, "passage": 0.1}, 450_000, (48, 160), 1_536, 4e-3, 0.1),
+    "tasks": Lesson(
+        {"task": 0.75, "recital": 0.15, "passage": 0.1}, 1_000_000, (150, SHORT), 2_048, 3e-3, 0.1, sums=True
+    ),
+}
+"""Name of a run -> its lesson.
+
+To look something up takes two heads, one above the other: one attends to the token before, one to what followed the
+same token earlier (arXiv 2209.11895). Neither lowers the loss without the other, so they come late and suddenly: in
+short rows of few letters after several hundred steps; with all the vocabulary there was no sign of them by then.
+Once they are there, other tokens and longer rows follow.
+"""
+LONG_TOKENS, LONG_LR, BASE = 240_000, 1.5e-3, 4e6
 SUMS = 1_000
 """Rows of the quickstart's sums among the short ones."""
+TESTED = 100
+"""Of the sums."""
 LENGTHS = (500, 2_000, 4_000)
 DEPTHS = (0.0, 0.5, 1.0)
-ROWS = {"needle": 2, "multikey": 1, "trace": 1}
+ROWS = {"needle": 8, "multikey": 6, "trace": 6}
 """Task -> rows of each length and depth, in turn in English and Chinese."""
 RANGES = (0, 256, 512, 1_024, 2_048, LONG)
 PASSAGES = 4
@@ -60,16 +98,18 @@ class Rows:
     def __init__(self, folder: Path, corpus: Path) -> None:
         self.folder = folder
         self._sentences = make_context.haystacks(corpus)
+        self._keys = make_context.lexicon(corpus)
         tokenizer: Any = read_tokenizer(EMBEDDED / "tiny")
         self._size = functools.cache(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
-    def file(self, name: str, tokens: int, shortest: int, longest: int, seed: int) -> str:
-        """A file of about so many tokens in rows between two lengths, written once."""
+    def file(
+        self, name: str, kinds: dict[str, float], tokens: int, lengths: tuple[int, int], seed: int = 0
+    ) -> str:
+        """A file of about so many tokens in rows between two lengths, written once; kinds: share of the rows."""
         file = self.folder / f"{name}.jsonl"
         if not file.exists():
-            make_context.write_rows(
-                file, self._draw(tokens, shortest, longest, random.Random(f"{name} {seed}"))
-            )
+            drawn = random.Random(f"{name} {seed}")
+            make_context.write_rows(file, self._draw(kinds, tokens, lengths, drawn))
         return str(file)
 
     def passages(self) -> str:
@@ -82,35 +122,45 @@ class Rows:
         return str(file)
 
     def _draw(
-        self, tokens: int, shortest: int, longest: int, drawn: random.Random
+        self, kinds: dict[str, float], tokens: int, lengths: tuple[int, int], drawn: random.Random
     ) -> Iterator[dict[str, object]]:
         while tokens > 0:
-            length = drawn.randint(shortest, longest)
+            length = drawn.randint(*lengths)
             tokens -= length
-            language = drawn.choice(["en", "en", "zh"])
-            if drawn.random() < 0.85:
-                sentences = self._sentences[language][0]
-                yield make_context.task_row(drawn, sentences, language, length, self._size)
-            else:
-                yield make_context.passage_row(drawn, self._sentences["en"][0], length, self._size)
+            yield self._row(*drawn.choices(list(kinds), kinds.values()), length, drawn)
+
+    def _row(self, kind: str, length: int, drawn: random.Random) -> dict[str, object]:
+        if kind == "echo":
+            return make_context.echo_row(drawn, length)
+        if kind == "recital":
+            return make_context.recital_row(drawn, self._keys, length, self._size)
+        if kind == "passage":
+            return make_context.passage_row(drawn, self._sentences["en"][0], length, self._size)
+        language = drawn.choice(["en", "en", "zh"])
+        sentences, keys = self._sentences[language][0], self._keys[language]
+        return make_context.task_row(drawn, sentences, keys, language, length, self._size)
 
 
 def taught(rows: Rows, runs: Path) -> Run:
-    """The model that knows the tasks in rows of at most SHORT tokens."""
-    return tuner.train(
-        _config(
-            name="taught",
-            model=Model(path="tuner:tiny"),
-            files=(
-                Source(path=rows.file("taught", TAUGHT_TOKENS, 250, SHORT, 0)),
-                Source(path="tuner:sums/train.jsonl", limit=SUMS),
+    """The model that knows the tasks in rows of at most SHORT tokens: the last of the lessons, each from the last."""
+    model = "tuner:tiny"
+    for name, lesson in LESSONS.items():
+        files = (rows.file(name, lesson.kinds, lesson.tokens, lesson.lengths),)
+        run = tuner.train(
+            _config(
+                name=name,
+                model=Model(path=model),
+                files=(*files, Source(path="tuner:sums/train.jsonl", limit=SUMS)) if lesson.sums else files,
+                max_length=SHORT,
+                lr=lesson.lr,
+                step=lesson.step,
+                decay=lesson.decay,
+                tested=lesson.sums,
             ),
-            max_length=SHORT,
-            lr=3e-3,
-            step=2_048,
-        ),
-        runs=runs,
-    )
+            runs=runs,
+        )
+        model = str(run.folder)
+    return run
 
 
 def continued(rows: Rows, runs: Path, seed: int) -> Run:
@@ -118,15 +168,15 @@ def continued(rows: Rows, runs: Path, seed: int) -> Run:
     return tuner.train(
         _config(
             name=f"long_{seed}",
-            model=Model(path=str(runs / "taught"), rope=Rope(base=4e6, length=LONG)),
+            model=Model(path=str(runs / "tasks"), rope=Rope(base=BASE, length=LONG)),
             files=(
-                rows.file(f"long_{seed}", LONG_TOKENS // 2, 3_000, LONG, seed),
-                rows.file(f"short_{seed}", LONG_TOKENS // 2, 250, SHORT, seed),
+                rows.file(f"long_{seed}", TASKS, LONG_TOKENS // 2, (1_000, LONG), seed),
+                rows.file(f"short_{seed}", TASKS, LONG_TOKENS // 2, (150, SHORT), seed),
                 Source(path="tuner:sums/train.jsonl", limit=SUMS // 10),
             ),
             max_length=LONG,
             short_rows=ShortRows(below=SHORT + 1, share=0.5),
-            lr=1.5e-3,
+            lr=LONG_LR,
             step=LONG,
             seed=seed,
         ),
@@ -134,23 +184,34 @@ def continued(rows: Rows, runs: Path, seed: int) -> Run:
     )
 
 
-def _config(*, files: Any, max_length: int, lr: float, step: int, **values: Any) -> SFT:
-    short_rows = values.pop("short_rows", None)
+def _config(
+    *,
+    files: Any,
+    max_length: int,
+    lr: float,
+    step: int,
+    decay: float = 0.0,
+    tested: bool = True,
+    short_rows: ShortRows | None = None,
+    **values: Any,
+) -> SFT:
     return SFT(
         data=Chat(
             files=files,
-            test_files=("tuner:sums/test.jsonl",),
+            test_files=("tuner:sums/test.jsonl",) if tested else (),
             template="internlm2",
             max_length=max_length,
             short_rows=short_rows,
         ),
-        optimizer=AdamW(lr=lr, betas=(0.9, 0.95)),
-        schedule=Cosine(warmup=0.05, final=0.1),
+        optimizer=AdamW(lr=lr, betas=(0.9, 0.95), weight_decay=decay),
+        schedule=Cosine(warmup=0.05, final=0.1) if tested else Constant(warmup=8),
         tokens_per_step=step,
-        tokens_per_pass=max(max_length, 2_048),
+        tokens_per_pass=max(step, max_length),
         gradient_checkpointing=False,
         precision="fp32",
-        evaluation=Evaluation(score="exact", rows=100, samples=0, max_new_tokens=16),
+        evaluation=Evaluation(score="exact", rows=TESTED, samples=0, max_new_tokens=16)
+        if tested
+        else Evaluation(),
         **values,
     )
 
@@ -197,22 +258,25 @@ def loss_by_position(chat: ChatModel, passages: str) -> list[float]:
 
 def accuracy(results: list[dict[str, Any]], task: str, **where: Any) -> float:
     """Fraction of a task's rows that were right, over several measurements; where: fields that the rows must have."""
-    right = [
-        row["right"]
-        for result in results
-        for row in result["tasks"][task]
-        if all(row[field] == value for field, value in where.items())
-    ]
-    return sum(right) / len(right)
+    return float(np.mean([answers(result, task, **where) for result in results]))
+
+
+def answers(result: dict[str, Any], task: str, **where: Any) -> np.ndarray:
+    """1 for each of a task's rows that was right, else 0."""
+    rows = result["tasks"][task]
+    return np.array(
+        [row["right"] for row in rows if all(row[key] == value for key, value in where.items())], float
+    )
 
 
 def tables(before: dict[str, Any], after: list[dict[str, Any]]) -> str:
     """The measurements in Markdown; after: of each seed."""
     names = [f"{start:,}–{end:,}" for start, end in itertools.pairwise(RANGES)]
     losses = np.array([result["loss"] for result in after])
+    taught = sum(lesson.tokens for lesson in LESSONS.values())
     lines = [
-        "",
-        "| loss, nats per token | before | after, mean of seeds | lowest, highest |",
+        f"\nTaught with about {taught:,} tokens, continued with about {LONG_TOKENS:,}, and the sums.",
+        "\n| loss, nats per token | before | after, mean of seeds | lowest, highest |",
         "|---|---|---|---|",
     ]
     for place, name in enumerate(names):
@@ -221,26 +285,50 @@ def tables(before: dict[str, Any], after: list[dict[str, Any]]) -> str:
             f"| positions {name} | {before['loss'][place]:.3f} | {of_seeds.mean():.3f} | "
             f"{of_seeds.min():.3f}, {of_seeds.max():.3f} |"
         )
-    lines += ["", "| accuracy | before | after, mean of seeds | of each seed |", "|---|---|---|---|"]
+    lines += [
+        "\n| accuracy (95% interval) | rows | before | after, mean of seeds | of each seed |",
+        "|---|---|---|---|---|",
+    ]
     for task in ROWS:
         for length in LENGTHS:
-            each = [accuracy([result], task, length=length) for result in after]
+            label = f"`{task}`, {length:,} tokens"
             lines.append(
-                f"| `{task}`, {length:,} tokens | {accuracy([before], task, length=length):.0%} | "
-                f"{np.mean(each):.0%} | {', '.join(f'{value:.0%}' for value in each)} |"
+                _line(
+                    label,
+                    before,
+                    after,
+                    lambda each, task=task, length=length: answers(each, task, length=length),
+                )
             )
     for language, name in (("en", "English"), ("zh", "Chinese")):
-        each = [accuracy([result], "needle", language=language) for result in after]
+        label = f"`needle`, {name}"
         lines.append(
-            f"| `needle`, {name} | {accuracy([before], 'needle', language=language):.0%} | {np.mean(each):.0%} | "
-            f"{', '.join(f'{value:.0%}' for value in each)} |"
+            _line(label, before, after, lambda each, of=language: answers(each, "needle", language=of))
         )
-    sums = [result["sums"] for result in after]
-    lines.append(
-        f"| quickstart's sums (short task) | {before['sums']:.0%} | {np.mean(sums):.0%} | "
-        f"{', '.join(f'{value:.0%}' for value in sums)} |"
-    )
+    lines.append(_line("quickstart's sums (short task)", before, after, _sums))
     return "\n".join(lines)
+
+
+def _line(
+    label: str,
+    before: dict[str, Any],
+    after: list[dict[str, Any]],
+    values: Callable[[dict[str, Any]], np.ndarray],
+) -> str:
+    """A row of the table; values: of a measurement, 1 for each row that was right."""
+    each = [values(result) for result in after]
+    shown = ", ".join(_percent(right) for right in each)
+    first = values(before)
+    return f"| {label} | {len(first)} | {_percent(first)} | {np.mean(each):.0%} | {shown} |"
+
+
+def _percent(right: np.ndarray) -> str:
+    interval = interval_of(right)
+    return f"{interval.value:.0%} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
+
+
+def _sums(result: dict[str, Any]) -> np.ndarray:
+    return (np.arange(TESTED) < round(TESTED * result["sums"])).astype(float)
 
 
 def draw(before: dict[str, Any], after: list[dict[str, Any]], file: Path) -> None:
