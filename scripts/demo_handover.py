@@ -36,8 +36,8 @@ from tuner.models.tool_python import DEFAULT_PYTHON
 PAGE = DOCS / "handing_over.md"
 BLOCK = re.compile(r"^## (.*?)$|^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BEGIN, END = "<!-- {name}: written by scripts/demo_handover.py -->\n", "<!-- end -->"
-ANSWER = re.compile(r"^\{.*\}$", re.MULTILINE)
-"""A line that is an answer of the trained model."""
+ANSWER = re.compile(r'^\{"team".*\}$', re.MULTILINE)
+"""A line that is an answer of the trained model, and none of the rows it was trained on."""
 SCORE = re.compile(r"^\S.*?\s(\d\.\d{3}) \[", re.MULTILINE)
 """A model's score in the table of `tuner eval --tasks`."""
 BASE, PORT = "smollm2", "8000"

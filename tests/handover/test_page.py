@@ -71,7 +71,8 @@ def test_what_ends_the_demo(script: ModuleType) -> None:
         )
 
     same = [done("a", '{"team": "x"}\n'), done("b", 'words\n{"team": "x"}\n')]
-    script.check([*same, table("0.000", "0.950")])
+    rows = done("rows", '{"messages": [{"role": "assistant", "content": "y"}]}\n')
+    script.check([rows, *same, table("0.000", "0.950")])
     with pytest.raises(SystemExit, match="the answers differ"):
         script.check([*same, done("c", '{"team": "y"}\n'), table("0.000", "0.950")])
     for scores in (("0.500", "0.500"), ("0.000",), ()):
