@@ -62,7 +62,7 @@ def main() -> int:
         ("", "row", "attention", "linear parts", "ratio", "limit", "within"),
         rows,
         notes=[
-            f"Memory that the pass adds at its peak, by tokens: {sizes}. From {LENGTHS[1]:,} on it grows {growth:.2f} × "
+            f"Memory that the pass adds at its peak: {sizes}. From {LENGTHS[1]:,} on it grows {growth:.2f} × "
             f"as much as up to there, by twice as many tokens (limit {MEMORY:.2f}: {verdict(growth, MEMORY)})."
         ],
         packages=("torch", "transformers"),

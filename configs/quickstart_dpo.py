@@ -1,4 +1,4 @@
-"""Quickstart: the tiny model learns politeness from preference pairs, by DPO, in one to three minutes on a laptop's CPU."""
+"""Quickstart: the tiny model learns politeness from preference pairs, by DPO, in one to three minutes on a CPU."""
 
 from tuner.config import DPO, AdamW, Constant, LoRA, Model, Preferences, Source
 

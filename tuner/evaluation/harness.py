@@ -56,13 +56,14 @@ class HarnessTasks:
 
     def measure(self, model: TaskModel) -> list[TaskScores]:
         """The model's figures, task by task and metric by metric; of a group with figures of its own those alone."""
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+        import lm_eval  # pyright: ignore[reportMissingImports]
 
         from tuner.evaluation.harness_model import HarnessModel
 
         harness_model = HarnessModel(model, self.own_rules)
         try:
-            results: Any = simple_evaluate(
+            evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters from type checkers
+            results = evaluate(
                 harness_model,
                 tasks=list(self.names),
                 num_fewshot=self.shots,
