@@ -130,17 +130,14 @@ def address(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> str:
 
 def test_keys_label_and_no_script_of_a_row_runs(browser: Browser, address: str, tmp_path: Path) -> None:
     browser.open(address)
-    shown = next_pair(browser, None)
     for key in "12tus":
-        browser.strike(key)
-        shown = next_pair(browser, shown)  # a page that is being replaced has no title
+        label(browser, key)
         assert browser.run("return document.title").endswith("tuner label")
     browser.press("c")
     for key in ("1", "z", ESCAPE):  # text of the comment: no labels
         browser.press(key)
     for key in "21zt":
-        browser.press(key)
-    time.sleep(0.3)
+        label(browser, key)
     assert "token" not in browser.run("return location.href")
 
     store = LabelStore(tmp_path / "labels.sqlite")
@@ -173,6 +170,13 @@ def test_240_pairs_an_hour_leave_the_time_to_their_reader(
     store.close()
     print(f"the page takes {median(seconds):.2f} s a pair, at most {max(seconds):.2f} s")
     assert median(seconds) < 3
+
+
+def label(browser: Browser, key: str) -> None:
+    """Press a key that leads to another pair, and wait for it: a page that is being replaced has no title."""
+    shown = next_pair(browser, None)
+    browser.strike(key)
+    next_pair(browser, shown)
 
 
 def next_pair(browser: Browser, shown: str | None) -> str:
