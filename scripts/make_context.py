@@ -19,7 +19,7 @@ from tiny_corpus import scripture
 from tuner.evaluation.context_tasks import HOPS, WORDINGS, Wording, distinct_names, draw_value
 
 LETTERS = string.digits + string.ascii_uppercase
-"""Few, so that a row's tokens tell soon which heads copy: with all the vocabulary copying was not learned."""
+"""Few, so that copying is all there is to learn from a row."""
 CHINESE = range(0x4E00, 0x9F00)
 """Characters of Chinese keys."""
 ZH_PARTS = (

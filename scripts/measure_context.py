@@ -2,7 +2,7 @@
 
     python scripts/measure_context.py --runs FOLDER [--seeds 0 1 2] [--write]
 
-First the model, which was pre-trained on rows of 512 tokens and cannot copy what it has read, is taught the tasks of
+First the model, which was pre-trained on rows of 512 tokens, is taught the tasks of
 `tuner eval --tasks` in rows of at most 512 tokens, in three lessons (LESSONS, of rows by scripts/make_context.py). From
 there it is continued to 4,096 tokens by a new RoPE base, half of the tokens in short rows, once per seed: other rows in
 another order. Before and after: loss by position on held-out passages, the tasks by length and depth, and the accuracy
@@ -56,7 +56,7 @@ class Lesson:
     """Tokens of a step."""
     lr: float
     decay: float = 0.0
-    """Of the weights. The pre-trained ones are so large that attention is all but hard and hardly moves."""
+    """Of the weights."""
     sums: bool = False
     """Whether it is the last: the quickstart's sums are among the rows, and the rate decays."""
 
@@ -71,9 +71,8 @@ LESSONS = {
 """Name of a run -> its lesson.
 
 To look something up takes two heads, one above the other: one attends to the token before, one to what followed the
-same token earlier (arXiv 2209.11895). Neither lowers the loss without the other, so they come late and suddenly: in
-short rows of few letters after several hundred steps; with all the vocabulary there was no sign of them by then.
-Once they are there, other tokens and longer rows follow.
+same token earlier (arXiv 2209.11895). Neither lowers the loss without the other, so they come late and suddenly. Short
+rows of few letters, in which every token depends on them, come first; then other tokens, and longer rows.
 """
 LONG_TOKENS, LONG_LR, BASE = 240_000, 1.5e-3, 4e6
 SUMS = 1_000
