@@ -9,7 +9,6 @@ take more than 1.05 × one.
 """
 
 import argparse
-import functools
 import json
 import resource
 import statistics
@@ -19,10 +18,7 @@ import tempfile
 from pathlib import Path
 
 from report import report, verdict
-from sft_cost import Case, make_cases, quiet, run_trl, silence
-
-import tuner
-from tuner.config import override
+from sft_cost import make_cases, quiet, run_trl, silence, train_tuner
 
 LIMIT = 1.05
 CASES = ("nano, LoRA", "nano, full", "tiny, LoRA")
@@ -48,6 +44,7 @@ def main() -> int:
         row, ratio = [case], measured("tuner", case, options.rounds)
         row += [*cells(*ratio), f"≤ {LIMIT:.2f}", verdict(ratio[2], LIMIT)]
         rows.append(row if options.without_trl else [*row, *cells(*measured("trl", case, options.rounds))])
+    steps = ", ".join(f"{model} {short} and {long} steps" for model, (short, long) in STEPS.items())
     columns = ["", "one process", "two", "two/one", "limit", "within"]
     report(
         "processes_cost",
@@ -55,8 +52,8 @@ def main() -> int:
         columns if options.without_trl else [*columns, "TRL, one", "two", "two/one"],
         rows,
         notes=[
-            "Differences between a short and a long run (nano 2 and 26 steps, tiny 1 and 5) of 4,096 tokens a step in "
-            f"passes of 2,048, fp32; medians of {options.rounds} rounds."
+            f"Differences between a short and a long run ({steps}) of 4,096 tokens a step in passes of 2,048, fp32; "
+            f"medians of {options.rounds} rounds."
         ],
         packages=("torch", "transformers", "peft", "trl"),
         write=options.write,
@@ -108,19 +105,12 @@ def work(trainer: str, name: str, steps: int, folder: Path) -> None:
         with state.main_process_first():  # all write the same model and rows: one after the other
             case = next(case for case in make_cases(folder) if case.name == name)
         state.wait_for_everyone()
-        train = functools.partial(run_tuner, folder=folder) if trainer == "tuner" else run_trl
-        tokens = train(case, steps)
-    share = (
-        tokens / state.num_processes if trainer == "tuner" else tokens
-    )  # TRL's are counted where they are trained
-    (folder / f"tokens_{state.process_index}.json").write_text(json.dumps(share))
-
-
-def run_tuner(case: Case, steps: int, folder: Path) -> float:
-    """A whole run, whose folder all processes know; returns the tokens trained on by all of them."""
-    config = override(case.config, {"max_steps": steps, "name": "bench", "checkpoint.every": None})
-    tuner.train(config, runs=folder)
-    return case.tokens(steps)
+        if trainer == "tuner":
+            train_tuner(case, steps, folder)
+            tokens = case.tokens(steps) / state.num_processes
+        else:
+            tokens = run_trl(case, steps)  # those that this process has trained on
+    (folder / f"tokens_{state.process_index}.json").write_text(json.dumps(tokens))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from tuner.models.load import load_tokenizer
 from tuner.models.tiny import tiny_model_folder
 from tuner.stages.data_view import load_rows
 from tuner.stages.packed_rows import plan
+from tuner.stages.run import Run
 
 LIMIT = 1.05
 
@@ -111,10 +112,14 @@ def make_cases(folder: Path) -> list[Case]:
 def run_tuner(case: Case, steps: int) -> float:
     """A whole run with its folder; returns the tokens trained on, as do the other functions."""
     with tempfile.TemporaryDirectory() as runs:
-        config = override(case.config, {"max_steps": steps, "name": "bench", "checkpoint.every": None})
-        metrics = tuner.train(config, runs=runs).metrics
+        metrics = train_tuner(case, steps, Path(runs)).metrics
     assert len(metrics) == steps
     return case.tokens(steps)
+
+
+def train_tuner(case: Case, steps: int, runs: Path) -> Run:
+    config = override(case.config, {"max_steps": steps, "name": "bench", "checkpoint.every": None})
+    return tuner.train(config, runs=runs)
 
 
 def per_segment(module, query, key, value, attention_mask, *, scaling=None, segment_lengths=None, **_):
