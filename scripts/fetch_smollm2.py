@@ -73,10 +73,16 @@ def download(package: str, folder: Path) -> None:
 def convert(gguf: Path, folder: Path) -> None:
     """Convert a GGUF file to a Hugging Face model folder."""
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The file says "smollm" (llama.cpp: digits one by one, then GPT-2's pattern), which transformers does not read: it
+    # splits as GPT-2, so that the last of several spaces before a number went with its first digit.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
     # A fresh model, since one loaded from GGUF keeps its quantization config and cannot be saved as it is.
     values = original.config.to_dict()
     shape = LlamaConfig(**{name: values[name] for name in SHAPE}, pad_token_id=tokenizer.pad_token_id)

@@ -138,6 +138,11 @@ def bf16_error(path):
     )
 
 
+def test_digits_are_tokens_of_their_own(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]  # as llama.cpp's "smollm" splits it
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_loss_of_the_reference_sentence(smollm2, precision):
     loaded = load(smollm2, precision)
