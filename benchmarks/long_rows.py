@@ -13,19 +13,17 @@ take more than 2.1 × the memory.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from own_process import in_own_process, peak_megabytes, reset_peak
 from report import report, verdict
 
 LENGTHS = (8_192, 16_384, 32_768)
 SHORT = 128
 TIME, MEMORY = 1.05, 2.1
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main() -> int:
@@ -44,7 +42,7 @@ def main() -> int:
         for _ in range(options.rounds):  # in turn: what disturbs the machine disturbs all
             for name in seconds:
                 part = "attention" if "attention" in name else "pass"
-                cost = in_own_process(part, SHORT if "short" in name else length, length)
+                cost = in_own_process(__file__, part, SHORT if "short" in name else length, length)
                 seconds[name] = min(seconds[name], cost["seconds"])
                 if name == "row":
                     peak[length] = min(peak[length], cost["memory"])
@@ -70,11 +68,6 @@ def main() -> int:
     return int(growth > MEMORY or any(row[-1] == "NO" for row in rows))
 
 
-def in_own_process(part: str, sample: int, tokens: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", part, str(sample), str(tokens)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def measure_pass(sample: int, tokens: int) -> dict[str, float]:
     """CPU seconds and peak memory in MB of the loss and its gradients over a row in samples of one length."""
     import numpy as np
@@ -92,10 +85,10 @@ def measure_pass(sample: int, tokens: int) -> dict[str, float]:
     samples = [(ids[start : start + sample], weights) for start in range(0, tokens, sample)]
     token_loss(loaded.model, make_batch([(ids[:SHORT], weights[:SHORT])])).backward()  # first allocations
     batch = make_batch(samples)
-    before = _reset_peak()
+    before = reset_peak()
     start = time.process_time()
     token_loss(loaded.model, batch).backward()
-    return {"seconds": time.process_time() - start, "memory": _kilobytes("VmHWM") / 1000 - before}
+    return {"seconds": time.process_time() - start, "memory": peak_megabytes() - before}
 
 
 def measure_attention(sample: int, tokens: int) -> dict[str, float]:
@@ -119,16 +112,6 @@ def measure_attention(sample: int, tokens: int) -> dict[str, float]:
             torch.autograd.grad(out.sum(), inputs)
         seconds = time.process_time() - begin
     return {"seconds": seconds}
-
-
-def _reset_peak() -> float:
-    """Let the peak of resident memory begin anew, at what there is now: in MB."""
-    CLEAR.write_text("5")
-    return _kilobytes("VmRSS") / 1000
-
-
-def _kilobytes(field: str) -> int:
-    return int(STATUS.read_text().split(f"{field}:")[1].split()[0])
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ if the chunked loss takes more than 1.05 × the time of the plain one, or more t
 import argparse
 import json
 import os
-import subprocess
 import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from own_process import in_own_process, peak_megabytes, reset_peak
 from report import report, verdict
 
 TOKENS, HIDDEN, VOCABULARY = 2_048, 1_024, 92_544
@@ -37,7 +37,10 @@ def main() -> int:
 
     rows = []
     for dtype, head in CASES:
-        rounds = [{kind: in_own_process(kind, dtype, head) for kind in LOSSES} for _ in range(options.rounds)]
+        rounds = [
+            {kind: in_own_process(__file__, kind, dtype, head) for kind in LOSSES}
+            for _ in range(options.rounds)
+        ]
         chunked, plain = (
             {name: min(costs[kind][name] for costs in rounds) for name in rounds[0][kind]} for kind in LOSSES
         )
@@ -70,14 +73,8 @@ def main() -> int:
     return int(any(row[-1] == "NO" for row in rows))
 
 
-def in_own_process(kind: str, dtype: str, head: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", kind, dtype, head]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def measure(kind: str, dtype: str, head: str) -> dict[str, float]:
     """Loss per token, CPU seconds, and growth of resident memory in MB, of a forward and backward pass."""
-    import resource
     import time
 
     import torch
@@ -99,7 +96,7 @@ def measure(kind: str, dtype: str, head: str) -> dict[str, float]:
     # The first product sets up threads and kernels, whose memory would count as the loss's.
     (warm @ warm).sum().item()
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     start = time.process_time()
     if kind == "chunked":
         loss = cross_entropy(hidden, weight, targets, weights)
@@ -108,8 +105,7 @@ def measure(kind: str, dtype: str, head: str) -> dict[str, float]:
         loss = plain_cross_entropy(logits, targets, reduction="sum")
     loss.backward()
     seconds = time.process_time() - start
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"loss": loss.item() / TOKENS, "seconds": seconds, "memory": growth / 1000}
+    return {"loss": loss.item() / TOKENS, "seconds": seconds, "memory": peak_megabytes() - before}
 
 
 if __name__ == "__main__":

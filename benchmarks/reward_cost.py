@@ -32,6 +32,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
+from own_process import peak_megabytes
 from report import report, verdict
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -384,9 +385,7 @@ def peak_of_this_process(trainer: str, name: str, rows: str, folder: str) -> flo
     with quiet():
         case = make_case(name, Path(folder), Path(folder, f"{rows}.jsonl"))
         RUNS[trainer](case, case.steps[1] if rows == "rows" else 1)
-    # not getrusage's ru_maxrss, which a process inherits from its parent
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+    return peak_megabytes()
 
 
 @contextlib.contextmanager
