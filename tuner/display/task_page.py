@@ -11,9 +11,10 @@ from tuner.evaluation.task_report import TaskReport
 from tuner.printable import safe
 
 METHOD = (
-    "Intervals are 95%: Wilson's for shares, else by the standard error, resampled by lm-evaluation-harness where "
-    "a figure is no mean over rows. A change is measured from the model before in the table, row by row over the same "
-    "rows. Models are prompted in their own chat template, or in the run's where they have none."
+    "Intervals are 95%: Wilson's for shares, Tango's for their changes, else by the standard error, resampled by "
+    "lm-evaluation-harness where a figure is no mean over rows. A change is measured from the model before in the "
+    "table, row by row over the same rows. Models are prompted in their own chat template, or in the run's where they "
+    "have none."
 )
 METHOD_IN_BRIEF = "95% intervals in brackets; a change is from the model above, row by row."
 

@@ -49,17 +49,25 @@ def share(values_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
 
 
 def win_share(signs_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
-    """Share of wins with ties half, of signs 1 (win), 0 (tie) and -1 (loss), with its score interval.
+    """Share of wins with ties half, of signs 1 (win), 0 (tie) and -1 (loss): half of one plus `paired_difference`.
 
-    Tango's for paired proportions (Statistics in Medicine 17, 1998, 891-908): wins - losses over all is a difference
-    of two proportions on the same prompts, and the win rate is half of one plus it. Without ties this is Wilson's
-    interval; ties make it narrower, but where everything ties it still has a width. Counts are divided by the design
-    effect of the clusters: the variance over clusters divided by that over independent prompts, at least 1.
+    Without ties its interval is Wilson's; ties make it narrower, but where everything ties it still has a width.
+    """
+    gain = paired_difference(signs_A, clusters_A)
+    return Interval(*((1 + value) / 2 for value in (gain.value, gain.low, gain.high)))
+
+
+def paired_difference(signs_A: np.ndarray, clusters_A: np.ndarray) -> Interval:
+    """Share of signs 1 less that of signs -1, with its score interval, which stays in -1..1.
+
+    Tango's for paired proportions (Statistics in Medicine 17, 1998, 891-908). Counts are divided by the design effect
+    of the clusters: the variance over clusters divided by that over independent prompts, at least 1.
     """
     wins, losses = int(np.sum(signs_A > 0)), int(np.sum(signs_A < 0))
     effect = _design_effect(signs_A, clusters_A)
-    low, high = _tango(wins / effect, losses / effect, len(signs_A) / effect)
-    return Interval((1 + (wins - losses) / len(signs_A)) / 2, (1 + low) / 2, (1 + high) / 2)
+    return Interval(
+        (wins - losses) / len(signs_A), *_tango(wins / effect, losses / effect, len(signs_A) / effect)
+    )
 
 
 def sign_test(signs_A: np.ndarray, clusters_A: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner.evaluation.intervals import Interval, mean, share
+from tuner.evaluation.intervals import Interval, mean, paired_difference, share
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +39,23 @@ def mean_scores(
 
 def interval_of(values_A: np.ndarray) -> Interval:
     """95% interval of a mean over independent rows."""
-    rows_A = np.arange(len(values_A))
-    is_share = bool(np.isin(values_A, (0, 1)).all())
-    return share(values_A, rows_A) if is_share else mean(values_A, rows_A)
+    return (share if _are_binary(values_A) else mean)(values_A, np.arange(len(values_A)))
 
 
 def difference(after: TaskScores, before: TaskScores) -> Interval | None:
     """Mean of the rows' differences with its 95% interval: paired, for both models answered the same rows.
 
-    None where one has no values by row.
+    Tango's where all values are 0 or 1, else the normal one. None where one has no values by row.
     """
     if after.values_A is None or before.values_A is None or len(after.values_A) != len(before.values_A):
         return None
-    return mean(after.values_A - before.values_A, np.arange(len(after.values_A)))
+    binary = _are_binary(after.values_A) and _are_binary(before.values_A)
+    gains_A = after.values_A - before.values_A
+    return (paired_difference if binary else mean)(gains_A, np.arange(len(gains_A)))
+
+
+def _are_binary(values_A: np.ndarray) -> bool:
+    return bool(np.isin(values_A, (0, 1)).all())
 
 
 def interval_values(interval: Interval) -> dict[str, Any]:

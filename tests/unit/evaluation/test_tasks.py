@@ -14,11 +14,12 @@ from tuner.data.rendered import Rendered
 from tuner.errors import UserError
 from tuner.evaluation.contamination import contamination, ngram_length
 from tuner.evaluation.final_answers import equal_expressions, equal_numbers
+from tuner.evaluation.intervals import Interval
 from tuner.evaluation.local_task import LocalTask
 from tuner.evaluation.task_model import TaskModel, open_task_model
 from tuner.evaluation.task_report import Column, TaskReport
 from tuner.evaluation.task_rows import read_task
-from tuner.evaluation.task_scores import mean_scores
+from tuner.evaluation.task_scores import difference, mean_scores
 from tuner.resources import chat_templates_folder, locate
 
 CHATML = (chat_templates_folder() / "chatml.jinja").read_text(encoding="utf-8")
@@ -232,21 +233,30 @@ def test_rows_seen_in_training():
     assert (ngram_length([3, 4]), ngram_length([10] * 9), ngram_length([50] * 9)) == (8, 10, 13)
 
 
+def test_a_change_in_other_values_than_0_and_1_has_the_normal_interval():
+    before = mean_scores("t", "f1", np.array([0.5, 0.25, 1, 1]), [["a"]] * 4)
+    after = mean_scores("t", "f1", np.array([1.0, 0.25, 1, 1]), [["a"]] * 4)
+    change = difference(after, before)
+    # differences 1/2, 0, 0, 0: mean 1/8, variance of the mean (9/64 + 3/64) / 16 = 3/256
+    assert change == Interval(
+        0.125, *(pytest.approx(0.125 + z * (3 / 256) ** 0.5, abs=1e-4) for z in (-1.96, 1.96))
+    )
+
+
 def test_changes_are_paired_and_seen_rows_are_left_out():
     before = mean_scores("t", "accuracy", np.array([0.0, 0, 1, 1]), [["a"]] * 4)
     after = mean_scores("t", "accuracy", np.array([1.0, 0, 1, 1]), [["a"]] * 4)
     seen = contamination([["x"], ["a"], ["a"], ["a"]], ["x"])
     report = TaskReport([Column("base", [before], None), Column("run", [after], 0)], {"t": seen})
     values = report.results()["tasks"]["t"]["accuracy"]["run"]
-    # differences 1, 0, 0, 0: mean 1/4, variance of the mean (9/16 + 3/16) / 16 = 3/64
+    # Tango's for one win and no loss in 4: above, Wilson's for 1 in 4; below, the negative root of
+    # (1 - 4d)^2 = 4 z^2 ((1 - 7d) / 4 + d (1 - d))
     assert values["change"]["value"] == 0.25
-    assert values["change"]["interval"] == pytest.approx(
-        [0.25 - 1.96 * (3 / 64) ** 0.5, 0.25 + 1.96 * (3 / 64) ** 0.5], abs=1e-4
-    )
+    assert values["change"]["interval"] == pytest.approx([-0.3624, 0.6994], abs=1e-4)
     assert values["unseen"]["value"] == pytest.approx(2 / 3)
     [(title, (names, rows))] = report.tables()
     assert title == "t: accuracy over 4 rows, 1 of them seen in training"
     assert names == ["model", "value", "change", "on unseen rows"]
     assert rows[0][2] is None
     assert rows[1][1].startswith("0.750 [")
-    assert rows[1][2].startswith("+0.250 [−0.174")
+    assert rows[1][2].startswith("+0.250 [−0.362")
