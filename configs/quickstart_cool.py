@@ -30,12 +30,13 @@ config = COOL(
             "sampling.top_p": 1.0,
             "sampling.max_new_tokens": 32,
             "critic_warmup": 4,
+            "evaluation.every": 20,
             "whiten_advantages": True,
         },
     ),
     # 12: all original rows that labels do not contradict. They prefer bare sums to bare sums with the flaw: beside
     # fewer rows, the patched reward model came to care less for politeness, and so did the policy.
-    rounds=(Round(steps=28), Round(steps=60, patch=Patch(original=12, lr=1e-3))),
-    candidates=Candidates(prompts=200, answers=2, slow=30, fast=70, patterns=1),
+    rounds=(Round(steps=28), Round(steps=54, patch=Patch(original=12, lr=1e-3))),
+    candidates=Candidates(prompts=200, answers=2, slow=60, fast=40, patterns=1),
     feedback=(better,),
 )
