@@ -23,7 +23,9 @@ from tuner.models.load import load_model
 from tuner.models.save import save_model
 from tuner.models.scorer import RewardInputs, ScoreRequest, open_scorer, prompt_of
 
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+# vLLM's server shows the template these fields in this order, absent ones as null
+WEATHER = {"name": "weather", "description": "Weather of a place.", "parameters": {"type": "object"}}
+TOOLS = [{"type": "function", "function": WEATHER}]
 QUESTION = [{"role": "user", "content": "What is 23 + 14?"}]
 
 
