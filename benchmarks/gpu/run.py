@@ -20,6 +20,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ ENVIRONMENT = {
 
 
 def main() -> int:
-    options = _options()
+    options = parsed(sys.argv[1:])
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.path[0] = str(ROOT)  # this script's own folder has modules with common names
@@ -45,7 +46,8 @@ def main() -> int:
     return _run(options)
 
 
-def _options() -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; SystemExit with 2 for others."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, help="time of this call (default: 8; of a dry run 60)")
     parser.add_argument(
@@ -57,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="folder of the random models, kept between calls")
     parser.add_argument("--list", action="store_true", help="print the cases, and measure nothing")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.device = options.device or ("cpu" if options.dry else "cuda")
     options.minutes = options.minutes or (60 if options.dry else 8)
     if options.device == "cpu" and not options.dry:
