@@ -177,7 +177,13 @@ def _memory() -> list[Case]:
         ),
     ]
     return [
-        _trained(f"memory.{name}", what, training, 60, {} if limit is None else {"peak": at_most(limit)})
+        _trained(
+            f"memory.{name}",
+            what,
+            training,
+            150 if training.r is None else 60,  # its checkpoint has all weights and their moments
+            {} if limit is None else {"peak": at_most(limit)},
+        )
         for name, what, training, limit in rows
     ]
 

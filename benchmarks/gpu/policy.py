@@ -91,7 +91,7 @@ class Policy:
             optimizer=AdamW(lr=1e-6, bits=8, paged=True),
             critic_warmup=0,
             replay=Replay(
-                files=(str(write_text(place, self.steps * self.prompts * place.size(2048, 64))),),
+                files=(str(write_text(place, 2 * self.steps * self.prompts, place.size(1024, 64))),),
                 max_length=tokens_per_pass,
             ),
             tokens_per_pass=tokens_per_pass,
@@ -218,7 +218,7 @@ def ratio(ours: str, theirs: str, name: str, place: Place) -> Iterator[Measureme
 def _write_prompts(place: Place, tokenizer: Any, count: int) -> Path:
     """Prompts of as many tokens as a config's `max_length` lets through, less what the chat template adds."""
     size = place.size(PROMPT_TOKENS, 16)
-    text = json.loads(write_text(place, count * size).read_text(encoding="utf-8"))["text"]
+    text = json.loads(write_text(place, 1, count * size).read_text(encoding="utf-8"))["text"]
     ids = tokenizer(text, add_special_tokens=False).input_ids
     rows = [{"prompt": tokenizer.decode(ids[start * size : (start + 1) * size])} for start in range(count)]
     return _write(place.work / "prompts.jsonl", rows)

@@ -26,7 +26,7 @@ from tuner.training.watchers import Outcome, Record, Sample, Tables
 WARM_UP = 2
 """Steps that are not timed: kernels are chosen and caches filled in them."""
 CHARACTERS = 5
-"""Of text for each token that is needed; the small tokenizer makes a token of fewer."""
+"""Of text for each token that is needed, of which the small tokenizer makes more than one."""
 DRY_SAMPLE = 32
 """Tokens of a sample in a dry run."""
 MATRIX_PEAK = ("speed.matrix_peak", "peak")
@@ -62,9 +62,9 @@ class Training:
             model=Model(path=str(model_folder(self.shape, place)), quantization=self.quantization),
             adapter=None if self.r is None else LoRA(r=place.size(self.r, 4), dropout=self.dropout),
             data=Text(
-                files=(str(write_text(place, (self.steps + 1) * self.passes * tokens)),),
+                files=(str(write_text(place, self.steps * self.passes * self.samples, sample)),),
                 max_length=sample,
-                too_long="split",
+                too_long="cut",
             ),
             optimizer=AdamW(lr=1e-5, bits=self.bits, paged=self.paged),
             tokens_per_pass=tokens,
@@ -147,15 +147,18 @@ def utilization(flops_per_second: float, place: Place) -> Iterator[Measurement]:
         yield Measurement("utilization", flops_per_second / 1e12 / peak, "of peak")
 
 
-def write_text(place: Place, tokens: int) -> Path:
-    """A file of one document, of at least so many tokens."""
+def write_text(place: Place, documents: int, tokens: int) -> Path:
+    """A file of documents, each of at least so many tokens."""
     from pydoc_data.topics import topics
 
     words = itertools.cycle(" ".join(topics.values()).split())
-    text, size = [], 0
-    while size < CHARACTERS * tokens:
-        text.append(next(words))
-        size += len(text[-1]) + 1
+    rows = []
+    for _ in range(documents):
+        text, size = [], 0
+        while size < CHARACTERS * tokens:
+            text.append(next(words))
+            size += len(text[-1]) + 1
+        rows.append(json.dumps({"text": " ".join(text)}))
     file = place.work / "text.jsonl"
-    file.write_text(json.dumps({"text": " ".join(text)}) + "\n", encoding="utf-8")
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return file

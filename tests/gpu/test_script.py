@@ -9,20 +9,28 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.gpu import attention, correctness
+from benchmarks.gpu import attention, correctness, shapes
 from benchmarks.gpu.attention import by_flash
 from benchmarks.gpu.case import Case, Measurement, NotHereError, Place, at_least, at_most
 from benchmarks.gpu.catalog import CASES
 from benchmarks.gpu.rows import END, Rows, surroundings
 from benchmarks.gpu.runner import Runner
 from benchmarks.gpu.shapes import SHAPES
+from benchmarks.gpu.training import measure_training
 from tests.conftest import ROOT
 from tests.gpu.test_emulated import flash_2, torch_2_11
+from tuner.config import Model
+from tuner.data.dataset import load_data
+from tuner.data.load_prompts import load_prompts
+from tuner.models.load import load_model, load_tokenizer
+from tuner.stages.data_view import load_rows
+from tuner.stages.packed_rows import plan
 
 SCRIPT = ROOT / "benchmarks" / "gpu" / "run.py"
 HERE = surroundings(on_gpu=False, is_dry=True)
@@ -280,6 +288,67 @@ def test_the_catalog_fits_together():
         assert all(order.index(beside) < order.index(case.name) for beside in case.beside)
         assert set(case.shapes) <= SHAPES.keys()
         assert case.seconds <= 8 * 60  # of one call
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if getattr(CASES[name].measure, "func", None) is measure_training]
+)
+def test_the_rows_of_a_training_fill_its_steps(name, tmp_path, monkeypatch):
+    """At its real size, where rows that are too short or too few would flatter its memory and its speed."""
+    monkeypatch.setattr(shapes, "_write_weights", lambda shape, folder, device: None)
+    training = CASES[name].measure.args[0]
+    config = training.config(Place(CPU, False, tmp_path / "models", tmp_path))
+    stream = plan(config, load_rows(config))
+    assert len(stream) == training.steps
+    for step in range(training.steps):
+        lengths = [batch.offsets.diff().tolist() for batch in stream.batches(step)]
+        assert lengths == [[training.sample] * training.samples] * training.passes
+
+
+def test_the_prompts_of_ppo_are_as_long_as_they_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "_write_weights", lambda shape, folder, device: None)
+    policy = CASES["policy.ppo_7b"].measure.args[0]
+    config = policy.config(tmp_path / "reward", Place(CPU, False, tmp_path / "models", tmp_path))
+    prompts = load_prompts(config.prompts, load_tokenizer(config.policy), None).train
+    assert len(prompts) == policy.steps * policy.prompts
+    assert min(prompts.lengths) > 900
+    replayed = load_data(config.replay.data, load_tokenizer(config.policy)).train
+    assert replayed.lengths.sum() >= config.replay.ratio * policy.steps * policy.prompts * 2048
+
+
+def test_a_random_model_is_loaded_with_its_weights(tmp_path, monkeypatch):
+    """As it is made on a card, of a small shape: in InternLM2's own layout, which only the loader reads."""
+    sizes = {**SHAPES["internlm2_7b"].sizes, "vocab_size": 2_048, "hidden_size": 64, "intermediate_size": 96}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    monkeypatch.setitem(SHAPES, "internlm2_7b", replace(SHAPES["internlm2_7b"], sizes=sizes))
+    place = Place(CPU, False, tmp_path, tmp_path)
+    folder = shapes.model_folder("internlm2_7b", place)
+    loaded = load_model(Model(path=str(folder)), precision="fp32", device=CPU)
+    assert loaded.transformer.config.vocab_size == 2_048
+    weight = loaded.transformer.get_parameter("model.layers.1.self_attn.k_proj.weight")
+    assert weight.shape == (32, 64)
+    assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert shapes.model_folder("internlm2_7b", place) == folder  # made once
+
+
+def test_models_make_room_for_each_other(tmp_path, monkeypatch):
+    """Where the disk has no room for one more, others go; not that which is being made."""
+    for name in ("one", "two", "new"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(shapes.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    shapes._make_room(tmp_path, tmp_path / "new", 5 * 10**8)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"one", "two", "new"}
+    shapes._make_room(tmp_path, tmp_path / "new", 10**9)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"new"}
+
+
+def test_the_card_is_asked_without_torch(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 580.159.04'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    here = surroundings(on_gpu=True, is_dry=False)
+    assert (here.card, here.driver) == ("NVIDIA H200", "580.159.04")
 
 
 def dry(folder: Path, *arguments: str) -> list[dict]:
