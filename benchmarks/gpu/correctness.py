@@ -136,7 +136,7 @@ def generate_then_train(
 
 def resume(changes: dict[str, Any], place: Place) -> Iterator[Measurement]:
     """A run that is killed after a checkpoint and goes on, against the run that was not."""
-    changes = {"deterministic": True, "checkpoint.every": 2, "adapter.dropout": 0.1, **changes}
+    changes = {"deterministic": True, "checkpoint.every": 2, **changes}
     whole = train(SMALL_SFT, place, "whole", changes)
     finish = Step.finish
 
