@@ -90,6 +90,12 @@ def runnable(words: list[str], folder: Path) -> list[str] | None:
             return None
         case ["git", "clone", *_] | ["cd", *_]:
             return None
+        case ["python", "benchmarks/gpu/run.py", *options]:  # tests/gpu/test_script.py runs it
+            from benchmarks.gpu.catalog import CASES
+            from benchmarks.gpu.run import parsed
+
+            assert set(parsed(options).only or ()) <= CASES.keys()
+            return None
         case ["tuner", "train", "--stop", _]:  # the runs of these pages have ended
             return ["train", "--help"]
         case ["tuner", ("train" | "data" | "check") as verb, name, *rest]:

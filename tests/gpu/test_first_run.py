@@ -27,6 +27,9 @@ from tuner.stages.run import Run
 pytestmark = pytest.mark.gpu
 DEVICE = os.environ.get("TUNER_TEST_DEVICE") or "cuda"
 BF16 = {"precision": "bf16", "max_steps": 6}
+EIGHT_BITS = {"optimizer.bits": 8, "adapter.r": 256, "adapter.alpha": 512}
+"""bitsandbytes holds in 8 bit what has 4,096 numbers, and pages what has 100,000: at a small rank, hardly any of this
+model's adapters."""
 SFT_KINDS: dict[str, dict[str, Any]] = {
     "lora, fp32": {"precision": "fp32"},
     "lora, bf16": {},
@@ -34,8 +37,8 @@ SFT_KINDS: dict[str, dict[str, Any]] = {
     "all weights, bf16": {"adapter": None, "optimizer.lr": 1e-3},
     "nf4": {"model.quantization": "nf4"},
     "int8": {"model.quantization": "int8"},
-    "8-bit optimizer": {"optimizer.bits": 8},
-    "paged 8-bit optimizer": {"optimizer.bits": 8, "optimizer.paged": True, "model.quantization": "nf4"},
+    "8-bit optimizer": EIGHT_BITS,
+    "paged 8-bit optimizer": EIGHT_BITS | {"optimizer.paged": True, "model.quantization": "nf4"},
 }
 TOLERANCES = {"int8": 0.1, "lora, fp32": 1e-4}
 """Relative, of the losses of six steps against the CPU's; the others compute in bf16, whose spacing is 2⁻⁸."""
