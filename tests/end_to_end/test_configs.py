@@ -108,6 +108,35 @@ def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
     assert found["family"].lower().startswith(expected)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_needs_no_network(tuner: Callable[..., Done], name: str) -> None:
+    """In an empty folder: models, runs and rows are missing, but for what is embedded."""
+    checked = tuner("check", name, "--memory", "--json")
+    assert (checked.code, checked.err) == (0, "")
+    found = json.loads(checked.out)
+    assert found["peak_gib"] > 0
+    sizes = {"1_8b": 1.9e9, "7b": 7.7e9, "20b": 19.9e9}
+    size = next((sizes[size] for size in sizes if size in name), None)
+    if name.startswith("internlm2") and size is not None:  # reward models have no head of the vocabulary
+        assert found["parameters"] == pytest.approx(size, rel=0.11)
+    assert bool(found["unchecked"]) == bool(found["shapes"])
+    assert bool(found["steps"]) == (not found["unchecked"])
+
+
+def test_memory_in_words_without_a_model(tuner: Callable[..., Done]) -> None:
+    done = tuner("check", "internlm2_7b_ppo", "--memory")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert "ready to train" not in lines
+    shapes = [line for line in lines if line.startswith("shape:")]
+    assert [line.split(": ")[-1] for line in shapes] == [
+        "its shape as it ships with tuner",
+        "the shape that the config internlm2_7b_reward_qlora would give it",
+    ]
+    assert lines[-1].startswith("missing: internlm/internlm2-chat-7b-sft: neither a folder here")
+    assert lines[-1].endswith("only memory was estimated, and nothing else was checked")
+
+
 def test_check_in_words(tuner: Callable[..., Done]) -> None:
     done = tuner("check", "internlm2_7b_qlora", "--tiny", "--memory")
     assert done.code == 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.errors import MissingError
 from tuner.printable import echo, printable_json
+
+if TYPE_CHECKING:  # imports torch
+    from tuner.stages.check import CheckReport
 
 
 def check(
@@ -37,29 +42,46 @@ def check(
         from tuner.stages.preflight import refuse_layout
 
         refuse_layout(run_config, gpus)
+    of_memory = memory or gpus is not None
     if not tiny:
         from tuner.stages.preflight import preflight
 
-        preflight(run_config)
+        try:
+            preflight(run_config)
+        except MissingError:
+            if not of_memory:
+                raise
     from tuner.stages.check import check as check_config
 
-    report = check_config(run_config, tiny=tiny)
+    report = check_config(run_config, tiny=tiny, shapes=of_memory)
     if json:
         echo(printable_json(asdict(report)))
         return
-    passes = "" if report.passes is None else f" in {report.passes:,} passes"
-    lines = {
-        "model": f"{report.family}, {report.parameters:,} parameters; trained: {report.trained:,}",
-        **report.coverage,
-        "rope": report.rope,
-        "data": report.data,
-        "plan": f"{report.steps:,} steps{passes}, {report.tokens:,} tokens, steps {report.fill:.1%} full",
-    }
-    if memory or gpus is not None:
-        lines["memory"] = f"peak of about {report.peak_gib:.2f} GiB per device (an estimate)"
-    if report.replaced:
-        lines["tiny"] = f"replaced by small stand-ins: {', '.join(report.replaced)}"
-    remarks = [("note", note) for note in report.notes] + [("warning", text) for text in report.warnings]
-    for name, text in (*lines.items(), *remarks):
+    for name, text in _lines(report, of_memory):
         echo(f"{name + ':':<8} {text}")
-    echo("ready to train")
+    if not report.unchecked:
+        echo("ready to train")
+
+
+def _lines(report: CheckReport, of_memory: bool) -> Iterator[tuple[str, str]]:
+    """The report in words: the name of a line, and its text."""
+    yield "model", f"{report.family}, {report.parameters:,} parameters; trained: {report.trained:,}"
+    yield from report.coverage.items()
+    if not report.unchecked:
+        passes = "" if report.passes is None else f" in {report.passes:,} passes"
+        yield "rope", report.rope
+        yield "data", report.data
+        yield (
+            "plan",
+            f"{report.steps:,} steps{passes}, {report.tokens:,} tokens, steps {report.fill:.1%} full",
+        )
+    if of_memory:
+        yield "memory", f"peak of about {report.peak_gib:.2f} GiB per device (an estimate)"
+    for path, origin in report.shapes.items():
+        yield "shape", f"{path}: {origin}"
+    if report.replaced:
+        yield "tiny", f"replaced by small stand-ins: {', '.join(report.replaced)}"
+    yield from (("note", note) for note in report.notes)
+    yield from (("warning", text) for text in report.warnings)
+    if report.unchecked:
+        yield "missing", f"{report.unchecked}; so only memory was estimated, and nothing else was checked"

@@ -6,7 +6,7 @@ holds shapes without weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import torch
 
 from tuner.config import Freeze, SingleModelConfig, StageConfig, TrainingConfig
 from tuner.data.dataset import Dataset
+from tuner.errors import MissingError
 from tuner.models.adapters import belongs_to, has_score
 from tuner.models.coverage import coverage
 from tuner.models.load import Head, Loaded, load_model
@@ -28,6 +29,7 @@ from tuner.training.resume_rules import reach_sentences
 
 if TYPE_CHECKING:  # a run of another stage does not load it
     from tuner.config import PolicyConfig
+    from tuner.stages.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class CheckReport:
     """Mean fill of the steps, 0..1: of tokens_per_step, pairs_per_step or prompts_per_step."""
     peak_gib: float
     """Estimated peak memory of one device."""
+    shapes: dict[str, str] = field(default_factory=dict[str, str])
+    """Paths of models -> where their shapes are from, where some are not at hand and memory alone was estimated."""
+    unchecked: str = ""
+    """Why only memory was estimated: rows, plan and tokenizers were not checked. Empty: all was."""
     replaced: tuple[str, ...] = ()
     """Paths that `--tiny` replaced by a stand-in."""
     warnings: tuple[str, ...] = ()
@@ -151,11 +157,12 @@ def refuse_model_in_layout(config: TrainingConfig, loaded: Loaded) -> None:
         refuse_shared_rows(loaded, config.parallel.sequence)
 
 
-def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
+def check(config: StageConfig, *, tiny: bool = False, shapes: bool = False) -> CheckReport:
     """Load everything that a run would, except weights. Raises UserError where a run would.
 
     tiny: where a model or a file of rows is not on this machine, use a small random model of the same family, or rows
-    of data_templates. Memory is then estimated for the small model.
+    of data_templates. Memory is then estimated for the small model. shapes: where a model or a file of rows cannot be
+    had, estimate memory alone, from shapes that ship with tuner.
     """
     from tuner.stages.registry import stage_of  # stages import this module
     from tuner.stages.run_models import with_usable_models
@@ -164,7 +171,12 @@ def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
     config = with_usable_models(config)
     stage = stage_of(config)
     if not tiny:
-        report = stage.check(config)
+        try:
+            report = stage.check(config)
+        except MissingError as error:
+            if not shapes:
+                raise
+            return _check_memory(stage, config, error)
         if not isinstance(config, TrainingConfig):
             return report
         unreached = reach_sentences(config.max_steps, report.steps, config.epochs)
@@ -173,3 +185,15 @@ def check(config: StageConfig, *, tiny: bool = False) -> CheckReport:
         small, stand_ins, replaced = with_stand_ins(stage, config, Path(folder))
         report = stage.check(small, stand_ins)
         return replace(report, replaced=replaced)
+
+
+def _check_memory(stage: Stage[Any], config: StageConfig, missing: MissingError) -> CheckReport:
+    """The memory of a run some of whose models or rows are missing, from shapes; raises `missing` without them."""
+    from tuner.stages.shapes import with_shapes  # which imports this module
+
+    with TemporaryDirectory() as folder:
+        shaped, origins = with_shapes(stage, config, Path(folder))
+        report = stage.check(shaped)
+    # of example rows and small tokenizers: nothing that says anything of the run
+    unknown = {"data": "", "steps": 0, "tokens": 0, "passes": None, "fill": 0.0}
+    return replace(report, **unknown, warnings=(), notes=(), shapes=origins, unchecked=str(missing))
