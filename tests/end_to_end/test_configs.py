@@ -141,7 +141,7 @@ def test_check_in_words(tuner: Callable[..., Done]) -> None:
     done = tuner("check", "internlm2_7b_qlora", "--tiny", "--memory")
     assert done.code == 0
     lines = done.out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == [
+    assert [line.split()[0] for line in lines[:-1] if not line.startswith(" ")] == [
         "model:",
         "adapter:",
         "nf4:",
@@ -149,9 +149,26 @@ def test_check_in_words(tuner: Callable[..., Done]) -> None:
         "data:",
         "plan:",
         "memory:",
+        "card:",
         "tiny:",
     ]
     assert lines[-1] == "ready to train"
+    parts = [line.split(maxsplit=3) for line in lines if line.startswith(" ")]
+    assert {unit for _, unit, _, _ in parts} == {"GiB"}
+    shares = [int(share.rstrip("%")) for _, _, share, _ in parts]
+    assert shares == sorted(shares, reverse=True)
+    assert 95 <= sum(shares) <= 103
+
+
+def test_what_a_card_holds(tuner: Callable[..., Done]) -> None:
+    """All weights of 7B need more than 80 GiB, LoRA less than 24 GiB, and with NF4 less than 12 GiB."""
+    lines = tuner("check", "internlm2_7b_full", "--card", "80").out.splitlines()
+    assert any(line.startswith("card:    80 GiB: ") and "too little" in line for line in lines)
+    lines = tuner("check", "internlm2_7b_lora", "--card", "24").out.splitlines()
+    assert any(line.startswith("card:    24 GiB: it fits, with ") for line in lines)
+    lines = tuner("check", "internlm2_7b_lora", "--card", "12").out.splitlines()
+    assert any(line.endswith("enough would be model.quantization=nf4") for line in lines)
+    assert any(line.startswith("saves:   each alone: model.quantization=nf4 ") for line in lines)
 
 
 def test_loading_is_quick_and_needs_no_torch(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ def check(
         int | None,
         typer.Option(min=1, help="The same in a run of this many GPUs, whose layout (parallel) is checked."),
     ] = None,
+    card: Annotated[
+        float | None,
+        typer.Option(min=1, help="Memory of one GPU in GiB: also say whether it holds the peak."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Dry run: check config, data, chat template and model without training, and count the steps."""
@@ -42,7 +46,7 @@ def check(
         from tuner.stages.preflight import refuse_layout
 
         refuse_layout(run_config, gpus)
-    of_memory = memory or gpus is not None
+    of_memory = memory or gpus is not None or card is not None
     if not tiny:
         from tuner.stages.preflight import preflight
 
@@ -57,13 +61,13 @@ def check(
     if json:
         echo(printable_json(asdict(report)))
         return
-    for name, text in _lines(report, of_memory):
-        echo(f"{name + ':':<8} {text}")
+    for name, text in _lines(report, of_memory, card):
+        echo(f"{name + ':' if name else '':<8} {text}")
     if not report.unchecked:
         echo("ready to train")
 
 
-def _lines(report: CheckReport, of_memory: bool) -> Iterator[tuple[str, str]]:
+def _lines(report: CheckReport, of_memory: bool, card: float | None) -> Iterator[tuple[str, str]]:
     """The report in words: the name of a line, and its text."""
     yield "model", f"{report.family}, {report.parameters:,} parameters; trained: {report.trained:,}"
     yield from report.coverage.items()
@@ -76,7 +80,7 @@ def _lines(report: CheckReport, of_memory: bool) -> Iterator[tuple[str, str]]:
             f"{report.steps:,} steps{passes}, {report.tokens:,} tokens, steps {report.fill:.1%} full",
         )
     if of_memory:
-        yield "memory", f"peak of about {report.peak_gib:.2f} GiB per device (an estimate)"
+        yield from _memory_lines(report, card)
     for path, origin in report.shapes.items():
         yield "shape", f"{path}: {origin}"
     if report.replaced:
@@ -85,3 +89,33 @@ def _lines(report: CheckReport, of_memory: bool) -> Iterator[tuple[str, str]]:
     yield from (("warning", text) for text in report.warnings)
     if report.unchecked:
         yield "missing", f"{report.unchecked}; so only memory was estimated, and nothing else was checked"
+
+
+def _memory_lines(report: CheckReport, card: float | None) -> Iterator[tuple[str, str]]:
+    """The peak, what it is made of, the largest part first, what would save most, and which cards hold it."""
+    from tuner.stages.memory_savings import RESERVE_GIB, smallest_card
+
+    peak, plan = report.peak_gib, report.memory
+    yield "memory", f"peak of about {peak:.2f} GiB per device, in {plan.moment} (an estimate)"
+    for name, size in sorted(plan.terms.items(), key=lambda item: -item[1]):
+        if size >= 0.005 * plan.peak:
+            yield "", f"{size / 2**30:8.2f} GiB {size / plan.peak:4.0%}  {name}"
+    best = report.savings[:3]
+    if best:
+        texts = [f"{saving.setting} {saving.saved_gib:.2f} GiB" for saving in best]
+        yield "saves", f"each alone: {', '.join(texts)}"
+    least = smallest_card(peak)
+    yield (
+        "card",
+        f"{RESERVE_GIB:g} GiB more for CUDA itself; "
+        + (f"{least} GiB hold it" if least else "no single card holds it: divide the model (parallel.shard)"),
+    )
+    if card is None:
+        return
+    room = card - RESERVE_GIB - peak
+    if room >= 0:
+        yield "card", f"{card:g} GiB: it fits, with {room:.2f} GiB to spare"
+        return
+    enough = [saving.setting for saving in report.savings if saving.saved_gib >= -room]
+    remedy = f"; enough would be {' or '.join(enough)}" if enough else "; no single setting is enough"
+    yield "card", f"{card:g} GiB: {-room:.2f} GiB too little{remedy}"

@@ -79,7 +79,7 @@ class RewardStage(Stage[RewardModel]):
         model = check_model(config, freeze=config.freeze, head="score")
         rows = self.load_rows(config, model.loaded.tokenizer)
         figures = plan_figures(config, plan(config, rows))
-        return model.report(rows, figures, tokens_per_pass=config.tokens_per_pass)
+        return model.report(rows, figures)
 
     def train(self, config: RewardModel, context: Context) -> None:
         reward(config, context)
