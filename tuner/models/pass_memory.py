@@ -216,7 +216,9 @@ def _forward_per_token(mlp: list[Projection], width: int, how: Arithmetic) -> fl
     adapter on a quantized base also its copy before the adapter's part is added), and four hidden states: the layer's
     input, those before the MLP, and the norm's result in two dtypes."""
     values = 4 if len(mlp) > 2 else 2
-    return values * mlp[-1].width * how.product + 4 * width * how.stream
+    # of an unquantized base peft casts the adapter's input to fp32
+    cast = 4 * width if mlp[0].rank and not how.quantized and how.product == 2 else 0
+    return values * mlp[-1].width * how.product + 4 * width * how.stream + cast
 
 
 def _ends_in_norm(layer: nn.Module) -> bool:
