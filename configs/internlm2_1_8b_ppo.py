@@ -1,4 +1,4 @@
-"""PPO: InternLM2-1.8B, conditional reward model, the paper's settings; four full models, an estimated 62 GiB."""
+"""PPO: InternLM2-1.8B, conditional reward model, the paper's settings; four full models, an estimated 58 GiB."""
 
 from tuner.config import PPO, AdamW, PolicyEvaluation, Prompts, Replay, Sampling, Source, Split
 

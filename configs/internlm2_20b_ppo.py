@@ -1,4 +1,4 @@
-"""PPO: InternLM2-20B against its conditional reward model, four roles on one 4-bit base; an estimated 47 GiB.
+"""PPO: InternLM2-20B against its conditional reward model, four roles on one 4-bit base; an estimated 48 GiB.
 
 The paper's settings, but ten times its learning rates, as adapters need.
 """

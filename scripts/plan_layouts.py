@@ -24,10 +24,10 @@ from tuner.errors import UserError
 from tuner.models.internlm2 import InternLM2Config
 from tuner.models.load import load_model
 from tuner.models.load_roles import PolicyModels, load_policy_roles
-from tuner.models.memory import peak_bytes
+from tuner.models.memory import memory_plan
 from tuner.resources import locate
 from tuner.stages.check import META, memory_budget, refuse_model_in_layout
-from tuner.stages.rl.check import policy_peak
+from tuner.stages.rl.check import policy_memory
 
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -95,7 +95,7 @@ def peak(config: Any, base: Path) -> float:
     loaded = load_model(model, precision=config.precision, device=META, adapter=config.adapter)
     refuse_model_in_layout(config, loaded)
     budget = memory_budget(config, config.tokens_per_pass, language_head=True)
-    return peak_bytes(budget, [loaded]) / 2**30
+    return memory_plan(budget, [loaded]).peak / 2**30
 
 
 def _policy_peak(config: Any, base: Path) -> float:
@@ -116,7 +116,7 @@ def _policy_peak(config: Any, base: Path) -> float:
         gradient_checkpointing=True,
     )
     roles = load_policy_roles(models, META, nullcontext).roles
-    return policy_peak(config, algorithm_of(config), roles) / 2**30
+    return policy_memory(config, algorithm_of(config), roles).peak / 2**30
 
 
 def model_folder(folder: Path, shape: dict[str, Any]) -> Path:

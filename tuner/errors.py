@@ -15,6 +15,10 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
+class MissingError(UserError):
+    """A model, a dataset or a file that a config names is not here, and cannot be fetched."""
+
+
 class DivergedError(UserError):
     """A run ended, but what it trained is no model: steps were skipped at its end, or numbers are not finite."""
 

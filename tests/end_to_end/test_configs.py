@@ -108,11 +108,40 @@ def test_show_and_check(tuner: Callable[..., Done], name: str) -> None:
     assert found["family"].lower().startswith(expected)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_needs_no_network(tuner: Callable[..., Done], name: str) -> None:
+    """In an empty folder: models, runs and rows are missing, but for what is embedded."""
+    checked = tuner("check", name, "--memory", "--json")
+    assert (checked.code, checked.err) == (0, "")
+    found = json.loads(checked.out)
+    assert found["peak_gib"] > 0
+    sizes = {"1_8b": 1.9e9, "7b": 7.7e9, "20b": 19.9e9}
+    size = next((sizes[size] for size in sizes if size in name), None)
+    if name.startswith("internlm2") and size is not None:  # reward models have no head of the vocabulary
+        assert found["parameters"] == pytest.approx(size, rel=0.11)
+    assert bool(found["unchecked"]) == bool(found["shapes"])
+    assert bool(found["steps"]) == (not found["unchecked"])
+
+
+def test_memory_in_words_without_a_model(tuner: Callable[..., Done]) -> None:
+    done = tuner("check", "internlm2_7b_ppo", "--memory")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert "ready to train" not in lines
+    shapes = [line for line in lines if line.startswith("shape:")]
+    assert [line.split(": ")[-1] for line in shapes] == [
+        "its shape as it ships with tuner",
+        "the shape that the config internlm2_7b_reward_qlora would give it",
+    ]
+    assert lines[-1].startswith("missing: internlm/internlm2-chat-7b-sft: neither a folder here")
+    assert lines[-1].endswith("only memory was estimated, and nothing else was checked")
+
+
 def test_check_in_words(tuner: Callable[..., Done]) -> None:
     done = tuner("check", "internlm2_7b_qlora", "--tiny", "--memory")
     assert done.code == 0
     lines = done.out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == [
+    assert [line.split()[0] for line in lines[:-1] if not line.startswith(" ")] == [
         "model:",
         "adapter:",
         "nf4:",
@@ -120,9 +149,26 @@ def test_check_in_words(tuner: Callable[..., Done]) -> None:
         "data:",
         "plan:",
         "memory:",
+        "card:",
         "tiny:",
     ]
     assert lines[-1] == "ready to train"
+    parts = [line.split(maxsplit=3) for line in lines if line.startswith(" ")]
+    assert {unit for _, unit, _, _ in parts} == {"GiB"}
+    shares = [int(share.rstrip("%")) for _, _, share, _ in parts]
+    assert shares == sorted(shares, reverse=True)
+    assert 95 <= sum(shares) <= 103
+
+
+def test_what_a_card_holds(tuner: Callable[..., Done]) -> None:
+    """All weights of 7B need more than 80 GiB, LoRA less than 24 GiB, and with NF4 less than 12 GiB."""
+    lines = tuner("check", "internlm2_7b_full", "--card", "80").out.splitlines()
+    assert any(line.startswith("card:    80 GiB: ") and "too little" in line for line in lines)
+    lines = tuner("check", "internlm2_7b_lora", "--card", "24").out.splitlines()
+    assert any(line.startswith("card:    24 GiB: it fits, with ") for line in lines)
+    lines = tuner("check", "internlm2_7b_lora", "--card", "12").out.splitlines()
+    assert any(line.endswith("enough would be model.quantization=nf4") for line in lines)
+    assert any(line.startswith("saves:   each alone: model.quantization=nf4 ") for line in lines)
 
 
 def test_loading_is_quick_and_needs_no_torch(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tuner.config.base import ConfigBase, PathText
-from tuner.errors import UserError
+from tuner.errors import MissingError
 from tuner.resources import locate
 
 
@@ -78,14 +78,16 @@ _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 def refuse_missing_model(path: str) -> None:
-    """Raise UserError for the path of a model that is not here and cannot be a name on the hub."""
+    """Raise MissingError for the path of a model that is not here and cannot be a name on the hub."""
     if Path(locate(path)).exists():
         return
     if path.startswith(MODELSCOPE) and _HUB_NAME.match(path.removeprefix(MODELSCOPE)):
         return
     # `runs/NAME` looks like a hub name: a misspelled run must be an error here, and never a download
     if locate(path) != path or path.startswith((".", "/", "~", "runs/")) or not _HUB_NAME.match(path):
-        raise UserError(f"{path}: no such model folder; check the path, or train the run it belongs to first")
+        raise MissingError(
+            f"{path}: no such model folder; check the path, or train the run it belongs to first"
+        )
 
 
 class Model(ConfigBase):

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from tuner.config.data import Source
 from tuner.data.row_files import COMPRESSED, TEXT_SUFFIXES, Row, format_suffix, read_text_file
-from tuner.errors import UserError
+from tuner.errors import MissingError, UserError
 from tuner.resources import locate
 
 HUB_TIMEOUT = 10.0
@@ -101,7 +101,7 @@ def _find_files(path: str) -> list[Path] | None:
     if glob.has_magic(local):
         files = sorted(Path(file) for file in glob.glob(local, recursive=True) if Path(file).is_file())
         if not files:
-            raise UserError(
+            raise MissingError(
                 f"{path}: no file matches this pattern (seen from {Path.cwd()}); correct the path"
             )
         return [_check_suffix(file) for file in files]
@@ -111,7 +111,7 @@ def _find_files(path: str) -> list[Path] | None:
     is_file_name = Path(path).suffix in (*SUFFIXES, *COMPRESSED)
     if path == local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not is_file_name:
         return None
-    raise UserError(
+    raise MissingError(
         f"{path}: no such file (seen from {Path.cwd()}); correct the path, or write org/name for the hub"
     )
 
@@ -171,7 +171,7 @@ def _load_hub(source: Source) -> Any:
     try:
         return _load_part(source)
     except Exception as error:  # the hub's clients raise classes of five libraries
-        raise UserError(
+        raise MissingError(
             f"{source.path}: this dataset could not be loaded from the hub ({_first_line(error)}); "
             "check its name, `subset`, `split` and the network, or give a local file"
         ) from error

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tuner import config
 from tuner.config.model import MODELSCOPE, refuse_missing_model
-from tuner.errors import UserError
+from tuner.errors import MissingError, UserError
 from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import read_adapter_file
 from tuner.models.base_record import BaseReference, Record, read_record
@@ -91,8 +91,9 @@ def locate(
     """Find a model: `tuner:...`, a run folder, an adapter's folder, a full model's folder, or a hub name.
 
     weights: False fetches configuration and tokenizer only, leaves the fingerprint empty (an adapter's is the recorded
-    one), and accepts a folder without weights. Raises UserError when the model is missing, an adapter's base is not
-    the one it was trained on, or the config names another quantization or rope than the adapter was trained with.
+    one), and accepts a folder without weights. Raises MissingError when the model is missing, and UserError when an
+    adapter's base is not the one it was trained on, or the config names another quantization or rope than the adapter
+    was trained with.
     """
     folder, revision = _folder(model.path, model, weights)
     if model.revision is not None and revision is None:
@@ -168,7 +169,7 @@ def _download(name: str, model: config.Model, weights: bool) -> tuple[Path, str]
             ignore_patterns=[*_DUPLICATES, *(() if weights else ("*.safetensors",))],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(
+        raise MissingError(
             f"{name}: neither a folder here nor to be had from the Hugging Face hub ({first_line(error)}); "
             "check the name, the network and your access, or give the path of a folder"
         ) from error
@@ -194,7 +195,7 @@ def _download_from_modelscope(name: str, model: config.Model, weights: bool) -> 
         )
     # its library raises errors of requests, of its own and of the system
     except Exception as error:
-        raise UserError(
+        raise MissingError(
             f"{name}: not to be had from ModelScope ({first_line(error)}); check the name, the network and your "
             "access, or give the path of a folder"
         ) from error
@@ -212,7 +213,7 @@ def _base_folder(model: config.Model, record: Record, folder: Path, weights: boo
     except UserError as error:
         if elsewhere is not None and elsewhere.is_dir():
             return elsewhere
-        raise UserError(f"{folder}: the base of its adapter is missing: {error}") from error
+        raise MissingError(f"{folder}: the base of its adapter is missing: {error}") from error
 
 
 def _base_of_foreign(folder: Path) -> str:

@@ -1,22 +1,26 @@
-"""An estimate of the memory a run needs on one device, by counting; benchmarks/gpu measures it."""
+"""A plan of the memory a run needs on one device, counted in named terms; benchmarks/plan_memory.py checks it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from tuner.losses.chunked_softmax import CHUNK_ELEMENTS
 from tuner.models.adapters import is_adapted
 from tuner.models.coverage import quantizable
 from tuner.models.freeze import decoder_layers
 from tuner.models.from_files import can_be_sliced
+from tuner.models.kv_cache import MOST_ROWS, numbers_per_token
 from tuner.models.load import Loaded, Precision
+from tuner.models.pass_memory import Arithmetic, HeadMemory, LayerMemory
 from tuner.models.roles import Roles, ScalarHead
+from tuner.models.sampling import BYTES_PER_LOGIT
 from tuner.models.unwrap import unwrapped
 
+BUCKET_BYTES = 4 * 2**24
+"""Of the flat buffer in which processes sum gradients (`Devices.sum_gradients`), unless one weight is larger."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in 4 bit, its share of a block's 8-bit scale (64 weights) and of that scale's fp32 one (256 blocks)."""
 _QUANTIZED_BYTES = {"nf4": NF4_BYTES, "int8": 1.0}
@@ -38,10 +42,42 @@ class MemoryBudget:
     """Whether logits are computed."""
     generates: bool = True
     """Whether a process generates answers, for which it holds the model whole."""
+    generated: int = 0
+    """Tokens whose keys and values are held while answers are generated."""
+    generated_rows: int = 0
+    """Answers that are generated side by side."""
+    prefilled: int = 0
+    """Tokens of their prompts in one pass."""
     shards: int = 1
     """Processes that hold the weights together, but for adapters."""
     row_processes: int = 1
     """Processes that compute a row together."""
+    passes_share_casts: bool = False
+    """Whether a step's passes are made within one autocast, so that they share the copies it makes of trained weights.
+    Backward passes but the first then hold these copies' gradients to their end: autograd takes the steps of a graph
+    by their age, and the copies are as old as the first pass."""
+    padded_to: int = 0
+    """Length of the rows of a padded batch; 0: packed rows."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The peak of a run's memory on one device, at the moment that needs most."""
+
+    moment: str
+    """When that is: "training", "update", "generation" or "loading"."""
+    terms: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What is held then, in words -> bytes. They add up to the peak."""
+
+    @property
+    def peak(self) -> float:
+        """In bytes, without the CUDA context (about 0.5 GiB) and what the allocator loses between blocks."""
+        return sum(self.terms.values())
+
+    @classmethod
+    def largest(cls, *moments: MemoryPlan) -> MemoryPlan:
+        """The moment that needs most."""
+        return max(moments, key=lambda moment: moment.peak)
 
 
 @dataclass(frozen=True)
@@ -72,57 +108,204 @@ class Weights:
 class _Held:
     """What a process holds of a model, in bytes."""
 
-    always: float
-    """Weights, gradients and optimizer state of what it trains."""
-    in_training: float
-    """Beside them, its part of frozen weights."""
+    trained: float
+    """Trained weights in fp32."""
+    gradients: float
+    optimizer: float
+    copies: float
+    """Autocast's copies of trained weights in bf16, of those that it casts: matrices of decoder layers."""
+    frozen: float
+    """Its part of frozen weights, in training."""
     gathered: float
     """What a pass gathers at a time, with its gradients."""
     whole: float
     """In place of the last two, where answers are generated: the model; else what is held while it is loaded."""
 
 
-def peak_bytes(budget: MemoryBudget, models: Sequence[Loaded], cache: float = 0.0) -> float:
-    """Estimated peak of a training step on one device, in bytes, without the CUDA context (about 0.5 GiB).
+def memory_plan(
+    budget: MemoryBudget,
+    models: Sequence[Loaded],
+    *,
+    heads: Sequence[ScalarHead] = (),
+    further: Mapping[str, float] | None = None,
+) -> MemoryPlan:
+    """The plan of a training step on one device.
 
-    models: all that are held, built on the meta device; the activations are those of the first. Weights, gradients
-    and optimizer state are counted exactly; activations as those of one layer, plus each layer's input where gradient
-    checkpointing keeps only that. cache: keys and values held while answers are generated, when there are no
-    activations. With shards, a process holds in training its share, and what a pass gathers; any model whole while
-    answers are generated, and some while they are loaded (`from_files.py`).
+    models: all that are held, built on the meta device; the activations are those of the first. heads: the roles' own.
+    further: what else is held all the time, in bytes by name. With shards, a process holds in training its share, and
+    what a pass gathers; any model whole while answers are generated, and some while they are loaded (`from_files.py`).
     """
     held = [_held(budget, loaded) for loaded in models]
-    embedding_bytes = Weights.of(models[0]).embedding_bytes
-    activations = _activation_bytes(budget, unwrapped(models[0].model).config, embedding_bytes)
-    in_training = sum(part.in_training for part in held) + max(part.gathered for part in held)
-    whole = sum(part.whole for part in held)
-    return sum(part.always for part in held) + max(in_training + activations, whole + cache)
+    always = {
+        "trained weights in fp32": sum(part.trained for part in held),
+        "gradients": sum(part.gradients for part in held),
+        "optimizer state": sum(part.optimizer for part in held),
+        "roles' own heads": float(sum(_head_bytes(budget, head) for head in heads)),
+        **(further or {}),
+    }
+    frozen = {
+        "frozen weights": sum(part.frozen for part in held),
+        "weights gathered for a layer": max(part.gathered for part in held),
+    }
+    # of several models, one at a time is in training, and another's copies go when its role is left
+    copies = {"copies of trained weights in bf16": max(part.copies for part in held)}
+    training = [
+        MemoryPlan("training", always | frozen | copies | moment)
+        for moment in _pass_moments(budget, models[0], held[0])
+    ]
+    update = MemoryPlan("update", always | frozen | {"gradients summed over processes": _bucket(models)})
+    whole = {"frozen weights": sum(part.whole for part in held)}
+    # between two steps, when there are no gradients
+    between = {name: size for name, size in always.items() if name != "gradients"}
+    generation = MemoryPlan(
+        "generation" if budget.generates else "loading",
+        between | whole | _generation_terms(budget, models[0]),
+    )
+    plan = MemoryPlan.largest(*training, update, generation)
+    return MemoryPlan(plan.moment, {name: size for name, size in plan.terms.items() if size})
+
+
+def _pass_moments(budget: MemoryBudget, loaded: Loaded, held: _Held) -> list[dict[str, float]]:
+    """What a forward and backward pass holds beside the weights, at each moment that may need most."""
+    transformer = unwrapped(loaded.model)
+    shape, how = transformer.config, _arithmetic(budget, loaded)
+    tokens = -(-budget.tokens_per_pass // budget.row_processes)
+    layers = list(decoder_layers(loaded.model)[1])
+    counts = [LayerMemory.of(layer, shape, how) for layer in layers]
+    largest = max(counts, key=lambda count: count.kept)
+    width = tokens * shape.hidden_size
+    # the last norm's input and, where it is trained, its result
+    last_norm = width * (4.0 + (how.stream if _trains_last_norm(transformer) else 0))
+    trained = budget.shards == 1 and _trains(layers)
+    matrix = _of_largest_matrix(largest.largest, how, trained=trained)
+    kept = {"activations of all layers": tokens * sum(count.kept for count in counts) + last_norm}
+    again: dict[str, float] = {}
+    if budget.gradient_checkpointing:
+        kept = {"inputs of all layers": float(len(layers) * width * how.stream)}
+        again = {"activations of one layer": tokens * largest.kept}
+    first = {"inputs of all layers": float(width * how.stream)} if again else {}
+    # those of the layer in flight are not among them; none is cast to fp32 before the end
+    waiting = {"gradients in bf16 that wait": held.copies * (1 - 1 / len(layers)) * budget.passes_share_casts}
+    flight = {"gradients in flight": tokens * largest.in_flight + matrix}
+    last_flight = flight
+    if budget.passes_share_casts and _trains(layers):
+        last_flight = {"gradients in flight": tokens * largest.in_flight + largest.largest * how.product}
+    at_head = dict(kept)
+    if budget.gradient_checkpointing:
+        at_head["the last layer's output, and its norm's"] = last_norm + width * how.stream
+    if budget.language_head:
+        head = HeadMemory.of(transformer, tokens, how, plain=_is_plain(transformer))
+        at_head |= {
+            "logits of a chunk": head.logits,
+            "hidden states at the head": head.hidden,
+            # of shards they are among what is gathered
+            "the head's matrix in bf16": head.matrix if budget.shards == 1 else 0.0,
+            "the head's second gradient": head.gradient if budget.shards == 1 else 0.0,
+        }
+    one = again or {"activations of one layer": tokens * largest.kept}
+    return [at_head, kept | again | flight, first | one | waiting | last_flight]
+
+
+def _arithmetic(budget: MemoryBudget, loaded: Loaded) -> Arithmetic:
+    return Arithmetic(
+        product=2 if budget.precision == "bf16" else 4,
+        stream=unwrapped(loaded.model).get_input_embeddings().weight.element_size(),
+        quantized=loaded.base.quantization is not None,
+        dropout=budget.adapter_dropout,
+        padded_to=budget.padded_to,
+    )
+
+
+def _trains(layers: Sequence[nn.Module]) -> bool:
+    """Whether whole matrices of layers are trained, and not adapters alone."""
+    return any(
+        weight.requires_grad and "lora_" not in name
+        for layer in layers
+        for name, weight in layer.named_parameters()
+    )
+
+
+def _trains_last_norm(transformer: Any) -> bool:
+    norm = getattr(transformer.get_decoder(), "norm", None)
+    return norm is not None and _trained_in(norm) > 0
+
+
+def _of_largest_matrix(weights: int, how: Arithmetic, *, trained: bool) -> float:
+    """Of the largest projection: its 4-bit weights, unpacked for a product; or its gradient, as the product gives it
+    and in fp32."""
+    if trained:
+        return weights * (4.0 + (how.product if how.product == 2 else 0))
+    return float(weights * how.product) if how.quantized else 0.0
+
+
+def _is_plain(transformer: nn.Module) -> bool:
+    """Whether the head is a matrix alone, as `models/forward.py` asks it."""
+    config = transformer.config
+    head = transformer.get_output_embeddings()  # type: ignore[operator]
+    return type(head) is nn.Linear and getattr(config, "final_logit_softcapping", None) is None
+
+
+def _bucket(models: Sequence[Loaded]) -> float:
+    """Of the buffer in which processes sum gradients; a weight larger than it has one of its own."""
+    sizes = [
+        weight.numel() for loaded in models for weight in loaded.model.parameters() if weight.requires_grad
+    ]
+    return float(max(min(4 * sum(sizes), BUCKET_BYTES), 4 * max(sizes, default=0)))
+
+
+def _generation_terms(budget: MemoryBudget, loaded: Loaded) -> dict[str, float]:
+    """What generating answers holds beside the weights: keys and values, and the larger of two: as prompts are read,
+    what a layer computes; as tokens are drawn, probabilities of the rows, and a layer's keys once more as they are
+    moved to a larger cache."""
+    if not budget.generates or not budget.generated:
+        return {}
+    shape, how = unwrapped(loaded.model).config, _arithmetic(budget, loaded)
+    layers = decoder_layers(loaded.model)[1]
+    computed = max(LayerMemory.of(layer, shape, how).forward for layer in layers)
+    cache = budget.generated * numbers_per_token(shape) * (2.0 if budget.precision == "bf16" else 4.0)
+    rows = min(MOST_ROWS, budget.generated_rows)
+    reading = {"a layer, as prompts are read": budget.prefilled * computed}
+    drawing = {
+        "keys of a layer, moved": cache / (2 * shape.num_hidden_layers),
+        "probabilities of the next tokens": float(rows * shape.vocab_size * BYTES_PER_LOGIT),
+    }
+    larger = max(reading, drawing, key=lambda terms: sum(terms.values()))
+    return {"keys and values of answers": cache, **larger}
 
 
 def _held(budget: MemoryBudget, loaded: Loaded) -> _Held:
     weights = Weights.of(loaded)
     frozen, scales = weights.frozen_bytes, weights.scales_bytes
+    moments = 2 if budget.optimizer_bits == 8 else 8
+    copies = 2.0 * _cast_in(loaded) if budget.precision == "bf16" else 0.0
+    of_trained = [float(weights.trained * size) for size in (4, 4, moments)]
     if budget.shards == 1:
-        return _Held(weights.trained * _trained_bytes(budget), frozen, 0.0, frozen)
+        return _Held(*of_trained, copies=copies, frozen=frozen, gathered=0.0, whole=frozen)
     frozen_share = scales + (frozen - scales) / budget.shards
     if is_adapted(loaded.model) or not weights.trained:
         gathered = _gathered_bytes(loaded)
         whole = frozen if budget.generates else _loading_bytes(loaded, frozen_share, budget.shards)
-        return _Held(weights.trained * _trained_bytes(budget), frozen_share, gathered, whole)
-    cast = _cast_bytes(budget)
-    share = weights.trained * (_trained_bytes(budget) - cast) / budget.shards
+        return _Held(*of_trained, copies=copies, frozen=frozen_share, gathered=gathered, whole=whole)
+    cast = 2 if budget.precision == "bf16" else 0
     gathered = _gathered_bytes(loaded) + _gathered_in_training(loaded, cast)
     if not budget.gradient_checkpointing:  # the backward pass needs the casts of all layers
         gathered += weights.trained * cast
     # some frozen: it was not loaded in shards (load_model)
     is_whole = budget.generates or frozen > 0
     whole = frozen + 4 * weights.trained if is_whole else 0.0
-    return _Held(share, frozen_share, gathered, whole)
+    shares = [size / budget.shards for size in of_trained]
+    return _Held(*shares, copies=0.0, frozen=frozen_share, gathered=gathered, whole=whole)
 
 
-def roles_bytes(budget: MemoryBudget, roles: Roles, cache: float = 0.0) -> float:
-    """`peak_bytes` of a stage with several roles: every distinct model once, and the roles' own heads."""
-    return peak_bytes(budget, roles.models, cache) + sum(_head_bytes(budget, head) for head in roles.heads)
+def _cast_in(loaded: Loaded) -> int:
+    """Number of trained weights that autocast casts: matrices of layers, of several adapters those of the largest, as
+    one is in use. Norms multiply in fp32, embeddings look up, and the head casts its matrix by itself."""
+    counts: dict[str, int] = {}
+    for name, weight in decoder_layers(loaded.model)[1].named_parameters():
+        if weight.requires_grad and weight.ndim > 1:
+            adapter = name.split(".")[-2] if "lora_" in name else ""
+            counts[adapter] = counts.get(adapter, 0) + weight.numel()
+    return counts.pop("", 0) + max(counts.values(), default=0)
 
 
 def _frozen_bytes(loaded: Loaded, part: nn.Module) -> tuple[float, float]:
@@ -177,31 +360,11 @@ def _trained_in(part: nn.Module) -> int:
     return sum(weight.numel() for weight in part.parameters() if weight.requires_grad)
 
 
-def _trained_bytes(budget: MemoryBudget) -> int:
-    """Bytes per trained weight: the weight and its gradient in fp32, the optimizer's two moments, autocast's copy."""
-    moments = 2 if budget.optimizer_bits == 8 else 8
-    return 4 + 4 + moments + _cast_bytes(budget)
-
-
-def _cast_bytes(budget: MemoryBudget) -> int:
-    """Bytes of autocast's copy of a trained weight."""
-    return 2 if budget.precision == "bf16" else 0
-
-
 def _head_bytes(budget: MemoryBudget, head: ScalarHead) -> int:
-    return head.weight.numel() * (_trained_bytes(budget) if head.weight.requires_grad else 4)
+    moments = 2 if budget.optimizer_bits == 8 else 8
+    return head.weight.numel() * (4 + 4 + moments if head.weight.requires_grad else 4)
 
 
-def _activation_bytes(budget: MemoryBudget, shape: Any, embedding_bytes: int) -> float:
-    plain = 2 if budget.precision == "bf16" else 4
-    tokens, layers = -(-budget.tokens_per_pass // budget.row_processes), shape.num_hidden_layers
-    # kept by one layer for its backward pass: two norms' and two blocks' in- and outputs, q, k, v, and the MLP's three
-    layer = tokens * plain * (10 * shape.hidden_size + 4 * shape.intermediate_size)
-    if budget.adapter_dropout > 0:  # the adapters' own inputs, in fp32 after dropout
-        layer += tokens * 4 * (4 * shape.hidden_size + shape.intermediate_size)
-    inputs = layers * tokens * shape.hidden_size * embedding_bytes
-    activations = layer + inputs if budget.gradient_checkpointing else layers * layer
-    logits = 0
-    if budget.language_head:  # a chunk of logits and their gradient in fp32, and the product before the cast
-        logits = min(CHUNK_ELEMENTS, tokens * shape.vocab_size) * (4 + 4 + plain)
-    return activations + logits
+def roles_plan(budget: MemoryBudget, roles: Roles) -> MemoryPlan:
+    """`memory_plan` of a stage with several roles: every distinct model once, and the roles' own heads."""
+    return memory_plan(budget, roles.models, heads=roles.heads)

@@ -17,6 +17,10 @@ ONE = 2**48
 decides a token; CUDA has no deterministic cumulative sum of floating-point numbers. A product with a uniform number
 below 1 stays below it in float64."""
 
+BYTES_PER_LOGIT = 24
+"""Most bytes that `choose` holds for each row and token: logits as the head gives them, in fp32 at the temperature,
+probabilities, these in fixed point and the product before, and a mask."""
+
 
 def uniforms(seed: int, step: int, places: Sequence[int], count: int) -> np.ndarray:
     """Uniform noise in [0, 1) for sampling, float64 [len(places), count].

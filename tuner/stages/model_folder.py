@@ -51,10 +51,15 @@ def write_model_folder(
         save_model(loaded, unfinished)
         write_beside(unfinished)
 
-    if template is not None:  # so that other tools prompt the model as it was trained
+    publish_template(loaded, template)
+    write_atomically(folder, write)
+
+
+def publish_template(loaded: Loaded, template: str | None) -> None:
+    """Give the tokenizer the template that other tools prompt the model by, as it is trained; None: leave it."""
+    if template is not None:
         tokenizer: Any = loaded.tokenizer
         tokenizer.chat_template = Template(template, tokenizer).published
-    write_atomically(folder, write)
 
 
 def write_checkpoint_model(

@@ -152,6 +152,9 @@ class Stage(ABC, Generic[Config]):
 
         write_model_folder(loaded, self.trained_model(config).template, folder)
 
+    def write_beside(self, config: Config, folder: Path) -> None:
+        """Write what stands beside the weights of a model before anything is measured, but for its tokenizer."""
+
     # Afterwards
 
     def evaluate(self, run: Run, config: Config, against: Sequence[str] = ()) -> Evaluation:

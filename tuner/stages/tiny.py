@@ -35,6 +35,14 @@ def with_stand_ins(
             stand_ins.append(field)
             replaced.append(model.path)
     changes |= stage.tiny_changes(config, frozenset(stand_ins))
+    rows, missing = example_rows(stage, config)
+    return override(config, changes | rows), frozenset(stand_ins), (*replaced, *missing)
+
+
+def example_rows(stage: Stage[Any], config: StageConfig) -> tuple[dict[str, Any], list[str]]:
+    """Changes of a config that put rows of data_templates in place of missing ones, and the paths of these."""
+    changes: dict[str, Any] = {}
+    replaced: list[str] = []
     for field in stage.example_rows:
         if (rows := attrgetter(field)(config)) is None:
             continue
@@ -45,7 +53,7 @@ def with_stand_ins(
                     str(row_examples_folder() / stage.example_rows_for(config, field))
                 ]
                 replaced += missing
-    return override(config, changes), frozenset(stand_ins), tuple(replaced)
+    return changes, replaced
 
 
 def _is_here(path: str) -> bool:

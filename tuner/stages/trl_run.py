@@ -86,14 +86,15 @@ def check_with_trl(
     model = check_model(config)
     check_head(model.loaded)
     rows = stage.load_rows(config, model.loaded.tokenizer)
-    reference = 0.0  # an adapter's reference is small; that of full weights is an fp32 copy of them
+    further: dict[
+        str, float
+    ] = {}  # an adapter's reference is small; that of full weights is an fp32 copy of them
     if holds_reference(config, model.loaded):
-        reference = 4.0 * model_figures(model.loaded)["parameters"]
+        further = {"reference in fp32": 4.0 * model_figures(model.loaded)["parameters"]}
     return model.report(
         rows,
         plan_figures(config, rows),
-        tokens_per_pass=config.tokens_per_pass,
-        further_bytes=reference,
+        further=further,
     )
 
 

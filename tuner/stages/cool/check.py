@@ -9,8 +9,10 @@ from tuner.config import COOL, People
 from tuner.errors import UserError
 from tuner.feedback.labelers import labeler_of
 from tuner.models.locate import locate
+from tuner.models.memory import MemoryPlan
 from tuner.models.reward_record import known_conditions
 from tuner.stages.check import CheckReport
+from tuner.stages.memory_savings import Saving
 from tuner.stages.registry import stage_of
 
 
@@ -30,8 +32,22 @@ def check_rounds(config: COOL, stand_ins: frozenset[str]) -> CheckReport:
         steps=steps,
         tokens=round(policy.tokens * steps / max(policy.steps, 1)),
         peak_gib=max(policy.peak_gib, reward.peak_gib),
+        memory=MemoryPlan.largest(policy.memory, reward.memory),
+        savings=_savings(policy, reward),
         warnings=(*policy.warnings, *reward.warnings),
         notes=(*policy.notes, *(f"reward model: {note}" for note in reward.notes)),
+    )
+
+
+def _savings(policy: CheckReport, reward: CheckReport) -> tuple[Saving, ...]:
+    """Of the part that needs more: as long as the other needs less."""
+    parts = {"policy": policy, "reward": reward}
+    larger, smaller = sorted(parts, key=lambda name: -parts[name].peak_gib)
+    least, most = parts[smaller].peak_gib, parts[larger].peak_gib
+    return tuple(
+        Saving(f"{larger}.{saving.setting}", most - max(saving.peak_gib, least), max(saving.peak_gib, least))
+        for saving in parts[larger].savings
+        if most > least
     )
 
 

@@ -16,13 +16,14 @@ from tuner.data.examples import Examples
 from tuner.data.load_preferences import load_preferences
 from tuner.evaluation.report_card.card import CONTROLS, SEEN
 from tuner.models.load import Loaded
+from tuner.models.reward_record import write_reward_record
 from tuner.stages.check import CheckReport, check_model
 from tuner.stages.context import Context
 from tuner.stages.model_folder import TrainedModel
 from tuner.stages.packed_rows import plan, plan_figures
 from tuner.stages.reward.evaluate import evaluate
 from tuner.stages.reward.figures import FIGURES
-from tuner.stages.reward.finish import write_reward_model
+from tuner.stages.reward.finish import make_record, write_reward_model
 from tuner.stages.reward.loop import reward
 from tuner.stages.run import Run
 from tuner.stages.stage import Evaluation, Preview, Stage
@@ -78,7 +79,7 @@ class RewardStage(Stage[RewardModel]):
         model = check_model(config, freeze=config.freeze, head="score")
         rows = self.load_rows(config, model.loaded.tokenizer)
         figures = plan_figures(config, plan(config, rows))
-        return model.report(rows, figures, tokens_per_pass=config.tokens_per_pass)
+        return model.report(rows, figures)
 
     def train(self, config: RewardModel, context: Context) -> None:
         reward(config, context)
@@ -92,6 +93,9 @@ class RewardStage(Stage[RewardModel]):
 
     def evaluate(self, run: Run, config: RewardModel, against: Sequence[str] = ()) -> Evaluation:
         return evaluate(run, config)
+
+    def write_beside(self, config: RewardModel, folder: Path) -> None:
+        write_reward_record(folder, make_record(config, None))
 
     def result_lines(self, results: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
         """Of every control and of all rows."""

@@ -10,15 +10,16 @@ from tuner.algorithms.algorithm import Algorithm, algorithm_of
 from tuner.config import PolicyConfig, Rule
 from tuner.data.dataset import load_data
 from tuner.data.load_prompts import load_prompts
-from tuner.models.kv_cache import numbers_per_token
+from tuner.models.kv_cache import MOST_ROWS, numbers_per_token
 from tuner.models.load import load_model
 from tuner.models.load_roles import load_policy_roles
-from tuner.models.memory import roles_bytes
+from tuner.models.memory import MemoryPlan, roles_plan
 from tuner.models.positions import check_generated_length
 from tuner.models.reward_roles import reward_role_names
 from tuner.models.roles import Role, Roles
 from tuner.rollout.rules import load_rule
 from tuner.stages.check import META, CheckReport, memory_budget, model_figures, refuse_model_in_layout
+from tuner.stages.memory_savings import savings
 from tuner.stages.rl.engine import engine_notes, refuse_engine
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run, reward_reader
@@ -47,6 +48,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     stream = plan_run(config, prompts)
     steps = min(len(stream), config.max_steps or len(stream))
     trained = (weight for part in algorithm.trained(roles).values() for weight in part.parameters.values())
+    memory = policy_memory(config, algorithm, roles)
     return CheckReport(
         **model_figures(roles.loaded),
         trained=sum(weight.numel() for weight in trained),
@@ -55,7 +57,9 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
         tokens=stream.tokens_until(steps),
         passes=None,
         fill=min(config.prompts_per_step, stream.drawn) / config.prompts_per_step,
-        peak_gib=policy_peak(config, algorithm, roles) / 2**30,
+        peak_gib=memory.peak / 2**30,
+        memory=memory,
+        savings=savings(config, memory, lambda changed: policy_memory(changed, algorithm, roles)),
         warnings=(*_further_bases(config, roles, untrained_reward), *algorithm.warnings(steps)),
         notes=(
             *roles.notes,
@@ -66,16 +70,22 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     )
 
 
-def policy_peak(config: PolicyConfig, algorithm: Algorithm[Any], roles: Roles) -> float:
-    """Estimated peak memory in bytes, including the key/value cache of generation."""
+def policy_memory(config: PolicyConfig, algorithm: Algorithm[Any], roles: Roles) -> MemoryPlan:
+    """The plan of its memory, including the key/value cache of generation."""
     bytes_per_number = 2 if config.precision == "bf16" else 4
     answers = config.prompts_per_step * algorithm.answers_per_prompt
-    longest = answers * (config.prompts.max_length + config.sampling.max_new_tokens)
+    longest = config.prompts.max_length + config.sampling.max_new_tokens
     per_token = numbers_per_token(roles.loaded.transformer.config) * bytes_per_number
     # The limit is reached only by rollouts that large; smaller ones hold keys and values of their own size.
-    cache = min(config.sampling.cache_gib * 2**30, longest * per_token)
-    budget = memory_budget(config, config.tokens_per_pass, language_head=True)
-    return roles_bytes(budget, roles, cache)
+    held = max(min(int(config.sampling.cache_gib * 2**30 / per_token), answers * longest), longest)
+    budget = replace(
+        memory_budget(config, config.tokens_per_pass, language_head=True),
+        generates=True,
+        generated=held,
+        generated_rows=min(MOST_ROWS, answers, held // longest),
+        prefilled=min(config.tokens_per_pass, answers * config.prompts.max_length),
+    )
+    return roles_plan(budget, roles)
 
 
 def _load_roles(config: PolicyConfig, algorithm: Algorithm[Any], stand_ins: frozenset[str]) -> Roles:

@@ -40,7 +40,7 @@ class SFTStage(Stage[SFT]):
         model = check_model(config, freeze=config.freeze)
         rows = self.load_rows(config, model.loaded.tokenizer)
         figures = plan_figures(config, plan(config, rows))
-        return model.report(rows, figures, tokens_per_pass=config.tokens_per_pass)
+        return model.report(rows, figures)
 
     def train(self, config: SFT, context: Context) -> None:
         sft(config, context)
