@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuner.errors import UserError
+from tuner.models.tool_python import tool_environment
 from tuner.printable import printable
 from tuner.rollout.vllm_client import KEY
 
@@ -105,7 +106,7 @@ class ServerSettings:
         return [*command, *self.arguments]
 
     def environment(self, key: str | None) -> dict[str, str]:
-        """The server's environment variables."""
+        """The server's environment variables: this process's, without what a launcher told it of its rank."""
         changes = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if self.max_rank is not None:
             changes["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
@@ -113,7 +114,7 @@ class ServerSettings:
             changes[KEY] = key
         if not self.on_gpu:
             changes |= {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)}
-        return {**os.environ, **changes}
+        return {**tool_environment(), **changes}
 
 
 class VLLMServer:

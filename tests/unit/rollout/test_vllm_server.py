@@ -6,6 +6,7 @@ The stand-in runs in vLLM's place, as a process; tests/vllm has the real one.
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +112,39 @@ def test_a_killed_server_is_started_again_and_answers_what_it_owes(server, tmp_p
     assert own.key not in (tmp_path / "vllm.log").read_text()
     serving.close()
     assert not own.is_running
+
+
+def test_a_server_of_a_launched_run_meets_nobody_but_itself(tmp_path):
+    """As vLLM does when it starts: torch.distributed in a process that is the only one of its group."""
+    script = """
+import datetime, os, socket, torch
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+torch.distributed.init_process_group(
+    "gloo", init_method=address, world_size=1, rank=0, timeout=datetime.timedelta(seconds=5)
+)
+print("met", os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_RANK"), os.environ["HOME"])
+torch.distributed.destroy_process_group()
+"""
+    (tmp_path / "server.py").write_text(script)
+    (tmp_path / "rank.py").write_text(
+        "import subprocess, sys\n"
+        "from pathlib import Path\n"
+        "from tests.unit.rollout.test_vllm_server import settings\n"
+        "environment = settings(Path(sys.executable)).environment(None)\n"
+        f"sys.exit(subprocess.call([sys.executable, {str(tmp_path / 'server.py')!r}], env=environment))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    finished = subprocess.run(
+        [*launch, str(tmp_path / "rank.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.stdout == f"met None None {os.environ['HOME']}\n", finished.stderr[-2000:]
 
 
 def test_all_its_processes_end_with_it(server, tmp_path):
