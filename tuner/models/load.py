@@ -41,7 +41,7 @@ from tuner.models.segment_rope import install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
-from tuner.models.varlen import check_attention, fallback_note
+from tuner.models.varlen import check_attention, fallback_note, head_sizes
 from tuner.models.varlen import register as register_attention
 from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
 
@@ -282,7 +282,7 @@ def _prepare_training(transformer: PreTrainedModel, device: torch.device, precis
     Returns a sentence on each change, and on a device that computes slower, or in another precision, than it should.
     """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    notes = fallback_note(capability, precision) + precision_notes(device, precision)
+    notes = fallback_note(capability, precision, head_sizes(transformer)) + precision_notes(device, precision)
     if dropout := switch_off_attention_dropout(transformer):
         notes += [
             f"attention dropout ({dropout:g} in config.json) is off: attention over packed rows has none"
