@@ -165,6 +165,49 @@ def test_one_that_dies_at_its_start_is_explained(server):
         own.wait(ready(own), 60.0)
 
 
+def test_the_first_cause_of_a_death_is_told_not_what_refers_to_it(server):
+    """As vLLM's log has it, behind that of an earlier start."""
+    own = server("exit 1")
+    own.log.write_text("ValueError: of the start before\n")
+    own.start(Path("model"))
+    with pytest.raises(UserError, match="it said nothing"):
+        own.wait(ready(own), 60.0)
+    log = [
+        "(EngineCore pid=1) ERROR [core.py:9]     raise ValueError(",
+        "(EngineCore pid=1) ERROR [core.py:9] ValueError: Free memory on device cuda:0 (5/80 GiB) on startup is less",
+        "(EngineCore pid=1) ValueError: Free memory on device cuda:0 (5/80 GiB) on startup is less",
+        "(APIServer pid=2) RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    (own.log.parent / "words").write_text("\n".join(log))
+    own = server(f"cat {own.log.parent}/words; exit 1")
+    own.start(Path("model"))
+    with pytest.raises(
+        UserError, match=r"vLLM did not start: .*\[core.py:9\] ValueError: Free memory on device"
+    ):
+        own.wait(ready(own), 60.0)
+
+
+def test_a_server_on_the_gpu_that_trains_takes_a_share_of_what_is_free(monkeypatch):
+    """As of a GPU of 80 GiB: how much it has free is the only part of it that the command depends on."""
+    freed = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (61 * 2**30, 80 * 2**30))
+    beside = {"on_gpu": True, "shares_gpu": True}
+    command = settings(Path("/python"), **beside).command(Path("/model"))
+    assert command[command.index("--gpu-memory-utilization") + 1] == "0.38"
+    assert freed == [True]
+    for argument in ("--gpu-memory-utilization=0.4", "--gpu_memory_utilization=0.4"):
+        command = settings(Path("/python"), arguments=(argument,), **beside).command(Path("/model"))
+        assert "--gpu-memory-utilization" not in command
+    for alone in ({"on_gpu": True}, {"on_gpu": False, "shares_gpu": True}):
+        assert "--gpu-memory-utilization" not in settings(Path("/python"), **alone).command(Path("/model"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (7 * 2**30, 80 * 2**30))
+    with pytest.raises(
+        UserError, match=r"has 7\.0 of 80\.0 GiB free, too little for a server beside the trainer"
+    ):
+        settings(Path("/python"), **beside).command(Path("/model"))
+
+
 def test_one_that_never_answers_is_ended(server):
     own = server("exec sleep 100")
     own.start(Path("model"))
