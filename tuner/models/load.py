@@ -28,6 +28,7 @@ from tuner.models.adapters import SCORE, add_adapter, continue_adapter
 from tuner.models.arithmetic import Precision, hold_in, precision_notes
 from tuner.models.base_record import BaseReference
 from tuner.models.coverage import expert_notes
+from tuner.models.device_errors import is_of_device
 from tuner.models.dropout import switch_off_attention_dropout
 from tuner.models.folder_files import first_line, read_file
 from tuner.models.freeze import freeze as freeze_weights
@@ -242,13 +243,12 @@ def load_base(
 
 @contextmanager
 def _blaming(folder: Path) -> Iterator[None]:
-    """UserError that the folder is broken, whatever a library raises: the files are the user's."""
+    """UserError that the folder is broken, whatever a library raises, but for the device: the files are the user's."""
     try:
         yield
-    # a RuntimeError as well: caught below, it would be reported as a broken folder
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_of_device(error):
+            raise
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
 
 
