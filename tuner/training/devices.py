@@ -152,7 +152,10 @@ class Devices:
         self._accelerator.wait_for_everyone()
 
     def synchronize(self) -> None:
-        """Wait until this device has done the work that was queued for it."""
+        """Wait until this device has done the work that was queued for it; no other rank's, but for exchanges with it.
+
+        The heartbeat takes it for a wait for other ranks, which it does not of a wait elsewhere (`.item()`).
+        """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
