@@ -73,11 +73,13 @@ class Devices:
             for name, capacity in CPU_KERNEL_CACHES.items():  # read at the first product
                 os.environ.setdefault(name, capacity)
         torch.use_deterministic_algorithms(deterministic)
-        self.products = product_precision(torch.device("cuda" if on_gpu else "cpu"), precision)
-        """Precision of matrix products."""
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         # before the processes meet, which takes as long as the last of them takes to start
         heartbeat.start(int(os.environ.get("RANK", "0")), launched, spins=on_gpu)
+        # after the heartbeat's fork, as it may ask the GPU
+        device_here = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+        self.products = product_precision(device_here, precision)
+        """Precision of matrix products."""
         _meet_again("nccl" if on_gpu else "gloo", launched)
         # A notebook, or a round of a run, may have trained in another precision before.
         AcceleratorState._reset_state(reset_partial_state=launched == 1)
