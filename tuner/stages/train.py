@@ -67,6 +67,7 @@ def train_in(
             run.start(config, overrides, devices.place)
             heartbeat.log_with(run.log)
         devices.wait()
+        devices.reset_peak_memory()  # a run before this one, such as a round's, has peaks of its own
         context = Context(run, devices, audience)
         if run.results is not None:
             context.say(f"{run.folder}: there are results, but no model of them; both are made again")
