@@ -30,6 +30,9 @@ from tuner.config import (
     Validation,
     override,
 )
+from tuner.data.conversation import Conversation, Turn
+from tuner.data.examples import tokenize
+from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.load import load_model
 from tuner.resources import locate
@@ -144,6 +147,32 @@ def test_a_run_with_an_adapter_is_the_reference_of_its_continuation(tmp_path: Pa
     assert second.metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert second.metrics[0]["margin"] == pytest.approx(0, abs=1e-6)
     assert hashed(second.model_folder) != hashed(first.model_folder)
+
+
+def test_of_an_answer_of_several_turns_the_loss_is_that_of_sft(tmp_path: Path) -> None:
+    """`nll_weight` adds to log 2 the better answer's negative log-likelihood per token: of those that SFT learns."""
+    turns = [("assistant", "Which city?"), ("user", "Rome, of course."), ("assistant", "It is hot.")]
+    row = {
+        "prompt": "Is it hot?",
+        "chosen": [{"role": role, "content": text} for role, text in turns],
+        "rejected": "No.",
+    }
+    Path("turns.jsonl").write_text(json.dumps(row))
+    changes = {"data.files": ("turns.jsonl",), "data.test_files": (), "data.validation_files": ()}
+    alone = {"pairs_per_step": 1, "max_steps": 1, "evaluation.every": None, "nll_weight": 1.0}
+    run = tuner.train(override(BASE, changes | alone), runs=tmp_path)
+    loaded = load_model(BASE.model, precision="fp32", device=torch.device("cpu"), train=False)
+    loaded.transformer.set_attn_implementation("sdpa")
+    conversation = Conversation(tuple(Turn(*turn) for turn in [("user", "Is it hot?"), *turns]))
+    tokenizer: Any = loaded.tokenizer
+    tokens, weights = tokenize([Template("internlm2", tokenizer).render(conversation)], tokenizer)[0]
+    learned = torch.from_numpy(weights[1:] > 0)
+    assert 0 < learned.sum() < len(learned) - learned.int().argmax()  # the user's turn is between
+    tokens = torch.from_numpy(tokens).long()
+    with torch.no_grad():
+        logits = loaded.transformer(tokens[None, :-1]).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
+    assert run.metrics[0]["loss"] == pytest.approx(math.log(2) + losses[learned].mean().item(), rel=1e-4)
 
 
 PRECOMPUTED = {"precompute_reference": True}

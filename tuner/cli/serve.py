@@ -145,6 +145,7 @@ def _serve_lmdeploy(asked: Asked, print_only: bool) -> None:
     import subprocess
 
     from tuner.errors import UserError
+    from tuner.models.tool_python import tool_environment
     from tuner.serving.foreign_servers import lmdeploy_command
 
     command = lmdeploy_command(asked)
@@ -152,4 +153,5 @@ def _serve_lmdeploy(asked: Asked, print_only: bool) -> None:
     if print_only:
         return
     with contextlib.suppress(KeyboardInterrupt):  # which the server gets, too
-        raise UserError(f"LMDeploy's server ended by itself, with exit code {subprocess.call(command)}")
+        code = subprocess.call(command, env=tool_environment())
+        raise UserError(f"LMDeploy's server ended by itself, with exit code {code}")

@@ -22,7 +22,8 @@ class VLLM(ConfigBase):
     Only for a server of the run's own."""
 
     arguments: tuple[str, ...] = ()
-    """Further arguments of a server of the run's own, such as "--gpu-memory-utilization=0.4"."""
+    """Further arguments of a server of the run's own, such as "--gpu-memory-utilization=0.4": without that, a server on
+    the GPU that trains takes half of the memory that is free when it starts."""
 
     concurrency: int = Field(default=128, ge=1)
     """Prompts that the server is sent at the same time."""

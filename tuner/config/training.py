@@ -27,7 +27,8 @@ class AdamW(ConfigBase):
 
     paged: bool = False
     """Page optimizer state to host memory when GPU memory runs out (bitsandbytes; no effect on CPU). After resuming,
-    it stays in GPU memory."""
+    it stays in GPU memory. bitsandbytes has no way to free it: that of several runs in one process, as of the rounds of
+    a COOL run, adds up until the process ends."""
 
 
 class _WarmupSchedule(ConfigBase):

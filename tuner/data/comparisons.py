@@ -17,7 +17,8 @@ class Comparisons:
     """R rows of answers to one prompt each. A row is never split: it is shuffled, packed and counted whole."""
 
     sequences: Examples
-    """The N conversations, one answer each; only the token at which the score is read has a weight."""
+    """The N conversations, one answer each. For a reward model only the token at which the score is read has a weight;
+    for a policy, the tokens of the assistant's turns in the answer."""
     offsets: np.ndarray
     """int64 [R + 1]: row r has the sequences offsets[r] to offsets[r + 1], best first."""
     starts: np.ndarray

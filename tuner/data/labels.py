@@ -20,7 +20,7 @@ class Labels:
     """N answers to prompts, with their labels."""
 
     sequences: Examples
-    """The N conversations, one answer each; only their last token has a weight."""
+    """The N conversations, one answer each; the tokens of the assistant's turns in it have a weight."""
     starts: np.ndarray
     """int64 [N]: index in its sequence of the answer's first token."""
     desirable: np.ndarray

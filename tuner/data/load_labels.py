@@ -14,7 +14,7 @@ from tuner.data.data_report import DataReport
 from tuner.data.dataset import Dataset, Progress, build
 from tuner.data.encoding import Tokenizer
 from tuner.data.labels import LabelCollector, Labels
-from tuner.data.load_pairs import PolicyBuilder, remove_suffix
+from tuner.data.load_pairs import PolicyBuilder, learned_tokens, remove_suffix
 from tuner.data.preference_rows import SHAPES
 from tuner.data.row_shapes import Reader, Shape, registered_shapes
 from tuner.data.turns import (
@@ -34,6 +34,8 @@ class LabeledAnswer(TypedDict):
 
     prompt_ids: np.ndarray
     completion_ids: np.ndarray
+    completion_learned: np.ndarray
+    """bool: whether the loss is taken on a token of the answer, as on those of the assistant's turns."""
     label: bool
 
 
@@ -55,7 +57,12 @@ def labeled_answers(labels: Labels, suffix: np.ndarray) -> Iterator[LabeledAnswe
         zip(labels.starts.tolist(), labels.desirable.tolist(), strict=True)
     ):
         tokens = remove_suffix(labels.sequences.example(index)[0], suffix)
-        yield {"prompt_ids": tokens[:start], "completion_ids": tokens[start:], "label": label}
+        yield {
+            "prompt_ids": tokens[:start],
+            "completion_ids": tokens[start:],
+            "completion_learned": learned_tokens(labels.sequences, index, start)[start : len(tokens)],
+            "label": label,
+        }
 
 
 def _read_labeled(row: Values, origin: str) -> Preference:

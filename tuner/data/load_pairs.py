@@ -15,14 +15,16 @@ from tuner.data.conversation import Preference
 from tuner.data.data_report import DataReport
 from tuner.data.dataset import Dataset, Progress, SkipReason, build
 from tuner.data.encoding import Tokenizer
-from tuner.data.examples import tokenize
+from tuner.data.examples import Examples, tokenize
 from tuner.data.load_preferences import RankedBuilder, RankedPart
 from tuner.data.sources import Row
 from tuner.data.template import Template
 from tuner.errors import UserError
 
 Pair = dict[str, np.ndarray]
-"""`prompt_ids`, `chosen_ids` and `rejected_ids`, int32, under TRL's names; answers end with their end-of-turn token."""
+"""`prompt_ids`, `chosen_ids` and `rejected_ids`, int32, under TRL's names; answers end with their end-of-turn token.
+`chosen_learned` and `rejected_learned`, bool, of an answer's tokens: whether the loss is taken on them. It is taken on
+the assistant's turns, as in SFT: not on what tools return and users say in an answer of several turns."""
 
 
 def load_pairs(
@@ -48,10 +50,31 @@ def pairs(comparisons: Comparisons, suffix: np.ndarray) -> Iterator[Pair]:
         chosen, rejected = (
             remove_suffix(sequences.example(int(sequence))[0], suffix) for sequence in (better, worse)
         )
+        chosen_learned, rejected_learned = (
+            learned_tokens(sequences, int(sequence), int(comparisons.starts[sequence]))
+            for sequence in (better, worse)
+        )
         start = int(min(comparisons.starts[better], comparisons.starts[worse]))
         differences = np.flatnonzero(chosen[:start] != rejected[:start])
         start = int(differences[0]) if len(differences) else start
-        yield {"prompt_ids": chosen[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
+        yield {
+            "prompt_ids": chosen[:start],
+            "chosen_ids": chosen[start:],
+            "rejected_ids": rejected[start:],
+            "chosen_learned": chosen_learned[start : len(chosen)],
+            "rejected_learned": rejected_learned[start : len(rejected)],
+        }
+
+
+def learned_tokens(sequences: Examples, index: int, start: int) -> np.ndarray:
+    """bool [t]: where the loss of a sequence is taken if its answer begins at or before `start`.
+
+    Tokens before `start` that differ between two answers hold the beginning of one, so they are learned, too.
+    """
+    learned = sequences.example(index)[1] > 0
+    learned[:start] = True
+    # an answer without a token of its own is nothing but its last
+    return learned if learned[start:].any() else np.ones_like(learned)
 
 
 def pair_sequences(comparisons: Comparisons) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +100,9 @@ class PolicyBuilder(RankedBuilder[RankedPart]):
 
     purpose: str
     """What the rows are for: their entry in the cache is no other's."""
+
+    def weigh(self, weights: np.ndarray, weight: float) -> None:
+        """Leave the weights of SFT, 1 in the assistant's turns: TRL weighs every row alike."""
 
     def __init__(self, data: Preferences, tokenizer: Tokenizer, progress: Progress | None = None):
         super().__init__(data, tokenizer, Conditions({}), None, progress=progress)

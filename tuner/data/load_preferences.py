@@ -81,12 +81,18 @@ class SequenceMaker:
 
     def make(self, rendered: list[Rendered]) -> list[tuple[np.ndarray, int]]:
         """(tokens int32 [t], index of the answer's first token) of every rendered conversation."""
-        sequences: list[tuple[np.ndarray, int]] = []
+        return [(tokens, start) for (tokens, _), start in self.make_samples(rendered)]
+
+    def make_samples(self, rendered: list[Rendered]) -> list[tuple[Sample, int]]:
+        """The same, each with the weights that SFT gives its tokens: 1 in the assistant's turns of the answer."""
+        sequences: list[tuple[Sample, int]] = []
         for tokens, weights in tokenize(rendered, self._tokenizer):
             targets = weights.nonzero()[0]
             # appended as an id: as text it could merge with what precedes it
             sequence = np.concatenate([tokens, self._end])
-            sequences.append((sequence, int(targets[0]) if len(targets) else len(sequence) - 1))
+            weights = np.concatenate([weights, np.zeros(len(self._end), dtype=np.float32)])
+            start = int(targets[0]) if len(targets) else len(sequence) - 1
+            sequences.append(((sequence, weights), start))
         return sequences
 
 
@@ -172,7 +178,7 @@ class RankedBuilder(Builder[Preference, TokenizedComparison, RankedPart]):
         ]
 
     def tokenize(self, rendered: list[tuple[Preference, list[Rendered]]]) -> list[list[TokenizedComparison]]:
-        sequences = iter(self._sequences.make([text for _, texts in rendered for text in texts]))
+        sequences = iter(self._sequences.make_samples([text for _, texts in rendered for text in texts]))
         return [[_comparison(item, list(islice(sequences, len(texts))))] for item, texts in rendered]
 
     def fit(
@@ -199,8 +205,13 @@ class RankedBuilder(Builder[Preference, TokenizedComparison, RankedPart]):
             piece = _cut_prompt(piece, head, longest - limit)
         counts.kept += 1
         for _, weights in piece.samples:
-            weights[-1] = item.weight * weight  # the score is read at the last token
+            self.weigh(weights, item.weight * weight)
         yield replace(piece, weight=item.weight * weight)
+
+    def weigh(self, weights: np.ndarray, weight: float) -> None:
+        """Turn the weights of an answer's sequence into its loss weights, in place. weight: the row's."""
+        weights[:] = 0
+        weights[-1] = weight  # the score is read at the last token
 
     def finish(self) -> tuple[dict[str, RankedPart], DataReport]:
         parts, report = super().finish()
@@ -235,13 +246,12 @@ class ComparisonBuilder(RankedBuilder[Comparisons]):
         return ComparisonCollector(tuple(self._conditions.wordings), self.data.ties == "half")
 
 
-def _comparison(item: Preference, sequences: list[tuple[np.ndarray, int]]) -> TokenizedComparison:
-    samples: list[Sample] = [(tokens, np.zeros(len(tokens), dtype=np.float32)) for tokens, _ in sequences]
+def _comparison(item: Preference, sequences: list[tuple[Sample, int]]) -> TokenizedComparison:
     # sorted, so that twins, which rank the same answers in opposite orders, get the same number
     answers: list[object] = [*sorted(map(repr, map(plain_turns, item.answers)))]
     twin = hash_values([plain_turns(item.prompt), answers])
     return TokenizedComparison(
-        samples=samples,
+        samples=[sample for sample, _ in sequences],
         starts=[start for _, start in sequences],
         ranks=item.ranks,
         margin=item.margin,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.config.functions import is_function_reference, load_function
+from tuner.config.imported_files import imported_files
 from tuner.data.turns import Values, call_function, has, key_names, refuse, untyped
 from tuner.errors import UserError
 
@@ -36,11 +37,14 @@ class Shape:
     def fingerprint(self) -> str:
         """Hash of the keys and of the source the reader stands in: its file, or itself where it is typed in a notebook.
 
+        Of a file, the user's modules that it imports count as well.
+
         Raises TypeError or OSError when the reader has no source.
         """
         file = Path(inspect.getfile(self.read))
         source = file.read_text(encoding="utf-8") if file.is_file() else inspect.getsource(self.read)
-        return hashlib.blake2b(repr((self.keys, source)).encode()).hexdigest()
+        imported = [module.read_bytes() for module in imported_files(file)] if file.is_file() else []
+        return hashlib.blake2b(repr((self.keys, source, imported)).encode()).hexdigest()
 
     def matches(self, row: Values) -> bool:
         """Whether the row has all keys of one of the choices."""

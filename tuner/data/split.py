@@ -31,8 +31,8 @@ def content_hash(item: Conversation | Document | Preference | Prompt) -> bytes:
 
 
 def hash_values(values: Sequence[object]) -> bytes:
-    """16-byte hash of JSON values."""
-    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    """16-byte hash of JSON values; of others, which a shape of the user's may bring, as texts."""
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

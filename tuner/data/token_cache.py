@@ -17,6 +17,7 @@ import numpy as np
 
 from tuner.config.data import Data, Prompts, Source, Text
 from tuner.config.functions import is_function_reference
+from tuner.config.imported_files import imported_files
 from tuner.data.comparisons import Comparisons
 from tuner.data.data_report import DataReport
 from tuner.data.encoding import Tokenizer, serialize
@@ -171,12 +172,15 @@ def locked(folder: Path, key: str) -> Generator[None]:
 
 
 def _source_fields(source: Source) -> dict[str, Any]:
-    """The fields of a source that decide its tokens (its share does not), and the hash of a user's function's file."""
+    """The fields of a source that decide its tokens (its share does not), and the hash of a user's function's files."""
     fields = source.model_dump(mode="json", exclude={"share"})
     if is_function_reference(source.shape):
         file = Path(str(source.shape).rpartition(":")[0])
         if file.is_file():
-            fields["function"] = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            digest = hashlib.blake2b(digest_size=16)
+            for code in (file, *imported_files(file)):
+                digest.update(hashlib.blake2b(code.read_bytes()).digest())
+            fields["function"] = digest.hexdigest()
     return fields
 
 

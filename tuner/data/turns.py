@@ -150,7 +150,7 @@ def _read_call(call: Any, origin: str) -> ToolCall:
         arguments = json.loads(arguments)
     if not is_object(arguments) or not isinstance(function.get("name"), str):
         refuse(origin, 'a tool call is {"name": text, "arguments": {...}}, the arguments a JSON object')
-    identity = call.get("id")
+    identity, arguments = call.get("id"), json_values(arguments, "a tool call", origin)
     return ToolCall(function["name"], arguments, identity if isinstance(identity, str) else None)
 
 
@@ -165,7 +165,7 @@ def read_tools(row: Values, origin: str) -> tuple[Values, ...]:
         function = tool.get("function") or tool
         if not is_object(function) or not isinstance(function.get("name"), str):
             refuse(origin, 'a tool is {"type": "function", "function": {"name": text, ...}}')
-        result.append({"type": "function", "function": function})
+        result.append({"type": "function", "function": json_values(function, "a tool", origin)})
     return tuple(result)
 
 
@@ -259,6 +259,29 @@ def expect_mapping(value: object, name: str, origin: str) -> Values:
     if not is_object(value):
         refuse(origin, f"{name} is not an object but {value!r:.60}; write {{...}}")
     return value
+
+
+def json_values(values: Values, name: str, origin: str) -> Values:
+    """The object, in which values that JSON does not have (Parquet's dates, decimals and bytes) are texts.
+
+    Templates write it as JSON. UserError for bytes that are no text. name: of the object, for the message.
+    """
+
+    def text_of(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return dict(cast("Values", value))
+        if not isinstance(value, bytes):
+            return str(value)
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            refuse(origin, f"{name} has bytes that are no text ({value!r:.60}); write a text")
+
+    try:
+        json.dumps(values)
+    except TypeError:
+        return json.loads(json.dumps(values, default=text_of))
+    return values
 
 
 def is_json(text: str) -> bool:

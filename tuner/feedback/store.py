@@ -200,7 +200,8 @@ class LabelStore:
         """Store candidates. Raises UserError where an id already has another prompt, condition or pair of answers."""
         with self.transaction():
             for candidate in candidates:
-                content = json.dumps(dict(candidate.row), ensure_ascii=False)
+                # values that JSON does not have (Parquet's dates) become texts
+                content = json.dumps(dict(candidate.row), ensure_ascii=False, default=str)
                 stored = self._database.execute(
                     "SELECT content FROM items WHERE id = ?", (candidate.id,)
                 ).fetchone()

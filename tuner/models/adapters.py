@@ -23,6 +23,7 @@ from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import check_settings, read_adapter_file
+from tuner.models.device_errors import is_of_device
 from tuner.models.folder_files import first_line
 from tuner.models.quantization import bitsandbytes
 from tuner.models.slices import hold_whole
@@ -372,9 +373,11 @@ def _adapter_errors(folder: Path) -> Iterator[None]:
     """Turn what libraries raise about an adapter's files into a UserError."""
     try:
         yield
-    except (torch.OutOfMemoryError, UserError):
+    except UserError:
         raise
     except Exception as error:  # the files are the user's: whatever a library raises here is about them
+        if is_of_device(error):
+            raise
         raise UserError(
             f"{folder}: its adapter does not fit the base model or cannot be read "
             f"({first_line(error)}); restore it or train again"

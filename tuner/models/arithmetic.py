@@ -26,18 +26,25 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether a device has kernels for products in bf16.
 
-    A CPU without AVX-512 has none: torch then multiplies number by number, some 40 times slower than in fp32.
+    A CPU without AVX-512 has none: torch then multiplies number by number, some 40 times slower than in fp32. A GPU
+    before Ampere (T4, V100) takes bf16, but only emulates it.
     """
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type != "cuda" or not torch.cuda.is_available():  # planned for, not computed on
+        return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def precision_notes(device: torch.device, precision: Precision) -> list[str]:
     """A sentence where products are computed in another precision than asked for."""
     if product_precision(device, precision) == precision:
         return []
+    kind = "CPU" if device.type == "cpu" else "GPU"
     return [
-        "this CPU has no bf16 arithmetic: products are computed in fp32, from weights rounded to bf16 (the same model, "
-        "other rounding)"
+        f"this {kind} has no bf16 arithmetic: products are computed in fp32, from weights rounded to bf16 (the same "
+        "model, other rounding)"
     ]
 
 

@@ -28,6 +28,7 @@ from tuner.models.adapters import SCORE, add_adapter, continue_adapter
 from tuner.models.arithmetic import Precision, hold_in, precision_notes
 from tuner.models.base_record import BaseReference
 from tuner.models.coverage import expert_notes
+from tuner.models.device_errors import is_of_device
 from tuner.models.dropout import switch_off_attention_dropout
 from tuner.models.folder_files import first_line, read_file
 from tuner.models.freeze import freeze as freeze_weights
@@ -41,7 +42,7 @@ from tuner.models.segment_rope import install_segmented_rope
 from tuner.models.tokenizer import load_tokenizer, read_tokenizer
 from tuner.models.unwrap import unwrapped
 from tuner.models.varlen import NAME as ATTENTION
-from tuner.models.varlen import check_attention, fallback_note
+from tuner.models.varlen import check_attention, fallback_note, head_sizes
 from tuner.models.varlen import register as register_attention
 from tuner.models.vocabulary import check_vocabulary, grow_embeddings, vocabulary_size
 
@@ -242,13 +243,12 @@ def load_base(
 
 @contextmanager
 def _blaming(folder: Path) -> Iterator[None]:
-    """UserError that the folder is broken, whatever a library raises: the files are the user's."""
+    """UserError that the folder is broken, whatever a library raises, but for the device: the files are the user's."""
     try:
         yield
-    # a RuntimeError as well: caught below, it would be reported as a broken folder
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_of_device(error):
+            raise
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); restore the folder") from error
 
 
@@ -282,7 +282,7 @@ def _prepare_training(transformer: PreTrainedModel, device: torch.device, precis
     Returns a sentence on each change, and on a device that computes slower, or in another precision, than it should.
     """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    notes = fallback_note(capability, precision) + precision_notes(device, precision)
+    notes = fallback_note(capability, precision, head_sizes(transformer)) + precision_notes(device, precision)
     if dropout := switch_off_attention_dropout(transformer):
         notes += [
             f"attention dropout ({dropout:g} in config.json) is off: attention over packed rows has none"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, continue_adapter, has_score
+from tuner.models.device_errors import is_of_device
 from tuner.models.folder_files import first_line
 from tuner.models.generate import unpacked
 from tuner.models.layout import Layout, in_layout
@@ -201,9 +202,9 @@ def fold(base: PreTrainedModel, location: Location) -> PreTrainedModel:
     adapted = _adapt(base, location)
     try:
         merged = adapted.merge_and_unload()
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError) as error:  # peft has variants that only exist beside their base
+        if is_of_device(error):
+            raise
         raise UserError(
             f"{location.adapter_folder}: its adapter cannot be merged ({first_line(error)}); use it on its base instead"
         ) from error

@@ -156,8 +156,9 @@ class Roles:
         if model.training != train:  # walking all modules takes longer than a small model's forward pass
             model.train(train)
         try:
-            # leaving autocast drops its cache of cast weights: opened once per pass, a role casts all its
-            # fp32 weights again in each
+            # Leaving autocast drops its cache of cast weights: opened once per pass, a role casts all its fp32 weights
+            # again in each. With gradient checkpointing on a GPU it does so even where it stays open: layers are
+            # computed again in autograd's thread, whose own autocast ends with each and drops what all threads share.
             with self._autocast(), torch.set_grad_enabled(train):
                 yield self._views[name]
         finally:

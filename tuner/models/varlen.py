@@ -1,8 +1,9 @@
 """Attention for packed rows, registered with transformers as `varlen`; segments are given by their offsets.
 
-Backends: on CUDA in bf16 flash-attn 2 if installed, else torch.nn.attention.varlen; in fp32, on older GPUs and on CPU
-one call of scaled_dot_product_attention per segment. None of them materializes T × T scores.
-Shapes: T tokens of the row, H heads, K key/value heads, D head size.
+Backends: on CUDA in bf16 flash-attn 2 if installed, else torch.nn.attention.varlen; in fp32, on older GPUs, for heads
+that the kernels do not take and on CPU one call of scaled_dot_product_attention per segment. None of them materializes
+T × T scores.
+Shapes: T tokens of the row, H heads, K key/value heads, D head size (of values it may be another).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # rows of one process do not load it
 NAME = "varlen"
 CAPABILITY = (8, 0)
 """Compute capability from which GPUs have the kernels."""
+LARGEST_HEAD = 256
+"""Head size up to which flash kernels are compiled; they take multiples of 8, of queries, keys and values alike."""
 QUERY_BLOCK = 1024
 """Queries of a block where the window is narrower than the segment; bounds the size of the mask."""
 
@@ -103,7 +107,9 @@ def varlen_attention(
         query_1HTD, key_1KTD, value_1KTD = (
             whole_segments(part, row_processes) for part in (query_1HTD, key_1KTD, value_1KTD)
         )
-    if query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):  # the flash kernels have no fp32
+    fits = fits_kernels(query_1HTD.shape[-1], value_1KTD.shape[-1])
+    # the flash kernels have no fp32
+    if fits and query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):
         segments = (cu_seq_lens_q, max_length_q)
         out_1HTD = _by_kernel(query_1HTD, key_1KTD, value_1KTD, segments, scaling, sliding_window)
     else:
@@ -178,10 +184,38 @@ def has_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
 
 
-def fallback_note(capability: tuple[int, int] | None, precision: str) -> list[str]:
-    """A sentence where a GPU of this compute capability (None: no GPU) lacks the kernels that bf16 would use."""
-    if capability is None or capability >= CAPABILITY or precision != "bf16":
+def fits_kernels(query_size: int, value_size: int) -> bool:
+    """Whether the kernels take heads of these sizes. Multi-head latent attention (DeepSeek: 192 and 128) has others."""
+    return query_size == value_size <= LARGEST_HEAD and query_size % 8 == 0
+
+
+def head_sizes(transformer: PreTrainedModel) -> set[tuple[int, int]]:
+    """(size of queries and keys, size of values) of the heads of a model's layers, by the names transformers shares."""
+    sizes: set[tuple[int, int]] = set()
+    for module in transformer.modules():
+        # head_dim of latent attention is the part that rotates
+        query = getattr(module, "qk_head_dim", getattr(module, "head_dim", None))
+        if isinstance(query, int):
+            sizes.add((query, getattr(module, "v_head_dim", query)))
+    return sizes
+
+
+def fallback_note(
+    capability: tuple[int, int] | None, precision: str, sizes: Collection[tuple[int, int]] = ()
+) -> list[str]:
+    """A sentence where a GPU of this compute capability (None: no GPU) lacks the kernels that bf16 would use.
+
+    sizes: of the model's heads; see `head_sizes`.
+    """
+    if capability is None or precision != "bf16":
         return []
+    if capability >= CAPABILITY:
+        others = [f"{query} and {value}" for query, value in sorted(sizes) if not fits_kernels(query, value)]
+        return [
+            f"the attention kernels for packed rows have no heads of sizes {heads} (queries and values): each sample "
+            "takes a call of its own in these layers, which is exact and slower"
+            for heads in others
+        ]
     return [
         f"this GPU (compute capability {capability[0]}.{capability[1]}) is older than the attention kernels for packed "
         f"rows (from {CAPABILITY[0]}.{CAPABILITY[1]}): each sample takes a call of its own, which is exact and slower"

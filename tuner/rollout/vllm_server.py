@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuner.errors import UserError
+from tuner.models.tool_python import tool_environment
 from tuner.printable import printable
 from tuner.rollout.vllm_client import KEY
 
@@ -29,6 +32,13 @@ GRACE = 20.0
 """Seconds that a server has to end by itself."""
 POLL = 0.2
 _CPU_CACHE_GIB = "1"
+SHARE = 0.5
+"""Part of the free GPU memory that a server beside the trainer takes at its start: the optimizer's state and the
+activations of the first step are still to come."""
+_LEAST = 0.05
+"""Part of a GPU's memory below which no server is started: a model's weights alone take more."""
+_REASON = re.compile(r"\b(ValueError|OutOfMemoryError): ")
+"""What the first cause of a death looks like in vLLM's log; a `raise ValueError(` of a traceback has no colon."""
 
 
 def find_python(named: str | None) -> Path:
@@ -84,6 +94,8 @@ class ServerSettings:
     on_gpu: bool
     port: int
     arguments: Sequence[str] = ()
+    shares_gpu: bool = False
+    """Whether this process trains on the server's GPU, of which vLLM would take 0.9 by default, and refuse to start."""
 
     def command(self, model: Path) -> list[str]:
         """The command line that serves a model folder."""
@@ -102,10 +114,12 @@ class ServerSettings:
             command += ["--enable-lora", "--max-lora-rank", str(self.max_rank)]
         if not self.on_gpu:
             command += ["--enforce-eager"]  # compiling takes minutes there, and saves little
+        elif self.shares_gpu and not any(map(_names_memory, self.arguments)):
+            command += ["--gpu-memory-utilization", f"{free_share():.2f}"]
         return [*command, *self.arguments]
 
     def environment(self, key: str | None) -> dict[str, str]:
-        """The server's environment variables."""
+        """The server's environment variables: this process's, without what a launcher told it of its rank."""
         changes = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if self.max_rank is not None:
             changes["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
@@ -113,7 +127,30 @@ class ServerSettings:
             changes[KEY] = key
         if not self.on_gpu:
             changes |= {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)}
-        return {**os.environ, **changes}
+        return {**tool_environment(), **changes}
+
+
+def free_share() -> float:
+    """Part of the GPU's memory for a server beside this process, which trains on it: SHARE of what is free.
+
+    Raises UserError where that is too little for a model.
+    """
+    import torch
+
+    torch.cuda.empty_cache()  # what the allocator only keeps is free
+    free, total = torch.cuda.mem_get_info()
+    share = math.floor(100 * SHARE * free / total) / 100
+    if share < _LEAST:
+        raise UserError(
+            f"engine=VLLM(): the GPU that trains has {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, too little "
+            "for a server beside the trainer; write engine=local, name a server on another GPU by engine.url, or set "
+            'engine.arguments=("--gpu-memory-utilization=...",) yourself'
+        )
+    return share
+
+
+def _names_memory(argument: str) -> bool:
+    return argument.replace("_", "-").startswith("--gpu-memory-utilization")  # vLLM takes both spellings
 
 
 class VLLMServer:
@@ -125,6 +162,8 @@ class VLLMServer:
         self.key = os.environ.get(KEY) or secrets.token_urlsafe(24)
         """Whoever has an account on this machine could otherwise make the server load a folder of theirs."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        """Bytes that the log had when the server was started."""
 
     @property
     def url(self) -> str:
@@ -143,6 +182,7 @@ class VLLMServer:
         """Start serving a model folder, in place of the one before; `wait` waits until it answers."""
         self.close()
         output = None if self.log is None else self.log.open("ab")
+        self._log_start = 0 if output is None else output.tell()
         try:
             self._process = subprocess.Popen(
                 self.settings.command(model),
@@ -188,14 +228,16 @@ class VLLMServer:
         process.wait()
 
     def last_words(self) -> str:
-        """What the log says of its end, in one line."""
+        """What the log says of its end, in one line: the first cause, to which vLLM's last lines refer."""
         if self.log is None:
             return "see its output above"
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
+            text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
         except OSError:
-            lines = []
-        telling = [line for line in lines if "Error" in line or "error" in line]
+            text = ""
+        lines = text.splitlines()[-200:]
+        causes = [line for line in lines if _REASON.search(line)]
+        telling = causes[:1] or [line for line in lines if "Error" in line or "error" in line]
         line = (telling or lines or ["it said nothing"])[-1]
         return f"{printable(line.strip())[-300:]} (all of it: {self.log})"
 

@@ -1,4 +1,4 @@
-"""Rows of a stage that TRL trains, as its passes hold them: a prompt and an answer each, the loss on the answer."""
+"""Rows of a stage that TRL trains, as its passes hold them: a prompt and an answer each, the loss on parts of that."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from tuner.stages.stage import Preview
 
 @dataclass(frozen=True)
 class PaddedRow:
-    """The tokens that TRL trains on, int32 each."""
+    """The tokens that TRL trains on: prompt and answer, int32 each."""
 
     prompt: np.ndarray
     answer: np.ndarray
+    learned: np.ndarray
+    """bool: whether the loss is taken on a token of the answer."""
     label: str
     """Such as "chosen"."""
     sequence: int
@@ -31,7 +33,8 @@ def preview_rows(
     origins = read_as.origins
     for row in rows:
         tokens = np.concatenate([row.prompt, row.answer])
-        weights = (np.arange(len(tokens)) >= max(len(row.prompt), 1)).astype(np.float32)
+        weights = np.concatenate([np.zeros(len(row.prompt), dtype=bool), row.learned]).astype(np.float32)
+        weights[:1] = 0  # nothing predicts the first token
         file = origins.files[origins.file_N[row.sequence]]
         collector.add(
             (tokens, weights), int(read_as.sources[row.sequence]), file, int(origins.line_N[row.sequence])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from tuner.config import StageConfig
 from tuner.display.notebook import NotebookWatcher, in_notebook
 from tuner.display.progress import ProgressWatcher
 from tuner.errors import UserError
+from tuner.models.device_errors import is_memory_full, is_of_gpu
 from tuner.stages.card_file import write_card
 from tuner.stages.context import Context
 from tuner.stages.registry import stage_of
@@ -68,6 +67,7 @@ def train_in(
             run.start(config, overrides, devices.place)
             heartbeat.log_with(run.log)
         devices.wait()
+        devices.reset_peak_memory()  # a run before this one, such as a round's, has peaks of its own
         context = Context(run, devices, audience)
         if run.results is not None:
             context.say(f"{run.folder}: there are results, but no model of them; both are made again")
@@ -81,9 +81,11 @@ def train_in(
             run.log(str(interrupted))
         if within or not in_notebook():
             raise
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_full(error):
+            raise
         # Not abandoned: these fields may be changed, and the same run goes on.
-        raise _memory_is_full(run, stage.memory_fields) from error
+        raise _memory_is_full(run, stage.memory_fields, error) from error
     except (UserError, OSError) as error:
         if devices.is_main:
             run.abandon()
@@ -94,9 +96,10 @@ def train_in(
     return run
 
 
-def _memory_is_full(run: Run, fields: Sequence[str]) -> UserError:
+def _memory_is_full(run: Run, fields: Sequence[str], error: Exception) -> UserError:
+    whose = "the GPU's" if is_of_gpu(error) else "this machine's"
     return UserError(
-        f"{run.folder}: the GPU's memory is full; lower {' or '.join(fields)}, or set gradient_checkpointing=true, and "
+        f"{run.folder}: {whose} memory is full; lower {' or '.join(fields)}, or set gradient_checkpointing=true, and "
         "the same run goes on"
     )
 

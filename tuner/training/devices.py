@@ -10,8 +10,9 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -73,11 +74,13 @@ class Devices:
             for name, capacity in CPU_KERNEL_CACHES.items():  # read at the first product
                 os.environ.setdefault(name, capacity)
         torch.use_deterministic_algorithms(deterministic)
-        self.products = product_precision(torch.device("cuda" if on_gpu else "cpu"), precision)
-        """Precision of matrix products."""
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         # before the processes meet, which takes as long as the last of them takes to start
         heartbeat.start(int(os.environ.get("RANK", "0")), launched, spins=on_gpu)
+        # after the heartbeat's fork, as it may ask the GPU
+        device_here = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+        self.products = product_precision(device_here, precision)
+        """Precision of matrix products."""
         _meet_again("nccl" if on_gpu else "gloo", launched)
         # A notebook, or a round of a run, may have trained in another precision before.
         AcceleratorState._reset_state(reset_partial_state=launched == 1)
@@ -152,7 +155,10 @@ class Devices:
         self._accelerator.wait_for_everyone()
 
     def synchronize(self) -> None:
-        """Wait until this device has done the work that was queued for it."""
+        """Wait until this device has done the work that was queued for it; no other rank's, but for exchanges with it.
+
+        The heartbeat takes it for a wait for other ranks, which it does not of a wait elsewhere (`.item()`).
+        """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -230,13 +236,30 @@ class Devices:
         return [result for _, result in sorted(self.gather(results), key=lambda pair: pair[0])]
 
     def memory_gib(self) -> float:
-        """Peak memory of this process: the GPU's allocator, or resident memory on CPU."""
+        """Peak memory of this process since `reset_peak_memory`: the GPU's allocator, or resident memory on CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
-        import resource
+        return _peak_resident_kib() / 2**20
 
-        # in KiB on Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def reset_peak_memory(self) -> None:
+        """Let the peak begin anew: a process may train one run after another."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with suppress(OSError):  # only Linux has it, and not every container lets it be written
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _peak_resident_kib() -> float:
+    with suppress(
+        OSError
+    ):  # where it is there, it is what clear_refs resets; getrusage's may be the parent's
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if "VmHWM:" in status:
+            return float(status.partition("VmHWM:")[2].split()[0])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _meet_again(backend: str, world: int) -> None:

@@ -33,6 +33,7 @@ VERDICT_SECONDS = 60.0
 _PACKAGE = Path(__file__).parent.parent
 _OWN_FILES = (str(Path(__file__)), str(Path(__file__).with_name("devices.py")))
 """Where a main thread only waits: what it waits in is told by the caller."""
+_WAITS_FOR_GPU = f"{os.sep}torch{os.sep}cuda{os.sep}"
 _LIBRARIES = (os.path.dirname(os.__file__), "site-packages", "dist-packages", "<frozen")
 
 
@@ -162,6 +163,9 @@ def _place(frame: FrameType) -> str:
 
 
 def _is_exchange(frame: FrameType) -> bool:
+    # a wait for the GPU counts as its caller does: in devices.py for exchanges queued there, as FSDP's gathers are
+    while _WAITS_FOR_GPU in frame.f_code.co_filename and frame.f_back is not None:
+        frame = frame.f_back
     file = frame.f_code.co_filename
     return f"{os.sep}torch{os.sep}distributed{os.sep}" in file or file in _OWN_FILES
 

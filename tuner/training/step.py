@@ -76,8 +76,11 @@ class Step:
     def backward(self) -> None:
         """Run the backward pass of the losses added since the last."""
         pending, self._pending = self._pending, []
-        # one backward pass: the losses of a pass share its graph, which the first of several would free
-        sum(pending[1:], start=pending[0]).backward()
+        # autocast would cast what it multiplies, and with it the gradient of a head in fp32 (a reward model's, a
+        # critic's), to bf16; layers that are computed again enter their own
+        with torch.autocast(self._devices.device.type, enabled=False):
+            # one backward pass: the losses of a pass share its graph, which the first of several would free
+            sum(pending[1:], start=pending[0]).backward()
 
     def update(self, *sets: str) -> None:
         """Sum gradients over ranks, clip, and step the optimizer; sets: those that have gradients, empty: all."""

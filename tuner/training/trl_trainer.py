@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -53,6 +53,30 @@ def without_deprecations() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
+
+
+class LearnedTokens:
+    """A collator of TRL's, with the loss on the learned tokens of answers alone.
+
+    TRL takes it on all that follows a prompt: in an answer of several turns also on what tools return and users say.
+    """
+
+    def __init__(
+        self, collator: Callable[..., dict[str, torch.Tensor]], columns: Mapping[str, Sequence[str]]
+    ):
+        """columns: mask in TRL's batch -> the rows' columns of learned tokens, which it holds one after another."""
+        self._collator, self._columns = collator, columns
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self._collator(rows)
+        for name, columns in self._columns.items():
+            if name in batch:
+                learned = (row[column] for column in columns for row in rows)
+                for mask, values in zip(batch[name], learned, strict=True):
+                    mask[mask.bool()] = torch.tensor(
+                        values, dtype=mask.dtype
+                    )  # 1 on the answer's tokens so far
+        return batch
 
 
 class RunTrainer(transformers.Trainer):
@@ -223,7 +247,14 @@ def common_arguments(
         "disable_tqdm": True,
         "report_to": [],
         "dataloader_pin_memory": devices.device.type == "cuda",
+        "remove_unused_columns": False,  # the collator needs the learned tokens, which TRL does not know
     }
+
+
+def padding_token(loaded: Loaded) -> int:
+    """The token that TRL pads batches with: the tokenizer's, or its end token."""
+    tokenizer: Any = loaded.tokenizer
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def holds_reference(config: Any, loaded: Loaded) -> bool:

@@ -62,6 +62,8 @@ class Updater:
         by_set = {
             name: list(parts.values()) for name, parts in self._parts.items() if not sets or name in sets
         }
+        # gradients in shards are summed on the device: what waits for them first must be seen to wait for other ranks
+        self._devices.synchronize()
         self._sum_gradients([part for parts in by_set.values() for part in parts])
         summed = self._devices.sum({name: value.item() for name, value in sums.items()})
         # after the sum: clipped rank by rank, the result would depend on how rows are dealt

@@ -72,6 +72,12 @@ def test_sources_content_purpose_and_functions_change_the_key(path, write, token
     before = of(Source(path=path, shape=f"{function}:f"))
     function.write_text("def f(row):\n    return {**row}\n")
     assert of(Source(path=path, shape=f"{function}:f")) != before
+    function.write_text("from wording import f\n")
+    (tmp_path / "wording.py").write_text("def f(row):\n    return row\n")
+    before = of(Source(path=path, shape=f"{function}:f"))
+    assert of(Source(path=path, shape=f"{function}:f")) == before
+    (tmp_path / "wording.py").write_text("def f(row):\n    return {**row}\n")
+    assert of(Source(path=path, shape=f"{function}:f")) != before
     write("a.jsonl", chat("a", "b"), chat("c", "e"))
     assert of(path) != plain
 

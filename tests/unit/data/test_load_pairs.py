@@ -10,8 +10,10 @@ import pytest
 
 from tuner.config import Model, Preferences
 from tuner.data.conversation import Conversation, Turn
+from tuner.data.conversation_rows import conversation_reader
 from tuner.data.dataset import Dataset
 from tuner.data.examples import tokenize
+from tuner.data.load_labels import labeled_answers, load_labels
 from tuner.data.load_pairs import answer_suffix, load_pairs, pairs
 from tuner.data.template import Template
 from tuner.errors import UserError
@@ -44,6 +46,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 def make_pairs(data: Dataset[Any], template: str = "internlm2") -> list[dict[str, np.ndarray]]:
     return list(pairs(data.train, answer_suffix(Template(template, TOKENIZER), TOKENIZER)))
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 def row(prompt: Any = "What is rain?", chosen: str = "Water.", rejected: str = "Fire.", **more: Any) -> dict:
@@ -93,6 +99,49 @@ def test_a_rows_own_system_turn_stays_and_its_condition_does_not(load: Load) -> 
     assert "system" not in without
     assert "2 rows have a condition, which a policy is not given" in data.report.notes
     assert "1 rows have a margin, which a policy is not given" in data.report.notes
+
+
+WEATHER = [
+    {
+        "role": "assistant",
+        "content": "Let me look.",
+        "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Rome"}}}],
+    },
+    {"role": "tool", "content": "31 degrees"},
+    {"role": "assistant", "content": "It is hot."},
+]
+
+
+@pytest.mark.parametrize("template", ["internlm2", "qwen", "melting.jinja"])
+def test_of_an_answer_of_several_turns_the_assistants_are_learned(load: Load, template: str) -> None:
+    """As SFT learns them: neither a tool's output and a user's turn inside of it, nor their headers."""
+    Path("melting.jinja").write_text(MELTING)
+    answer = [WEATHER[1] | {"role": "user"} if turn["role"] == "tool" else turn for turn in WEATHER]
+    if template == "melting.jinja":  # it shows no calls
+        answer[0] = {name: value for name, value in answer[0].items() if name != "tool_calls"}
+    else:
+        answer = WEATHER
+    rows = [{"prompt": "Is Rome hot?", "chosen": answer, "rejected": "I do not know."}]
+    data = load(rows, template=template)
+    [pair] = make_pairs(data, template)
+    learned = TOKENIZER.decode(pair["chosen_ids"][pair["chosen_learned"]])
+    assert "Let me look." in learned
+    assert "It is hot." in learned
+    assert "31 degrees" not in learned
+    assert "31 degrees" in TOKENIZER.decode(pair["chosen_ids"])
+    assert pair["rejected_learned"].all()
+    [labeled, _] = labeled_answers(
+        load_labels(Preferences(files=("rows.jsonl",), template=template, max_length=128), TOKENIZER).train,
+        answer_suffix(Template(template, TOKENIZER), TOKENIZER),
+    )
+    assert np.array_equal(
+        labeled["completion_ids"][labeled["completion_learned"]], pair["chosen_ids"][pair["chosen_learned"]]
+    )
+    conversation = conversation_reader().read({"messages": [user("Is Rome hot?"), *answer]}, "test")
+    tokens, weights = tokenize([Template(template, TOKENIZER).render(conversation)], TOKENIZER)[0]
+    sft = tokens[np.flatnonzero(weights)].tolist()
+    # a token that holds the prompt's end and the answer's beginning is learned, too
+    assert pair["chosen_ids"][pair["chosen_learned"]].tolist()[-len(sft) :] == sft
 
 
 def test_every_pair_of_a_list_once_and_no_ties(load: Load) -> None:

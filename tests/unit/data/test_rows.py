@@ -1,14 +1,21 @@
 """Row shapes, and the sentence a row gets that has none."""
 
+import datetime
 import json
+from decimal import Decimal
 
+import datasets
 import pytest
 
 from tests.unit.data.test_preference_rows import SHAPE_OF as PREFERENCE_FILES
+from tuner.config.data import Chat, Source
 from tuner.data.conversation import Conversation, Document, Prompt, ToolCall, Turn
 from tuner.data.conversation_rows import SHAPES, conversation_reader
+from tuner.data.dataset import load_data
 from tuner.data.rollout_rows import rollout_row
 from tuner.data.row_shapes import recognize
+from tuner.data.sources import Rows
+from tuner.data.split import content_hash
 from tuner.errors import UserError
 from tuner.resources import row_examples_folder
 
@@ -105,6 +112,52 @@ def test_prompt_completion_in_both_forms():
         "completion": [{"role": "assistant", "content": "B"}],
     }
     assert turns(messages) == [("user", "A"), ("assistant", "B")]
+
+
+def test_in_tools_and_calls_what_json_has_not_is_text(tmp_path, tokenizer):
+    """Parquet has dates, decimals and bytes, which a template could not write."""
+    when = datetime.datetime(2026, 3, 1, 12, 30)
+    arguments = {
+        "day": datetime.date(2026, 3, 1),
+        "price": Decimal("1.50"),
+        "code": "Grüße".encode(),
+        "count": 2,
+    }
+    tool = {"name": "book", "description": "Books.", "parameters": {"default": when}}
+    messages = [
+        {"role": "user", "content": "Book it.", "tool_calls": None},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "book", "arguments": arguments}}],
+        },
+    ]
+    path = str(tmp_path / "rows.parquet")
+    datasets.Dataset.from_list([{"messages": messages, "tools": [tool]}]).to_parquet(path)
+    [row] = Rows(Source(path=path))
+    conversation = conversation_reader().read(row.values, row.origin)
+    [call] = conversation.turns[1].tool_calls
+    assert call.arguments == {"day": "2026-03-01", "price": "1.50", "code": "Grüße", "count": 2}
+    assert conversation.tools[0]["function"]["parameters"] == {"default": "2026-03-01 12:30:00"}
+    data = load_data(Chat(files=(path,), template="qwen", cache=str(tmp_path)), tokenizer)
+    assert '"day": "2026-03-01"' in tokenizer.decode(data.train.example(0)[0])
+    arguments["code"] = b"\xff"
+    datasets.Dataset.from_list([{"messages": messages}]).to_parquet(path)
+    with pytest.raises(
+        UserError, match=r"rows\.parquet:1: a tool call has bytes that are no text \(b'\\xff'\)"
+    ):
+        load_data(Chat(files=(path,), template="qwen", cache=str(tmp_path)), tokenizer)
+
+
+def test_a_shape_of_ones_own_may_bring_such_values_too():
+    turn = Turn("user", "a")
+    first, second = (
+        content_hash(
+            Conversation((turn,), ({"function": {"name": "f", "since": datetime.date(2026, 3, day)}},))
+        )
+        for day in (1, 2)
+    )
+    assert first != second
 
 
 def test_messages_with_tools_parts_names_and_parquets_nulls():

@@ -1,5 +1,7 @@
 """The store: labels are neither lost nor doubled, by kills, tabs, or other processes."""
 
+import datetime
+import json
 import signal
 import sqlite3
 import subprocess
@@ -22,6 +24,14 @@ def test_a_label_by_hand(store: LabelStore, clock: Clock) -> None:
     assert store.labels() == [Label(1, "ann", "item1", True, "random", "left", "短评", 7.5, 1007.5)]
     assert store.labels()[0].decision == "second"  # the row's second answer stood on the left
     assert store.open_showing("ann") is None
+
+
+def test_values_that_json_has_not_are_kept_as_texts(store: LabelStore) -> None:
+    """As of a row of Parquet."""
+    store.add(candidates(row(77, made=datetime.date(2026, 3, 1))).values())
+    with sqlite3.connect(store.file) as database:
+        ((content,),) = database.execute("SELECT content FROM items WHERE id = 'item77'")
+    assert json.loads(content)["made"] == "2026-03-01"
 
 
 @pytest.mark.parametrize(

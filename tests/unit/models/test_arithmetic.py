@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from tuner.models.load import Loaded, load_model
 from tuner.training import devices
 
 CPU = torch.device("cpu")
+COMPUTES_IN_BF16 = arithmetic.computes_in_bf16
+"""Before tests replace it."""
 
 
 @pytest.fixture
@@ -42,6 +46,28 @@ def test_weights_are_rounded_to_bf16_and_products_are_in_fp32(
     tokens = torch.arange(5, 25)[None]
     with unpacked(rounded.model) as transformer, arithmetic.autocast(CPU, "bf16"):
         assert transformer(tokens).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("supported", "products"), [(True, "bf16"), (False, "fp32")])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, products: str
+) -> None:
+    """As a T4 and a V100 do: torch counts them among those that support bf16, unless asked about emulation."""
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported or including_emulation
+    )
+    monkeypatch.setattr(arithmetic, "computes_in_bf16", COMPUTES_IN_BF16)
+    COMPUTES_IN_BF16.cache_clear()
+    try:
+        assert arithmetic.product_precision(gpu, "bf16") == products
+        notes = arithmetic.precision_notes(gpu, "bf16")
+    finally:
+        COMPUTES_IN_BF16.cache_clear()
+    assert bool(notes) is not supported
+    assert all("this GPU has no bf16 arithmetic: products are computed in fp32" in note for note in notes)
 
 
 def test_devices_say_what_they_compute_in(no_bf16: None) -> None:

@@ -6,6 +6,7 @@ The stand-in runs in vLLM's place, as a process; tests/vllm has the real one.
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +114,39 @@ def test_a_killed_server_is_started_again_and_answers_what_it_owes(server, tmp_p
     assert not own.is_running
 
 
+def test_a_server_of_a_launched_run_meets_nobody_but_itself(tmp_path):
+    """As vLLM does when it starts: torch.distributed in a process that is the only one of its group."""
+    script = """
+import datetime, os, socket, torch
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+torch.distributed.init_process_group(
+    "gloo", init_method=address, world_size=1, rank=0, timeout=datetime.timedelta(seconds=5)
+)
+print("met", os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_RANK"), os.environ["HOME"])
+torch.distributed.destroy_process_group()
+"""
+    (tmp_path / "server.py").write_text(script)
+    (tmp_path / "rank.py").write_text(
+        "import subprocess, sys\n"
+        "from pathlib import Path\n"
+        "from tests.unit.rollout.test_vllm_server import settings\n"
+        "environment = settings(Path(sys.executable)).environment(None)\n"
+        f"sys.exit(subprocess.call([sys.executable, {str(tmp_path / 'server.py')!r}], env=environment))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    finished = subprocess.run(
+        [*launch, str(tmp_path / "rank.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.stdout == f"met None None {os.environ['HOME']}\n", finished.stderr[-2000:]
+
+
 def test_all_its_processes_end_with_it(server, tmp_path):
     own = server(f"sleep 100 & echo $! > {tmp_path}/child; {STAND_IN}")
     own.start(Path("model"))
@@ -129,6 +163,49 @@ def test_one_that_dies_at_its_start_is_explained(server):
     own.start(Path("model"))
     with pytest.raises(UserError, match=r"vLLM did not start: ValueError: no \\x1b\[31mmemory"):
         own.wait(ready(own), 60.0)
+
+
+def test_the_first_cause_of_a_death_is_told_not_what_refers_to_it(server):
+    """As vLLM's log has it, behind that of an earlier start."""
+    own = server("exit 1")
+    own.log.write_text("ValueError: of the start before\n")
+    own.start(Path("model"))
+    with pytest.raises(UserError, match="it said nothing"):
+        own.wait(ready(own), 60.0)
+    log = [
+        "(EngineCore pid=1) ERROR [core.py:9]     raise ValueError(",
+        "(EngineCore pid=1) ERROR [core.py:9] ValueError: Free memory on device cuda:0 (5/80 GiB) on startup is less",
+        "(EngineCore pid=1) ValueError: Free memory on device cuda:0 (5/80 GiB) on startup is less",
+        "(APIServer pid=2) RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    (own.log.parent / "words").write_text("\n".join(log))
+    own = server(f"cat {own.log.parent}/words; exit 1")
+    own.start(Path("model"))
+    with pytest.raises(
+        UserError, match=r"vLLM did not start: .*\[core.py:9\] ValueError: Free memory on device"
+    ):
+        own.wait(ready(own), 60.0)
+
+
+def test_a_server_on_the_gpu_that_trains_takes_a_share_of_what_is_free(monkeypatch):
+    """As of a GPU of 80 GiB: how much it has free is the only part of it that the command depends on."""
+    freed = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (61 * 2**30, 80 * 2**30))
+    beside = {"on_gpu": True, "shares_gpu": True}
+    command = settings(Path("/python"), **beside).command(Path("/model"))
+    assert command[command.index("--gpu-memory-utilization") + 1] == "0.38"
+    assert freed == [True]
+    for argument in ("--gpu-memory-utilization=0.4", "--gpu_memory_utilization=0.4"):
+        command = settings(Path("/python"), arguments=(argument,), **beside).command(Path("/model"))
+        assert "--gpu-memory-utilization" not in command
+    for alone in ({"on_gpu": True}, {"on_gpu": False, "shares_gpu": True}):
+        assert "--gpu-memory-utilization" not in settings(Path("/python"), **alone).command(Path("/model"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (7 * 2**30, 80 * 2**30))
+    with pytest.raises(
+        UserError, match=r"has 7\.0 of 80\.0 GiB free, too little for a server beside the trainer"
+    ):
+        settings(Path("/python"), **beside).command(Path("/model"))
 
 
 def test_one_that_never_answers_is_ended(server):

@@ -2,6 +2,15 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import tuner
+from tests.equivalence.conftest import SMALL
+from tuner.config import override
+from tuner.training.devices import Devices
 
 MEMORY_OF_SHAPES = """
 import psutil, torch
@@ -26,3 +35,20 @@ def test_kernels_compiled_for_past_shapes_are_let_go():
     )
     before, after = map(float, done.stdout.split())
     assert after < before + 150
+
+
+def test_a_runs_peak_of_memory_is_not_that_of_what_ran_before(tmp_path):
+    devices = Devices(device="cpu")
+    before = devices.memory_gib()
+    np.ones(2**27)  # 1 GiB
+    assert devices.memory_gib() > before + 0.8
+    run = tuner.train(override(SMALL, {"max_steps": 1}), runs=tmp_path)
+    assert run.metrics[-1]["memory_gib"] < before + 0.5
+
+
+def test_a_gpus_peak_is_reset_by_its_allocator(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    gpu = torch.device("cuda", 1)
+    Devices.reset_peak_memory(SimpleNamespace(device=gpu))
+    assert reset == [gpu]

@@ -6,19 +6,25 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.equivalence.conftest import SMALL
 from tests.forked import fork
 from tuner.errors import LOST
 from tuner.training import companion, heartbeat, signs_of_life
 from tuner.training.devices import Devices
+from tuner.training.loop_settings import LoopSettings
+from tuner.training.optimizers import Trained
 from tuner.training.signs_of_life import Sign, judge
+from tuner.training.updater import Updater
 
 WAITING = Sign("one", 11, "runs", "step 3", "tuner/training/loop.py:1 (f)", met=True, waits=True, still=20.0)
 WORKING = replace(
@@ -77,6 +83,52 @@ def test_a_rank_that_has_not_started_is_numbered_and_one_without_a_heartbeat_is_
     assert judge(unmet, 50.0).sentence == "rank 1 has not started, and the others wait for it"
     assert judge(unmet, 601.0).ends
     assert judge({0: WAITING, 1: Sign(still=700.0)}, 700.0) is None
+
+
+def main_thread_of(wait: Callable[[], None], lock: threading.Lock) -> bool:
+    """Whether a thread that waits for a lock, which is held here, would count as one that waits for other ranks."""
+    thread = threading.Thread(target=wait)
+    with lock:
+        thread.start()
+        while (frame := sys._current_frames()[thread.ident]).f_code.co_name != "synchronize":
+            time.sleep(0.01)
+        waits = heartbeat._is_exchange(frame)
+    thread.join()
+    return waits
+
+
+def test_a_wait_for_a_gpu_counts_where_devices_make_it(monkeypatch):
+    """FSDP's exchanges are queued on the device. The stand-in for torch.cuda.synchronize stands in its file, too."""
+    lock = threading.Lock()
+    source = "def synchronize(device):\n    lock.acquire()\n    lock.release()\n"
+    names = {"lock": lock}
+    exec(compile(source, torch.cuda.__file__, "exec"), names)
+    monkeypatch.setattr(torch.cuda, "synchronize", names["synchronize"])
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    assert main_thread_of(lambda: Devices.synchronize(on_gpu), lock)
+    assert not main_thread_of(lambda: torch.cuda.synchronize(on_gpu.device), lock)
+
+
+def test_an_update_waits_for_the_device_before_it_reads_from_it():
+    events: list[str] = []
+
+    class Noting(Devices):
+        def synchronize(self) -> None:
+            events.append("synchronize")
+
+        def sum_gradients(self, parameters) -> None:
+            events.append("sum_gradients")
+
+    class Loss:
+        def item(self) -> float:
+            events.append("item")
+            return 1.0
+
+    weights = {"weight": torch.nn.Parameter(torch.ones(2, 2))}
+    updater = Updater({"all": Trained(weights, 0.1)}, LoopSettings.of(SMALL), 1, Noting(device="cpu"))
+    weights["weight"].grad = torch.ones(2, 2)
+    updater.apply(0, {("loss", "tokens"): Loss()})
+    assert events == ["synchronize", "sum_gradients", "item"]
 
 
 # Real ranks

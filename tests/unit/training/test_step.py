@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from tests.equivalence.conftest import SMALL
 from tuner.config import DPO, Evaluation, Model, Preferences, override
@@ -56,6 +57,31 @@ def test_sums_are_divided_by_their_totals_and_losses_are_backpropagated(step, up
     assert updater.finished == [step]
     assert step.finished
     assert step.grad_norms == {"all": 2.0}
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_the_gradient_of_a_head_in_fp32_is_not_rounded(step, is_checkpointed):
+    """A role is open, and with it autocast, until the backward pass is done; its products in bf16 stay in bf16."""
+    torch.manual_seed(1)
+    layer, head = torch.nn.Linear(64, 64), torch.nn.Linear(64, 1, bias=False)
+    rows, passes = torch.randn(8, 64), []
+
+    def body(rows: torch.Tensor) -> torch.Tensor:
+        passes.append(torch.is_autocast_enabled("cpu"))
+        return layer(rows)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = checkpoint(body, rows, use_reentrant=False) if is_checkpointed else body(rows)
+        with torch.autocast("cpu", enabled=False):
+            scores = head(hidden.float())
+        step.add((scores**2).sum(), per="pairs")
+        step.backward()
+        assert torch.is_autocast_enabled("cpu")
+    exact = (scores * hidden.float()).sum(0, keepdim=True)  # of half the sum of squares
+    torch.testing.assert_close(head.weight.grad, exact, rtol=1e-6, atol=1e-6)
+    assert hidden.dtype == torch.bfloat16
+    assert passes == [True] * (2 if is_checkpointed else 1)
+    assert layer.weight.grad.dtype == torch.float32
 
 
 def test_means_over_updates_are_weighted_by_their_totals(step, updater):

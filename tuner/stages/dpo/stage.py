@@ -63,8 +63,9 @@ def _padded_rows(comparisons: Comparisons, tail: np.ndarray) -> Iterator[PaddedR
     """Both answers of every pair. tail: tokens removed from the end of answers."""
     sequences = zip(*pair_sequences(comparisons), strict=True)
     for pair, (better, worse) in zip(pairs(comparisons, tail), sequences, strict=True):
-        yield PaddedRow(pair["prompt_ids"], pair["chosen_ids"], "chosen", int(better))
-        yield PaddedRow(pair["prompt_ids"], pair["rejected_ids"], "rejected", int(worse))
+        for side, sequence in (("chosen", better), ("rejected", worse)):
+            answer, learned = pair[f"{side}_ids"], pair[f"{side}_learned"]
+            yield PaddedRow(pair["prompt_ids"], answer, learned, side, int(sequence))
 
 
 def _plan_figures(config: DPO, rows: Dataset[Comparisons]) -> dict[str, Any]:

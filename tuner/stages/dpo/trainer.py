@@ -16,8 +16,10 @@ from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.run import Run
 from tuner.training.devices import Devices
 from tuner.training.trl_trainer import (
+    LearnedTokens,
     RunTrainer,
     common_arguments,
+    padding_token,
     trained_model_arguments,
     without_deprecations,
 )
@@ -25,6 +27,7 @@ from tuner.training.trl_trainer import (
 # isort: split
 # after our door to TRL, which imports bitsandbytes without its advice
 from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]  (lazy, in TRL)
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 MEASURES = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
 """Measures of held-out pairs -> TRL's names for them."""
@@ -39,11 +42,11 @@ class Trainer(RunTrainer, DPOTrainer):
 
 
 def make_dataset(pairs: Iterable[Pair]) -> Dataset:
-    """Pairs of tokens in TRL's columns."""
-    columns: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
+    """Pairs of tokens in TRL's columns, and the answers' learned tokens."""
+    columns: dict[str, list[Any]] = {}
     for pair in pairs:
-        for name, tokens in pair.items():
-            columns[name].append(tokens)
+        for name, values in pair.items():
+            columns.setdefault(name, []).append(values)
     return Dataset.from_dict(columns)
 
 
@@ -68,6 +71,7 @@ def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices:
     The reference is the starting point.
     """
     losses, smoothing = weighted_losses(config)
+    collator = DataCollatorForPreference(padding_token(loaded))
     try:
         return Trainer(
             **trained_model_arguments(config, loaded, run, devices),
@@ -81,6 +85,9 @@ def make_trainer(config: DPO, loaded: Loaded, pairs: Dataset, run: Run, devices:
                 precompute_ref_log_probs=config.precompute_reference,
             ),
             train_dataset=pairs,
+            data_collator=LearnedTokens(
+                collator, {"completion_mask": ("chosen_learned", "rejected_learned")}
+            ),
         )
     except ValueError as error:  # for example an adapter on the head
         raise UserError(f"{config.name}: TRL's DPO cannot train this ({first_line(error)})") from error

@@ -61,7 +61,7 @@ STAGE = KTOStage()
 def _padded_rows(labels: Labels, tail: np.ndarray) -> Iterator[PaddedRow]:
     for index, row in enumerate(labeled_answers(labels, tail)):
         label = "desirable" if row["label"] else "undesirable"
-        yield PaddedRow(row["prompt_ids"], row["completion_ids"], label, index)
+        yield PaddedRow(row["prompt_ids"], row["completion_ids"], row["completion_learned"], label, index)
 
 
 def _plan_figures(config: KTO, rows: Dataset[Labels]) -> dict[str, Any]:

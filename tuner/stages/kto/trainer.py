@@ -17,8 +17,10 @@ from tuner.stages.kto.plan import in_order, plan_answers
 from tuner.stages.run import Run
 from tuner.training.devices import Devices
 from tuner.training.trl_trainer import (
+    LearnedTokens,
     RunTrainer,
     common_arguments,
+    padding_token,
     trained_model_arguments,
     without_deprecations,
 )
@@ -26,6 +28,7 @@ from tuner.training.trl_trainer import (
 # isort: split
 # after our door to TRL, which imports bitsandbytes without its advice
 from trl import KTOConfig, KTOTrainer  # pyright: ignore[reportPrivateImportUsage]  (lazy, in TRL)
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 REWARDS = {"desirable_reward": "rewards/chosen", "undesirable_reward": "rewards/rejected"}
 """Rewards of both kinds of answers -> TRL's names for them."""
@@ -70,17 +73,18 @@ def make_dataset(config: KTO, labels: Labels, suffix: np.ndarray) -> Dataset:
     rows = list(labeled_answers(in_order(config, labels), suffix))
     columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in LABELED_COLUMNS}
     if config.loss == "kto":
-        answers, size = columns["completion_ids"], config.answers_per_pass
-        passes = (answers[start : start + size] for start in range(0, len(answers), size))
-        others = [answer for part in passes for answer in (part[-1], *part[:-1])]
-        columns["KL_completion_ids"] = [
-            other[: config.data.max_length - len(prompt)]
-            for prompt, other in zip(columns["prompt_ids"], others, strict=True)
-        ]
+        size = config.answers_per_pass
+        passes = (rows[start : start + size] for start in range(0, len(rows), size))
+        others = [other for part in passes for other in (part[-1], *part[:-1])]
+        for name in ("completion_ids", "completion_learned"):
+            columns[f"KL_{name}"] = [
+                other[name][: config.data.max_length - len(row["prompt_ids"])]
+                for row, other in zip(rows, others, strict=True)
+            ]
     return Dataset.from_dict(columns)
 
 
-LABELED_COLUMNS = ("prompt_ids", "completion_ids", "label")
+LABELED_COLUMNS = ("prompt_ids", "completion_ids", "completion_learned", "label")
 
 
 @without_deprecations()
@@ -89,6 +93,8 @@ def make_trainer(config: KTO, loaded: Loaded, answers: Dataset, run: Run, device
 
     The reference is the starting point.
     """
+    collator = DataCollatorForUnpairedPreference(padding_token(loaded))
+    learned = {f"{part}completion_mask": (f"{part}completion_learned",) for part in ("", "KL_")}
     try:
         return Trainer(
             **trained_model_arguments(config, loaded, run, devices),
@@ -101,6 +107,7 @@ def make_trainer(config: KTO, loaded: Loaded, answers: Dataset, run: Run, device
                 precompute_ref_log_probs=config.precompute_reference,
             ),
             train_dataset=answers,
+            data_collator=LearnedTokens(collator, learned),
         )
     except ValueError as error:  # for example an adapter on the head
         raise UserError(f"{config.name}: TRL's KTO cannot train this ({first_line(error)})") from error

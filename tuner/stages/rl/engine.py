@@ -35,7 +35,8 @@ def load_engine(config: PolicyConfig, context: Context, roles: Roles, ends: Coll
     refuse_engine(config, roles.loaded)
     server = None
     if config.engine.url is None and devices.is_main:
-        server = VLLMServer(_settings(config, config.engine, roles.loaded), run.folder / "vllm.log")
+        settings = _settings(config, config.engine, roles.loaded, devices)
+        server = VLLMServer(settings, run.folder / "vllm.log")
     serving = Serving(
         config.engine,
         roles.loaded,
@@ -129,7 +130,7 @@ def engine_notes(config: PolicyConfig, policy: Loaded) -> list[str]:
     return notes
 
 
-def _settings(config: PolicyConfig, engine: VLLM, policy: Loaded) -> ServerSettings:
+def _settings(config: PolicyConfig, engine: VLLM, policy: Loaded, devices: Devices) -> ServerSettings:
     return ServerSettings(
         python=find_python(engine.python),
         precision=config.precision,
@@ -139,6 +140,7 @@ def _settings(config: PolicyConfig, engine: VLLM, policy: Loaded) -> ServerSetti
         on_gpu=torch.cuda.is_available(),
         port=usable_port(),
         arguments=engine.arguments,
+        shares_gpu=devices.device.type == "cuda",
     )
 
 
