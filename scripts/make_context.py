@@ -1,9 +1,10 @@
 """Rows that teach the embedded model to look things up, for scripts/measure_context.py.
 
-Rows of three kinds, each harder than the one before: a few letters to repeat, facts to say again in another order, and
-the tasks' own conversations over a text with facts in it, several questions each, in English and Chinese: facts by key,
-and chains of variables. Texts, keys and values are others than those of `tuner eval --tasks`. Passages of scripture
-stand between them, so that language is not forgotten and loss by position can be measured.
+Bare texts, each harder than the one before: a few letters over and over, then words and numbers, then facts,
+each time in another order. And the tasks' own conversations over a text with facts in it, several
+questions each, in English and Chinese: facts by key, and chains of variables. Texts, keys and values are others than
+those of `tuner eval --tasks`. Passages of scripture stand between them, so that language is not forgotten and loss by
+position can be measured.
 """
 
 import itertools
@@ -28,9 +29,21 @@ ZH_PARTS = (
     ("喝茶", "写字", "种花", "看星星", "收稻子", "等一封信", "修马车", "唱歌", "画画", "做饭"),
 )
 """A sentence has one of each."""
+Keys = dict[str, tuple[str, ...]]
+"""Language -> keys of facts."""
+CHAINED = " VAR {key} = {value}."
+FORMS = {
+    " {key} is {value}.": 0.25,
+    " {key} {value}": 0.15,
+    " The number of the {key} is {value}.": 0.15,
+    "{key}是{value}。": 0.1,
+    "{key}的号码是{value}。": 0.15,
+    CHAINED: 0.2,
+}
+"""Form of a fact -> its share of the recitals."""
 Questions = list[tuple[str, str]]
 """Each with its answer."""
-QUESTIONS = 8
+QUESTIONS = 24
 """Of a row at most: many answers to learn from one reading."""
 ROOM_FOR_CHAINS = 250
 """Tokens that a row with two chains of variables and a few questions has at least."""
@@ -45,7 +58,7 @@ def haystacks(corpus: Path) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
     return {"en": (verses[:cut], verses[cut:]), "zh": (chinese, chinese)}
 
 
-def lexicon(corpus: Path) -> dict[str, tuple[str, ...]]:
+def lexicon(corpus: Path) -> Keys:
     """Language -> keys of facts, without those of the tasks."""
     words = {word.lower() for verse in scripture(corpus) for word in verse.split() if word.isalpha()}
     drawn, characters = random.Random("keys"), [chr(code) for code in CHINESE]
@@ -56,21 +69,23 @@ def lexicon(corpus: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def echo_row(drawn: random.Random, length: int) -> dict[str, object]:
-    """A few letters and digits, no two alike, and as an answer the same over and over: about `length` of them."""
+def echo(drawn: random.Random, _keys: Keys, length: int, _size: Callable[[str], int]) -> str:
+    """A few letters and digits, no two alike, over and over: about `length` of them."""
     text = "".join(drawn.sample(LETTERS, drawn.randint(4, 12)))
-    return _conversation([("user", text), ("assistant", text * max(1, length // len(text) - 1))])
+    return text * max(2, length // len(text))
 
 
-def recital_row(
-    drawn: random.Random, keys: dict[str, tuple[str, ...]], length: int, size: Callable[[str], int]
-) -> dict[str, object]:
-    """Facts, and as an answer all of them twice, each time in another order; at most `length` tokens, or one fact."""
-    facts, room = list[str](), length - 20
-    while (room := room - 3 * size(text := _short_fact(drawn, keys)) - 3) >= 0 or not facts:
-        facts.append(text)
-    orders = [text for _ in range(2) for text in drawn.sample(facts, len(facts))]
-    return _conversation([("user", " ".join(facts)), ("assistant", " ".join(orders))])
+def medley(drawn: random.Random, keys: Keys, length: int, size: Callable[[str], int]) -> str:
+    """A few words, numbers, names and characters over and over, in about `length` tokens."""
+    text = "".join(_item(drawn, keys) for _ in range(drawn.randint(2, 8)))
+    return text * max(2, length // size(text))
+
+
+def recital(drawn: random.Random, keys: Keys, length: int, size: Callable[[str], int]) -> str:
+    """Facts of one form over and over, each time in another order, in about `length` tokens."""
+    facts = _facts(drawn, keys, drawn.randint(2, 6))
+    times = max(2, round(length / size("".join(facts))))
+    return "".join("".join(drawn.sample(facts, len(facts))) for _ in range(times))
 
 
 def task_row(
@@ -81,12 +96,12 @@ def task_row(
     length: int,
     size: Callable[[str], int],
 ) -> dict[str, object]:
-    """A conversation of about `length` tokens, never more, with its questions in random order."""
+    """A conversation of about `length` tokens, from 512 on never more, with its questions in random order."""
     words = WORDINGS[language]
     facts, asked = (
         _chains(drawn, words)
         if length >= ROOM_FOR_CHAINS and drawn.random() < 0.4
-        else _keyed(drawn, words, keys, min(8, max(1, length // 80)))
+        else _keyed(drawn, words, keys, min(QUESTIONS, max(1, length // 50)))
     )
     drawn.shuffle(asked)
     asked, texts = asked[:QUESTIONS], list[str]()
@@ -110,6 +125,11 @@ def task_row(
     return _conversation(turns)
 
 
+def bare_row(text: str, bare: bool) -> dict[str, object]:
+    """A text as a row; bare: of no conversation, else as an assistant's words to no question."""
+    return {"text": text} if bare else _conversation([("assistant", text)])
+
+
 def passage_row(
     drawn: random.Random, verses: Sequence[str], length: int, size: Callable[[str], int]
 ) -> dict[str, object]:
@@ -131,17 +151,23 @@ def _conversation(turns: Sequence[tuple[str, str]]) -> dict[str, object]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def _short_fact(drawn: random.Random, keys: dict[str, tuple[str, ...]]) -> str:
-    """A key and its value in a few tokens, an assignment, or words."""
-    value, kind = draw_value(drawn), drawn.random()
-    first, second = distinct_names(drawn, 2)
+def _item(drawn: random.Random, keys: Keys) -> str:
+    kind = drawn.random()
     if kind < 0.35:
-        return f"{drawn.choice(keys['en'])} is {value}."
+        return f" {drawn.choice(keys['en'])}"
     if kind < 0.55:
-        return f"VAR {first} = {value if drawn.random() < 0.6 else f'VAR {second}'}."
-    if kind < 0.75:
-        return f"{drawn.choice(keys['zh'])}是{value}。"
-    return f"{' '.join(drawn.choices(keys['en'], k=drawn.randint(3, 6)))}."
+        return drawn.choice(keys["zh"])
+    return f" {drawn.randrange(10, 10_000)}" if kind < 0.8 else f" {distinct_names(drawn, 1)[0]}"
+
+
+def _facts(drawn: random.Random, keys: Keys, count: int) -> list[str]:
+    (form,) = drawn.choices(list(FORMS), FORMS.values())
+    if form == CHAINED:
+        names = distinct_names(drawn, count)
+        sources = (draw_value(drawn) if drawn.random() < 0.5 else f"VAR {drawn.choice(names)}" for _ in names)
+        return [form.format(key=name, value=source) for name, source in zip(names, sources, strict=True)]
+    chosen = (drawn.choice(keys["en" if form.isascii() else "zh"]) for _ in range(count))
+    return [form.format(key=key, value=draw_value(drawn)) for key in chosen]
 
 
 def _keyed(

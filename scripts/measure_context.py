@@ -3,7 +3,7 @@
     python scripts/measure_context.py --runs FOLDER [--seeds 0 1 2] [--write]
 
 First the model, which was pre-trained on rows of 512 tokens, is taught the tasks of
-`tuner eval --tasks` in rows of at most 512 tokens, in three lessons (LESSONS, of rows by scripts/make_context.py). From
+`tuner eval --tasks` in rows of at most 512 tokens, in four lessons (LESSONS, of rows by scripts/make_context.py). From
 there it is continued to 4,096 tokens by a new RoPE base, half of the tokens in short rows, once per seed: other rows in
 another order. Before and after: loss by position on held-out passages, the tasks by length and depth, and the accuracy
 on the quickstart's sums. What is finished in FOLDER is used again. With --write the table goes to docs/long_context.md,
@@ -30,7 +30,7 @@ from make_sums import EMBEDDED
 from tiny_corpus import fetch
 
 import tuner
-from tuner.config import SFT, AdamW, Chat, Constant, Cosine, Evaluation, Model, Rope, ShortRows, Source
+from tuner.config import SFT, AdamW, Chat, Constant, Cosine, Evaluation, Model, Rope, ShortRows, Source, Text
 from tuner.data.batch import gather
 from tuner.data.dataset import load_data
 from tuner.evaluation.context_scores import score_context
@@ -42,7 +42,19 @@ from tuner.stages.run import Run
 
 SEEDS = (0, 1, 2)
 SHORT, LONG = 512, 4_096
-TASKS = {"task": 0.85, "passage": 0.15}
+
+
+STEADY, DECAYING = Constant(warmup=20), Cosine(warmup=0.05, final=0.1)
+"""What comes suddenly must not come when the rate has decayed."""
+KIND_LENGTHS = {
+    "echo": (24, 64),
+    "medley": (48, 128),
+    "recital": (48, 128),
+    "short task": (100, 200),
+    "task": (150, SHORT),
+    "passage": (150, SHORT),
+}
+"""Kind of row -> its shortest and longest, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -50,38 +62,47 @@ class Lesson:
     """A stage of teaching: rows of some kinds."""
 
     kinds: dict[str, float]
+    """Kind of row -> its share of the rows."""
     tokens: int
-    lengths: tuple[int, int]
     step: int
     """Tokens of a step."""
     lr: float
-    decay: float = 0.0
+    decay: float
     """Of the weights."""
-    sums: bool = False
-    """Whether it is the last: the quickstart's sums are among the rows, and the rate decays."""
+    bare: bool = False
+    """Whether the rows are texts, and no conversations."""
+    schedule: Constant | Cosine = STEADY
 
 
 LESSONS = {
-    "echo": Lesson({"echo": 1.0}, 800_000, (24, 64), 1_024, 4e-3, 0.5),
-    "recital": Lesson({"recital": 0.65, "echo": 0.25, "passage": 0.1}, 450_000, (48, 160), 1_536, 4e-3, 0.1),
+    "copying": Lesson({"echo": 1.0}, 560_000, 1_024, 4e-3, 1.0, bare=True),
+    "repeating": Lesson({"medley": 0.4, "recital": 0.5, "echo": 0.1}, 310_000, 1_536, 3e-3, 0.3, bare=True),
+    "facts": Lesson({"short task": 0.4, "task": 0.15, "recital": 0.45}, 490_000, 2_048, 3e-3, 0.1),
     "tasks": Lesson(
-        {"task": 0.75, "recital": 0.15, "passage": 0.1}, 1_000_000, (150, SHORT), 2_048, 3e-3, 0.1, sums=True
+        {"task": 0.6, "short task": 0.2, "recital": 0.1, "passage": 0.1},
+        900_000,
+        2_048,
+        3e-3,
+        0.1,
+        schedule=DECAYING,
     ),
 }
 """Name of a run -> its lesson.
 
 To look something up takes two heads, one above the other: one attends to the token before, one to what followed the
-same token earlier (arXiv 2209.11895). Neither lowers the loss without the other, so they come late and suddenly. Short
-rows of few letters, in which every token depends on them, come first; then other tokens, and longer rows.
+same token earlier (arXiv 2209.11895). Neither lowers the loss without the other, so they come late and suddenly, and
+soonest where every token depends on them: a few letters over and over, as bare text, under strong weight decay. Then
+comes all of the vocabulary, then facts, of which the value depends on a key some tokens back.
 """
-LONG_TOKENS, LONG_LR, BASE = 240_000, 1.5e-3, 4e6
+LONG_KINDS = {"task": 0.85, "passage": 0.15}
+LONG_TOKENS, LONG_LR, LONG_DECAY, BASE = 500_000, 1.5e-3, 0.1, 2e7
 SUMS = 1_000
 """Rows of the quickstart's sums among the short ones."""
 TESTED = 100
 """Of the sums."""
-LENGTHS = (500, 2_000, 4_000)
-DEPTHS = (0.0, 0.5, 1.0)
-ROWS = {"needle": 8, "multikey": 6, "trace": 6}
+LENGTHS = (250, 500, 1_000, 2_000, 4_000)
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+ROWS = {"needle": 8, "multikey": 4, "trace": 4}
 """Task -> rows of each length and depth, in turn in English and Chinese."""
 RANGES = (0, 256, 512, 1_024, 2_048, LONG)
 PASSAGES = 4
@@ -102,13 +123,23 @@ class Rows:
         self._size = functools.cache(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def file(
-        self, name: str, kinds: dict[str, float], tokens: int, lengths: tuple[int, int], seed: int = 0
+        self,
+        name: str,
+        kinds: dict[str, float],
+        tokens: int,
+        *,
+        lengths: tuple[int, int] | None = None,
+        bare: bool = False,
+        seed: int = 0,
     ) -> str:
-        """A file of about so many tokens in rows between two lengths, written once; kinds: share of the rows."""
+        """A file of about so many tokens, written once.
+
+        kinds: share of the rows. lengths: shortest and longest row; None: by kind. bare: texts, and no conversations.
+        """
         file = self.folder / f"{name}.jsonl"
         if not file.exists():
             drawn = random.Random(f"{name} {seed}")
-            make_context.write_rows(file, self._draw(kinds, tokens, lengths, drawn))
+            make_context.write_rows(file, self._draw(kinds, tokens, lengths, bare, drawn))
         return str(file)
 
     def passages(self) -> str:
@@ -121,40 +152,47 @@ class Rows:
         return str(file)
 
     def _draw(
-        self, kinds: dict[str, float], tokens: int, lengths: tuple[int, int], drawn: random.Random
+        self,
+        kinds: dict[str, float],
+        tokens: int,
+        lengths: tuple[int, int] | None,
+        bare: bool,
+        drawn: random.Random,
     ) -> Iterator[dict[str, object]]:
         while tokens > 0:
-            length = drawn.randint(*lengths)
+            (kind,) = drawn.choices(list(kinds), kinds.values())
+            length = drawn.randint(*lengths or KIND_LENGTHS[kind])
             tokens -= length
-            yield self._row(*drawn.choices(list(kinds), kinds.values()), length, drawn)
-
-    def _row(self, kind: str, length: int, drawn: random.Random) -> dict[str, object]:
-        if kind == "echo":
-            return make_context.echo_row(drawn, length)
-        if kind == "recital":
-            return make_context.recital_row(drawn, self._keys, length, self._size)
-        if kind == "passage":
-            return make_context.passage_row(drawn, self._sentences["en"][0], length, self._size)
-        language = drawn.choice(["en", "en", "zh"])
-        sentences, keys = self._sentences[language][0], self._keys[language]
-        return make_context.task_row(drawn, sentences, keys, language, length, self._size)
+            if kind == "passage":
+                yield make_context.passage_row(drawn, self._sentences["en"][0], length, self._size)
+            elif kind in ("task", "short task"):
+                language = drawn.choice(["en", "en", "zh"])
+                sentences, keys = self._sentences[language][0], self._keys[language]
+                yield make_context.task_row(drawn, sentences, keys, language, length, self._size)
+            else:
+                draw = {
+                    "echo": make_context.echo,
+                    "medley": make_context.medley,
+                    "recital": make_context.recital,
+                }
+                yield make_context.bare_row(draw[kind](drawn, self._keys, length, self._size), bare)
 
 
 def taught(rows: Rows, runs: Path) -> Run:
     """The model that knows the tasks in rows of at most SHORT tokens: the last of the lessons, each from the last."""
     model = "tuner:tiny"
     for name, lesson in LESSONS.items():
-        files = (rows.file(name, lesson.kinds, lesson.tokens, lesson.lengths),)
+        file = rows.file(name, lesson.kinds, lesson.tokens, bare=lesson.bare)
+        data = Text(files=(file,), max_length=SHORT) if lesson.bare else _chat(file, sums=SUMS)
         run = tuner.train(
             _config(
+                data,
                 name=name,
                 model=Model(path=model),
-                files=(*files, Source(path="tuner:sums/train.jsonl", limit=SUMS)) if lesson.sums else files,
-                max_length=SHORT,
-                lr=lesson.lr,
-                step=lesson.step,
-                decay=lesson.decay,
-                tested=lesson.sums,
+                optimizer=_adamw(lesson.lr, lesson.decay),
+                schedule=lesson.schedule,
+                tokens_per_step=lesson.step,
+                tokens_per_pass=lesson.step,
             ),
             runs=runs,
         )
@@ -164,55 +202,45 @@ def taught(rows: Rows, runs: Path) -> Run:
 
 def continued(rows: Rows, runs: Path, seed: int) -> Run:
     """That model continued to LONG tokens."""
+    files = (
+        rows.file(f"long_{seed}", LONG_KINDS, LONG_TOKENS // 2, lengths=(LONG // 2, LONG), seed=seed),
+        rows.file(f"short_{seed}", LONG_KINDS, LONG_TOKENS // 2, seed=seed),
+    )
+    data = _chat(*files, sums=SUMS // 10, max_length=LONG, short_rows=ShortRows(below=SHORT + 1, share=0.5))
     return tuner.train(
         _config(
+            data,
             name=f"long_{seed}",
             model=Model(path=str(runs / "tasks"), rope=Rope(base=BASE, length=LONG)),
-            files=(
-                rows.file(f"long_{seed}", TASKS, LONG_TOKENS // 2, (1_000, LONG), seed),
-                rows.file(f"short_{seed}", TASKS, LONG_TOKENS // 2, (150, SHORT), seed),
-                Source(path="tuner:sums/train.jsonl", limit=SUMS // 10),
-            ),
-            max_length=LONG,
-            short_rows=ShortRows(below=SHORT + 1, share=0.5),
-            lr=LONG_LR,
-            step=LONG,
+            optimizer=_adamw(LONG_LR, LONG_DECAY),
+            schedule=DECAYING,
+            tokens_per_step=LONG,
+            tokens_per_pass=LONG,
             seed=seed,
         ),
         runs=runs,
     )
 
 
-def _config(
-    *,
-    files: Any,
-    max_length: int,
-    lr: float,
-    step: int,
-    decay: float = 0.0,
-    tested: bool = True,
-    short_rows: ShortRows | None = None,
-    **values: Any,
-) -> SFT:
-    return SFT(
-        data=Chat(
-            files=files,
-            test_files=("tuner:sums/test.jsonl",) if tested else (),
-            template="internlm2",
-            max_length=max_length,
-            short_rows=short_rows,
-        ),
-        optimizer=AdamW(lr=lr, betas=(0.9, 0.95), weight_decay=decay),
-        schedule=Cosine(warmup=0.05, final=0.1) if tested else Constant(warmup=8),
-        tokens_per_step=step,
-        tokens_per_pass=max(step, max_length),
-        gradient_checkpointing=False,
-        precision="fp32",
-        evaluation=Evaluation(score="exact", rows=TESTED, samples=0, max_new_tokens=16)
-        if tested
-        else Evaluation(),
-        **values,
+def _chat(*files: str, sums: int, max_length: int = SHORT, short_rows: ShortRows | None = None) -> Chat:
+    """Rows of these files, and so many of the quickstart's sums, whose test rows are the guard of short tasks."""
+    return Chat(
+        files=(*files, Source(path="tuner:sums/train.jsonl", limit=sums)),
+        test_files=("tuner:sums/test.jsonl",),
+        template="internlm2",
+        max_length=max_length,
+        short_rows=short_rows,
     )
+
+
+def _adamw(lr: float, decay: float) -> AdamW:
+    return AdamW(lr=lr, betas=(0.9, 0.95), weight_decay=decay)
+
+
+def _config(data: Chat | Text, **values: Any) -> SFT:
+    score = Evaluation(score="exact", rows=TESTED, samples=0, max_new_tokens=16)
+    evaluation = score if data.test_files else Evaluation()
+    return SFT(data=data, evaluation=evaluation, gradient_checkpointing=False, **values)
 
 
 def measure(run: Run, rows: Rows) -> dict[str, Any]:
@@ -373,8 +401,8 @@ def main() -> None:
     fetch(arguments.corpus)
     rows = Rows(arguments.runs / "rows", arguments.corpus)
     first = taught(rows, arguments.runs)
-    runs = [continued(rows, arguments.runs, seed) for seed in arguments.seeds]
-    before, *after = [measure(run, rows) for run in (first, *runs)]
+    before = measure(first, rows)
+    after = [measure(continued(rows, arguments.runs, seed), rows) for seed in arguments.seeds]
     text = tables(before, after)
     print(text)
     if arguments.write:
