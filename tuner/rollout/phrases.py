@@ -20,8 +20,12 @@ EXTENDED = 0.8
 """Part of a phrase's growth that a longer phrase around it must have to stand for it."""
 LEAST_WORDS_OF_MUTANT, MOST_MUTANTS = 3, 3
 """Words of a phrase whose mutants are counted, and mutants of a phrase that are named."""
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-"""A Chinese or Japanese character is a word: they are written without spaces."""
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff"
+"""Chinese and Japanese characters, as part of a pattern's class: each is a word, since they are written without
+spaces."""
+SPACED = rf"[^\W_{UNSPACED}]"
+"""Pattern of a character of a word of other languages, which are written with spaces."""
+_WORD = re.compile(rf"[{UNSPACED}]|{SPACED}+")
 
 
 @dataclass(frozen=True)
