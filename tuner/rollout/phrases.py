@@ -98,6 +98,7 @@ def growing_phrases(answers: Sequence[str], before: Sequence[str], most: int = 5
                 longer
                 for longer in growth
                 if growth[longer] >= EXTENDED * growth[words]
+                and named.isdisjoint(pairwise(longer))
                 and f" {' '.join(words)} " in f" {' '.join(longer)} "
             ]
             named_by = max(around, key=lambda longer: (len(longer), growth[longer]))
