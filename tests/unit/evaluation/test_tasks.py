@@ -233,6 +233,48 @@ def test_rows_seen_in_training():
     assert (ngram_length([3, 4]), ngram_length([10] * 9), ngram_length([50] * 9)) == (8, 10, 13)
 
 
+def test_what_test_rows_share_does_not_make_them_seen(tmp_path):
+    system = "You are a careful assistant that solves problems step by step."
+    instruction = "Answer the following question with a single number and nothing else, please."
+    file = tmp_path / "task.jsonl"
+    lines = [
+        {
+            "system": system,
+            "prompt": f"{instruction} What is {number} plus {number + 1}?",
+            "answer": f"{2 * number + 1}",
+        }
+        for number in (1, 2, 3)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
+    rows = [row.texts for row in read_task(str(file))]
+    training = [f"{system} {instruction} Which day is it?", f"{instruction} What is 2 plus 3? 5"]
+    assert contamination(rows, training).seen_A.tolist() == [False, True, False, False]
+    # a row is not shared with its own copy
+    assert contamination(rows, [f"{instruction} What is 1 plus 2?"]).seen_A.tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    # turns of their own that all rows begin with
+    shots = [[instruction, f"What is {number} plus one?", str(number)] for number in (1, 2)]
+    assert contamination(shots, [instruction]).seen_A.tolist() == [False, False]
+    assert contamination(shots, ["what is 2 plus one"]).seen_A.tolist() == [False, True]
+
+
+def test_chinese_rows_seen_in_training():
+    rows = [
+        ["中国的首都是哪座城市？"],
+        ["请列出三种可再生能源并说明它们各自的优点和缺点"],
+        ["法国的首都是哪里？"],
+    ]
+    training = [
+        "问题：请问中国的首都是哪座城市？回答：北京。",
+        "好的请列出三种可再生能源并说明它们各自的优点",
+    ]
+    assert contamination(rows, training).seen_A.tolist() == [True, True, False]
+
+
 def test_a_change_in_other_values_than_0_and_1_has_the_normal_interval():
     before = mean_scores("t", "f1", np.array([0.5, 0.25, 1, 1]), [["a"]] * 4)
     after = mean_scores("t", "f1", np.array([1.0, 0.25, 1, 1]), [["a"]] * 4)
