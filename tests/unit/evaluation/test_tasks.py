@@ -94,6 +94,19 @@ def test_a_templates_last_line_break_is_context_and_a_plain_texts_last_space_is_
     assert plain.loaded.tokenizer.decode(tokens[weights > 0]) == " yes"
 
 
+def test_a_question_is_not_cut_for_the_room_of_a_long_answer(chat: TaskModel):
+    prompt = chat.encode(chat.prompt_text(question("What is 2 + 3?")))
+    half = len(prompt) + 2
+    short = TaskModel(chat.loaded, chat.template, chat.end_ids)
+    object.__setattr__(short, "max_length", 2 * half)
+    assert short.answers([prompt], 1000) == chat.answers([prompt], half)
+    assert (short.cut, short.curbed) == ([], {1000: half})
+    # a longer question loses its beginning, and that is told
+    longer = [*prompt, *prompt]
+    assert short.answers([longer], 1000) == chat.answers([longer[-half:]], half)
+    assert short.cut == [len(longer)]
+
+
 def test_stop_texts_end_answers(chat: TaskModel):
     tokens = chat.encode(chat.prompt_text(question("In the beginning")))
     whole = chat.answers([tokens], 12)[0]
