@@ -203,6 +203,7 @@ def test_rows_that_are_no_tasks(row, message, tmp_path: Path):
         ("-3", "#### 3", False),
         ("#### 5\nThen 6 more.", "5", True),
         ("no number", "#### 5", False),
+        ("3" * 5000, "#### 3", False),
     ],
 )
 def test_numbers(answer, reference, equal):
@@ -221,6 +222,13 @@ def test_numbers(answer, reference, equal):
         ("\\boxed{\\text{Monday}}", "\\boxed{Monday}", True),
         ("\\boxed{90^\\circ}", "\\boxed{90}", True),
         ("\\boxed{5\\text{ cm}}", "\\boxed{5}", True),
+        ("\\boxed{(3)(4)}", "\\boxed{34}", False),
+        ("\\boxed{3\\frac12}", "\\boxed{\\frac{31}{2}}", False),
+        ("\\boxed{(5)}", "\\boxed{5}", True),
+        ("\\boxed{-\\frac{1}{2}}", "\\boxed{-(0.5)}", True),
+        ("\\boxed{-(1/2)}", "\\boxed{((-1)/(2))}", True),
+        ("\\boxed{1e3}", "\\boxed{1000}", True),
+        ("\\boxed{1e999999999}", "\\boxed{1}", False),
         ("\\boxed{}", "\\boxed{}", False),
         ("", "\\boxed{3}", False),
     ],
