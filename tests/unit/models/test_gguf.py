@@ -1,12 +1,14 @@
 """GGUF files, read back by the package `gguf` and by transformers; tests/handover asks llama.cpp itself."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, TokenType
 from peft import PeftModel
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -161,6 +163,31 @@ def test_a_chat_format_is_given_only_where_it_renders_the_same(tmp_path, templat
         messages = [{"role": role, "content": content} for role, content in turns]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert measured.render(turns) == prompt
+
+
+def test_only_the_files_of_the_weights_are_read(llama, tmp_path):
+    """As transformers does: an adapter may have been saved into the folder, or a copy of the weights."""
+    folder = shutil.copytree(llama[0], tmp_path / "whole")
+    save_file({"base_model.model.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    write_gguf(folder, tmp_path / "whole.gguf", name="llama", storage="fp32")
+    llama[1].save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    parts = tmp_path / "parts"
+    index = json.loads((parts / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    for file in folder.iterdir():
+        if not file.match("*.safetensors"):
+            shutil.copy(file, parts)
+    shutil.copy(folder / "adapter_model.safetensors", parts)
+    write_gguf(parts, tmp_path / "parts.gguf", name="llama", storage="fp32")
+    whole, parted = (
+        {t.name: t.data for t in GGUFReader(tmp_path / f"{n}.gguf").tensors} for n in ("whole", "parts")
+    )
+    assert whole.keys() == parted.keys()
+    assert all((whole[name] == parted[name]).all() for name in whole)
+    lost = parts / index["weight_map"]["model.norm.weight"]
+    lost.unlink()
+    with pytest.raises(UserError, match=f"{lost.name} is missing; restore the weights"):
+        write_gguf(parts, tmp_path / "lost.gguf", name="llama", storage="fp32")
 
 
 @pytest.fixture(scope="module")
