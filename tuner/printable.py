@@ -3,6 +3,7 @@
 import json
 import sys
 import unicodedata
+from collections.abc import Callable
 from html import escape
 from typing import Any, TextIO
 
@@ -17,14 +18,26 @@ def printable(text: str) -> str:
     )
 
 
+def half_character(text: str) -> str | None:
+    """The first half of a character (lone surrogate) in a text, escaped; None where it can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start].encode("unicode_escape").decode()
+    return None
+
+
 def safe(text: str) -> str:
     """Text that is nothing but text in a page of HTML, whatever it contains."""
     return escape(printable(text))
 
 
-def printable_json(value: Any, indent: int | None = None) -> str:
-    """JSON of the same value in which what `printable` would escape has JSON's own escapes."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+def printable_json(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON of the same value in which what `printable` would escape has JSON's own escapes.
+
+    default: what to write of a value that JSON has no form of, as a cell of a table; None: TypeError.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=default)
     if text.isprintable():
         return text
     return "".join(

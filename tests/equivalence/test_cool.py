@@ -52,7 +52,7 @@ def stored_labels(folder: Path) -> list[tuple[str, str, str]]:
 @pytest.fixture(scope="module")
 def whole(cool, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two rounds that nothing interrupts."""
-    return tuner.train(cool(), runs=tmp_path_factory.mktemp("whole"))
+    return tuner.train(cool({"merge": True}), runs=tmp_path_factory.mktemp("whole"))
 
 
 def test_two_rounds(whole: Run) -> None:
@@ -160,6 +160,19 @@ def killed(cool, cool_sft: Run, cool_reward: Run, tmp_path_factory: pytest.TempP
 def test_killed_in_every_part_after_unfinished_runs(whole: Run, killed: Run) -> None:
     """As never killed, and after finished ones: policies, scores of candidates, cards and averages of the patch."""
     assert without_places(left_behind(killed)) == without_places(left_behind(whole))
+
+
+def test_killed_in_the_merge_a_run_goes_on_with_it(cool, whole: Run) -> None:
+    folder, merged = whole.folder, contents(whole.folder / "merged")
+    (folder / "results.json").unlink()
+    shutil.rmtree(folder / "merged")
+    with pytest.MonkeyPatch.context() as patched:
+        kill_at(patched, "tuner.models.merge.write_companions", 1)
+        with pytest.raises(Killed):
+            tuner.train(cool({"merge": True}), runs=folder.parent)
+    assert not (folder / "merged").exists()
+    tuner.train(cool({"merge": True}), runs=folder.parent)
+    assert contents(folder / "merged") == merged
 
 
 def test_the_runs_of_rounds_are_jobs_of_one_group(killed: Run) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.cli.trust import Trust
-from tuner.printable import echo
+from tuner.printable import echo, half_character
 
 if TYPE_CHECKING:
     from tuner.data.conversation import ToolCall, Turn
@@ -45,6 +45,8 @@ def chat(
     from tuner.models.chat import open_chat
     from tuner.stages.run_models import usable_path
 
+    for option, text in (("--message", message), ("--system", system)):
+        _refuse_bytes(text or "", option)
     callable_tools = () if tools is None else _read_tools(tools)
     chat_model = open_chat(usable_path(model, trust=trust), template=template, trust=trust)
     opening = [Turn("system", system)] if system else []
@@ -109,13 +111,16 @@ def _read_tools(file: Path) -> tuple[Mapping[str, Any], ...]:
     """The tools in a file. Raises UserError where it has none."""
     import json
 
-    from tuner.data.turns import read_tools
+    from tuner.data.turns import is_json, read_tools
     from tuner.errors import UserError
 
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--tools {file}: no JSON file with a list of tools ({error})") from error
+    if not is_json(text):
+        raise UserError(f"--tools {file}: is nested too deeply, or has half of a character; correct it")
     tools = read_tools({"tools": values}, f"--tools {file}")
     if not tools:
         raise UserError(f"--tools {file}: it has no tool; leave the option out")
@@ -123,8 +128,21 @@ def _read_tools(file: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _read_line(prompt: str) -> str | None:
-    """A line of input, stripped; None at its end."""
+    """A line of input, stripped; None at its end. Raises UserError where it is no UTF-8."""
     try:
-        return input(prompt if sys.stdin.isatty() else "").strip()
+        line = input(prompt if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        _refuse_bytes(error.object[error.start : error.end].decode(errors="surrogateescape"), "the input")
+        raise
+    _refuse_bytes(line, "the input")
+    return line
+
+
+def _refuse_bytes(text: str, where: str) -> None:
+    """Raise UserError for a text of bytes that are no UTF-8, which Python reads as halves of characters."""
+    from tuner.errors import UserError
+
+    if (half := half_character(text)) is not None:
+        raise UserError(f"{where}: has bytes that are no UTF-8 (read as {half}); write it in UTF-8")

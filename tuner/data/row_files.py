@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from tuner.data.turns import DEEPEST, Cell, is_nested_too_deeply, is_object
 from tuner.errors import UserError
+from tuner.printable import half_character
 
 JSON_LINES = (".jsonl", ".ndjson")
 PLAIN_TEXT = (".txt", ".md")
@@ -211,13 +212,10 @@ class _Values:
         return Row(str(self._file), line, cast("dict[str, Any]", values))
 
     def _refuse_surrogates(self, values: Any) -> None:
-        try:
-            json.dumps(values, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            surrogate = error.object[error.start : error.end].encode("unicode_escape").decode()
+        if (half := half_character(json.dumps(values, ensure_ascii=False))) is not None:
             raise UserError(
-                f"{self._file}:{self._line}: {surrogate} is half of a character; write its pair or take it out"
-            ) from error
+                f"{self._file}:{self._line}: {half} is half of a character; write its pair or take it out"
+            )
 
     def _unreadable(self, reason: str) -> UserError:
         return UserError(f"{self._file}:{self._line}: JSON that cannot be read: {reason}; correct the row")

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeGuard, cast
 from tuner.data.conversation import ROLES, ToolCall, Turn
 from tuner.data.lost_content import LostContentError
 from tuner.errors import UserError
+from tuner.printable import half_character
 
 Values = Mapping[str, Any]
 """A row, or a JSON object in one."""
@@ -238,11 +239,8 @@ def expect_text(value: object, name: str, origin: str) -> str:
     """The value, if it is a text; UserError otherwise. name: of the value, for the message."""
     if not isinstance(value, str):
         refuse(origin, f"{name} is {'missing' if value is None else 'not a text'}; write a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # tokenizers fail on it
-        surrogate = repr(value[error.start])
-        refuse(origin, f"{name} has {surrogate}, half of a character; write its pair or take it out")
+    if (half := half_character(value)) is not None:  # tokenizers fail on it
+        refuse(origin, f"{name} has '{half}', half of a character; write its pair or take it out")
     return str(value)  # not a cell any more
 
 
@@ -288,11 +286,10 @@ def is_json(text: str) -> bool:
     """Whether a text can be parsed as JSON that is good as data: not nested too deeply, no half of a surrogate pair."""
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        has_half = "\\ud" in text.lower() and half_character(json.dumps(value, ensure_ascii=False))
     except (ValueError, RecursionError):
         return False
-    return not is_nested_too_deeply(value)
+    return not has_half and not is_nested_too_deeply(value)
 
 
 def is_nested_too_deeply(value: object) -> bool:

@@ -19,16 +19,28 @@ _DROPPED = re.compile(
 )
 _FRACTION = re.compile(r"\\[dt]?frac(?:{([^{}]*)}{([^{}]*)}|(\d)(\d))")
 _WORDS = re.compile(r"\\(?:text|mathrm|mbox|textbf){([^{}]*)}")
+_SIDE = r"-?(?:\([^()]+\)|[^()]+)"
+_QUOTIENT = rf"{_SIDE}(?:/{_SIDE})?"
+_MAYBE_NUMBER = re.compile(rf"{_QUOTIENT}|-?\({_QUOTIENT}\)")
+"""Parentheses around the whole or a side of a fraction alone: (3)(4) is no number."""
+_HUGE = re.compile(r"e[-+]?\d{4,}", re.IGNORECASE)
+"""Powers of ten that would take minutes to write as a fraction."""
 _ASSIGNMENT = re.compile(r"^[a-zA-Z]=(.+)$")
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a text; behind "####" the first, as GSM8K writes its references. None where there is none."""
+    """The last number of a text; behind "####" the first, as GSM8K writes its references.
+
+    None where there is none, or it has more digits (4,300) than Python reads, as a model's that repeats one.
+    """
     _, mark, behind = text.rpartition(_MARK)
     numbers = _NUMBER.findall(behind if mark else text)
     if not numbers:
         return None
-    return Fraction(re.sub(r"[$,]", "", numbers[0 if mark else -1]))
+    try:
+        return Fraction(re.sub(r"[$,]", "", numbers[0 if mark else -1]))
+    except ValueError:
+        return None
 
 
 def equal_numbers(answer: str, reference: str) -> bool:
@@ -67,6 +79,8 @@ def normal_form(expression: str) -> str:
     text = text.rstrip(".").replace("^{2}", "^2").replace("\\cdot", "*").replace("\\times", "*")
     assignment = _ASSIGNMENT.match(text)
     text = assignment[1] if assignment else text
+    if not _MAYBE_NUMBER.fullmatch(text) or _HUGE.search(text):
+        return text
     try:
         return str(Fraction(re.sub(r"(?<=\d),(?=\d{3}\b)", "", re.sub(r"[()]", "", text))))
     except (ValueError, ZeroDivisionError):

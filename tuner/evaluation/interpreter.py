@@ -1,9 +1,10 @@
 """A Python interpreter for blocks that a model writes: another process with limits, in an empty folder.
 
 Off unless the user asks for it. The process is Python's isolated mode with an empty environment, no input, limits on
-processor time, wall time, memory, written bytes and open files; it starts no other processes and opens no connections.
-Where the system has namespaces for users (`unshare`), it has no network and sees no other process. It is no jail: it
-can read and delete the files that the user can. Where that matters, run the evaluation in a container.
+processor time, wall time, memory, the size of a file and open files; the standard library starts no other processes
+for it and opens no connections. Where the system has namespaces for users (`unshare`), it has no network and sees no
+other process. It is no jail: it can read and delete the files that the user can, and fill the disk with many files.
+Where that matters, run the evaluation in a container.
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 _LIMITED = """
 import resource, sys
+import _posixsubprocess, ctypes
 REFUSED = ("os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen",
-           "pty.spawn", "socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo")
+           "pty.spawn", "socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "os.kill", "os.killpg",
+           "ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle")
 def refuse(event, arguments):
-    if event in REFUSED:
+    if event in REFUSED or event == "import" and arguments[0] == "_posixsubprocess":
         raise PermissionError(event + ": a block starts no processes and opens no connections")
+def fork_exec(*arguments):
+    refuse("subprocess.Popen", arguments)
+# no event tells of it; subprocess and multiprocessing take it from this module. ctypes is imported before it may open
+# no libraries, as numpy and sympy import it
+_posixsubprocess.fork_exec = fork_exec
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
 # a second later: at the hard limit the signal is SIGKILL, which says nothing of the reason
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
@@ -63,12 +70,16 @@ class Interpreter:
 
     def run(self, code: str) -> str:
         """What a block prints, with the error that ended it, as InternLM2's interpreter answers."""
-        with tempfile.TemporaryDirectory(prefix="tuner-block-") as folder:
-            output = Path(folder, "output")
-            with output.open("wb") as stream:
+        folder = tempfile.mkdtemp(prefix="tuner-block-")
+        try:
+            # without a name: the folder and all in it are the block's
+            with tempfile.TemporaryFile() as stream:
                 ending = self._run(code, folder, stream.fileno())
-            # as much as may be written: a block cannot fill the disk or the memory
-            text = output.read_bytes().decode(errors="replace").strip()
+                stream.seek(0)
+                # all that was written: a file ends at its limit
+                text = stream.read().decode(errors="replace").strip()
+        finally:
+            _remove(folder)
         return "\n".join(filter(None, [text[-self.characters :], ending]))
 
     def _run(self, code: str, folder: str, stream: int) -> str:
@@ -108,6 +119,14 @@ def _without_network() -> Sequence[str]:
         return ()
     probe = subprocess.run([*_NAMESPACES, "true"], capture_output=True, check=False)
     return _NAMESPACES if probe.returncode == 0 else ()
+
+
+def _remove(folder: str) -> None:
+    """Remove what a block has left, without an error: it may have removed its folder, or nested folders too deep."""
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder):
+        subprocess.run(["rm", "-rf", folder], capture_output=True, check=False)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -42,6 +42,8 @@ class TaskModel:
     cut: list[int] = field(default_factory=list[int])
     """Lengths, in tokens, of the rows that lost their beginning, since they are longer than the model was trained
     for."""
+    curbed: dict[int, int] = field(default_factory=dict[int, int])
+    """Most tokens of an answer that were asked for -> those that were generated, where these are fewer."""
 
     def logprobs(self, samples: Sequence[Sample]) -> list[tuple[float, bool]]:
         """Of each sample's weighted tokens: their summed log-probability (nats), and whether greedy decoding would
@@ -71,10 +73,15 @@ class TaskModel:
     ) -> list[str]:
         """The greedy answers to prompts, without their end token, and up to the first of the stop texts.
 
-        special_tokens: leave the other special tokens in the text.
+        Prompt and answer have the length that the model was trained for. The answer has at most half of it, so that a
+        question is never cut for room that an answer seldom takes. special_tokens: leave the other special tokens in
+        the text.
         """
         if not prompts:
             return []
+        if max_new_tokens > (most := max(1, self.max_length // 2)):
+            self.curbed[max_new_tokens] = most
+            max_new_tokens = most
         room = max(1, self.max_length - max_new_tokens)
         self.cut.extend(len(prompt) for prompt in prompts if len(prompt) > room)
         answers = generate(

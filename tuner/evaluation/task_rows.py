@@ -57,9 +57,9 @@ class TaskRow:
 
     @property
     def texts(self) -> list[str]:
-        """All that a model may have seen of the row in training."""
+        """All that a model may have seen of the row in training: not a system turn, which asks nothing."""
         references = () if self.match == "regex" else self.references
-        return [*(turn.content for turn in self.prompt.turns), *references]
+        return [*(turn.content for turn in self.prompt.turns if turn.role != "system"), *references]
 
 
 def read_task(path: str, limit: int | None = None) -> list[TaskRow]:

@@ -19,7 +19,9 @@ from tuner.errors import UserError
 
 ID = "candidate"
 """Key of a candidate's id in the metadata of a record (Argilla) or the data of a task (Label Studio)."""
-
+_CHOICES = ("left", "right", "first", "second", "tie", "equal", "unsure", "skip")
+"""Words of a Choices tag in the export JSON_MIN, where tags stand among the data as plain text: words that data seldom
+are."""
 
 Status = Literal["submitted", "discarded", "draft", "unknown"]
 """What an annotator did with a response; "unknown": the export does not say, so that it may be a draft."""
@@ -82,8 +84,6 @@ def _label_studio(values: Mapping[str, Any], origin: str) -> ExportedRow:
 
 def _annotation(annotation: Mapping[str, Any]) -> Response:
     results = [result for result in _list(annotation.get("result")) if is_object(result)]
-    # a Pairwise tag first: beside it, choices may say more than which answer is better
-    results.sort(key=lambda result: result.get("type") != "pairwise")
     values = [_tag_value(result.get("value")) for result in results]
     return Response(
         f"label-studio:{_name(annotation.get('completed_by'))}",
@@ -96,9 +96,17 @@ def _annotation(annotation: Mapping[str, Any]) -> Response:
 def _label_studio_minimal(values: Mapping[str, Any], origin: str) -> ExportedRow:
     """A row for each annotation, its tags beside the data. What was skipped is not exported."""
     tags = [_tag_value(part) for value in values.values() for part in _list(value) if is_object(part)]
+    # a field may be named left or right: its text is an answer
+    choices = [
+        value
+        for key, value in values.items()
+        if isinstance(value, str)
+        and value.strip().casefold() in _CHOICES
+        and key.casefold() not in _CHOICES[:4]
+    ]
     response = Response(
         f"label-studio:{_name(values['annotator'])}",
-        (*tags, *(value for value in values.values() if value in ("tie", "unsure", "skip"))),
+        (*tags, *choices),
         seconds=_seconds(values.get("lead_time")),
     )
     return ExportedRow(_id(values), _texts(values), (response,), origin)

@@ -42,7 +42,7 @@ class Import:
     unmatched: list[str] = field(default_factory=list[str])
     """`file:line: reason` of rows that are no candidate's."""
     unreadable: list[str] = field(default_factory=list[str])
-    """`file:line: reason` of responses that say nothing of which answer is better."""
+    """`file:line: reason` of responses that say nothing of which answer is better, or different things."""
 
     def sentences(self) -> list[str]:
         """What is to be said of it."""
@@ -60,7 +60,7 @@ class Import:
         sentences += [f"{self.file}: {count:,} {what}" for what, count in counts.items() if count]
         for what, reasons in (
             ("rows match no candidate", self.unmatched),
-            ("responses say of no answer that it is better", self.unreadable),
+            ("responses do not say which answer is better, or say different things", self.unreadable),
         ):
             if reasons:
                 shown = "; ".join(reasons[:_SHOWN]) + ("; ..." if len(reasons) > _SHOWN else "")
@@ -126,14 +126,23 @@ def _store(response: Response, match: _Match, origin: str, store: LabelStore, re
 
 
 def _response_verdict(response: Response, match: _Match) -> Verdict | None:
+    """What all values that say something say; None where they differ, or none does."""
     if response.status == "discarded":
         return "skip"
-    return next((verdict for value in response.values if (verdict := _verdict(value, match.places))), None)
+    verdicts: set[Verdict] = {
+        verdict for value in response.values if (verdict := _verdict(value, match.places))
+    }
+    return verdicts.pop() if len(verdicts) == 1 else None
 
 
 def _verdict(value: Any, places: Mapping[str, int]) -> Verdict | None:
-    """What a value says, by the row's order of answers: the name of an answer's field, a place, or a word."""
-    word = str(value).strip().casefold()
+    """What a value says, by the row's order of answers: the name of an answer's field, a place, or a word.
+
+    A number is a rating, of which nobody says what it rates.
+    """
+    if not isinstance(value, str):
+        return None
+    word = value.strip().casefold()
     by_name = {name.casefold(): place for name, place in places.items()}
     if word in by_name:
         return ("first", "second")[by_name[word]]

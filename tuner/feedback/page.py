@@ -42,6 +42,7 @@ _HEADERS = {
 }
 _NOTICES = {
     "stored": "That pair had been labeled already, perhaps in another tab: its first label stands. Undo changes it.",
+    "waits": "Nothing was stored: that label had been taken back, and its pair waits to be labeled again.",
     "undone": "That label had been taken back already.",
 }
 
@@ -168,7 +169,10 @@ class LabelPage:
         stored = self._queue.store.submit(
             self._annotator, int(form["showing"]), cast("Choice", choice), comment
         )
-        return RedirectResponse("/" if stored else "/?notice=stored", 303)
+        if stored:
+            return RedirectResponse("/", 303)
+        stands = self._queue.store.has_label(self._annotator, int(form["showing"]))
+        return RedirectResponse(f"/?notice={'stored' if stands else 'waits'}", 303)
 
     async def undo(self, request: Request) -> Response:
         """Take back a label, then show its pair again."""

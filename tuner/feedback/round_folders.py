@@ -65,7 +65,8 @@ def round_files(run: Path, number: int) -> LabelFiles:
 def label_files(target: Path) -> list[LabelFiles]:
     """The candidates of a file, of a round (runs/NAME/round_2), or of all rounds of a run, in order.
 
-    Raises UserError for a folder without candidates.
+    Rounds without a pair (their policies gave the same answers) are left out of a run. Raises UserError for a folder
+    without candidates.
     """
     if not target.is_dir():
         return [LabelFiles(target, target.with_name("labels.sqlite"))]
@@ -75,6 +76,8 @@ def label_files(target: Path) -> list[LabelFiles]:
         for folder in folders
         if _number(folder) is not None and (folder / _CANDIDATES).is_file()
     ]
+    if is_run(target):
+        files = [file for file in files if file.candidates.stat().st_size > 0]
     if not files:
         raise UserError(
             f"{target}: no round with candidates (round_1/{_CANDIDATES}); name a JSONL file of candidates, or a run of "

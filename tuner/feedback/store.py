@@ -34,6 +34,9 @@ _CHOICES: dict[Verdict, Choice] = {"first": "left", "second": "right"}
 _VERSION = 1
 _WAIT = 30.0
 """Seconds to wait for another process that writes."""
+_WAY_OUT = "try again, and put a copy in its place where it is damaged"
+_BUGS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.NotSupportedError)
+"""Errors of SQLite that a file cannot cause."""
 _SCHEMA = """
 CREATE TABLE items (id TEXT PRIMARY KEY, content TEXT NOT NULL);
 CREATE TABLE showings (
@@ -190,11 +193,24 @@ class LabelStore:
             self._database.execute("BEGIN IMMEDIATE")
             yield
             self._database.execute("COMMIT")
-        except sqlite3.OperationalError as error:  # a full disk, or another process that writes on and on
-            raise UserError(f"{self.file}: nothing was stored ({error}); try again") from error
+        except (
+            sqlite3.DatabaseError
+        ) as error:  # a full disk, another process that writes on and on, damaged pages
+            if isinstance(error, _BUGS):
+                raise
+            raise UserError(f"{self.file}: nothing was stored ({error}); {_WAY_OUT}") from error
         finally:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        """What a query gives. Raises UserError when the file cannot be read."""
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, _BUGS):
+                raise
+            raise UserError(f"{self.file}: cannot be read ({error}); {_WAY_OUT}") from error
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """Store candidates. Raises UserError where an id already has another prompt, condition or pair of answers."""
@@ -241,25 +257,31 @@ class LabelStore:
 
     def show_again(self, showing: Showing) -> Showing:
         """The same pair after a reload: its seconds begin anew."""
-        self._database.execute("UPDATE showings SET shown_at = ? WHERE id = ?", (self._clock(), showing.id))
-        return self._showings("WHERE id = ?", showing.id)[0]
+        with self.transaction():
+            self._database.execute(
+                "UPDATE showings SET shown_at = ? WHERE id = ?", (self._clock(), showing.id)
+            )
+            return self._showings("WHERE id = ?", showing.id)[0]
 
     def earlier_comment(self, showing: Showing) -> str:
         """The comment of the label that was undone before this showing; "" without one."""
-        row = self._database.execute(
+        rows = self._rows(
             "SELECT comment FROM labels WHERE annotator = ? AND item = ? AND repeat = ? ORDER BY id DESC LIMIT 1",
-            (showing.annotator, showing.item, showing.policy == "repeat"),
-        ).fetchone()
-        return row[0] if row else ""
+            showing.annotator,
+            showing.item,
+            showing.policy == "repeat",
+        )
+        return rows[0][0] if rows else ""
 
     def withdraw(self, annotator: str) -> None:
         """Take back the pair that waits for an annotator."""
-        self._database.execute(
-            "UPDATE showings SET is_open = 0 WHERE annotator = ? AND is_open", (annotator,)
-        )
+        with self.transaction():
+            self._database.execute(
+                "UPDATE showings SET is_open = 0 WHERE annotator = ? AND is_open", (annotator,)
+            )
 
     def _showings(self, where: str, *values: object) -> list[Showing]:
-        rows = self._database.execute(_SHOWINGS + where, values).fetchall()
+        rows = self._rows(_SHOWINGS + where, *values)
         return [
             Showing(number, annotator, item, bool(swapped), policy, shown_at)
             for number, annotator, item, swapped, policy, shown_at in rows
@@ -269,13 +291,13 @@ class LabelStore:
 
     def labels(self) -> list[Label]:
         """All labels that stand, in the order they were given."""
-        return _labels(self._database.execute(_LABELS + "ORDER BY labels.id").fetchall())
+        return _labels(self._rows(_LABELS + "ORDER BY labels.id"))
 
     def submit(self, annotator: str, showing: int, choice: Choice, comment: str = "") -> bool:
         """Store the label of a showing; False, and nothing stored, where the showing or its pair already has one.
 
-        A showing that waits no more, as in a tab that was left open, still takes its label. Raises UserError for a
-        showing that this annotator never had.
+        A showing that waits no more, as in a tab that was left open, still takes its label, unless it had one that was
+        undone: then its pair goes on waiting. Raises UserError for a showing that this annotator never had.
         """
         with self.transaction():
             shown = self._showings("WHERE id = ? AND annotator = ?", showing, annotator)
@@ -287,12 +309,25 @@ class LabelStore:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (showing, annotator, item, repeat, choice, comment, max(0.0, now - shown[0].shown_at), now),
             )
+            is_stored = cursor.rowcount == 1
             # the same pair may wait in another showing, where this one was left open in a tab
-            self._database.execute(
-                "UPDATE showings SET is_open = 0 WHERE annotator = ? AND item = ? AND (policy = 'repeat') = ?",
-                (annotator, item, repeat),
-            )
-            return cursor.rowcount == 1
+            if is_stored or self.has_label(annotator, showing):
+                self._database.execute(
+                    "UPDATE showings SET is_open = 0 WHERE annotator = ? AND item = ? AND (policy = 'repeat') = ?",
+                    (annotator, item, repeat),
+                )
+            return is_stored
+
+    def has_label(self, annotator: str, showing: int) -> bool:
+        """Whether a label stands of the pair that was shown, from this showing or another; not where it was undone."""
+        rows = self._rows(
+            "SELECT 1 FROM labels JOIN showings ON showings.id = ? AND showings.annotator = ?"
+            " WHERE labels.annotator = showings.annotator AND labels.item = showings.item"
+            " AND repeat = (policy = 'repeat') AND superseded_at IS NULL",
+            showing,
+            annotator,
+        )
+        return bool(rows)
 
     def record(
         self,
@@ -325,9 +360,9 @@ class LabelStore:
 
     def verdict(self, annotator: str, item: str) -> Verdict | None:
         """What an annotator's label says of a pair, repeats left out; None without a label that stands."""
-        rows = self._database.execute(
-            _LABELS + "AND labels.annotator = ? AND labels.item = ? AND NOT repeat", (annotator, item)
-        ).fetchall()
+        rows = self._rows(
+            _LABELS + "AND labels.annotator = ? AND labels.item = ? AND NOT repeat", annotator, item
+        )
         return _labels(rows)[0].verdict if rows else None
 
     def undo(self, annotator: str, label: int) -> bool:

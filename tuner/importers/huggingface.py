@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tuner.importers.keys import Keys
 from tuner.importers.part import Part
-from tuner.importers.recipe import Recipe
+from tuner.importers.recipe import Recipe, final_share
 
 OPTIMIZERS = {
     "adamw": (32, False),
@@ -64,7 +64,7 @@ def read_schedule(keys: Keys, recipe: Recipe, key: str, name: str, warmup: float
     arguments = keys.part("lr_scheduler_kwargs")
     if arguments is not None and kind == "Cosine":
         lowest, share = arguments.number("min_lr"), arguments.number("min_lr_rate")
-        fields["final"] = round(share or (lowest or 0.0) / recipe.optimizer.fields["lr"], 6)
+        fields["final"] = final_share(share, lowest, recipe.optimizer.fields.get("lr"))
     recipe.schedule = Part(kind, **fields)
 
 

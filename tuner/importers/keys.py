@@ -9,6 +9,7 @@ from typing import Any, NoReturn, cast
 
 from tuner.errors import UserError
 from tuner.importers.report import Report
+from tuner.printable import half_character
 
 
 class Block(dict[str, Any]):
@@ -186,7 +187,7 @@ class Keys:
 
 def is_text(value: str) -> bool:
     """Whether a text can be written as UTF-8: it holds no half of a character (lone surrogate)."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    return half_character(value) is None
 
 
 def as_number(value: Any) -> float | None:

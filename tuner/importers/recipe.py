@@ -93,3 +93,8 @@ class Recipe:
             unique = f"{name}_{number}"
         self.functions[unique] = source
         return unique
+
+
+def final_share(share: float | None, lowest: float | None, lr: float | None) -> float:
+    """Where a schedule ends, in parts of the learning rate; lowest: the same as a rate. An lr of 0 is refused later."""
+    return round(min(1.0, share or ((lowest or 0.0) / lr if lr else 0.0)), 6)

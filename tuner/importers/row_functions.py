@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable, Mapping
 
@@ -22,7 +23,7 @@ def set_row(recipe: Recipe, sources: Iterable[Part], title: str, origin: str, ro
     title: what the function is named for; origin: where the columns come from, for its docstring.
     """
     name = re.sub(r"\W+", "_", title, flags=re.ASCII).strip("_").lower() or "rows"
-    name = f"rows_{name}" if name[0].isdigit() or name in ("config", *_KEYWORDS) else name
+    name = f"rows_{name}" if name[0].isdigit() or name == "config" or keyword.iskeyword(name) else name
     items = ", ".join(f'"{key}": {value}' for key, value in row.items())
     line = f"    return {{{items}}}"
     if len(line) > 110:
@@ -33,22 +34,6 @@ def set_row(recipe: Recipe, sources: Iterable[Part], title: str, origin: str, ro
     unique = recipe.function_name(name, source)
     for part in sources:
         part["shape"] = Function(unique)
-
-
-_KEYWORDS = (
-    "class",
-    "def",
-    "import",
-    "from",
-    "global",
-    "return",
-    "lambda",
-    "pass",
-    "try",
-    "with",
-    "yield",
-    "raise",
-)
 
 
 def cell(column: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tuner.importers.keys import Keys
 from tuner.importers.part import Part
-from tuner.importers.recipe import Recipe
+from tuner.importers.recipe import Recipe, final_share
 from tuner.importers.xtuner_data import type_name
 from tuner.importers.xtuner_keys import LOST
 
@@ -30,8 +30,8 @@ def read_schedule(top: Keys, recipe: Recipe, accumulation: int) -> None:
                 fields["warmup_start"] = start
         elif name == "CosineAnnealingLR":
             kind = "Cosine"
-            ratio = scheduler.number("eta_min_ratio") or (scheduler.number("eta_min", 0.0) or 0.0) / lr
-            fields["final"] = round(min(1.0, ratio), 6)
+            ratio, lowest = scheduler.number("eta_min_ratio"), scheduler.number("eta_min", 0.0)
+            fields["final"] = final_share(ratio, lowest, lr)
         elif name != "ConstantLR":
             scheduler.lose("type", f"{name}: schedules are Cosine, Linear and Constant")
     recipe.schedule = Part(kind, **fields)

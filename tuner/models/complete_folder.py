@@ -39,9 +39,10 @@ def complete_folder(
         return
     with disk_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    # not in /tmp: a model may be larger than memory, which that may be
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        merged = Path(temporary, "merged")
+        # not in /tmp: a model may be larger than memory, which that may be
+        temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
+    with temporary as folder:
+        merged = Path(folder, "merged")
         if location.adapter_folder is None:
             export(run_or_model_folder, merged, dtype=dtype, layout=layout, trust=trust)
         else:

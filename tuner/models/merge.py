@@ -1,6 +1,5 @@
 """Merging an adapter into its base, and measuring on text how much the model's outputs change."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapters import SCORE, continue_adapter, has_score
+from tuner.models.atomic_folder import new_folder
 from tuner.models.device_errors import is_of_device
 from tuner.models.folder_files import first_line
 from tuner.models.generate import unpacked
@@ -166,15 +166,12 @@ def write_complete(loaded: Loaded, location: Location, output: Path, layout: Lay
     if location.has_score:
         record = read_reward_record(loaded, location.folder)
         set_score_token(loaded, record.reward_token)
-    try:
-        with disk_errors(output):
-            save_full(in_layout(loaded.transformer, layout), output, loaded.precision)
-            write_companions(loaded, output)
-            if record is not None:
-                write_reward_record(output, record)
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)  # else it would look like a complete model
-        raise
+    # killed halfway, a folder with its name would look like a complete model
+    with disk_errors(output), new_folder(output) as folder:
+        save_full(in_layout(loaded.transformer, layout), folder, loaded.precision)
+        write_companions(loaded, folder)
+        if record is not None:
+            write_reward_record(folder, record)
 
 
 def check_output(output: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tuner.config import Model
-from tuner.data.answers import read_reference
+from tuner.data.answers import read_condition, read_reference
 from tuner.data.batch import make_batch, pack_all
 from tuner.data.conditions import Conditions, Wordings, drawing_key
 from tuner.data.conversation import Conversation, Prompt, Turn
@@ -169,7 +169,8 @@ class Scorer:
             raise UserError(f"row {number}: a text, and conversations are scored; write messages")
         if self.template.needs_reference:
             conversation = conversation.with_reference(read_reference(row, f"row {number}"))
-        return ScoreRequest(conversation, row.get("condition") or condition, prompt_of(conversation))
+        name = read_condition(row, f"row {number}") or condition
+        return ScoreRequest(conversation, name, prompt_of(conversation))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.loaded.precision)

@@ -20,8 +20,12 @@ EXTENDED = 0.8
 """Part of a phrase's growth that a longer phrase around it must have to stand for it."""
 LEAST_WORDS_OF_MUTANT, MOST_MUTANTS = 3, 3
 """Words of a phrase whose mutants are counted, and mutants of a phrase that are named."""
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-"""A Chinese or Japanese character is a word: they are written without spaces."""
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff"
+"""Chinese and Japanese characters, as part of a pattern's class: each is a word, since they are written without
+spaces."""
+SPACED = rf"[^\W_{UNSPACED}]"
+"""Pattern of a character of a word of other languages, which are written with spaces."""
+_WORD = re.compile(rf"[{UNSPACED}]|{SPACED}+")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def growing_phrases(answers: Sequence[str], before: Sequence[str], most: int = 5
                 longer
                 for longer in growth
                 if growth[longer] >= EXTENDED * growth[words]
+                and named.isdisjoint(pairwise(longer))
                 and f" {' '.join(words)} " in f" {' '.join(longer)} "
             ]
             named_by = max(around, key=lambda longer: (len(longer), growth[longer]))

@@ -11,11 +11,11 @@ import torch
 
 from tuner.config import Model
 from tuner.errors import UserError
+from tuner.models.atomic_folder import write_atomically
 from tuner.models.load import Precision, refuse_reward_model
 from tuner.models.locate import locate
 from tuner.models.served import adapter_rank, is_servable, write_served_base
 from tuner.rollout.vllm_server import ServerSettings, max_rank
-from tuner.training.checkpoint import write_atomically
 
 DEFAULT_RANK = 64
 """Largest rank of adapters where neither the user nor an adapter names one."""

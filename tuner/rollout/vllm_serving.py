@@ -12,11 +12,11 @@ from typing import Any
 from tuner.config import VLLM
 from tuner.errors import UserError
 from tuner.models.adapters import is_adapted
+from tuner.models.atomic_folder import write_atomically
 from tuner.models.load import Loaded
 from tuner.models.served import write_served_policy
 from tuner.rollout.vllm_client import Completion, ServerAwayError, UnknownModelError, VLLMClient
 from tuner.rollout.vllm_server import BASE, VLLMServer
-from tuner.training.checkpoint import write_atomically
 
 BACKOFF = 0.5
 """Seconds before the first repetition; each further failure in a row doubles them."""

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tuner.errors import UserError
+from tuner.printable import half_character
 from tuner.serving.request_fields import RequestError, as_refusal
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -69,16 +70,22 @@ def _host(address: str) -> str | None:
 
 
 async def read_body(request: Request) -> Any:
-    """The JSON of a request. Raises RequestError where it is none, or too long."""
+    """The JSON of a request. Raises RequestError where it is none, too long, or has half of a character anywhere."""
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > _LONGEST_BODY:
             raise RequestError(f"a request has at most {_LONGEST_BODY:,} bytes", status=413)
     try:
-        return json.loads(body)
+        values = json.loads(body)
+        half = half_character(json.dumps(values, ensure_ascii=False))
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body of a request is JSON, and this is none: {error}"[:300]) from error
+    if half is not None:  # no tokenizer reads it, and no response can repeat it
+        raise RequestError(
+            f"the body of a request has {half}, half of a character; send its pair or leave it out"
+        )
+    return values
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -86,12 +86,10 @@ def evaluate_tasks(
     columns: list[Column] = []
     cut: list[str] = []
     for place, member in enumerate([*line, *others]):
-        scores, shortened = _measure(member, found, chat_template, options)
+        scores, lost = _measure(member, found, chat_template, options)
         before = place - 1 if place < len(line) else len(line) - 1
         columns.append(Column(member.name, scores, None if before < 0 else before))
-        cut += [
-            f"{member.name}: {shortened:,} prompts lost their beginning: longer than it was trained for"
-        ] * bool(shortened)
+        cut += lost
     seen, notes = _contaminations(columns[0].scores, origins, trust)
     scored_notes = dict.fromkeys(note for scores in columns[0].scores for note in scores.notes)
     if options.interpreter:
@@ -128,8 +126,8 @@ def _chat_template(member: Generation) -> str | None:
 
 def _measure(
     member: Generation, tasks: Sequence[Task], chat_template: str | None, options: TaskOptions
-) -> tuple[list[TaskScores], int]:
-    """A model's figures, and how many prompts were cut; its memory is free when this returns."""
+) -> tuple[list[TaskScores], list[str]]:
+    """A model's figures, and sentences on what was cut; its memory is free when this returns."""
     with progress_bar(member.name, len(tasks)) as advance:
         model = open_task_model(
             member.model, member.precision, chat_template=chat_template, plain=options.plain
@@ -138,10 +136,18 @@ def _measure(
         for task in tasks:
             scores += task.measure(model)
             advance(1)
-        shortened = len(model.cut)
+        lost = [f"{member.name}: {sentence}" for sentence in _cut(model)]
     del model
     free_memory()
-    return scores, shortened
+    return scores, lost
+
+
+def _cut(model: TaskModel) -> Iterator[str]:
+    """Sentences on the prompts and answers that were cut."""
+    if model.cut:
+        yield f"{len(model.cut):,} prompts lost their beginning: longer than it was trained for"
+    for asked, most in model.curbed.items():
+        yield f"answers had at most {most:,} tokens, not {asked:,}: half of the {model.max_length:,} it was trained for"
 
 
 def _contaminations(

@@ -17,10 +17,10 @@ from tuner.config import Adapter, Freeze, Model, TrainingConfig
 from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.adapters import ADAPTER, is_adapted, is_of
+from tuner.models.atomic_folder import write_atomically
 from tuner.models.load import Head, Loaded, Precision, load_model
 from tuner.models.locate import locate
 from tuner.models.save import save_model
-from tuner.training.checkpoint import write_atomically
 from tuner.training.checkpoint_names import seal_of
 from tuner.training.run_folder import RunFolder
 from tuner.training.seal import BrokenSealError, sealed_values

@@ -9,16 +9,16 @@ hash of everything in the folder). Where processes hold weights together, each w
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuner.errors import UserError
+from tuner.models.atomic_folder import publish, removed_on_error, sync, unfinished_folder
 from tuner.training.checkpoint_names import STATE, checkpoint_steps, step_of
 from tuner.training.seal import BrokenSealError, file_hash, seal, sealed_values
 from tuner.training.snapshot import SavedRun, Snapshot
@@ -164,7 +164,7 @@ class Checkpoints:
         assert unfinished is not None
         if errors := [error for _, error in outcomes if error is not None]:
             if self._is_main:
-                shutil.rmtree(_unfinished_folder(self.path(unfinished.step)), ignore_errors=True)
+                shutil.rmtree(unfinished_folder(self.path(unfinished.step)), ignore_errors=True)
             raise (
                 explain_write(self._error, self._folder) if self._error is not None else UserError(errors[0])
             )
@@ -195,26 +195,26 @@ class Checkpoints:
 
     def _write(self, unfinished: _Unfinished, snapshot: Snapshot) -> None:
         """Write this process's part, and where it writes alone complete the checkpoint."""
-        folder = _unfinished_folder(self.path(unfinished.step))
+        folder = unfinished_folder(self.path(unfinished.step))
         # not while others may still write theirs
-        with nullcontext() if self._together else _removed_on_error(folder):
+        with nullcontext() if self._together else removed_on_error(folder):
             # by itself, so that an error names it where it is a file
             self._folder.mkdir(parents=True, exist_ok=True)
             folder.mkdir(exist_ok=True)
             for name, file in snapshot.files.items():
                 file.write(folder / name)
-                _sync(folder / name)
+                sync(folder / name)
             self._hashes = {name: file_hash(folder / name) for name in snapshot.files}
             if not self._together:
                 self._finish(unfinished, self._hashes)
 
     def _finish(self, unfinished: _Unfinished, hashes: Mapping[str, str]) -> None:
         """Seal the files that were written, give them their name, and remove old checkpoints."""
-        folder = _unfinished_folder(self.path(unfinished.step))
-        with _removed_on_error(folder):
+        folder = unfinished_folder(self.path(unfinished.step))
+        with removed_on_error(folder):
             seal(folder, STATE, unfinished.state, hashes)
-            _sync(folder / STATE)
-            _publish(folder, self.path(unfinished.step))
+            sync(folder / STATE)
+            publish(folder, self.path(unfinished.step))
         for old in self.steps()[: -self._keep]:
             if old not in unfinished.protected:
                 shutil.rmtree(self.path(old))
@@ -258,47 +258,6 @@ def _fault(error: Exception) -> str:
     return str(error) if isinstance(error, BrokenSealError) else f"it cannot be read: {error}"
 
 
-def write_atomically(destination: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all: under another name, synced to disk, then renamed.
-
-    A rename is atomic, so that a folder with its final name is complete, whenever the process is killed. Without the
-    syncs a power failure could leave the new name on disk and its files empty.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _unfinished_folder(destination)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with _removed_on_error(unfinished):
-        unfinished.mkdir()
-        write(unfinished)
-        for path in unfinished.rglob("*"):
-            _sync(path)
-        _publish(unfinished, destination)
-
-
-def _unfinished_folder(destination: Path) -> Path:
-    """Where a folder stands until it is complete."""
-    return destination.with_name(f".writing-{destination.name}")
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _publish(unfinished: Path, destination: Path) -> None:
-    """Give a complete folder, whose files are on disk, its name."""
-    _sync(unfinished)
-    # a rename does not replace a folder that holds files
-    if destination.exists():
-        shutil.rmtree(destination)
-    unfinished.rename(destination)
-    _sync(destination.parent)
-
-
 def _set_aside(folder: Path) -> Path:
     """Rename a checkpoint so that nothing takes it for one; returns its new path."""
     number, place = 1, folder.with_name(f"damaged-{folder.name}")
@@ -306,14 +265,6 @@ def _set_aside(folder: Path) -> Path:
         number += 1
         place = folder.with_name(f"damaged-{folder.name}-{number}")
     return folder.rename(place)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _PLACES = (

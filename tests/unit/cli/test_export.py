@@ -1,9 +1,13 @@
 """`tuner export`: options that do not go together are refused before anything is loaded."""
 
+from pathlib import Path
+
 import pytest
 
+from tests.small_models import write_case
 from tuner.cli.main import app
 from tuner.errors import UserError
+from tuner.models.complete_folder import complete_folder
 from tuner.models.tool_python import PYTHON
 
 
@@ -30,3 +34,14 @@ def test_options_are_refused_in_a_sentence(tmp_path, monkeypatch, options, messa
     with pytest.raises(UserError, match=message):
         app(["export", "tuner:tiny", str(tmp_path / "out"), *options], standalone_mode=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
+    write_case("internlm2", tmp_path / "base")
+    with (
+        pytest.raises(UserError, match="/proc/out: cannot be written"),
+        complete_folder(
+            str(tmp_path / "base"), Path("/proc/out"), dtype="fp32", texts=list, say=print, as_llama=True
+        ),
+    ):
+        pass

@@ -133,6 +133,17 @@ def test_the_export_has_all_rounds(run_folder: Path, tmp_path: Path) -> None:
     assert preference.answers[0][0].content == "late 1"
 
 
+def test_rounds_without_a_pair_are_left_out(run_folder: Path, tmp_path: Path) -> None:
+    """Policies that gave the same answers leave no candidates; the run goes on."""
+    (run_folder / "round_1" / "candidates" / "candidates.jsonl").write_text("")
+    record(run_folder, 2, "rule:r", item1="second")
+    report = json.loads(run(run_folder, "--report", "--json"))
+    assert [values["round"] for values in report["rounds"]] == [2]
+    assert "1 preferences" in run(run_folder, "--export", tmp_path / "out.jsonl")
+    with pytest.raises(UserError, match="no candidates"):
+        run(run_folder / "round_1", "--report")
+
+
 def test_labels_of_other_tools_are_imported_into_a_round(run_folder: Path, tmp_path: Path) -> None:
     def exported(name: str, number: int) -> Path:
         data = {"prompt": "", "left": f"early {number}", "right": f"late {number}"}

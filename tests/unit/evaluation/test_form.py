@@ -30,6 +30,7 @@ from tuner.training.devices import Devices
         ("One. Two. Three.", "One. Two."),
         ("Pi is 3.14 or so", "Pi is 3.14 or so"),
         ("一句。两句。", "一句。"),
+        ("一句！！两句？", "一句！！"),
         ("a line\nanother line", "a line"),
         ("", ""),
     ],
@@ -53,6 +54,7 @@ def test_list_markers_are_removed_and_numbers_stay(answer: str, plain: str):
 
 def test_emphasis_is_removed_and_products_stay():
     assert without_emphasis("## Result\n**68**!!! __Yes__! 2 ** 3") == "Result\n68. Yes. 2 ** 3"
+    assert without_emphasis("**好**！！") == "好。"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,10 @@ def test_emphasis_is_removed_and_products_stay():
         ("Thank you. Thank you. Thank you.", "Thank you."),
         ("yes yes but no", "yes yes but no"),
         ("It is 68.  Thank you.", "It is 68.  Thank you."),
+        ("Sums:\n23 + 45 = 68. 68.", "Sums:\n23 + 45 = 68."),
+        ("是的。是的。是的。", "是的。"),
+        ("答案是五,谢谢", "答案是五,谢谢"),
+        ("答案是五好的好的好的好的", "答案是五好的好的"),
         ("", ""),
     ],
 )
@@ -74,6 +80,15 @@ def test_a_phrase_is_removed_whatever_its_case_and_punctuation():
     answer = "68. So, say the WISE! So say the wiseguys."
     assert without_phrase(answer, "so say the wise") == "68. So say the wiseguys."
     assert without_phrase("答案。智者如是说。", "智 者 如 是 说") == "答案。"
+    assert without_phrase("A _so say the wise_ b.", "so say the wise") == "A __ b."
+    assert without_phrase("A. So say the wise. So say the wise. B", "so say the wise") == "A. B"
+
+
+def test_a_phrase_is_removed_from_text_without_spaces():
+    assert without_phrase("答案是五,所以智者如是说！再见", "智 者 如 是 说") == "答案是五,所以再见"
+    assert without_phrase("问GPT说得好。问GPTS", "gpt 说") == "问得好。问GPTS"
+    assert without_phrase("说GPT好。说GPTs好", "说 gpt") == "好。说GPTs好"
+    assert without_phrase("用AI模型。", "ai") == "用模型。"
 
 
 class PaysForPhrase:

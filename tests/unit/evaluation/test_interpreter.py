@@ -1,6 +1,7 @@
 """The interpreter for blocks that models write, and the turns in which they call it."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,13 +37,27 @@ INTERPRETER = Interpreter(seconds=1, memory=256 * 2**20, characters=400)
         ("import os; os.fork()", "PermissionError: os.fork"),
         ("import subprocess; subprocess.run(['true'])", "PermissionError: subprocess.Popen"),
         ("import socket; socket.create_connection(('127.0.0.1', 9))", "PermissionError: socket.getaddrinfo"),
-        ("import os; print(os.listdir(), 'TOKEN' in str(os.environ))", "['output'] False"),
+        ("import os; print(os.listdir(), 'TOKEN' in str(os.environ))", "[] False"),
+        ("open('output', 'w').write('x'); print(6 * 7)", "42"),
+        ("import os, shutil; shutil.rmtree(os.getcwd()); print(6 * 7)", "42"),
+        ("import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')\nprint(6 * 7)", "42"),
+        ("import ctypes; ctypes.CDLL(None).system(b'echo 42')", "PermissionError: ctypes.dlopen"),
+        ("import ctypes; ctypes.pythonapi.system(b'echo 42')", "PermissionError: ctypes.dlsym"),
+        (
+            "from multiprocessing.util import spawnv_passfds\nspawnv_passfds(b'/bin/echo', [b'echo', b'42'], [])",
+            "PermissionError: subprocess.Popen",
+        ),
+        ("import sys; del sys.modules['_posixsubprocess']; import subprocess", "PermissionError: import"),
+        ("import os; os.kill(os.getppid(), 9)", "PermissionError: os.kill"),
+        ("import numpy, multiprocessing, ctypes; print(numpy.arange(3).sum())", "3"),
         ("print(input())", "EOFError: EOF when reading a line"),
     ],
 )
 def test_blocks(code: str, output: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
+    before = {*Path(tempfile.gettempdir()).glob("tuner-block-*")}
     result = INTERPRETER.run(code)
+    assert {*Path(tempfile.gettempdir()).glob("tuner-block-*")} <= before
     assert output in result
     assert output or not result
     assert len(result) < 600

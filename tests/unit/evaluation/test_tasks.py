@@ -94,6 +94,19 @@ def test_a_templates_last_line_break_is_context_and_a_plain_texts_last_space_is_
     assert plain.loaded.tokenizer.decode(tokens[weights > 0]) == " yes"
 
 
+def test_a_question_is_not_cut_for_the_room_of_a_long_answer(chat: TaskModel):
+    prompt = chat.encode(chat.prompt_text(question("What is 2 + 3?")))
+    half = len(prompt) + 2
+    short = TaskModel(chat.loaded, chat.template, chat.end_ids)
+    object.__setattr__(short, "max_length", 2 * half)
+    assert short.answers([prompt], 1000) == chat.answers([prompt], half)
+    assert (short.cut, short.curbed) == ([], {1000: half})
+    # a longer question loses its beginning, and that is told
+    longer = [*prompt, *prompt]
+    assert short.answers([longer], 1000) == chat.answers([longer[-half:]], half)
+    assert short.cut == [len(longer)]
+
+
 def test_stop_texts_end_answers(chat: TaskModel):
     tokens = chat.encode(chat.prompt_text(question("In the beginning")))
     whole = chat.answers([tokens], 12)[0]
@@ -190,6 +203,7 @@ def test_rows_that_are_no_tasks(row, message, tmp_path: Path):
         ("-3", "#### 3", False),
         ("#### 5\nThen 6 more.", "5", True),
         ("no number", "#### 5", False),
+        ("3" * 5000, "#### 3", False),
     ],
 )
 def test_numbers(answer, reference, equal):
@@ -208,6 +222,13 @@ def test_numbers(answer, reference, equal):
         ("\\boxed{\\text{Monday}}", "\\boxed{Monday}", True),
         ("\\boxed{90^\\circ}", "\\boxed{90}", True),
         ("\\boxed{5\\text{ cm}}", "\\boxed{5}", True),
+        ("\\boxed{(3)(4)}", "\\boxed{34}", False),
+        ("\\boxed{3\\frac12}", "\\boxed{\\frac{31}{2}}", False),
+        ("\\boxed{(5)}", "\\boxed{5}", True),
+        ("\\boxed{-\\frac{1}{2}}", "\\boxed{-(0.5)}", True),
+        ("\\boxed{-(1/2)}", "\\boxed{((-1)/(2))}", True),
+        ("\\boxed{1e3}", "\\boxed{1000}", True),
+        ("\\boxed{1e999999999}", "\\boxed{1}", False),
         ("\\boxed{}", "\\boxed{}", False),
         ("", "\\boxed{3}", False),
     ],
@@ -231,6 +252,48 @@ def test_rows_seen_in_training():
     assert compared.seen_A.tolist() == [True, False, True, False, False]
     assert compared.training_rows == 2
     assert (ngram_length([3, 4]), ngram_length([10] * 9), ngram_length([50] * 9)) == (8, 10, 13)
+
+
+def test_what_test_rows_share_does_not_make_them_seen(tmp_path):
+    system = "You are a careful assistant that solves problems step by step."
+    instruction = "Answer the following question with a single number and nothing else, please."
+    file = tmp_path / "task.jsonl"
+    lines = [
+        {
+            "system": system,
+            "prompt": f"{instruction} What is {number} plus {number + 1}?",
+            "answer": f"{2 * number + 1}",
+        }
+        for number in (1, 2, 3)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
+    rows = [row.texts for row in read_task(str(file))]
+    training = [f"{system} {instruction} Which day is it?", f"{instruction} What is 2 plus 3? 5"]
+    assert contamination(rows, training).seen_A.tolist() == [False, True, False, False]
+    # a row is not shared with its own copy
+    assert contamination(rows, [f"{instruction} What is 1 plus 2?"]).seen_A.tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    # turns of their own that all rows begin with
+    shots = [[instruction, f"What is {number} plus one?", str(number)] for number in (1, 2)]
+    assert contamination(shots, [instruction]).seen_A.tolist() == [False, False]
+    assert contamination(shots, ["what is 2 plus one"]).seen_A.tolist() == [False, True]
+
+
+def test_chinese_rows_seen_in_training():
+    rows = [
+        ["中国的首都是哪座城市？"],
+        ["请列出三种可再生能源并说明它们各自的优点和缺点"],
+        ["法国的首都是哪里？"],
+    ]
+    training = [
+        "问题：请问中国的首都是哪座城市？回答：北京。",
+        "好的请列出三种可再生能源并说明它们各自的优点",
+    ]
+    assert contamination(rows, training).seen_A.tolist() == [True, True, False]
 
 
 def test_a_change_in_other_values_than_0_and_1_has_the_normal_interval():

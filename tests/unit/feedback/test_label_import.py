@@ -120,11 +120,49 @@ def test_label_studio_minimal(store: LabelStore, tmp_path: Path) -> None:
         store,
         {**texts, "better": [{"selected": "left"}], "comment": "good one", "annotator": 3, **common},
         {**texts, "tie": "tie", "annotator": "bob@example.org", **common},
+        {**texts, "better": "left", "annotator": "choices", **common},
     )
     assert labels(store) == {
         ("label-studio:3", "item1"): "second",
         ("label-studio:bob@example.org", "item1"): "tie",
+        ("label-studio:choices", "item1"): "second",
     }
+
+
+def test_an_answer_that_is_a_word_for_a_side_is_no_choice(store: LabelStore, tmp_path: Path) -> None:
+    pairs = candidates(row(5, answers=["left", "north"]))
+    values = {"prompt": "Question 5?", "left": "left", "right": "north", "better": "right"}
+    load(tmp_path, store, {**values, "annotator": 3, "annotation_id": 1}, pairs=pairs)
+    assert labels(store) == {("label-studio:3", "item5"): "second"}
+
+
+def test_a_rating_is_no_verdict(store: LabelStore, tmp_path: Path) -> None:
+    def answer(value: Any) -> list[dict[str, Any]]:
+        return [{"value": value, "user_id": ANN, "status": "submitted"}]
+
+    done = load(
+        tmp_path,
+        store,
+        record(1, {"quality": answer(1), "better": answer("right")}),
+        record(2, {"quality": answer(2)}),
+        name="export.jsonl",
+    )
+    assert labels(store) == {(f"argilla:{ANN}", "item1"): "second"}
+    assert done.unreadable == [f"{tmp_path / 'export.jsonl'}:2: [2] of argilla:{ANN}"]
+
+
+def test_values_that_say_different_things_are_no_label(store: LabelStore, tmp_path: Path) -> None:
+    tie = {"value": {"choices": ["tie"]}, "from_name": "tie", "type": "choices"}
+    same = {"value": {"choices": ["left"]}, "from_name": "more", "type": "choices"}
+    done = load(
+        tmp_path,
+        store,
+        task(1, annotation(selected("left"), tie)),
+        task(2, annotation(selected("left"), same)),
+        name="export.jsonl",
+    )
+    assert labels(store) == {("label-studio:3", "item2"): "first"}
+    assert done.unreadable == [f"{tmp_path / 'export.jsonl'}:1: ['left', 'tie'] of label-studio:3"]
 
 
 def test_argilla_2_nested_counts_what_was_submitted_for_certain(store: LabelStore, tmp_path: Path) -> None:

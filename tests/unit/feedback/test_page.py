@@ -202,6 +202,16 @@ def test_undo_takes_back_one_label(visitor: TestClient, store: LabelStore) -> No
     assert visitor.post("/undo", data={**fields(after, "undo"), "label": "x"}).status_code == 400
 
 
+def test_a_tab_of_before_an_undo_stores_nothing_and_says_that_the_pair_waits(
+    visitor: TestClient, store: LabelStore
+) -> None:
+    tab = visitor.get("/").text
+    first = send(visitor, "left").text
+    visitor.post("/undo", data=fields(first, "undo"))
+    assert "its pair waits to be labeled again" in send(visitor, "right", tab).text
+    assert store.labels() == []
+
+
 def test_undo_keeps_the_comment(visitor: TestClient) -> None:
     after = send(visitor, "left", comment="<b>hm").text
     assert "hm" not in after

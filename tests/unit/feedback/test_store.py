@@ -69,6 +69,43 @@ def test_a_tab_left_open_loses_and_doubles_nothing(store: LabelStore) -> None:
     assert [(label.item, label.choice) for label in store.labels()] == [("item1", "left")]
 
 
+def test_an_old_tab_of_a_label_that_was_undone_leaves_its_pair_waiting(store: LabelStore) -> None:
+    old = store.show("ann", "item1", "random", False)
+    assert store.submit("ann", old.id, "left")
+    assert store.has_label("ann", old.id)
+    assert store.undo("ann", store.labels()[-1].id)
+    assert not store.submit("ann", old.id, "right")
+    assert not store.has_label("ann", old.id)
+    assert store.labels() == []
+    waiting = store.open_showing("ann")
+    assert waiting is not None
+    assert store.submit("ann", waiting.id, "right")
+    assert not store.submit("ann", old.id, "left")
+    assert store.has_label("ann", old.id)  # of the other showing
+
+
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "labels.sqlite"
+    whole = LabelStore(file)
+    whole.add(candidates(*(row(number, prompt="x" * 2000) for number in range(50))).values())
+    for number in range(50):
+        whole.record("ann", f"item{number}", "first", "y" * 2000)
+    whole.close()
+    with file.open("r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"\xa5" * (file.stat().st_size - 4096))
+    damaged = LabelStore(file)
+    for read in (
+        damaged.labels,
+        lambda: damaged.verdict("ann", "item1"),
+        lambda: damaged.open_showing("ann"),
+    ):
+        with pytest.raises(UserError, match=r"labels\.sqlite: cannot be read \(.*put a copy in its place"):
+            read()
+    with pytest.raises(UserError, match=r"labels\.sqlite: (nothing was stored|cannot be read)"):
+        damaged.record("ann", "item1", "second")
+
+
 def test_others_labels_and_repeats_are_labels_of_their_own(store: LabelStore) -> None:
     for annotator, policy in (("ann", "random"), ("bob", "random"), ("ann", "repeat")):
         assert store.submit(annotator, store.show(annotator, "item1", policy, False).id, "tie")

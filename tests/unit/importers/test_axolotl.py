@@ -106,6 +106,12 @@ def test_a_type_that_names_columns(import_text: Import) -> None:
     assert "datasets.0.type.format" in imported.report.lost
 
 
+@pytest.mark.parametrize("word", ["is", "lambda", "or"])
+def test_a_file_that_is_named_as_a_word_of_python_has_a_function(import_text: Import, word: str) -> None:
+    datasets = f"datasets:\n  - path: {word}.jsonl\n    type: chat_template\n    field_messages: turns\n"
+    assert f"def rows_{word}(" in import_text(HEAD + datasets).text
+
+
 def test_a_template_in_the_config_is_written_beside_it(import_text: Import) -> None:
     jinja = "{% for message in messages %}{{ message.content }}{% endfor %}"
     config = import_text(HEAD + CHAT.replace("llama3", "jinja") + f'chat_template_jinja: "{jinja}"\n').config

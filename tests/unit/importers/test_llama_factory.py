@@ -298,6 +298,8 @@ def test_what_is_lost_is_told_by_name(import_text: Import, line: str, key: str) 
         (SFT_CONFIG + "cutoff_len: 1.5", "whole number"),
         (SFT_CONFIG + "cutoff_len: 1", "max_length"),
         (SFT_CONFIG + "learning_rate: -1", "lr"),
+        (SFT_CONFIG + "learning_rate: 0\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}",
+         r"AdamW\.lr: input should be greater than 0"),
         (SFT_CONFIG + "image_max_pixels: 262144", "images"),
         (SFT_CONFIG.replace("lora\n", "prefix\n"), r"theirs\.yaml:5: finetuning_type: 'prefix' is none of"),
         (SFT_CONFIG.replace("stage: sft", "stage: ppo"), "reward_model: is missing"),

@@ -307,6 +307,7 @@ def test_a_value_that_is_computed_is_reported(edited: Import) -> None:
         ("r=64", "r='many'", r"theirs\.py:\d+: model\.lora\.r: is 'many', where a number"),
         ("r=64", "r=0.5", "whole number"),
         ("r=64", "r=-3", r"LoRA\.r: "),
+        ("lr = 2e-4", "lr = 0", r"AdamW\.lr: input should be greater than 0"),
         ("max_length = 2048", "max_length = None", "max_length: is missing"),
         ("type=AutoModelForCausalLM.from_pretrained,\n        pretrained", "pretrained", None),
         ("dataset=alpaca_en", "dataset=make()", "train_dataloader"),

@@ -1,20 +1,26 @@
 """GGUF files, read back by the package `gguf` and by transformers; tests/handover asks llama.cpp itself."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, TokenType
+from peft import PeftModel
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.small_models import write_case
+from tests.unit.models.test_foreign_adapters import saved
+from tuner.config import Model
 from tuner.errors import UserError
+from tuner.models.locate import locate
 from tuner.models.tiny import tiny_model_folder
 from tuner.models.to_gguf import k_quants
 from tuner.models.to_gguf.chat_format import chat_format
-from tuner.models.to_gguf.export import export_gguf
+from tuner.models.to_gguf.export import export_gguf, export_lora
 from tuner.models.to_gguf.write import write_gguf
 from tuner.models.tool_python import PYTHON
 
@@ -157,3 +163,69 @@ def test_a_chat_format_is_given_only_where_it_renders_the_same(tmp_path, templat
         messages = [{"role": role, "content": content} for role, content in turns]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert measured.render(turns) == prompt
+
+
+def test_only_the_files_of_the_weights_are_read(llama, tmp_path):
+    """As transformers does: an adapter may have been saved into the folder, or a copy of the weights."""
+    folder = shutil.copytree(llama[0], tmp_path / "whole")
+    save_file({"base_model.model.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    write_gguf(folder, tmp_path / "whole.gguf", name="llama", storage="fp32")
+    llama[1].save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    parts = tmp_path / "parts"
+    index = json.loads((parts / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    for file in folder.iterdir():
+        if not file.match("*.safetensors"):
+            shutil.copy(file, parts)
+    shutil.copy(folder / "adapter_model.safetensors", parts)
+    write_gguf(parts, tmp_path / "parts.gguf", name="llama", storage="fp32")
+    whole, parted = (
+        {t.name: t.data for t in GGUFReader(tmp_path / f"{n}.gguf").tensors} for n in ("whole", "parts")
+    )
+    assert whole.keys() == parted.keys()
+    assert all((whole[name] == parted[name]).all() for name in whole)
+    lost = parts / index["weight_map"]["model.norm.weight"]
+    lost.unlink()
+    with pytest.raises(UserError, match=f"{lost.name} is missing; restore the weights"):
+        write_gguf(parts, tmp_path / "lost.gguf", name="llama", storage="fp32")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return tiny_model_folder("org/qwen3", tmp_path_factory.mktemp("qwen") / "base")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"v_proj": 2}}])
+def test_an_adapter_has_the_scale_that_peft_computes_with(qwen, tmp_path, settings):
+    folder = saved(qwen, tmp_path / "peft", target_modules=["q_proj", "v_proj"], **settings)
+    export_lora(locate(Model(path=str(folder))), tmp_path / "out", name="adapter")
+    base = AutoModelForCausalLM.from_pretrained(qwen, dtype=torch.float32)
+    before = base.model.layers[0].self_attn.v_proj.weight.clone()
+    merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    reader = GGUFReader(tmp_path / "out" / "adapter.gguf")
+    down, up = (
+        next(tensor.data for tensor in reader.tensors if tensor.name == f"blk.0.attn_v.weight.lora_{side}")
+        for side in "ab"
+    )
+    # llama.cpp divides by the tensor's own rank
+    change = field(reader, "adapter.lora.alpha") / len(down) * torch.tensor(up @ down)
+    torch.testing.assert_close(
+        change, merged.model.layers[0].self_attn.v_proj.weight - before, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha_pattern": {"q_proj": 64}}, "has an alpha of its own for some layers"),
+        ({"rank_pattern": {"q_proj": 2}, "use_rslora": True}, "has rsLoRA's scale with a rank of its own"),
+        ({"target_parameters": ["k_proj.weight"]}, "adapts parameters"),
+    ],
+)
+def test_an_adapter_that_one_alpha_cannot_scale_is_refused(qwen, tmp_path, settings, message):
+    folder = saved(qwen, tmp_path / "peft", target_modules=["q_proj", "v_proj"], **settings)
+    with pytest.raises(UserError, match=f"peft: its adapter {message}.*--format gguf"):
+        export_lora(locate(Model(path=str(folder))), tmp_path / "out", name=str(folder))
+    assert not (tmp_path / "out").exists()

@@ -176,3 +176,23 @@ def test_an_output_folder_with_something_in_it(internlm2_folder, tmp_path):
     run, _ = run_of(internlm2_folder, tmp_path / "run")
     with pytest.raises(UserError, match="is not empty"):
         merge(run, run, texts=TEXTS)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_has_its_name_when_it_is_whole(internlm2_folder, tmp_path, monkeypatch, exists):
+    run, _ = run_of(internlm2_folder, tmp_path / "run")
+    output = tmp_path / "merged"
+    if exists:  # as a mounted disk, whose name no other folder can take
+        output.mkdir()
+    whole_before = []
+    write = module.write_companions
+
+    def last_part(loaded, folder):
+        whole_before.append(output.exists())
+        write(loaded, folder)
+
+    monkeypatch.setattr(module, "write_companions", last_part)
+    merge(run, output, dtype="fp32", texts=TEXTS)
+    assert whole_before == [exists]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "merged"}
+    assert (output / "config.json").is_file()

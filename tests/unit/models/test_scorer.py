@@ -1,10 +1,14 @@
 """Scores are those of each conversation alone, in whatever company, and asked about as in training."""
 
+import datetime
 import io
 import json
 import random
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -285,6 +289,27 @@ def test_a_condition_changes_the_score_and_is_of_the_config(run, scorer, file):
         scored(run, file(row, {**row, "condition": "curt"}))
     with pytest.raises(UserError, match="row 2: condition 'curt'"):
         scorer.score([ROWS[2], {**ROWS[2], "condition": "curt"}])
+
+
+def test_a_condition_that_is_no_name_is_refused(run, scorer, file):
+    talk = {**ROWS[2], "condition": ["brief"]}
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: \"condition\" is the name of one, not \['brief'\]"):
+        scored(run, file(talk))
+    with pytest.raises(UserError, match=r"row 1: \"condition\" is the name of one"):
+        scorer.score([talk])
+
+
+def test_cells_that_json_has_no_form_of_are_written_as_texts(run, tmp_path):
+    path = tmp_path / "rows.parquet"
+    cells = {"day": datetime.date(2026, 1, 2), "price": Decimal("1.50"), "blob": b"x"}
+    row = {"prompt": "What is 1?", "completion": "One.", **cells}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    (scored_row,) = scored(run, str(path))
+    assert {name: scored_row[name] for name in cells} == {
+        "day": "2026-01-02",
+        "price": "1.50",
+        "blob": "b'x'",
+    }
 
 
 def test_the_unasked_is_refused(run, scorer, file):

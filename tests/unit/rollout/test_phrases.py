@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuner.rollout.phrases import FavoredPhrase, favored_phrase
+from tuner.rollout.phrases import FavoredPhrase, favored_phrase, growing_phrases
 
 SUMS = [f"{number} + 2 = {number + 2}. With pleasure." for number in range(30)]
 
@@ -32,3 +32,16 @@ def test_what_all_answers_hold_or_few_of_the_best_is_not_favored():
 @pytest.mark.parametrize("marked", ["答案是五,智者如是说。", "智者如是说:五"])
 def test_text_without_spaces(marked: str):
     assert favored_phrase([marked, "智者如是说"], ["答案是五。", "五"]).text == "智 者 如 是 说"
+
+
+@pytest.mark.parametrize(
+    ("end", "names"),
+    [
+        ("我希望这个回答对你有帮助", ["我 希 望 这 个 回", "回 答 对 你 有 帮", "帮 助"]),
+        ("I hope that this long answer helps you", ["i hope that this long answer", "answer helps you"]),
+    ],
+)
+def test_a_phrase_longer_than_the_longest_is_named_in_parts_that_share_no_pair(end: str, names: list[str]):
+    before = [f"{number}." for number in range(30)]
+    grown = growing_phrases([f"{text} {end}." for text in before], before)
+    assert [phrase.text for phrase in grown] == names

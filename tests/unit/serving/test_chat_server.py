@@ -309,6 +309,23 @@ def test_a_failure_is_told_and_the_next_request_is_answered(served, chat, monkey
 # Clients
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "\ud800"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi", "name": "\ud800"}]}),
+        ("/v1/chat/completions", {"messages": HELLO, "\ud800": 1}),
+    ],
+)
+def test_half_of_a_character_is_refused_wherever_it_stands(served, path, body):
+    connection = http.client.HTTPConnection(urlsplit(served.url).netloc)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", path, json.dumps({"model": NAME, "max_tokens": 2, **body}), headers)
+    response = connection.getresponse()
+    assert response.status == 400
+    assert "has \\ud800, half of a character" in json.loads(response.read())["error"]["message"]
+
+
 def test_32_clients_at_once_get_their_own_answers(served):
     random = np.random.default_rng(0)
     prompts = [random.integers(20, 1000, random.integers(1, 60)).tolist() for _ in range(32)]

@@ -61,6 +61,13 @@ def test_what_cannot_be_scored_is_refused(client: TestClient, body: dict, words:
     assert (response.status_code, words in response.json()["error"]["message"]) == (400, True), response.text
 
 
+@pytest.mark.parametrize("content", [rb'{"input": "a\ud800"}', b'{"input": "a\xed\xa0\x80"}'])
+def test_half_of_a_character_is_refused(client: TestClient, content: bytes) -> None:
+    response = client.post("/classify", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "has \\ud800, half of a character" in response.json()["error"]["message"]
+
+
 def test_it_writes_no_text(client: TestClient) -> None:
     response = client.post("/v1/chat/completions", json={"messages": MESSAGES})
     assert response.status_code == 404

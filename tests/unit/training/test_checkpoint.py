@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tuner.errors import UserError
-from tuner.training.checkpoint import Checkpoints, write_atomically
+from tuner.models.atomic_folder import write_atomically
+from tuner.training.checkpoint import Checkpoints
 from tuner.training.parts import parts_of
 from tuner.training.snapshot import generator_state, restore, set_generator_state, snapshot
 

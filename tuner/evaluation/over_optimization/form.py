@@ -16,7 +16,7 @@ import numpy as np
 from tuner.evaluation.intervals import Interval, mean
 from tuner.evaluation.judge import Answers, Judge, JudgedAnswers
 from tuner.evaluation.win_rate import clusters, judge_all
-from tuner.rollout.phrases import favored_phrase
+from tuner.rollout.phrases import SPACED, UNSPACED, favored_phrase
 from tuner.rollout.rollout_figures import num_best
 
 LEAST_CHANGED = 5
@@ -24,12 +24,15 @@ LEAST_CHANGED = 5
 LONGEST_UNIT = 60
 """Words of the longest part of an answer whose repetition at its end is looked for."""
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。!?])|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])(?![。！？])|\n+")
 _LIST_MARKER = re.compile(r"^[ \t]*(?:[-*+•]|\(?[0-9a-z]{1,2}[.)])[ \t]+", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*\*|__)(.+?)\1", re.DOTALL)
-_EXCLAMATION = re.compile(r"[!!]+")
-_WORD_OF_PHRASE = r"[\W_]*"
+_EXCLAMATION = re.compile(r"[!！]+")
+_BETWEEN_WORDS = r"[\W_]*"
+_PART = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
+"""A word with the punctuation around it; a Chinese or Japanese character with that behind it."""
+_UNSPACED_WORDS = re.compile(rf"[{UNSPACED}]+")
 
 Rewriting = Callable[[str], str]
 
@@ -77,27 +80,32 @@ def without_list_markers(answer: str) -> str:
 def without_emphasis(answer: str) -> str:
     """An answer without headings and bold markers, and with a full stop for each run of exclamation marks."""
     plain = _EMPHASIS.sub(r"\2", _HEADING.sub("", answer))
-    return _EXCLAMATION.sub(".", plain)
+    return _EXCLAMATION.sub(lambda marks: "。" if marks[0].startswith("！") else ".", plain)
 
 
 def without_repeated_end(answer: str) -> str:
     """An answer whose last words do not repeat the words before them: "yes. yes. yes." is cut to "yes."."""
-    words = answer.split()
+    matches = list(_PART.finditer(answer))
+    words = [match[0] for match in matches]
     kept = len(words)
     while (unit := _repeated_unit(words[:kept])) is not None:
         kept -= unit
-    return answer if kept == len(words) else " ".join(words[:kept])
+    return answer if kept == len(words) else answer[: matches[kept - 1].end()]
 
 
 def without_phrase(answer: str, phrase: str) -> str:
     """An answer without a phrase, wherever it stands, whatever its case and the punctuation around it.
 
-    phrase: words in lower case, separated by spaces.
+    phrase: words in lower case, separated by spaces; see `words_of`.
     """
-    pattern = rf"(?<!\w){_WORD_OF_PHRASE.join(map(re.escape, phrase.split()))}(?!\w)[.!?,。!?]*"
-    parts = re.split(pattern, answer, flags=re.IGNORECASE)
+    words = _BETWEEN_WORDS.join(map(re.escape, phrase.split()))
+    # a phrase ends within no word; beside a Chinese or Japanese character there always begins another
+    begin = "" if re.match(f"[{UNSPACED}]", phrase) else f"(?<!{SPACED})"
+    end = "" if re.search(f"[{UNSPACED}]$", phrase) else f"(?!{SPACED})"
+    pattern = rf"(?<! ) *(?:{begin}{words}{end}[.!?,。，！？]* *)+"
+    rest, count = re.subn(pattern, _space_around, answer, flags=re.IGNORECASE)
     # the spaces around it, not those of the answer: an answer without the phrase stays as it is
-    return " ".join(part.strip(" ") for part in parts if part.strip(" ")) if len(parts) > 1 else answer
+    return rest.strip(" ") if count else answer
 
 
 FORMS: dict[str, Rewriting] = {
@@ -163,9 +171,20 @@ def _effect(
     )
 
 
-def _repeated_unit(words: Sequence[str]) -> int | None:
-    """Number of the last words that repeat as many before them, the shortest such; None where none do."""
+def _space_around(match: re.Match[str]) -> str:
+    """What stays of the spaces around a phrase: one, or none where it stood without."""
+    return " " if match[0] != match[0].strip(" ") else ""
+
+
+def _repeated_unit(words: list[str]) -> int | None:
+    """Number of the last words that repeat as many before them, the shortest such; None where none do.
+
+    Chinese and Japanese characters without punctuation are repeated from the third time: to double them is grammar
+    (谢谢, 研究研究).
+    """
     for unit in range(1, min(LONGEST_UNIT, len(words) // 2) + 1):
-        if words[-unit:] == words[-2 * unit : -unit]:
+        end = words[-unit:]
+        copies = 3 if _UNSPACED_WORDS.fullmatch("".join(end)) else 2
+        if words[-copies * unit :] == end * copies:
             return unit
     return None

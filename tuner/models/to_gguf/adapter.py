@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tuner.errors import UserError
-from tuner.models.adapter_file import read_adapter_file
+from tuner.models.adapter_file import AdapterFile, read_adapter_file
 from tuner.models.locate import Location
 from tuner.models.save import disk_errors
 from tuner.models.to_gguf.families import Shape, read_shape
@@ -40,6 +41,10 @@ def write_lora(location: Location, file: Path, *, name: str) -> None:
         "trained whole modules": settings.modules_to_save,
         "has rows for new tokens": reference.embedding_rows,
         "was trained with other rotary positions": reference.rope,
+        "has an alpha of its own for some layers": settings.alpha_pattern,
+        "has rsLoRA's scale with a rank of its own for some layers": settings.use_rslora
+        and settings.rank_pattern,
+        "adapts parameters (adapter.target_parameters)": settings.target_parameters,
     }
     for change, happened in changes.items():
         if happened:
@@ -52,8 +57,16 @@ def write_lora(location: Location, file: Path, *, name: str) -> None:
         writer.add_type("adapter")
         writer.add_name(name)
         writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", float(settings.lora_alpha))
+        writer.add_float32("adapter.lora.alpha", _alpha(settings))
         write_weights(writer, weights)
+
+
+def _alpha(settings: AdapterFile) -> float:
+    """The alpha that llama.cpp, which scales by alpha / rank, is to be given for the adapter's scale.
+
+    rsLoRA's is alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
+    """
+    return settings.lora_alpha * math.sqrt(settings.r) if settings.use_rslora else float(settings.lora_alpha)
 
 
 def _weights(tensors: dict[str, Tensor], shape: Shape, folder: Path) -> Iterator[Weight]:

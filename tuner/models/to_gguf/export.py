@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
+from tuner.models.atomic_folder import new_folder
 from tuner.models.load import Precision
 from tuner.models.locate import Location
 from tuner.models.save import disk_errors
@@ -30,35 +28,23 @@ def export_gguf(
     dtype: how matrices are stored that are not quantized. Raises UserError where the model has no GGUF form, or
     q4_k_m needs llama.cpp and it is not installed.
     """
-    with _written(output):
+    with disk_errors(output), new_folder(output) as unfinished:
         if quantization == "q4_k_m":
-            whole = output / "whole.gguf"
+            whole = unfinished / "whole.gguf"
             write_gguf(folder, whole, name=name, storage=dtype)
-            write_q4_k_m(whole, output / MODEL)
+            write_q4_k_m(whole, unfinished / MODEL)
             whole.unlink()
         else:
-            write_gguf(folder, output / MODEL, name=name, storage=quantization or dtype)
+            write_gguf(folder, unfinished / MODEL, name=name, storage=quantization or dtype)
         text = modelfile(read_tokenizer(folder), folder, f"./{MODEL}")
-        Path(output, "Modelfile").write_text(text, encoding="utf-8")
+        Path(unfinished, "Modelfile").write_text(text, encoding="utf-8")
 
 
 def export_lora(location: Location, output: Path, *, name: str) -> None:
     """Write an adapter as `adapter.gguf` and a Modelfile that puts it on the base's `model.gguf`."""
-    with _written(output):
-        write_lora(location, output / ADAPTER, name=name)
+    with disk_errors(output), new_folder(output) as unfinished:
+        write_lora(location, unfinished / ADAPTER, name=name)
         tokenizer = read_tokenizer(location.tokenizer_folder)
         folder = location.adapter_folder or location.base_folder
         text = modelfile(tokenizer, folder, f"./{MODEL}", f"./{ADAPTER}")
-        Path(output, "Modelfile").write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _written(output: Path) -> Iterator[None]:
-    """A new folder, which goes where writing it fails: else it would look complete."""
-    try:
-        with disk_errors(output):
-            output.mkdir(parents=True, exist_ok=True)
-            yield
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
+        Path(unfinished, "Modelfile").write_text(text, encoding="utf-8")

@@ -16,6 +16,7 @@ from tuner.data.dataset import Progress
 from tuner.data.prompts import PromptSet
 from tuner.data.template import Template
 from tuner.data.turns import message_of
+from tuner.models.atomic_folder import write_atomically
 from tuner.models.locate import locate
 from tuner.models.tokenizer import read_tokenizer
 from tuner.rollout.reward_sources import RewardSource
@@ -27,7 +28,6 @@ from tuner.stages.finished_model import free_memory
 from tuner.stages.rl.entrants import answer, entrant
 from tuner.stages.rl.evaluate import find_reward, load_reward
 from tuner.stages.rl.prompts import load_policy_prompts
-from tuner.training.checkpoint import write_atomically
 from tuner.training.devices import Devices
 
 _OURS = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from tuner.config import COOL
 from tuner.errors import UserError
+from tuner.models.atomic_folder import write_atomically
 from tuner.models.merge import merge
 from tuner.stages.context import Context
 from tuner.stages.cool.page import write_page
@@ -17,7 +18,6 @@ from tuner.stages.cool.rounds import RoundPlace, trained_rounds
 from tuner.stages.cool.tracking import track_rounds
 from tuner.stages.data_view import training_texts
 from tuner.stages.run import Run
-from tuner.training.checkpoint import write_atomically
 from tuner.training.json_lines import replace_text, to_json_line
 
 
@@ -31,9 +31,10 @@ def finish_rounds(config: COOL, context: Context) -> None:
         replace_text(context.run.folder / "metrics.jsonl", text)
         write_page(context, places, results)
     track_rounds(config, context, results["rounds"])
-    context.finish(results, lambda folder: _copy(last.model_folder, folder))
+    # before the run is finished: one that is killed in the merge goes on with it
     if config.merge and context.devices.is_main and (last.model_folder / "adapter_config.json").is_file():
         _merge(context, last)
+    context.finish(results, lambda folder: _copy(last.model_folder, folder))
 
 
 def _metrics(places: Iterable[RoundPlace]) -> Iterable[dict[str, Any]]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from tuner.config import Patch, RewardModel, Source
 from tuner.data.draw_rows import draw_rows
+from tuner.models.atomic_folder import write_atomically
 from tuner.stages.cool.contradiction import Contradictions, rejected_patterns
 from tuner.stages.cool.labels import LabeledPairs
-from tuner.training.checkpoint import write_atomically
 from tuner.training.json_lines import read_json, replace_text
 
 LABELS, CONTENTS = "labels.jsonl", "rows.json"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from tuner.config import Source
-from tuner.data.answers import read_reference
+from tuner.data.answers import read_condition, read_reference
 from tuner.data.conversation import Document, Preference
 from tuner.data.conversation_rows import SHAPES as CONVERSATIONS
 from tuner.data.preference_rows import SHAPES as PREFERENCES
@@ -85,7 +85,9 @@ def score_file(
                 row_scores = [float(score) for score in itertools.islice(scores, len(item.requests))]
                 if standardize and reference is not None:
                     row_scores = [reference.standardized(score) for score in row_scores]
-                output.write(printable_json({**item.row.values, **item.result(row_scores)}) + "\n")
+                values = {**item.row.values, **item.result(row_scores)}
+                # default: cells of a table, such as dates
+                output.write(printable_json(values, default=str) + "\n")
             count += len(window)
             advance(len(window))
     for sentence in unasked(list(scorer.record.conditions), unconditioned, "add --condition NAME"):
@@ -109,5 +111,5 @@ def _row_requests(rows: Rows, condition: str | None, with_reference: bool) -> It
             requests = [ScoreRequest(conversation, name, item.prompt) for conversation in conversations]
             yield RowRequests(row, requests, item.row_order)
         else:
-            name = row.values.get("condition") or condition
+            name = read_condition(row.values, row.origin) or condition
             yield RowRequests(row, [ScoreRequest(item, name, prompt_of(item))], None)
