@@ -96,7 +96,7 @@ soonest where every token depends on them: a few letters over and over, as bare 
 comes all of the vocabulary, then facts, of which the value depends on a key some tokens back.
 """
 LONG_KINDS = {"task": 0.85, "passage": 0.15}
-LONG_TOKENS, LONG_LR, LONG_DECAY, BASE = 400_000, 1.5e-3, 0.1, 2e7
+LONG_TOKENS, LONG_LR, LONG_DECAY, BASE = 1_000_000, 1.5e-3, 0.1, 2e7
 SUMS = 1_000
 """Rows of the quickstart's sums among the short ones."""
 TESTED = 100
