@@ -3,9 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-PROCESS = Path("/proc/self")
+from tuner.training.resident_memory import peak_resident_kib, reset_peak_resident
 
 
 def in_own_process(script: str, *arguments: object) -> dict[str, float]:
@@ -16,15 +15,10 @@ def in_own_process(script: str, *arguments: object) -> dict[str, float]:
 
 def reset_peak() -> float:
     """Let this process's peak of resident memory begin anew at what is resident now, which is returned in MB."""
-    (PROCESS / "clear_refs").write_text("5", encoding="utf-8")
-    return _megabytes("VmRSS")
+    reset_peak_resident()
+    return peak_megabytes()
 
 
 def peak_megabytes() -> float:
-    """Peak of this process's resident memory, since its start or `reset_peak`; unlike getrusage's, not its parent's."""
-    return _megabytes("VmHWM")
-
-
-def _megabytes(field: str) -> float:
-    status = (PROCESS / "status").read_text(encoding="utf-8")
-    return int(status.partition(f"{field}:")[2].split()[0]) / 1000
+    """Peak of this process's resident memory, since its start or `reset_peak`."""
+    return peak_resident_kib() / 1000

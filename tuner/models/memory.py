@@ -59,6 +59,16 @@ class MemoryBudget:
     padded_to: int = 0
     """Length of the rows of a padded batch; 0: packed rows."""
 
+    @property
+    def product_bytes(self) -> int:
+        """Bytes of a number in matrix products, and of keys and values."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes of the optimizer's two moments of a weight."""
+        return 2 if self.optimizer_bits == 8 else 8
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -202,13 +212,13 @@ def _pass_moments(budget: MemoryBudget, loaded: Loaded, held: _Held) -> list[dic
             "the head's matrix in bf16": head.matrix if budget.shards == 1 else 0.0,
             "the head's second gradient": head.gradient if budget.shards == 1 else 0.0,
         }
-    one = again or {"activations of one layer": tokens * largest.kept}
-    return [at_head, kept | again | flight, first | one | waiting | last_flight]
+    of_one_layer = again or {"activations of one layer": tokens * largest.kept}
+    return [at_head, kept | again | flight, first | of_one_layer | waiting | last_flight]
 
 
 def _arithmetic(budget: MemoryBudget, loaded: Loaded) -> Arithmetic:
     return Arithmetic(
-        product=2 if budget.precision == "bf16" else 4,
+        product=budget.product_bytes,
         stream=unwrapped(loaded.model).get_input_embeddings().weight.element_size(),
         quantized=loaded.base.quantization is not None,
         dropout=budget.adapter_dropout,
@@ -262,12 +272,13 @@ def _generation_terms(budget: MemoryBudget, loaded: Loaded) -> dict[str, float]:
     shape, how = unwrapped(loaded.model).config, _arithmetic(budget, loaded)
     layers = decoder_layers(loaded.model)[1]
     computed = max(LayerMemory.of(layer, shape, how).forward for layer in layers)
-    cache = budget.generated * numbers_per_token(shape) * (2.0 if budget.precision == "bf16" else 4.0)
-    rows = min(MOST_ROWS, budget.generated_rows)
+    cache = budget.generated * numbers_per_token(shape) * float(budget.product_bytes)
     reading = {"a layer, as prompts are read": budget.prefilled * computed}
     drawing = {
         "keys of a layer, moved": cache / (2 * shape.num_hidden_layers),
-        "probabilities of the next tokens": float(rows * shape.vocab_size * BYTES_PER_LOGIT),
+        "probabilities of the next tokens": float(
+            min(MOST_ROWS, budget.generated_rows) * shape.vocab_size * BYTES_PER_LOGIT
+        ),
     }
     larger = max(reading, drawing, key=lambda terms: sum(terms.values()))
     return {"keys and values of answers": cache, **larger}
@@ -276,9 +287,8 @@ def _generation_terms(budget: MemoryBudget, loaded: Loaded) -> dict[str, float]:
 def _held(budget: MemoryBudget, loaded: Loaded) -> _Held:
     weights = Weights.of(loaded)
     frozen, scales = weights.frozen_bytes, weights.scales_bytes
-    moments = 2 if budget.optimizer_bits == 8 else 8
     copies = 2.0 * _cast_in(loaded) if budget.precision == "bf16" else 0.0
-    of_trained = [float(weights.trained * size) for size in (4, 4, moments)]
+    of_trained = [float(weights.trained * size) for size in (4, 4, budget.moment_bytes)]
     if budget.shards == 1:
         return _Held(*of_trained, copies=copies, frozen=frozen, gathered=0.0, whole=frozen)
     frozen_share = scales + (frozen - scales) / budget.shards
@@ -361,8 +371,7 @@ def _trained_in(part: nn.Module) -> int:
 
 
 def _head_bytes(budget: MemoryBudget, head: ScalarHead) -> int:
-    moments = 2 if budget.optimizer_bits == 8 else 8
-    return head.weight.numel() * (4 + 4 + moments if head.weight.requires_grad else 4)
+    return head.weight.numel() * (4 + 4 + budget.moment_bytes if head.weight.requires_grad else 4)
 
 
 def roles_plan(budget: MemoryBudget, roles: Roles) -> MemoryPlan:

@@ -16,7 +16,7 @@ from tuner.losses.chunked_softmax import CHUNK_ELEMENTS, PRODUCT_ROWS
 from tuner.models.adapters import LINEAR, belongs_to
 
 TRL_TILE = 4_096, 32_768
-"""Tokens and vocabulary entries of the tile in which TRL computes log-probabilities, whatever the vocabulary (TRL 1.15,
+"""Tokens and vocabulary entries of the tile in which TRL computes log-probabilities, whatever the vocabulary (TRL 1.16,
 trl/kernels/chunked_logprob.py); its kernels on CUDA hold nothing beside it."""
 LAST_PROJECTIONS = ("o_proj", "down_proj", "out_proj", "wo", "w2", "fc2", "c_proj", "dense", "dense_4h_to_h")
 """Names of the projections that end a block; the others of a block share its input."""
@@ -128,7 +128,7 @@ class LayerMemory:
 
 def _projections(block: nn.Module, shape: Any) -> list[Projection]:
     """The linear layers of a block, the one that ends it last; of fused experts those that a token passes."""
-    found: list[tuple[str, Projection]] = []
+    projections: list[tuple[str, Projection]] = []
     for name, module in block.named_modules():
         if isinstance(module, LINEAR) and belongs_to(f"{name}.weight", None):
             plain = name.removesuffix(".base_layer")
@@ -137,10 +137,12 @@ def _projections(block: nn.Module, shape: Any) -> list[Projection]:
             if not isinstance(module, nn.Linear):  # transposed
                 rows, columns = columns, rows
             trained = module.weight.requires_grad
-            found.append((plain.rpartition(".")[2], Projection(columns, rows, rows * columns, trained, rank)))
+            projections.append(
+                (plain.rpartition(".")[2], Projection(columns, rows, rows * columns, trained, rank))
+            )
     if experts := [weight for weight in block.parameters() if weight.ndim > 2]:
-        found += _experts(experts, shape)
-    return [part for _, part in sorted(found, key=lambda item: item[0] in LAST_PROJECTIONS)]
+        projections += _experts(experts, shape)
+    return [part for _, part in sorted(projections, key=lambda item: item[0] in LAST_PROJECTIONS)]
 
 
 def _experts(weights: list[nn.Parameter], shape: Any) -> Iterator[tuple[str, Projection]]:

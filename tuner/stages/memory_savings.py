@@ -35,7 +35,7 @@ class Saving:
 
 def savings(config: Config, plan: MemoryPlan, plan_of: Callable[[Config], MemoryPlan]) -> tuple[Saving, ...]:
     """The settings that save memory, the largest saving first; each alone. plan_of: the plan of a changed config."""
-    found: list[Saving] = []
+    worthwhile: list[Saving] = []
     for path, value in _changes(config):
         try:
             changed = override(config, {path: value})
@@ -44,8 +44,8 @@ def savings(config: Config, plan: MemoryPlan, plan_of: Callable[[Config], Memory
         saved = plan.peak - plan_of(changed).peak
         if saved > LEAST * plan.peak:
             text = str(value).lower() if isinstance(value, bool) else value
-            found.append(Saving(f"{path}={text}", saved / 2**30, (plan.peak - saved) / 2**30))
-    return tuple(sorted(found, key=lambda saving: -saving.saved_gib))
+            worthwhile.append(Saving(f"{path}={text}", saved / 2**30, (plan.peak - saved) / 2**30))
+    return tuple(sorted(worthwhile, key=lambda saving: -saving.saved_gib))
 
 
 def smallest_card(peak_gib: float) -> int | None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -29,6 +28,7 @@ from tuner.models.arithmetic import product_precision
 from tuner.training import heartbeat
 from tuner.training.launch_settings import layout
 from tuner.training.mesh import Mesh
+from tuner.training.resident_memory import peak_resident_kib, reset_peak_resident
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -239,27 +239,14 @@ class Devices:
         """Peak memory of this process since `reset_peak_memory`: the GPU's allocator, or resident memory on CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
-        return _peak_resident_kib() / 2**20
+        return peak_resident_kib() / 2**20
 
     def reset_peak_memory(self) -> None:
         """Let the peak begin anew: a process may train one run after another."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        with suppress(OSError):  # only Linux has it, and not every container lets it be written
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def _peak_resident_kib() -> float:
-    with suppress(
-        OSError
-    ):  # where it is there, it is what clear_refs resets; getrusage's may be the parent's
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        if "VmHWM:" in status:
-            return float(status.partition("VmHWM:")[2].split()[0])
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        reset_peak_resident()
 
 
 def _meet_again(backend: str, world: int) -> None:

@@ -10,7 +10,7 @@ from tuner.algorithms.algorithm import Algorithm, algorithm_of
 from tuner.config import PolicyConfig, Rule
 from tuner.data.dataset import load_data
 from tuner.data.load_prompts import load_prompts
-from tuner.models.kv_cache import MOST_ROWS, numbers_per_token
+from tuner.models.kv_cache import numbers_per_token
 from tuner.models.load import load_model
 from tuner.models.load_roles import load_policy_roles
 from tuner.models.memory import MemoryPlan, roles_plan
@@ -72,17 +72,17 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
 
 def policy_memory(config: PolicyConfig, algorithm: Algorithm[Any], roles: Roles) -> MemoryPlan:
     """The plan of its memory, including the key/value cache of generation."""
-    bytes_per_number = 2 if config.precision == "bf16" else 4
+    budget = memory_budget(config, config.tokens_per_pass, language_head=True)
     answers = config.prompts_per_step * algorithm.answers_per_prompt
     longest = config.prompts.max_length + config.sampling.max_new_tokens
-    per_token = numbers_per_token(roles.loaded.transformer.config) * bytes_per_number
+    per_token = numbers_per_token(roles.loaded.transformer.config) * budget.product_bytes
     # The limit is reached only by rollouts that large; smaller ones hold keys and values of their own size.
     held = max(min(int(config.sampling.cache_gib * 2**30 / per_token), answers * longest), longest)
     budget = replace(
-        memory_budget(config, config.tokens_per_pass, language_head=True),
+        budget,
         generates=True,
         generated=held,
-        generated_rows=min(MOST_ROWS, answers, held // longest),
+        generated_rows=min(answers, held // longest),
         prefilled=min(config.tokens_per_pass, answers * config.prompts.max_length),
     )
     return roles_plan(budget, roles)
