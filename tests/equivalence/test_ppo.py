@@ -26,7 +26,7 @@ from tests.equivalence.conftest import SHALLOW, in_two_processes, weights
 from tests.forked import exit_code, fork
 from tuner.algorithms.ppo import PPO as Algorithm
 from tuner.config import PPO, override
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.errors import UserError
 from tuner.evaluation.held_out_policy import HeldOutPolicy
 from tuner.models.forward import token_logprobs
@@ -713,7 +713,7 @@ def test_replayed_tokens_are_logged(ppo, tmp_path):
 
 
 def replay_rows(run: Run) -> Any:
-    return load_data(run.config.replay.data, read_tokenizer(run.model_folder)).train
+    return load_examples(run.config.replay.data, read_tokenizer(run.model_folder)).train
 
 
 def test_replay_enters_the_gradient_with_its_coefficient(ppo, tmp_path, watched, monkeypatch):

@@ -20,9 +20,9 @@ from tuner.config.training import Recomputation
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.template import Template
 from tuner.errors import UserError
+from tuner.models.adapter_kinds import SCORE
 from tuner.models.adapters import (
     ADAPTER,
-    SCORE,
     activate,
     add_adapter,
     copy_adapter,

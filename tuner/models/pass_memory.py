@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from tuner.losses.chunked_softmax import CHUNK_ELEMENTS, PRODUCT_ROWS
-from tuner.models.adapters import LINEAR, belongs_to
+from tuner.models.adapter_kinds import LINEAR
+from tuner.models.adapters import belongs_to
 
 TRL_TILE = 4_096, 32_768
 """Tokens and vocabulary entries of the tile in which TRL computes log-probabilities, whatever the vocabulary (TRL 1.16,

@@ -18,7 +18,8 @@ import torch
 from tuner.config import Freeze, SingleModelConfig, StageConfig, TrainingConfig
 from tuner.data.dataset import Dataset
 from tuner.errors import MissingError
-from tuner.models.adapters import belongs_to, has_score
+from tuner.models.adapter_kinds import has_score
+from tuner.models.adapters import belongs_to
 from tuner.models.coverage import coverage
 from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, MemoryPlan, Weights, memory_plan
