@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from tuner.models.adapters import LINEAR
+from tuner.models.adapter_kinds import LINEAR
 from tuner.models.freeze import decoder_layers
 
 PRODUCTS = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tuner.errors import UserError
-from tuner.models.adapters import LINEAR
+from tuner.models.adapter_kinds import LINEAR
 from tuner.models.freeze import decoder_layers
 from tuner.models.kept_products import no_products
 
@@ -46,17 +46,16 @@ def refuse_tiles(model: nn.Module) -> None:
 
 def mlp_of(layer: nn.Module) -> nn.Module:
     """The MLP of a layer; raises UserError as `tile_mlps` does."""
-    parts = [
-        part for part in layer.children() if any(isinstance(module, LINEAR) for module in part.modules())
-    ]
-    if len(parts) < 2 or isinstance(parts[-1], LINEAR) or len(signature(parts[-1].forward).parameters) > 1:
-        what = "no MLP that takes hidden states alone"
-    elif any(isinstance(module, nn.ModuleList) for module in parts[-1].modules()) or any(
-        weight.ndim > 2 for weight in parts[-1].parameters()
+    parts = [part for part in layer.children() if any(weight.ndim > 1 for weight in part.parameters())]
+    mlp = parts[-1]
+    if any(isinstance(module, nn.ModuleList) for module in mlp.modules()) or any(
+        weight.ndim > 2 for weight in mlp.parameters()
     ):
         what = "mixtures of experts, which take tokens by their router"
+    elif len(parts) < 2 or isinstance(mlp, LINEAR) or len(signature(mlp.forward).parameters) > 1:
+        what = "no MLP that takes hidden states alone"
     else:
-        return parts[-1]
+        return mlp
     raise UserError(
         f"mlp_tile: the layers of this model ({type(layer).__name__}) have {what}; leave mlp_tile out"
     )
