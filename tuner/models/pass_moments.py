@@ -33,6 +33,7 @@ def arithmetic(budget: MemoryBudget, loaded: Loaded) -> Arithmetic:
         dropout=budget.adapter_dropout,
         padded_to=budget.padded_to,
         tiled=budget.tiled,
+        inputs_leave=budget.gradient_checkpointing == "offload",
     )
 
 
