@@ -42,7 +42,7 @@ class Arithmetic:
     """Share of a row's tokens for which an MLP is computed at a time (`tiled_mlp.py`)."""
 
     inputs_leave: bool = False
-    """Whether a layer that is computed again lets its input go once its first norm has a copy in fp32 (`offload.py`)."""
+    """Whether a layer that is computed again lets its input go once its norm has a copy in fp32 (`offload.py`)."""
 
     @property
     def by_kernel(self) -> bool:
