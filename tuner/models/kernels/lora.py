@@ -190,16 +190,8 @@ def _product_dtype(x: Tensor, base: Any, a_rD: Tensor, b_Or: Tensor) -> torch.dt
     dtype = torch.get_autocast_dtype(kind) if is_cast else x.dtype
     dtypes = {x.dtype, a_rD.dtype, b_Or.dtype}
     if is_in_4_bit(base):
-        state = getattr(base.weight, "quant_state", None)
-        if (
-            state is None
-        ):  # in shards (FSDP), which is not proven: from now on peft's, also when it is computed again
-            vars(base)["tuner_is_in_shards"] = True
-        if (
-            "tuner_is_in_shards" in vars(base)
-            or base.compute_dtype != dtype
-            or getattr(state, "packing_format_for_cpu", False)
-        ):
+        state = base.weight.quant_state
+        if base.compute_dtype != dtype or getattr(state, "packing_format_for_cpu", False):
             return None
     elif type(base) is nn.Linear:
         dtypes.add(base.weight.dtype)
