@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from tests.bounds import model_rounding, roundoff
+from tests.bounds import model_rounding
 from tests.unit.models.test_checkpointing import Products, learned, load
 from tuner.config import LoRA
 from tuner.data.batch import make_batch
