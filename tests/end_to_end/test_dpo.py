@@ -409,6 +409,7 @@ SEEN = {
     "gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
     "gradient_checkpointing, selective": Change({"gradient_checkpointing": "selective"}, "error"),
     "mlp_tile": Change({"mlp_tile": 64}, "error"),
+    "kernels": Change({"kernels": ["compile"]}, "error"),
     "device": Change({"device": "cuda"}, "place"),
     "deterministic": Change({"deterministic": True}, "deterministic"),
     "seed": Change({"seed": 1}, "losses"),
