@@ -37,6 +37,11 @@ Measures = dict[str, list[Tensor]]
 """By what is compared, its tensors over layers and rows."""
 
 
+def bound(plain: float) -> float:
+    """The largest relative error of a kernel, where the plain path's is this."""
+    return max(FLOOR, FACTOR * plain)
+
+
 class Proof:
     """What a model computes before a kernel is installed, to be compared with what it computes after.
 
@@ -54,12 +59,18 @@ class Proof:
 
     def fault(self) -> str | None:
         """What the model with the kernel computes otherwise, as the rest of a sentence; None where it is proved."""
-        kernel = self._measure(self._autocast)
-        for name, exact in self._exact.items():
-            error, plain = (_relative_error(values[name], exact) for values in (kernel, self._plain))
-            if not error <= max(FLOOR, FACTOR * plain):  # NaN fails, too
+        for name, (error, plain) in self.errors().items():
+            if not error <= bound(plain):  # NaN fails, too
                 return f"is off by {error:.1e} in {name}, where the plain path is by {plain:.1e}"
         return None
+
+    def errors(self) -> dict[str, tuple[float, float]]:
+        """What is compared -> the relative error of the model as it is now, and of the plain model."""
+        kernel = self._measure(self._autocast)
+        return {
+            name: (_relative_error(kernel[name], exact), _relative_error(self._plain[name], exact))
+            for name, exact in self._exact.items()
+        }
 
     def _measure(self, precision: Callable[[], AbstractContextManager[Any]]) -> Measures:
         measures: Measures = {}
