@@ -10,6 +10,7 @@ from benchmarks.gpu import attention, correctness, matrix_peak, peers, two_proce
 from benchmarks.gpu.case import Bound, Case, at_least, at_most
 from benchmarks.gpu.policy import Generation, Policy, measure_generation, measure_ppo, ratio
 from benchmarks.gpu.training import MATRIX_PEAK, Training, measure_training
+from tuner.models.kernels.registry import KERNELS
 
 PEAK = MATRIX_PEAK[0]
 
@@ -40,6 +41,20 @@ def _kernels() -> list[Case]:
             _ATTENTION,
         )
         for backend in attention.BACKENDS
+    ]
+
+
+def _proofs() -> list[Case]:
+    """What takes the place of a model's modules, by the proof of every run."""
+    return [
+        Case(
+            f"right.kernel_{name}",
+            f'The embedded model with kernels=("{name}",), as a share of the bound of the proof',
+            partial(correctness.kernel, name),
+            60,
+            {"share": at_most(1)},
+        )
+        for name in KERNELS
     ]
 
 
@@ -222,12 +237,19 @@ def _speed() -> list[Case]:
         ("nf4_7b_4k_selective", "4k, products kept", selective, None),
         ("nf4_7b_8k_selective", "8k, products kept", replace(selective, sample=8192), None),
     ]
-    return [
+    kernels = [
+        ("nf4_7b_4k_compile", "The first of them with compiled layers", replace(nf4, kernels=("compile",))),
+        ("nf4_7b_4k_liger", "The same with Liger's kernels", replace(nf4, kernels=("liger",))),
+        ("lora_llama3_8b_auto", "LoRA on Llama-3-8B with the kernels proved", replace(lora, kernels="auto")),
+    ]
+    plain = [
         _trained(
             f"speed.{name}", what, training, 50, {} if limit is None else {"utilization": at_least(limit)}
         )
         for name, what, training, limit in rows
     ]
+    # compiling takes minutes, for the proof and for the run
+    return plain + [_trained(f"speed.{name}", what, training, 180) for name, what, training in kernels]
 
 
 def _policy() -> list[Case]:
@@ -353,7 +375,7 @@ def _compared(theirs: str, ours: str, bound: Bound | None = None) -> Case:
 
 _PEAK = Case(PEAK, "bf16 matrix products of random numbers", matrix_peak.measure, 10)
 # what takes seconds first
-_RIGHT = sorted((*_kernels(), *_models(), *_runs()), key=lambda case: len(case.shapes))
+_RIGHT = sorted((*_kernels(), *_proofs(), *_models(), *_runs()), key=lambda case: len(case.shapes))
 _PEERS = (*_peers_in_training(), *_peers_in_generation(), *_peers_in_pairs())
 CASES = {case.name: case for case in (*_RIGHT, _PEAK, *_memory(), *_speed(), *_policy(), *_PEERS)}
 """Name -> case."""

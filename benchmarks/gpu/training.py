@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 
 import tuner
-from benchmarks.gpu.case import Measurement, Place
+from benchmarks.gpu.case import Measurement, NotHereError, Place
 from benchmarks.gpu.flops import Matrices, batch_flops
 from benchmarks.gpu.shapes import model_folder
 from tuner.config import SFT, AdamW, Checkpoint, Evaluation, LoRA, Model, StageConfig, Text
-from tuner.config.training import Recomputation
+from tuner.config.training import Kernels, Recomputation
+from tuner.models.kernels import compiled
+from tuner.models.kernels.registry import KERNELS
 from tuner.models.load import Loaded, load_model
 from tuner.stages.check import check
 from tuner.stages.data_view import load_rows
@@ -60,6 +62,7 @@ class Training:
     mlp_tile: int | None = None
     bits: Literal[32, 8] = 32
     paged: bool = False
+    kernels: Kernels = "plain"
     steps: int = 6
 
     def config(self, place: Place) -> SFT:
@@ -81,6 +84,7 @@ class Training:
             max_steps=place.size(self.steps, WARM_UP + 1),
             gradient_checkpointing=self.checkpointing,
             mlp_tile=None if self.mlp_tile is None else place.size(self.mlp_tile, DRY_TILE),
+            kernels=self.kernels,
             checkpoint=Checkpoint(every=None),
             evaluation=Evaluation(samples=0),
             device="cuda" if place.device.type == "cuda" else "cpu",
@@ -94,9 +98,11 @@ class Training:
         )
         kind = self.quantization or "bf16"
         tiled = "" if self.mlp_tile is None else f", MLPs of {place.size(self.mlp_tile, DRY_TILE):,} tokens"
+        kernels = self.kernels if isinstance(self.kernels, str) else ", ".join(self.kernels)
         return (
             f"{self.shape} {kind}, {adapter}, {self.samples} × {sample:,} a pass, "
             f"activations {ACTIVATIONS[self.checkpointing]}{tiled}"
+            + ("" if kernels == "plain" else f", kernels {kernels}")
         )
 
 
@@ -125,6 +131,11 @@ class LoadingPeak:
 
 def measure_training(training: Training, place: Place) -> Iterator[Measurement]:
     """Train, and measure the steps after the warm-up."""
+    for name in () if isinstance(training.kernels, str) else training.kernels:
+        if (reason := KERNELS[name].unavailable(place.device)) is not None:
+            raise NotHereError(f"{name} {reason}")
+    if place.is_dry:  # layers are traced, and no code is made of them: compilers take minutes
+        compiled.BACKEND = "aot_eager"
     config, loading = training.config(place), LoadingPeak(place.device)
     metrics = tuner.train(config, runs=place.work / "runs", watchers=[loading]).metrics
     yield Measurement("peak", metrics[-1]["memory_gib"], "GiB", predicted_gib(config))

@@ -302,6 +302,7 @@ SEEN = {
     "TrainingConfig.precision": Change({"precision": "bf16"}, "losses"),
     "TrainingConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
     "TrainingConfig.mlp_tile": Change({"mlp_tile": 64}, "forward passes"),
+    "TrainingConfig.kernels": Change({"kernels": ["liger"]}, "error"),  # without CUDA
     "TrainingConfig.device": Change({"device": "cuda"}, "place"),
     "Parallel.shard": Change({"parallel.shard": 2}, "error"),  # of a single process
     "Parallel.sequence": Change({"parallel.sequence": 2}, "error"),
