@@ -240,6 +240,8 @@ def _speed() -> list[Case]:
     kernels = [
         ("nf4_7b_4k_compile", "The first of them with compiled layers", replace(nf4, kernels=("compile",))),
         ("nf4_7b_4k_liger", "The same with Liger's kernels", replace(nf4, kernels=("liger",))),
+        ("nf4_7b_4k_lora", "The same with fused LoRA layers", replace(nf4, kernels=("lora",))),
+        ("nf4_7b_4k_liger_lora", "The same with both", replace(nf4, kernels=("liger", "lora"))),
         ("lora_llama3_8b_auto", "LoRA on Llama-3-8B with the kernels proved", replace(lora, kernels="auto")),
     ]
     plain = [

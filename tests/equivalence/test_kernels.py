@@ -25,10 +25,11 @@ def test_a_chosen_kernel_computes_the_same_run_and_stays(small, train):
     whole = train(chosen, "whole")
     assert whole.read_json("kernels") == {
         "names": ["compile"],
-        "left_out": {"liger": "does what compile does"},
+        "left_out": {"liger": "excludes compile", "lora": "excludes compile"},
     }
     assert (
-        "kernels: compile (left out: liger does what compile does)" in (whole.folder / "log.txt").read_text()
+        "kernels: compile (left out: liger excludes compile; lora excludes compile)"
+        in (whole.folder / "log.txt").read_text()
     )
     losses = [[record["loss"] for record in run.metrics] for run in (whole, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -70,3 +71,24 @@ def test_all_roles_of_ppo_are_computed_by_the_kernel(ppo, train):
     for record, other in zip(fast.metrics, plain.metrics, strict=True):
         for name in names:
             assert record[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+
+
+def test_fused_lora_layers_train_every_role_of_ppo(ppo, train):
+    """Adapters of a policy and a critic on one base, whose reference has none, with a resume bit for bit."""
+    changes = {"max_steps": 2, "critic_warmup": 0, "checkpoint.every": 1}
+    plain = train(ppo(changes), "plain")
+    fused = ppo({**changes, "kernels": ["lora"]})
+    whole = train(fused, "whole")
+    names = ("policy_loss", "value_loss", "ratio", "score", "kl")
+    for record, other in zip(whole.metrics, plain.metrics, strict=True):
+        for name in names:
+            assert record[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(fused, "parts")
+    resumed = train(fused, "parts")
+    assert [[record[name] for name in names] for record in resumed.metrics] == [
+        [record[name] for name in names] for record in whole.metrics
+    ]
+    assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in weights(whole).items())

@@ -92,9 +92,10 @@ class TrainingConfig(StageConfig):
     kernels: Kernels = "plain"
     """What computes the layers. "plain": transformers' and peft's modules. ("compile",): torch.compile of each layer,
     which fuses what is not a product of matrices. ("liger",): Liger's Triton kernels for norms, rotary positions and
-    gated MLPs (CUDA; `pip install liger-kernel`). "auto": of those that are there, the first in this order. Each must
-    prove on the run's own model that it computes the same but for rounding: "auto" leaves out what does not, and a
-    resumed run keeps what was chosen."""
+    gated MLPs (CUDA; `pip install liger-kernel`). ("lora",): LoRA layers without dropout that share an input have one
+    backward pass, written out; it goes with "liger". "auto": in this order those that are there and exclude none
+    before. Each must prove on the run's own model that it computes the same but for rounding: "auto" leaves out what
+    does not, and a resumed run keeps what was chosen."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; "auto": the GPU if there is one."""
@@ -136,8 +137,10 @@ class TrainingConfig(StageConfig):
             return self
         if not self.kernels or len(set(self.kernels)) < len(self.kernels):
             raise ValueError(f'kernels={self.kernels}: name each kernel once, or write "plain" for none')
-        if {"compile", "liger"} <= set(self.kernels):
-            raise ValueError('kernels: "compile" fuses what "liger" replaces; choose one of them')
+        if "compile" in self.kernels and len(self.kernels) > 1:
+            raise ValueError(
+                'kernels: "compile" fuses what other kernels replace; leave it or the others out'
+            )
         for name in self.kernels:
             if (conflict := self.kernel_conflict(name)) is not None:
                 raise ValueError(f'kernels: "{name}" {conflict}')
@@ -148,13 +151,17 @@ class TrainingConfig(StageConfig):
         if self.parallel.shard > 1 or self.parallel.sequence > 1:
             return "excludes parallel: it is for processes that each hold a model and their rows whole; leave one out"
         if self.gradient_checkpointing == "selective":
-            what = {
+            what: dict[KernelName, str] = {
                 "compile": "a layer that is compiled decides by itself what it keeps",
                 "liger": "its rotary kernel writes over results of products, which would be kept",
-            }[name]
-            return f'excludes gradient_checkpointing="selective": {what}; write true or false'
+            }
+            if name in what:
+                return f'excludes gradient_checkpointing="selective": {what[name]}; write true or false'
         if name == "compile" and self.mlp_tile is not None:
             return "excludes mlp_tile, whose calls for each tile are not compiled; leave one of them out"
+        adapter: Adapter | None = getattr(self, "adapter", None)
+        if name == "lora" and adapter is not None and adapter.dropout > 0:
+            return "excludes adapter.dropout, of which it has no backward pass; set adapter.dropout to 0"
         return None
 
 

@@ -26,7 +26,7 @@ from tuner.models.kernels import compiled, liger
 from tuner.models.kernels.choice import install_kernels
 from tuner.models.kernels.exact import computed_in
 from tuner.models.kernels.proof import FLOOR, ROWS, Proof
-from tuner.models.kernels.registry import INSTEAD, KERNELS
+from tuner.models.kernels.registry import EXCLUDED_BY, KERNELS
 from tuner.models.load import load_model
 from tuner.models.tiny import tiny_model_folder
 
@@ -185,6 +185,7 @@ WRONG = {
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_kernel_that_is_off_by_a_percent_is_not_used(monkeypatch, fault, adapter):
     monkeypatch.setitem(KERNELS, "compile", kernel(WRONG[fault]))
+    monkeypatch.delitem(KERNELS, "lora")
     loaded = load(adapter)
     before = learned(loaded.model, packs(2))[0]
     weights = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
@@ -202,6 +203,7 @@ def test_one_wrong_model_of_several_leaves_the_kernel_out_of_all(monkeypatch):
         return forward(mlp, hidden) * getattr(mlp, "scale", 1.0)
 
     monkeypatch.setitem(KERNELS, "compile", kernel(change))
+    monkeypatch.delitem(KERNELS, "lora")
     models = [load(LoRA(r=4)), load(LoRA(r=4))]
     for module in models[1].model.modules():
         vars(module)["scale"] = 1.01
@@ -263,19 +265,27 @@ def test_a_kernel_that_is_not_there_is_an_error_where_it_is_named(aot_eager):
         install_kernels([loaded], CONFIG, ["liger"], lambda: autocast(CPU, "fp32"))
     choice = install_kernels([loaded], CONFIG, None, lambda: autocast(CPU, "fp32"))
     assert choice.names == ("compile",)
-    assert str(choice) == "kernels: compile (left out: liger does what compile does)"
+    assert str(choice) == "kernels: compile (left out: liger excludes compile; lora excludes compile)"
+
+
+def test_fused_lora_layers_are_proved_and_chosen_where_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(compiled, "unavailable", lambda device: "has no compiler")
+    choice = install_kernels([load(LoRA(r=4), "nf4")], CONFIG, None, lambda: autocast(CPU, "fp32"))
+    assert choice.names == ("lora",)
+    choice = install_kernels([load()], CONFIG, None, lambda: autocast(CPU, "fp32"))
+    assert choice.left_out["lora"] == "has nothing to replace in this model"
 
 
 def test_a_process_without_a_kernel_decides_for_all(aot_eager):
     choice = install_kernels(
         [load(LoRA(r=4))], CONFIG, None, lambda: autocast(CPU, "fp32"), lambda _: "is not on rank 1"
     )
-    assert choice.left_out == {"compile": "is not on rank 1", "liger": "is not on rank 1"}
+    assert choice.left_out == dict.fromkeys(KERNELS, "is not on rank 1")
 
 
 def test_every_kernel_has_an_entry():
     assert set(get_args(KernelName)) == KERNELS.keys()
-    assert INSTEAD.keys() | set(INSTEAD.values()) <= KERNELS.keys()
+    assert EXCLUDED_BY.keys() | set(EXCLUDED_BY.values()) <= KERNELS.keys()
     assert sum(ROWS[0]) != sum(ROWS[1])
 
 
@@ -284,9 +294,14 @@ def test_every_kernel_has_an_entry():
     [
         ({"kernels": []}, 'name each kernel once, or write "plain" for none'),
         ({"kernels": ["compile", "compile"]}, "name each kernel once"),
-        ({"kernels": ["compile", "liger"]}, '"compile" fuses what "liger" replaces'),
+        ({"kernels": ["compile", "liger"]}, '"compile" fuses what other kernels replace'),
         ({"kernels": ["compile"], "gradient_checkpointing": "selective"}, "decides by itself what it keeps"),
         ({"kernels": ["liger"], "gradient_checkpointing": "selective"}, "writes over results of products"),
+        ({"kernels": ["compile", "lora"]}, '"compile" fuses what other kernels replace'),
+        (
+            {"kernels": ["lora"], "adapter": DROPPED},
+            '"lora" excludes adapter.dropout',
+        ),
         ({"kernels": ["compile"], "mlp_tile": 64}, '"compile" excludes mlp_tile'),
         ({"kernels": ["compile"], "parallel.shard": 2}, '"compile" excludes parallel'),
         ({"kernels": ["liger"], "parallel.sequence": 2}, '"liger" excludes parallel'),
@@ -295,7 +310,7 @@ def test_every_kernel_has_an_entry():
 def test_what_excludes_a_kernel_is_said(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         override(CONFIG, changes)
-    if changes["kernels"] in (["compile"], ["liger"]):  # and "auto" leaves it out for it
+    if len(changes["kernels"]) == 1:  # and "auto" leaves it out for it
         config = override(CONFIG, changes | {"kernels": "auto"})
         assert sentence.rpartition('" ')[2] in (config.kernel_conflict(changes["kernels"][0]) or "")
 

@@ -15,7 +15,7 @@ from tuner.errors import UserError
 from tuner.models.device_errors import is_memory_full
 from tuner.models.folder_files import first_line
 from tuner.models.kernels.proof import Proof
-from tuner.models.kernels.registry import INSTEAD, KERNELS, Kernel
+from tuner.models.kernels.registry import EXCLUDED_BY, KERNELS, Kernel
 from tuner.models.load import Loaded
 
 
@@ -49,7 +49,7 @@ def install_kernels(
     names: list[KernelName] = []
     proofs: list[Proof] = []
     for name in KERNELS if wanted is None else wanted:
-        reason = _superseded(name, names) if wanted is None else None
+        reason = _exclusion(name, names) if wanted is None else None
         reason = reason or config.kernel_conflict(name) or agreed(KERNELS[name].unavailable(device))
         if reason is None:
             # of the plain models, before the first kernel is installed
@@ -66,9 +66,9 @@ def install_kernels(
     return Choice(tuple(names), left_out)
 
 
-def _superseded(name: KernelName, names: Sequence[KernelName]) -> str | None:
-    other = INSTEAD.get(name)
-    return f"does what {other} does" if other in names else None
+def _exclusion(name: KernelName, names: Sequence[KernelName]) -> str | None:
+    other = EXCLUDED_BY.get(name)
+    return f"excludes {other}" if other in names else None
 
 
 def _install(kernel: Kernel, proofs: Sequence[Proof]) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tuner.config.training import KernelName
-from tuner.models.kernels import compiled, liger
+from tuner.models.kernels import compiled, liger, lora
 
 
 class Kernel(Protocol):
@@ -28,7 +28,7 @@ class Kernel(Protocol):
         ...
 
 
-KERNELS: Mapping[KernelName, Kernel] = {"compile": compiled, "liger": liger}
+KERNELS: Mapping[KernelName, Kernel] = {"compile": compiled, "liger": liger, "lora": lora}
 """In the order in which `kernels="auto"` tries them."""
-INSTEAD: Mapping[KernelName, KernelName] = {"liger": "compile"}
-"""Kernel -> the one that does its work, too, so that a model has one of them."""
+EXCLUDED_BY: Mapping[KernelName, KernelName] = {"liger": "compile", "lora": "compile"}
+"""Kernel -> the one beside which it is not installed, as that does its work or cannot take it in."""
