@@ -300,6 +300,7 @@ SEEN = {
     "TrainingConfig.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
     "TrainingConfig.precision": Change({"precision": "bf16"}, "losses"),
     "TrainingConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
+    "TrainingConfig.memory": Change({"memory": "2GiB"}, "forward passes", {"gradient_checkpointing": True}),
     "TrainingConfig.device": Change({"device": "cuda"}, "place"),
     "Parallel.shard": Change({"parallel.shard": 2}, "error"),  # of a single process
     "Parallel.sequence": Change({"parallel.sequence": 2}, "error"),

@@ -8,6 +8,7 @@ from tuner.config.adapter import Adapter
 from tuner.config.base import FOLDER_NAME, ConfigBase
 from tuner.config.data import Data
 from tuner.config.evaluation import Validation
+from tuner.config.memory_size import MemorySize
 from tuner.config.model import Freeze, Model
 from tuner.config.parallel import Parallel
 from tuner.config.training import AdamW, Checkpoint, Cosine, Schedule, Wandb
@@ -73,6 +74,12 @@ class TrainingConfig(StageConfig):
 
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: about a third more time, far less memory, the same result."""
+
+    memory: MemorySize = None
+    """Memory that the run may take of each device: a size such as "12GiB", CUDA's own part included, or "auto", what
+    the GPU has free when the run begins. The run then chooses `gradient_checkpointing`, `tokens_per_pass` and
+    `sampling.cache_gib` itself, whatever they say: the fastest of them whose planned peak fits. (DPO and KTO: only the
+    first, as their passes are part of the result.) None: they are used as written."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; "auto": the GPU if there is one."""

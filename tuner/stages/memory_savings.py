@@ -43,9 +43,13 @@ def savings(config: Config, plan: MemoryPlan, plan_of: Callable[[Config], Memory
             continue
         saved = plan.peak - plan_of(changed).peak
         if saved > LEAST * plan.peak:
-            text = str(value).lower() if isinstance(value, bool) else value
-            worthwhile.append(Saving(f"{path}={text}", saved / 2**30, (plan.peak - saved) / 2**30))
+            worthwhile.append(Saving(setting_text(path, value), saved / 2**30, (plan.peak - saved) / 2**30))
     return tuple(sorted(worthwhile, key=lambda saving: -saving.saved_gib))
+
+
+def setting_text(path: str, value: Any) -> str:
+    """A changed setting, as on the command line."""
+    return f"{path}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def smallest_card(peak_gib: float) -> int | None:
