@@ -32,7 +32,7 @@ from tiny_corpus import fetch
 import tuner
 from tuner.config import SFT, AdamW, Chat, Constant, Cosine, Evaluation, Model, Rope, ShortRows, Source, Text
 from tuner.data.batch import gather
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.evaluation.context_scores import score_context
 from tuner.evaluation.task_scores import interval_of
 from tuner.models.chat import ChatModel, open_chat
@@ -272,7 +272,7 @@ def measure(run: Run, rows: Rows) -> dict[str, Any]:
 def loss_by_position(chat: ChatModel, passages: str) -> list[float]:
     """Mean loss in nats per token of held-out passages in each of RANGES."""
     data = Chat(files=(passages,), template="internlm2", max_length=LONG)
-    examples = load_data(data, chat.loaded.tokenizer).train  # type: ignore[arg-type]
+    examples = load_examples(data, chat.loaded.tokenizer).train  # type: ignore[arg-type]
     sums, counts = np.zeros(len(RANGES) - 1), np.zeros(len(RANGES) - 1)
     for row in range(len(examples)):
         batch = gather(examples, [row])

@@ -25,8 +25,8 @@ import tuner.models.chat, tuner.models.merge, tuner.stages.check, tuner.stages.s
 import tuner.display.data_page, tuner.display.data_terminal, tuner.display.progress
 from accelerate import Accelerator
 from transformers import LlamaForCausalLM, LlamaTokenizerFast
-from tuner.models.adapters import _peft
-_peft()
+from tuner.models.adapter_kinds import peft_library
+peft_library()
 gc.freeze()
 
 def run(request):

@@ -407,6 +407,8 @@ SEEN = {
     "no max_grad_norm": Change({"max_grad_norm": None}, "weights", {"max_grad_norm": 1e-3}),
     "precision": Change({"precision": "bf16"}, "losses"),
     "gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
+    "gradient_checkpointing, selective": Change({"gradient_checkpointing": "selective"}, "error"),
+    "mlp_tile": Change({"mlp_tile": 64}, "error"),
     "device": Change({"device": "cuda"}, "place"),
     "deterministic": Change({"deterministic": True}, "deterministic"),
     "seed": Change({"seed": 1}, "losses"),

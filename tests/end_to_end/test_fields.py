@@ -301,6 +301,7 @@ SEEN = {
     "TrainingConfig.precision": Change({"precision": "bf16"}, "losses"),
     "TrainingConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
     "TrainingConfig.memory": Change({"memory": "2GiB"}, "forward passes", {"gradient_checkpointing": True}),
+    "TrainingConfig.mlp_tile": Change({"mlp_tile": 64}, "forward passes"),
     "TrainingConfig.device": Change({"device": "cuda"}, "place"),
     "Parallel.shard": Change({"parallel.shard": 2}, "error"),  # of a single process
     "Parallel.sequence": Change({"parallel.sequence": 2}, "error"),

@@ -26,7 +26,7 @@ from benchmarks.gpu.training import measure_training
 from tests.conftest import ROOT
 from tests.gpu.test_emulated import flash_2, torch_2_11
 from tuner.config import Model
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.load_prompts import load_prompts
 from tuner.models.load import load_model, load_tokenizer
 from tuner.stages.data_view import load_rows
@@ -312,7 +312,7 @@ def test_the_prompts_of_ppo_are_as_long_as_they_may_be(tmp_path, monkeypatch):
     prompts = load_prompts(config.prompts, load_tokenizer(config.policy), None).train
     assert len(prompts) == policy.steps * policy.prompts
     assert min(prompts.lengths) > 900
-    replayed = load_data(config.replay.data, load_tokenizer(config.policy)).train
+    replayed = load_examples(config.replay.data, load_tokenizer(config.policy)).train
     assert replayed.lengths.sum() >= config.replay.ratio * policy.steps * policy.prompts * 2048
 
 

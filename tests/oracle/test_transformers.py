@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tuner.config import LoRA, Model
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.stream import make_stream
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.forward import hidden_states, token_loss
@@ -21,7 +21,7 @@ def stream(tmp_path_factory):
     from tests.equivalence.conftest import SMALL
 
     loaded = load_model(SMALL.model, precision="fp32", device=CPU)
-    data = load_data(SMALL.data, loaded.tokenizer)
+    data = load_examples(SMALL.data, loaded.tokenizer)
     return make_stream(data.train, tokens_per_step=512, tokens_per_pass=256, epochs=1.0, seed=0)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tuner.config import Chat
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.evaluation.context_tasks import WORDINGS
 from tuner.models.tokenizer import read_tokenizer
 
@@ -55,7 +55,7 @@ def test_a_conversation_is_no_longer_than_its_length(
         ]
         script.write_rows(tmp_path / f"{length}.jsonl", iter(rows))
         data = Chat(files=(str(tmp_path / f"{length}.jsonl"),), template="internlm2", max_length=length)
-        lengths = load_data(data, tokenizer).train.lengths
+        lengths = load_examples(data, tokenizer).train.lengths
         assert len(lengths) == len(rows)
         assert lengths.mean() > 0.8 * length
 

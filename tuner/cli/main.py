@@ -100,17 +100,33 @@ def main() -> None:
         prefix = "tuner" if rank == "0" else f"tuner: rank {rank}"
         echo(f"{prefix}: {' '.join(str(error).split())}", sys.stderr)
         sys.exit(error.exit_code)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if "by peer" in str(error):  # from gloo, on ranks that waited for one that failed
             from tuner.training.heartbeat import await_verdict
 
             await_verdict()
             sys.exit(LOST)
-        raise
+        if (message := _message_of_full_memory(error)) is None:
+            raise
+        echo(f"tuner {arguments[0]}: {message}", sys.stderr)
+        sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         echo("tuner: interrupted", sys.stderr)
         sys.exit(130)
     sys.exit(code or (0 if arguments else 2))
+
+
+def _message_of_full_memory(error: RuntimeError | MemoryError) -> str | None:
+    """One sentence where memory did not suffice, as a command that trains nothing says it; None for other errors."""
+    from tuner.models.device_errors import is_memory_full, is_of_gpu
+
+    if not is_memory_full(error):
+        return None
+    whose = "the GPU's" if is_of_gpu(error) else "this machine's"
+    return (
+        f"{whose} memory is full; stop what else uses it, or take a smaller model, shorter texts or fewer tokens at a "
+        "time (see the command's --help)"
+    )
 
 
 def _fields_named(option: str | None) -> list[str]:

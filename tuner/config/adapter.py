@@ -40,4 +40,4 @@ class LoRA(ConfigBase):
 
 
 Adapter = LoRA
-"""Type of the `adapter` fields. A second kind would make it a union, with an entry in `models/adapters.py`."""
+"""Type of the `adapter` fields. A second kind would make it a union, with an entry in `models/adapter_kinds.py`."""

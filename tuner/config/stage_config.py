@@ -11,7 +11,7 @@ from tuner.config.evaluation import Validation
 from tuner.config.memory_size import MemorySize
 from tuner.config.model import Freeze, Model
 from tuner.config.parallel import Parallel
-from tuner.config.training import AdamW, Checkpoint, Cosine, Schedule, Wandb
+from tuner.config.training import AdamW, Checkpoint, Cosine, Recomputation, Schedule, Wandb
 
 
 class StageConfig(ConfigBase):
@@ -72,8 +72,14 @@ class TrainingConfig(StageConfig):
     """Precision of matrix products; trained weights are held in fp32, and so is the optimizer state with
     optimizer.bits=32."""
 
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: about a third more time, far less memory, the same result."""
+    gradient_checkpointing: Recomputation = True
+    """What layers compute again in the backward pass, with the same result. True: all but their input, about a third
+    more time, far less memory. "selective": what is cheap, keeping the results of matrix products. "offload": as True,
+    the inputs waiting in host memory (for very long rows). False: nothing."""
+
+    mlp_tile: int | None = Field(default=None, ge=1)
+    """Tokens for which layers compute their MLP at a time, again in the backward pass; None: all of the row. For very
+    long rows, in which one layer's MLP needs most of the memory; the same result, but for rounding."""
 
     memory: MemorySize = None
     """Memory that the run may take of each device: a size such as "12GiB", CUDA's own part included, or "auto", what
@@ -98,6 +104,19 @@ class TrainingConfig(StageConfig):
                     f"parallel.{name}={size}: TRL's trainers hold the model whole, and compute rows of their own, in "
                     "every process; leave parallel out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _passes_are_its_own(self) -> Self:
+        if self.in_layouts:
+            return self
+        if isinstance(self.gradient_checkpointing, str):
+            raise ValueError(
+                f'gradient_checkpointing="{self.gradient_checkpointing}" is for packed rows, and TRL\'s trainers pad '
+                "theirs: write true or false"
+            )
+        if self.mlp_tile is not None:
+            raise ValueError("mlp_tile is for packed rows, and TRL's trainers pad theirs: leave it out")
         return self
 
 

@@ -6,6 +6,9 @@ from pydantic import Field, field_validator
 
 from tuner.config.base import FOLDER_NAME, ConfigBase
 
+Recomputation = bool | Literal["selective", "offload"]
+"""What layers compute again in the backward pass; see `gradient_checkpointing`."""
+
 
 class AdamW(ConfigBase):
     """Adam with decoupled weight decay (AdamW, arXiv 1711.05101)."""

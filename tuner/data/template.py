@@ -4,57 +4,36 @@ A template is a Jinja file as transformers reads it, run in Jinja's sandbox. Ass
 `{% generation %}`. Where a template has no marks (as in most tokenizers), spans are found by rendering prefixes.
 """
 
-import json
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
-from functools import lru_cache
 from operator import is_
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
 
 from tuner.config.data import Reading
-from tuner.data.control_tokens import BEGIN, BLANKED, END, MARKED, ControlTokens, Spelled
+from tuner.data.control_tokens import BLANKED, MARKED, ControlTokens, Spelled
 from tuner.data.conversation import REFERENCE, Conversation, ToolCall, Turn
 from tuner.data.encoding import Tokenizer, adds_bos, is_one_token
 from tuner.data.lost_content import THOUGHT_END, LostContentError, check_nothing_is_lost
 from tuner.data.rendered import Rendered, encode
-from tuner.data.sandbox import BoundedSandbox
+from tuner.data.template_program import ENVIRONMENT, MarkedText, compiled, extract_marks, reason
 from tuner.data.turns import message_of
 from tuner.errors import UserError
 from tuner.resources import chat_templates_folder
 
 Learn = Literal["assistant", "last", "all"]
 
-TODAY = datetime(2024, 7, 26)
-"""The date that templates get: Llama 3.1's default, a constant so that the data do not change from day to day."""
-
 _SETS_TEXT_BOS = "{%- set text_bos = bos_token -%}"
 _OPENED_THOUGHT = re.compile(r"(<think>)(\s*)$")
 """How a header ends that opens a thought: its tag, and the white space behind it."""
 _THOUGHTFUL = "<think>\nt\n</think>\n\nb"
 _STAND_IN = "".join(secrets.choice("0123456789") for _ in range(40))
-"""Takes the place of a turn's content, to find what a template writes behind it; random, as the marks below."""
-_MARK = f"\ue000{secrets.token_hex(16)}\ue000"
-"""Marks both ends of an assistant turn; random in every process, so that no row can contain it."""
-
-
-class _Text(NamedTuple):
-    """A text as a template renders it, without marks."""
-
-    text: str
-    answers: list[tuple[int, int]]
-    """(first character, one past the last) of the parts marked by `{% generation %}`."""
-    spelled: frozenset[int] = frozenset()
-    """First characters of the control tokens that turns spell."""
+"""Takes the place of a turn's content, to find what a template writes behind it; random, as the marks are."""
 
 
 class ChangedTurnError(UserError):
@@ -78,13 +57,13 @@ class Template:
         """Whether it compares an answer with a reference; see Conversation.with_reference."""
         self._marked = bool(re.search(r"{%-?\s*generation\b", self.source))
         try:
-            self._jinja = _compiled(self.source)
+            self._jinja = compiled(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
                 f"template {name!r}, line {error.lineno}: {error.message}; correct the template"
             ) from error
         except Exception as error:  # constants are computed here; see _render
-            raise UserError(f"template {name!r}: {_reason(error)}; correct the template") from error
+            raise UserError(f"template {name!r}: {reason(error)}; correct the template") from error
         self._values = self._special_values()
         self._check_special_tokens("special tokens")
         self._extras_checked = not re.search(r"with tools or names:", self.source)
@@ -270,7 +249,7 @@ class Template:
 
     def _render(
         self, conversation: Conversation, turns: tuple[Turn, ...] | None = None, header: bool = False
-    ) -> _Text:
+    ) -> MarkedText:
         """turns: in place of the conversation's. header: append that of an assistant turn."""
         turns = conversation.turns if turns is None else turns
         if not self._extras_checked and (
@@ -280,7 +259,7 @@ class Template:
             self._extras_checked = True
         tools, origin = list(conversation.tools), conversation.origin
         messages = [message_of(turn) for turn in turns]
-        text = _extract_marks(self._write(messages, tools, header, origin))
+        text = extract_marks(self._write(messages, tools, header, origin))
 
         def rewritten(into: str) -> tuple[list[dict[str, Any]], list[Any]]:
             rewrite = self.control.rewrite_message
@@ -289,10 +268,10 @@ class Template:
         marked_messages, marked_tools = rewritten(MARKED)
         if marked_tools == tools and all(map(is_, messages, marked_messages)):
             return text
-        marked = _extract_marks(
+        marked = extract_marks(
             self._write(marked_messages, marked_tools, header, origin), self.control.readings
         )
-        blanked = _extract_marks(self._write(*rewritten(BLANKED), header, origin))
+        blanked = extract_marks(self._write(*rewritten(BLANKED), header, origin))
         # A template that cuts texts may cut a mark. One that takes parts out may join others to a control token: then
         # there are more than it writes itself.
         count = self.control.count_others
@@ -304,7 +283,7 @@ class Template:
         return marked
 
     def _write(self, messages: list[dict[str, Any]], tools: list[Any], header: bool, origin: str) -> str:
-        _ENVIRONMENT.start()
+        ENVIRONMENT.start()
         try:
             return self._jinja.render(
                 messages=messages,
@@ -316,7 +295,7 @@ class Template:
         # a template is a program of its author's: it may raise whatever Python can
         except Exception as error:
             raise UserError(
-                f"{origin}: template {self.name!r} cannot render this conversation: {_reason(error)}"
+                f"{origin}: template {self.name!r} cannot render this conversation: {reason(error)}"
             ) from error
 
     def _written(self) -> tuple[str, list[str]]:
@@ -437,77 +416,3 @@ def _view(conversation: Conversation, index: int) -> Conversation:
     """The turns up to one of them, of which only that one is learned."""
     before = (replace(turn, learn=False) for turn in conversation.turns[:index])
     return replace(conversation, turns=(*before, replace(conversation.turns[index], learn=True)))
-
-
-def _extract_marks(text: str, names: Collection[str] = ()) -> _Text:
-    """names: of control tokens that may be marked."""
-    answers: list[tuple[int, int]] = []
-    spelled: list[int] = []
-    position = 0
-    for index, part in enumerate(text.split(_MARK)):
-        begin = position
-        for number, piece in enumerate(part.split(BEGIN)):
-            name, end, _ = piece.partition(END)
-            if number and end and name in names:  # else the template has taken it out, and left a mark
-                spelled.append(position)
-            position += len(piece.replace(END, ""))
-        if index % 2:
-            answers.append((begin, position))
-    plain = text.replace(_MARK, "").replace(BEGIN, "").replace(END, "")
-    return _Text(plain, answers, frozenset(spelled))
-
-
-class _Generation(Extension):
-    """transformers' tag `{% generation %}...{% endgeneration %}`, which here writes a mark at both ends.
-
-    transformers calls a macro that measures the output so far; marks cost no more than a split of the text.
-    """
-
-    tags = {"generation"}  # noqa: RUF012 (jinja's own declaration)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return [_literal(_MARK), *body, _literal(_MARK)]
-
-
-def _literal(text: str) -> nodes.Node:
-    return nodes.Output([nodes.TemplateData(text)])
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **settings: Any) -> str:
-    """JSON without the HTML escapes of Jinja's own filter, as in transformers."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **settings)
-
-
-def _reason(error: Exception) -> str:
-    """What a template failed of. A bare KeyError or MemoryError says nothing without its name."""
-    return str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
-
-
-def _environment() -> BoundedSandbox:
-    """The functions and filters that chat templates on the hub rely on (transformers' chat_template_utils)."""
-    # sandboxed: templates come with downloaded checkpoints. Other white-space settings than transformers'
-    # would give other tokens
-    environment = BoundedSandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    # jinja2 declares both as bare dict
-    cast("dict[str, Any]", environment.filters)["tojson"] = _tojson  # pyright: ignore[reportUnknownMemberType]
-    variables = cast("dict[str, Any]", environment.globals)  # pyright: ignore[reportUnknownMemberType]
-    variables |= {"raise_exception": _raise, "strftime_now": TODAY.strftime}
-    return environment
-
-
-_ENVIRONMENT = _environment()
-
-
-@lru_cache(maxsize=32)
-def _compiled(source: str) -> jinja2.Template:
-    """A template's program. Cached: a run makes half a dozen templates of the same source, and compiling one takes
-    longer than rendering a hundred rows."""
-    return _ENVIRONMENT.from_string(source)

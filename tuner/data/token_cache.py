@@ -38,6 +38,7 @@ CODE = (
     "examples",
     "dataset",
     "labels",
+    "load_examples",
     "load_labels",
     "load_pairs",
     "load_preferences",
@@ -56,6 +57,7 @@ CODE = (
     "sources",
     "split",
     "template",
+    "template_program",
     "encoding",
     "turns",
 )

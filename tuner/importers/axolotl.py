@@ -110,6 +110,10 @@ def _read_model(keys: Keys, recipe: Recipe) -> None:
     checkpointing = keys.take("gradient_checkpointing")
     if not checkpointing:
         recipe.training["gradient_checkpointing"] = False
+    elif checkpointing in ("offload", "offload_disk"):
+        recipe.offload("gradient_checkpointing")
+    elif keys.take("activation_offloading"):
+        recipe.offload("activation_offloading")
 
 
 def _read_rows(keys: Keys, recipe: Recipe) -> None:

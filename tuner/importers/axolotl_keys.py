@@ -57,7 +57,7 @@ LOST = {
 }
 """Key, or its beginning with * -> why it cannot be carried."""
 IDLE = {
-    "activation_offloading": "activations are recomputed",
+    "activation_offloading": "without gradient_checkpointing, activations stay on the device",
     "attn_implementation": "attention over packed rows is chosen by the device",
     "auto_resume_from_checkpoints": "running `tuner train` again resumes a run",
     "bnb_config_kwargs": "NF4 with double quantization",
@@ -109,7 +109,7 @@ IDLE = {
     "template_thinking_key": "the template writes the thoughts of a row",
     "field_thinking": "thoughts are read from the keys that docs/data.md names",
     "tf32": "products are in `precision`",
-    "tiled_mlp*": KERNELS,
+    "tiled_mlp*": "mlp_tile is for rows whose MLPs do not fit",
     "tokenizer_*": "the tokenizer is the model's own",
     "torch_compile*": "no counterpart",
     "torch_dtype": "`precision`",

@@ -115,6 +115,8 @@ def _read_model(keys: Keys, recipe: Recipe) -> None:
             recipe.decide("adapter", "quantized weights can only train an adapter")
     if keys.boolean("disable_gradient_checkpointing") or not keys.boolean("gradient_checkpointing", True):
         recipe.training["gradient_checkpointing"] = False
+    elif keys.boolean("use_unsloth_gc"):
+        recipe.offload("use_unsloth_gc")
 
 
 def _read_frozen(keys: Keys, recipe: Recipe) -> None:

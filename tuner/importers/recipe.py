@@ -67,6 +67,13 @@ class Recipe:
         self.report.decided[path] = why
         self.comments[path] = why
 
+    def offload(self, key: str) -> None:
+        """Take over that layers' inputs wait in host memory, as a key says."""
+        if self.stage in ("dpo", "kto"):
+            self.report.lose(key, "TRL's trainers keep layers' inputs on the device")
+        else:
+            self.training["gradient_checkpointing"] = "offload"
+
     def share_rows(self, key: str, devices: int | None) -> int:
         """Take over how many devices compute a row together, as a key says; returns it, 1 where they do not."""
         if devices is None or devices <= 1:

@@ -1,15 +1,14 @@
-"""The only module that imports peft: adapters beside frozen layers, in fp32, fresh or continued.
+"""Adapters beside frozen layers, in fp32: fresh, continued, or several on one base, of which one is active.
 
-A kind of adapter is a class in config/adapter.py and an entry of `_KINDS` here.
+peft is imported here and in `adapter_kinds.py` alone.
 """
 
 import copy
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,29 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tuner import config
 from tuner.errors import UserError
 from tuner.models.adapter_file import FILE as ADAPTER_FILE
 from tuner.models.adapter_file import check_settings, read_adapter_file
+from tuner.models.adapter_kinds import (
+    KINDS,
+    SCORE,
+    SEQUENCE_CLASSIFICATION,
+    add_score_to,
+    has_score,
+    kind_of,
+    modules_named,
+    peft_config,
+    peft_library,
+)
 from tuner.models.device_errors import is_of_device
 from tuner.models.folder_files import first_line
-from tuner.models.quantization import bitsandbytes
 from tuner.models.slices import hold_whole
 from tuner.models.unwrap import unwrapped
 
 ADAPTER = "default"
 """Name of a model's first adapter, peft's default."""
-LINEAR = (nn.Linear, Conv1D)
-"""Linear layers; GPT-2's hold the transposed weight."""
-SCORE = "score"
-"""Name of the scalar head in transformers' sequence classification models."""
-SEQUENCE_CLASSIFICATION = "SEQ_CLS"
-"""peft's task type of models with a scalar head: the adapter's folder then holds the head too."""
 _MERGE_FIRST = (
     "leave the adapter out to continue it, or `tuner merge` the run first and train from the merged folder"
 )
@@ -59,7 +61,7 @@ def add_adapter(
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         torch.manual_seed(seed)
         try:
-            wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
+            wrapped = peft_library().get_peft_model(model, settings, adapter_name=ADAPTER)
         except (
             ValueError,
             TypeError,
@@ -80,14 +82,6 @@ def _token_rows(model: PreTrainedModel, tokens: range, whole: Iterable[str]) -> 
     return {name: list(tokens) for name in names if name not in whole} or None
 
 
-def peft_config(adapter: config.Adapter, model: PreTrainedModel) -> Any:
-    """peft's settings for an adapter of this model, by the adapter's kind.
-
-    Raises UserError when a target or a module of `train_whole` is not in the model.
-    """
-    return _KINDS[type(adapter)].settings(adapter, model)
-
-
 def continue_adapter(
     model: PreTrainedModel,
     folder: Path,
@@ -104,7 +98,7 @@ def continue_adapter(
     other values, and on missing or unexpected weights.
     """
     settings = _read_settings(folder)
-    kind = _kind_of(settings, folder)
+    kind = kind_of(settings, folder)
     if requested is not None:
         _check_same(requested, saved, settings, folder)
         kind.take_dropout(settings, requested)
@@ -113,7 +107,7 @@ def continue_adapter(
     settings.base_model_name_or_path = None  # or peft warns when the base had another name
     new_head = has_score(model) and settings.task_type != SEQUENCE_CLASSIFICATION
     if new_head:
-        _add_score_to(settings, folder)
+        add_score_to(settings, folder)
     file = Path(folder, "adapter_model.safetensors")
     with _adapter_errors(folder):
         weights = _read_weights(model, file)
@@ -122,7 +116,7 @@ def continue_adapter(
             # the file has no head: without this entry _check_keys would report it missing
             weights[_SAVED_HEAD] = model.get_parameter(f"{SCORE}.weight").detach()
         with _without_deprecations():
-            wrapped = _peft().get_peft_model(model, settings, adapter_name=ADAPTER)
+            wrapped = peft_library().get_peft_model(model, settings, adapter_name=ADAPTER)
             _set_weights(wrapped, weights, file, ADAPTER)
     if trained:
         _train_in_fp32(wrapped)
@@ -229,11 +223,6 @@ def trains_rows_of_head(model: nn.Module) -> bool:
     return head is not None and hasattr(head, "token_adapter")
 
 
-def has_score(model: nn.Module) -> bool:
-    """Whether a model without peft's wrapper ends in a scalar head, as reward models do, instead of logits."""
-    return isinstance(getattr(model, SCORE, None), nn.Module)
-
-
 def is_adapted(model: nn.Module) -> bool:
     """Whether the model has adapters; does not import peft."""
     return type(model).__module__.startswith("peft.")
@@ -308,25 +297,18 @@ def _add_beside(model: nn.Module, name: str, settings: Any) -> None:
     # forked: these random weights are overwritten at once, and drawing them must not change later dropout
     with torch.random.fork_rng(devices=_devices(model)), _without_deprecations():
         # not the add_adapter of PeftModelForSequenceClassification, which also wraps modules named like a head
-        _peft().PeftModel.add_adapter(model, name, settings)
+        peft_library().PeftModel.add_adapter(model, name, settings)
     vars(model).pop("_tuner_layers", None)  # it may stand on layers that had no adapter
 
 
 def _hold_copied_whole(model: nn.Module, settings: Any) -> None:
     """Gather the modules that an adapter copies, or trains rows of, where processes have read their rows alone."""
-    modules = [module for _, module in _named(model, tuple(settings.modules_to_save or ()))]
+    modules = [module for _, module in modules_named(model, tuple(settings.modules_to_save or ()))]
     if settings.trainable_token_indices:
         transformer = unwrapped(model)
         layers = (transformer.get_input_embeddings(), transformer.get_output_embeddings())
         modules += [layer for layer in layers if layer is not None]
     hold_whole(model, modules)
-
-
-def _peft() -> Any:
-    bitsandbytes()  # peft imports it too, and its log messages would be seen
-    import peft
-
-    return peft
 
 
 @contextmanager
@@ -346,11 +328,11 @@ def _settings(model: Any) -> dict[str, Any]:
 def _read_settings(folder: Path) -> Any:
     """peft's settings of a saved adapter. Raises UserError where its file is damaged or names what is not known."""
     values = read_adapter_file(folder)
-    _kind_of(values, folder)
-    check_settings(values, _peft().LoraConfig().to_dict(), folder / ADAPTER_FILE)
+    kind_of(values, folder)
+    check_settings(values, peft_library().LoraConfig().to_dict(), folder / ADAPTER_FILE)
     with _adapter_errors(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unknown fields: those that say something are refused above
-        return _peft().PeftConfig.from_pretrained(str(folder))
+        return peft_library().PeftConfig.from_pretrained(str(folder))
 
 
 def _read_weights(model: nn.Module, file: Path) -> dict[str, Tensor] | None:
@@ -361,7 +343,7 @@ def _read_weights(model: nn.Module, file: Path) -> dict[str, Tensor] | None:
 def _set_weights(model: nn.Module, weights: dict[str, Tensor] | None, file: Path, adapter: str) -> None:
     if weights is not None:
         _check_keys(model, set(weights), file, adapter)
-        _peft().set_peft_model_state_dict(model, weights, adapter_name=adapter)
+        peft_library().set_peft_model_state_dict(model, weights, adapter_name=adapter)
 
 
 def _meta_head(model: nn.Module) -> Tensor:
@@ -384,173 +366,13 @@ def _adapter_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of adapter, between its class in tuner.config and peft's settings."""
-
-    name: str
-    """Name in messages."""
-    weight_prefix: str
-    """Prefix of the names of peft's modules."""
-    settings: Callable[[Any, PreTrainedModel], Any]
-    """From the config and the model to peft's settings."""
-    saved_values: Callable[[Any], dict[str, Any]]
-    """From peft's settings back to those fields of the config that a continued adapter must agree in."""
-    tuner_values: tuple[str, ...]
-    """Further such fields, which only tuner's own record of a saved adapter has."""
-    take_dropout: Callable[[Any, Any], None]
-    """Write the config's dropout into peft's settings."""
-
-
-def _kind_of(settings: Any, folder: Path) -> _Kind:
-    for kind in _KINDS.values():
-        if settings.peft_type == kind.name.upper():
-            return kind
-    names = ", ".join(kind.name for kind in _KINDS.values())
-    raise UserError(
-        f"{folder}: a {settings.peft_type} adapter; only {names} adapters can be continued or merged"
-    )
-
-
-def _lora_settings(lora: config.LoRA, model: PreTrainedModel) -> Any:
-    """Low-rank adapters (Hu et al., 2021): A is Kaiming-uniform, B is zero."""
-    targets = _targets(model, lora)
-    _check_names(model, lora.train_whole, "adapter.train_whole")
-    _check_parameters(model, lora.target_parameters)
-    return _peft().LoraConfig(
-        task_type=SEQUENCE_CLASSIFICATION if has_score(model) else "CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        target_parameters=list(lora.target_parameters) or None,
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for _, layer in _named(model, tuple(targets))),
-        modules_to_save=[*lora.train_whole, *_score_of(model)] or None,
-        bias="none",
-    )
-
-
-def _lora_saved_values(settings: Any) -> dict[str, Any]:
-    return {"r": settings.r, "alpha": float(settings.lora_alpha)}
-
-
-def _lora_take_dropout(settings: Any, lora: config.LoRA) -> None:
-    settings.lora_dropout = lora.dropout
-
-
-_KINDS: dict[type, _Kind] = {
-    config.LoRA: _Kind(
-        name="LoRA",
-        weight_prefix="lora_",
-        settings=_lora_settings,
-        saved_values=_lora_saved_values,
-        tuner_values=("targets", "target_parameters", "train_whole"),
-        take_dropout=_lora_take_dropout,
-    )
-}
-"""Every kind of adapter, by its class in tuner.config."""
-
 _OWNER = re.compile(
-    rf"\.((?:{'|'.join(kind.weight_prefix for kind in _KINDS.values())})\w+|modules_to_save|trainable_tokens_delta)"
+    rf"\.((?:{'|'.join(kind.weight_prefix for kind in KINDS.values())})\w+|modules_to_save|trainable_tokens_delta)"
     r"\.(\w+)(?=\.|$)"
 )
 """In a weight's name: the module that peft added, and the name of the adapter it belongs to."""
 _SAVED_HEAD = f"base_model.model.{SCORE}.weight"
 """Name of the scalar head in an adapter's file."""
-
-
-def _targets(model: PreTrainedModel, adapter: config.LoRA) -> list[str]:
-    """Name endings of the layers that get an adapter."""
-    if adapter.targets != "all-linear":
-        _check_names(model, adapter.targets, "adapter.targets")
-        return list(adapter.targets)
-    # the head gets no adapter, as under peft's own "all-linear"
-    head = model.get_output_embeddings()
-    whole = {name for name, _ in _named(model, (*adapter.train_whole, *_score_of(model)))}
-    names = sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, LINEAR) and module is not head and name not in whole
-        }
-    )
-    targets = [name for name in names if not _means_experts(model, name)]
-    if not targets and not adapter.target_parameters:
-        raise UserError(
-            f'adapter.targets="all-linear": {type(model).__name__} has no linear layer that an adapter fits; train '
-            "without an adapter, or name modules"
-        )
-    return targets
-
-
-def _means_experts(model: PreTrainedModel, name: str) -> bool:
-    """Whether peft takes a target for experts that transformers 5 has fused, whichever layers are called so.
-
-    In a mixture with dense layers beside its experts, "gate_proj" would silently adapt every expert and no dense layer.
-    """
-    settings = _peft().LoraConfig(target_modules=[name])
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    try:
-        convert_peft_config_for_transformers(settings, model, None)
-    except ValueError:  # of gate and up projection, which are one parameter now, one alone
-        return True
-    return name not in settings.target_modules
-
-
-def _check_parameters(model: nn.Module, suffixes: tuple[str, ...]) -> None:
-    weights = dict(model.named_parameters())
-    for suffix in suffixes:
-        names = [name for name in weights if name.endswith(f".{suffix}")]
-        if not names:
-            fused = {short_name(name) for name, weight in weights.items() if weight.ndim == 3}
-            there = f"it has {', '.join(sorted(fused))}" if fused else "it has no fused experts"
-            raise UserError(
-                f"adapter.target_parameters: no parameter of the model is named {suffix!r}; {there}"
-            )
-        owner = names[0].rpartition(".")[0]
-        if isinstance(model.get_submodule(owner), (*LINEAR, nn.Embedding)):
-            raise UserError(
-                f"adapter.target_parameters: {suffix!r} belongs to a layer; write "
-                f"{owner.rpartition('.')[2]!r} into adapter.targets or adapter.train_whole"
-            )
-
-
-def short_name(parameter: str) -> str:
-    """A parameter's name without the model, its layer's number, and `weight`: "mlp.experts.down_proj"."""
-    return re.sub(r"^.*\.\d+\.|^model\.", "", parameter).removesuffix(".weight")
-
-
-def _check_names(model: nn.Module, names: tuple[str, ...], where: str) -> None:
-    for name in names:
-        if not any(True for _ in _named(model, (name,))):
-            layers = {
-                path.rpartition(".")[2] for path, module in model.named_modules() if hasattr(module, "weight")
-            }
-            raise UserError(
-                f"{where}: no module of the model is named {name!r}; it has {', '.join(sorted(layers))}"
-            )
-
-
-def _named(model: nn.Module, endings: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        if any(name == ending or name.endswith(f".{ending}") for ending in endings):
-            yield name, module
-
-
-def _score_of(model: nn.Module) -> tuple[str, ...]:
-    return (SCORE,) if has_score(model) else ()
-
-
-def _add_score_to(settings: Any, folder: Path) -> None:
-    """Turn the settings of a language model's adapter into a reward model's, whose head is trained whole."""
-    whole = list(settings.modules_to_save or ())
-    if "lm_head" in {*whole, *settings.target_modules}:
-        raise UserError(
-            f"{folder}: its adapter comes with a language head of its own, which a reward model has no place for; "
-            "`tuner merge` the run first and train from the merged folder"
-        )
-    settings.task_type, settings.modules_to_save = SEQUENCE_CLASSIFICATION, [*whole, SCORE]
 
 
 def _devices(model: nn.Module) -> list[torch.device]:
@@ -570,8 +392,8 @@ def _hold_in_fp32(weights: Iterable[nn.Parameter]) -> None:
 
 def _check_same(requested: config.Adapter, saved: config.Adapter | None, settings: Any, folder: Path) -> None:
     """UserError where the config's adapter is not the saved one; dropout may differ."""
-    kind = _kind_of(settings, folder)
-    if _KINDS[type(requested)] is not kind:
+    kind = kind_of(settings, folder)
+    if KINDS[type(requested)] is not kind:
         raise UserError(f"adapter: the adapter in {folder} is {kind.name}; {_MERGE_FIRST}")
     values = kind.saved_values(settings)
     if saved is not None:
@@ -586,7 +408,7 @@ def _check_same(requested: config.Adapter, saved: config.Adapter | None, setting
 def _check_keys(model: nn.Module, names: set[str], file: Path, adapter: str) -> None:
     """Every weight must be in the file: peft leaves a missing one at its random start with a mere warning."""
     # False: with peft's "auto" this may ask the hub for the config of the base
-    state = _peft().get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    state = peft_library().get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     for kind, wrong in (("missing", set(state) - names), ("unexpected", names - set(state))):
         if wrong:
             raise UserError(

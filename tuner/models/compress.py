@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from tuner.errors import UserError
+from tuner.models.atomic_folder import new_folder
 from tuner.models.load import Precision
 from tuner.models.locate import stored_quantization
 from tuner.models.model_file import read_model_file
@@ -63,7 +63,6 @@ def compress(folder: Path, output: Path, kind: Kind, *, dtype: Precision, rows: 
         )
     order = {
         "model": str(folder.resolve()),
-        "output": str(output.resolve()),
         "kind": kind,
         "dtype": {"bf16": "bfloat16", "fp32": "float32"}[dtype],
         "calibration": list(rows.calibration),
@@ -71,11 +70,8 @@ def compress(folder: Path, output: Path, kind: Kind, *, dtype: Precision, rows: 
     }
     program = Path(__file__).with_name("compress_child.py")
     command = [compressor_python(kind), str(program)]
-    try:
+    with disk_errors(output), new_folder(output) as unfinished:
+        order["output"] = str(unfinished.resolve())
         answer = json.loads(run_tool(command, f"--quantize {kind}", json.dumps(order)))
-        with disk_errors(output):
-            save_tokenizer(read_tokenizer(folder), output)
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)  # else it would look like a complete model
-        raise
+        save_tokenizer(read_tokenizer(folder), unfinished)
     return Losses(answer["before"], answer["after"])

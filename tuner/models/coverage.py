@@ -8,15 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from tuner.models.adapters import (
-    LINEAR,
-    SCORE,
-    adapted_weights,
-    belongs_to,
-    is_adapted,
-    is_meta,
-    short_name,
-)
+from tuner.models.adapter_kinds import LINEAR, SCORE, short_name
+from tuner.models.adapters import adapted_weights, belongs_to, is_adapted, is_meta
 from tuner.models.freeze import plain_name
 from tuner.models.quantization import quantized_layers
 from tuner.models.slices import whole_shape

@@ -5,6 +5,8 @@ import json
 import struct
 from pathlib import Path
 
+from tuner.models.folder_files import weight_files
+
 _CHUNK = 1 << 16  # bytes
 _WHOLE = 1 << 25  # bytes: smaller files are read whole, of larger ones this many in evenly spaced chunks
 # fields that depend on where a folder lies and which library wrote it, and change no number
@@ -12,10 +14,11 @@ _VOLATILE = ("_name_or_path", "transformers_version", "auto_map", "attn_implemen
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256, in hex, of config.json and of every safetensors file's size, header and content.
+    """SHA-256, in hex, of config.json and of the size, header and content of each file of weights.
 
+    Those of a model are the files that it is loaded from, whatever lies beside them; of an adapter, all in its folder.
     Of a file over 32 MiB only 32 MiB in evenly spaced chunks are read: 15 GB take a fraction of a second.
-    Raises OSError when the folder cannot be read.
+    Raises OSError when the folder cannot be read, and UserError where a file that its index names is missing.
     """
     digest = hashlib.sha256()
     config = Path(folder, "config.json")
@@ -23,7 +26,8 @@ def fingerprint(folder: str | Path) -> str:
         values = json.loads(config.read_text(encoding="utf-8"))
         stable = {name: value for name, value in values.items() if name not in _VOLATILE}
         digest.update(json.dumps(stable, sort_keys=True).encode())
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    of_model = any(Path(folder).glob("model.safetensors*"))
+    for file in weight_files(Path(folder)) if of_model else sorted(Path(folder).glob("*.safetensors")):
         digest.update(file.name.encode())
         _add_weights(digest, file)
     return digest.hexdigest()

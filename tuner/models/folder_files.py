@@ -45,6 +45,23 @@ def read_object(file: Path, advice: str = "restore it") -> dict[str, Any]:
     return values
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads the weights from: others, such as an adapter's, may lie beside them.
+
+    Raises UserError where one is missing.
+    """
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    weight_map = read_object(folder / f"{single.name}.index.json").get("weight_map")
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not names or missing:
+        raise UserError(
+            f"{folder}: {', '.join(missing) or 'a list of its files'} is missing; restore the weights"
+        )
+    return [folder / name for name in names]
+
+
 def first_line(error: BaseException) -> str:
     """First line of a library's error, with the second where it announces that; the rest is advice for programmers."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [""]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tuner.models.adapters import SCORE
+from tuner.models.adapter_kinds import SCORE
 from tuner.models.internlm2 import MODEL_TYPE as INTERNLM2
 from tuner.models.quantization import after_quantizing
 from tuner.models.sharding import divide

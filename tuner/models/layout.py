@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
 from tuner.errors import UserError
-from tuner.models.adapters import has_score
+from tuner.models.adapter_kinds import has_score
 from tuner.models.internlm2 import InternLM2Config
 
 Layout = Literal["own", "llama"]

@@ -24,7 +24,8 @@ from transformers import (
 
 from tuner import config
 from tuner.errors import UserError
-from tuner.models.adapters import SCORE, add_adapter, continue_adapter
+from tuner.models.adapter_kinds import SCORE
+from tuner.models.adapters import add_adapter, continue_adapter
 from tuner.models.arithmetic import Precision, hold_in, precision_notes
 from tuner.models.base_record import BaseReference
 from tuner.models.coverage import expert_notes

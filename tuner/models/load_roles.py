@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from tuner.config import Adapter, Model
+from tuner.config.training import Recomputation
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.template import Template
 from tuner.errors import UserError
+from tuner.models.adapter_kinds import SCORE
 from tuner.models.adapters import (
     ADAPTER,
-    SCORE,
     activate,
     add_adapter,
     copy_adapter,
@@ -49,6 +50,7 @@ from tuner.models.reward_roles import REWARD, Host, RewardPlace, reward_role_nam
 from tuner.models.roles import Role, Roles, ScalarHead
 from tuner.models.scorer import RewardInputs, reward_template
 from tuner.models.sharding import shard
+from tuner.models.tiled_mlp import tile_mlps
 from tuner.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:  # models in one process do not load it
@@ -83,7 +85,8 @@ class PolicyModels:
     precision: Precision
     seed: int
     """Seed of fresh adapters."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: Recomputation
+    mlp_tile: int | None = None
     further_rewards: tuple[Model, ...] = ()
     """Further reward models beside `reward`."""
 
@@ -152,8 +155,8 @@ def load_policy_roles(
         switch_off_dropout(loaded.model)
         if processes is not None:
             shard(loaded, processes)
-        if models.gradient_checkpointing:
-            recompute_activations(loaded.model)
+        recompute_activations(loaded.model, models.gradient_checkpointing)
+        tile_mlps(loaded.model, models.mlp_tile)
         if device.type != "meta":
             prove_isolation(loaded, device, autocast())
     inputs, fingerprints = {}, {POLICY: _identity(loader.policy)}

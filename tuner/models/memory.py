@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
+from tuner.config.training import Recomputation
 from tuner.models.adapters import is_adapted
 from tuner.models.coverage import quantizable
 from tuner.models.freeze import decoder_layers
 from tuner.models.from_files import can_be_sliced
 from tuner.models.kv_cache import MOST_ROWS, numbers_per_token
 from tuner.models.load import Loaded, Precision
-from tuner.models.pass_memory import Arithmetic, HeadMemory, LayerMemory
+from tuner.models.pass_memory import LayerMemory
+from tuner.models.pass_moments import arithmetic, pass_moments
 from tuner.models.roles import Roles, ScalarHead
 from tuner.models.sampling import BYTES_PER_LOGIT
+from tuner.models.tiled_mlp import mlp_of
 from tuner.models.unwrap import unwrapped
 
 BUCKET_BYTES = 4 * 2**24
@@ -35,7 +39,7 @@ class MemoryBudget:
     precision: Precision
     optimizer_bits: Literal[32, 8]
     tokens_per_pass: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: Recomputation
     adapter_dropout: float
     """Dropout of the adapter's inputs; 0 without an adapter."""
     language_head: bool
@@ -58,6 +62,18 @@ class MemoryBudget:
     by their age, and the copies are as old as the first pass."""
     padded_to: int = 0
     """Length of the rows of a padded batch; 0: packed rows."""
+    mlp_tile: int | None = None
+    """Tokens for which an MLP is computed at a time; None: all of the row."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a pass, those that one process computes."""
+        return -(-self.tokens_per_pass // self.row_processes)
+
+    @property
+    def tiled(self) -> float:
+        """The share of them for which an MLP is computed at a time."""
+        return 1.0 if self.mlp_tile is None else min(1.0, self.mlp_tile / self.tokens)
 
     @property
     def product_bytes(self) -> int:
@@ -78,6 +94,8 @@ class MemoryPlan:
     """When that is: "training", "update", "generation" or "loading"."""
     terms: Mapping[str, float] = field(default_factory=dict[str, float])
     """What is held then, in words -> bytes. They add up to the peak."""
+    host: float = 0.0
+    """Bytes of the host's memory, pinned, in which layers' inputs wait; no part of the peak."""
 
     @property
     def peak(self) -> float:
@@ -161,7 +179,7 @@ def memory_plan(
     copies = {"copies of trained weights in bf16": max(part.copies for part in held)}
     training = [
         MemoryPlan("training", always | frozen | copies | moment)
-        for moment in _pass_moments(budget, models[0], held[0])
+        for moment in pass_moments(budget, models[0], held[0].copies)
     ]
     update = MemoryPlan("update", always | frozen | {"gradients summed over processes": _bucket(models)})
     whole = {"frozen weights": sum(part.whole for part in held)}
@@ -172,87 +190,18 @@ def memory_plan(
         between | whole | _generation_terms(budget, models[0]),
     )
     plan = MemoryPlan.largest(*training, update, generation)
-    return MemoryPlan(plan.moment, {name: size for name, size in plan.terms.items() if size})
+    terms = {name: size for name, size in plan.terms.items() if size}
+    return MemoryPlan(plan.moment, terms, _on_the_host(budget, models[0]))
 
 
-def _pass_moments(budget: MemoryBudget, loaded: Loaded, held: _Held) -> list[dict[str, float]]:
-    """What a forward and backward pass holds beside the weights, at each moment that may need most."""
+def _on_the_host(budget: MemoryBudget, loaded: Loaded) -> float:
+    if budget.gradient_checkpointing != "offload":
+        return 0.0
     transformer = unwrapped(loaded.model)
-    shape, how = transformer.config, _arithmetic(budget, loaded)
-    tokens = -(-budget.tokens_per_pass // budget.row_processes)
-    layers = list(decoder_layers(loaded.model)[1])
-    counts = [LayerMemory.of(layer, shape, how) for layer in layers]
-    largest = max(counts, key=lambda count: count.kept)
-    width = tokens * shape.hidden_size
-    # the last norm's input and, where it is trained, its result
-    last_norm = width * (4.0 + (how.stream if _trains_last_norm(transformer) else 0))
-    trained = budget.shards == 1 and _trains(layers)
-    matrix = _of_largest_matrix(largest.largest, how, trained=trained)
-    kept = {"activations of all layers": tokens * sum(count.kept for count in counts) + last_norm}
-    again: dict[str, float] = {}
-    if budget.gradient_checkpointing:
-        kept = {"inputs of all layers": float(len(layers) * width * how.stream)}
-        again = {"activations of one layer": tokens * largest.kept}
-    first = {"inputs of all layers": float(width * how.stream)} if again else {}
-    # those of the layer in flight are not among them; none is cast to fp32 before the end
-    waiting = {"gradients in bf16 that wait": held.copies * (1 - 1 / len(layers)) * budget.passes_share_casts}
-    flight = {"gradients in flight": tokens * largest.in_flight + matrix}
-    last_flight = flight
-    if budget.passes_share_casts and _trains(layers):
-        last_flight = {"gradients in flight": tokens * largest.in_flight + largest.largest * how.product}
-    at_head = dict(kept)
-    if budget.gradient_checkpointing:
-        at_head["the last layer's output, and its norm's"] = last_norm + width * how.stream
-    if budget.language_head:
-        head = HeadMemory.of(transformer, tokens, how, plain=_is_plain(transformer))
-        at_head |= {
-            "logits of a chunk": head.logits,
-            "hidden states at the head": head.hidden,
-            # of shards they are among what is gathered
-            "the head's matrix in bf16": head.matrix if budget.shards == 1 else 0.0,
-            "the head's second gradient": head.gradient if budget.shards == 1 else 0.0,
-        }
-    of_one_layer = again or {"activations of one layer": tokens * largest.kept}
-    return [at_head, kept | again | flight, first | of_one_layer | waiting | last_flight]
-
-
-def _arithmetic(budget: MemoryBudget, loaded: Loaded) -> Arithmetic:
-    return Arithmetic(
-        product=budget.product_bytes,
-        stream=unwrapped(loaded.model).get_input_embeddings().weight.element_size(),
-        quantized=loaded.base.quantization is not None,
-        dropout=budget.adapter_dropout,
-        padded_to=budget.padded_to,
-    )
-
-
-def _trains(layers: Sequence[nn.Module]) -> bool:
-    """Whether whole matrices of layers are trained, and not adapters alone."""
-    return any(
-        weight.requires_grad and "lora_" not in name
-        for layer in layers
-        for name, weight in layer.named_parameters()
-    )
-
-
-def _trains_last_norm(transformer: Any) -> bool:
-    norm = getattr(transformer.get_decoder(), "norm", None)
-    return norm is not None and _trained_in(norm) > 0
-
-
-def _of_largest_matrix(weights: int, how: Arithmetic, *, trained: bool) -> float:
-    """Of the largest projection: its 4-bit weights, unpacked for a product; or its gradient, as the product gives it
-    and in fp32."""
-    if trained:
-        return weights * (4.0 + (how.product if how.product == 2 else 0))
-    return float(weights * how.product) if how.quantized else 0.0
-
-
-def _is_plain(transformer: nn.Module) -> bool:
-    """Whether the head is a matrix alone, as `models/forward.py` asks it."""
-    config = transformer.config
-    head = transformer.get_output_embeddings()  # type: ignore[operator]
-    return type(head) is nn.Linear and getattr(config, "final_logit_softcapping", None) is None
+    width = transformer.config.hidden_size * transformer.get_input_embeddings().weight.element_size()
+    # torch's allocator of pinned memory rounds a block up to a power of two
+    block = 2 ** math.ceil(math.log2(budget.tokens * width))
+    return float(block * transformer.config.num_hidden_layers)
 
 
 def _bucket(models: Sequence[Loaded]) -> float:
@@ -269,7 +218,7 @@ def _generation_terms(budget: MemoryBudget, loaded: Loaded) -> dict[str, float]:
     moved to a larger cache."""
     if not budget.generates or not budget.generated:
         return {}
-    shape, how = unwrapped(loaded.model).config, _arithmetic(budget, loaded)
+    shape, how = unwrapped(loaded.model).config, arithmetic(budget, loaded)
     layers = decoder_layers(loaded.model)[1]
     computed = max(LayerMemory.of(layer, shape, how).forward for layer in layers)
     cache = budget.generated * numbers_per_token(shape) * float(budget.product_bytes)
@@ -287,7 +236,7 @@ def _generation_terms(budget: MemoryBudget, loaded: Loaded) -> dict[str, float]:
 def _held(budget: MemoryBudget, loaded: Loaded) -> _Held:
     weights = Weights.of(loaded)
     frozen, scales = weights.frozen_bytes, weights.scales_bytes
-    copies = 2.0 * _cast_in(loaded) if budget.precision == "bf16" else 0.0
+    copies = 2.0 * _cast_in(loaded, tiled=budget.tiled < 1) if budget.precision == "bf16" else 0.0
     of_trained = [float(weights.trained * size) for size in (4, 4, budget.moment_bytes)]
     if budget.shards == 1:
         return _Held(*of_trained, copies=copies, frozen=frozen, gathered=0.0, whole=frozen)
@@ -307,12 +256,15 @@ def _held(budget: MemoryBudget, loaded: Loaded) -> _Held:
     return _Held(*shares, copies=0.0, frozen=frozen_share, gathered=gathered, whole=whole)
 
 
-def _cast_in(loaded: Loaded) -> int:
-    """Number of trained weights that autocast casts: matrices of layers, of several adapters those of the largest, as
-    one is in use. Norms multiply in fp32, embeddings look up, and the head casts its matrix by itself."""
+def _cast_in(loaded: Loaded, *, tiled: bool) -> int:
+    """Number of trained weights of which autocast keeps a copy: matrices of layers, of several adapters those of the
+    largest, as one is in use. Norms multiply in fp32, embeddings look up, the head casts its matrix by itself, and so
+    do MLPs in tiles."""
     counts: dict[str, int] = {}
-    for name, weight in decoder_layers(loaded.model)[1].named_parameters():
-        if weight.requires_grad and weight.ndim > 1:
+    layers = decoder_layers(loaded.model)[1]
+    by_tile = {weight for layer in layers for weight in mlp_of(layer).parameters()} if tiled else set()
+    for name, weight in layers.named_parameters():
+        if weight.requires_grad and weight.ndim > 1 and weight not in by_tile:
             adapter = name.split(".")[-2] if "lora_" in name else ""
             counts[adapter] = counts.get(adapter, 0) + weight.numel()
     return counts.pop("", 0) + max(counts.values(), default=0)

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner import config
 from tuner.errors import UserError
-from tuner.models.adapters import SCORE, continue_adapter, has_score
+from tuner.models.adapter_kinds import SCORE, has_score
+from tuner.models.adapters import continue_adapter
 from tuner.models.atomic_folder import new_folder
 from tuner.models.device_errors import is_of_device
 from tuner.models.folder_files import first_line

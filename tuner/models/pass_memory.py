@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from tuner.losses.chunked_softmax import CHUNK_ELEMENTS, PRODUCT_ROWS
-from tuner.models.adapters import LINEAR, belongs_to
+from tuner.models.adapter_kinds import LINEAR
+from tuner.models.adapters import belongs_to
 
 TRL_TILE = 4_096, 32_768
 """Tokens and vocabulary entries of the tile in which TRL computes log-probabilities, whatever the vocabulary (TRL 1.16,
@@ -37,6 +38,9 @@ class Arithmetic:
     padded_to: int = 0
     """Length of the rows of a padded batch (DPO, KTO), whose attention takes a mask; 0: packed rows."""
 
+    tiled: float = 1.0
+    """Share of a row's tokens for which an MLP is computed at a time (`tiled_mlp.py`)."""
+
     @property
     def by_kernel(self) -> bool:
         """Whether attention is computed by kernels for packed rows, which take key heads once."""
@@ -54,6 +58,8 @@ class Projection:
     """Whether its own weight is trained."""
     rank: int
     """Rank of its adapter, 0 without one."""
+    of_experts: bool = False
+    """Whether it stands for fused experts."""
 
     @property
     def needs_input(self) -> bool:
@@ -92,6 +98,9 @@ class LayerMemory:
     """Inputs and output of the activation function, and of the product with the gate."""
     inputs: float
     """Inputs of the projections that are trained or have an adapter."""
+    products: float
+    """What selective recomputation keeps: results of linear layers, but of an adapter's second factors, and of
+    attention with its sums."""
     in_flight: float
     """Beside them, in the backward pass or at the end of the forward pass: what is computed and not kept."""
     forward: float
@@ -108,19 +117,24 @@ class LayerMemory:
         """shape: the model's configuration."""
         blocks = [block for block in (_projections(part, shape) for part in layer.children()) if block]
         attention, mlp = (blocks[0], blocks[-1]) if len(blocks) > 1 else (blocks[0], blocks[0])
-        width = mlp[-1].width
-        inputs = sum(_inputs_per_token(block, how) for block in blocks)
-        gated = sum(part.out for part in mlp[:-1]) > width
+        gated = sum(part.out for part in mlp[:-1]) > mlp[-1].width
         # the product (or the activation's result) is kept as the last projection's input, if that needs it
-        activation = (3 if gated else 1) * width * how.product
+        inside = (3 if gated else 1) * mlp[-1].width * how.product
+        inputs = sum(_inputs_per_token(block, how) for block in blocks)
+        in_flight = _in_flight_per_token(mlp[-1], shape.hidden_size, how, ends_in_norm=_ends_in_norm(layer))
+        if how.tiled < 1:  # a layer keeps the MLP's input; the rest is there while a tile goes backward
+            hidden = shape.hidden_size * how.stream
+            inside += _inputs_per_token(mlp, how)
+            inputs += hidden - _inputs_per_token(mlp, how)
+            # beside it the gradients of the MLP's result and of its input
+            in_flight, inside = how.tiled * (in_flight - hidden + inside) + 2 * hidden, 0.0
         return cls(
             norms=sum(_norm_per_token(name, norm, attention, how) for name, norm in _norms(layer)),
             attention=_attention_per_token(attention, shape, how),
-            mlp=activation,
+            mlp=inside,
             inputs=inputs,
-            in_flight=_in_flight_per_token(
-                mlp[-1], shape.hidden_size, how, ends_in_norm=_ends_in_norm(layer)
-            ),
+            products=_products_per_token(blocks, shape, how),
+            in_flight=in_flight,
             forward=_forward_per_token(mlp, shape.hidden_size, how),
             largest=max(part.weights for block in blocks for part in block),
         )
@@ -150,8 +164,8 @@ def _experts(weights: list[nn.Parameter], shape: Any) -> Iterator[tuple[str, Pro
     count = getattr(shape, "num_experts_per_tok", 1)
     width = count * (getattr(shape, "moe_intermediate_size", None) or shape.intermediate_size)
     size, trained = max(weight.numel() for weight in weights), weights[0].requires_grad
-    yield "gate_up_proj", Projection(shape.hidden_size, 2 * width, size, trained, 0)
-    yield "down_proj", Projection(width, shape.hidden_size, size, trained, 0)
+    yield "gate_up_proj", Projection(shape.hidden_size, 2 * width, size, trained, 0, of_experts=True)
+    yield "down_proj", Projection(width, shape.hidden_size, size, trained, 0, of_experts=True)
 
 
 def _rank(adapted: Any) -> int:
@@ -209,6 +223,14 @@ def _attention_per_token(attention: list[Projection], shape: Any, how: Arithmeti
     return kept + 2 * width * how.product + how.padded_to * how.product
 
 
+def _products_per_token(blocks: list[list[Projection]], shape: Any, how: Arithmetic) -> float:
+    """MLPs in tiles keep none."""
+    attention, *others = blocks
+    kept = [part for block in ([attention] if how.tiled < 1 else [attention, *others]) for part in block]
+    results = sum((part.out + part.rank) * how.product for part in kept if not part.of_experts)
+    return results + attention[-1].width * how.product + 4 * shape.num_attention_heads
+
+
 def _shares(last: Projection, how: Arithmetic) -> bool:
     return last.needs_input and not last.copies_input(how, how.product)
 
@@ -220,7 +242,8 @@ def _forward_per_token(mlp: list[Projection], width: int, how: Arithmetic) -> fl
     values = 4 if len(mlp) > 2 else 2
     # of an unquantized base peft casts the adapter's input to fp32
     cast = 4 * width if mlp[0].rank and not how.quantized and how.product == 2 else 0
-    return values * mlp[-1].width * how.product + 4 * width * how.stream + cast
+    result = width * how.stream if how.tiled < 1 else 0
+    return how.tiled * (values * mlp[-1].width * how.product + cast) + 4 * width * how.stream + result
 
 
 def _ends_in_norm(layer: nn.Module) -> bool:

@@ -10,7 +10,8 @@ import torch
 
 from tuner.config import Model
 from tuner.errors import UserError
-from tuner.models.adapters import has_score, load_beside, load_reward_beside
+from tuner.models.adapter_kinds import has_score
+from tuner.models.adapters import load_beside, load_reward_beside
 from tuner.models.load import Loaded
 from tuner.models.locate import Location
 from tuner.models.roles import Role, ScalarHead

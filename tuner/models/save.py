@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.errors import UserError
-from tuner.models.adapters import has_score, is_adapted, save_adapter
+from tuner.models.adapter_kinds import has_score
+from tuner.models.adapters import is_adapted, save_adapter
 from tuner.models.base_record import FILE as RECORD
 from tuner.models.base_record import BaseReference, write_record
 from tuner.models.chat import answer_ends

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from tuner.data.batch import Batch
 from tuner.errors import UserError
 from tuner.models.exchange import own_tokens, whole_segments
+from tuner.models.kept_products import products
 
 if TYPE_CHECKING:  # rows of one process do not load it
     from torch.distributed.device_mesh import DeviceMesh
@@ -108,13 +109,14 @@ def varlen_attention(
             whole_segments(part, row_processes) for part in (query_1HTD, key_1KTD, value_1KTD)
         )
     fits = fits_kernels(query_1HTD.shape[-1], value_1KTD.shape[-1])
-    # the flash kernels have no fp32
-    if fits and query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):
-        segments = (cu_seq_lens_q, max_length_q)
-        out_1HTD = _by_kernel(query_1HTD, key_1KTD, value_1KTD, segments, scaling, sliding_window)
-    else:
-        lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
-        out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
+    with products():
+        # the flash kernels have no fp32
+        if fits and query_1HTD.dtype != torch.float32 and has_kernels(query_1HTD.device):
+            segments = (cu_seq_lens_q, max_length_q)
+            out_1HTD = _by_kernel(query_1HTD, key_1KTD, value_1KTD, segments, scaling, sliding_window)
+        else:
+            lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
+            out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
     if row_processes is not None:
         out_1HTD = own_tokens(out_1HTD, row_processes)
     return out_1HTD.transpose(1, 2), None

@@ -18,7 +18,8 @@ import torch
 from tuner.config import Freeze, SingleModelConfig, StageConfig, TrainingConfig
 from tuner.data.dataset import Dataset
 from tuner.errors import MissingError
-from tuner.models.adapters import belongs_to, has_score
+from tuner.models.adapter_kinds import has_score
+from tuner.models.adapters import belongs_to
 from tuner.models.coverage import coverage
 from tuner.models.load import Head, Loaded, load_model
 from tuner.models.memory import MemoryBudget, MemoryPlan, Weights, memory_plan
@@ -26,6 +27,7 @@ from tuner.models.positions import Positions
 from tuner.models.rope import describe_rope
 from tuner.models.sharding import refuse_shards
 from tuner.models.shared_rows import refuse_shared_rows
+from tuner.models.tiled_mlp import refuse_tiles
 from tuner.stages.memory_savings import Saving, savings
 from tuner.stages.row_lengths import long_rows
 from tuner.training.resume_rules import reach_sentences
@@ -156,6 +158,7 @@ def memory_budget(
         row_processes=config.parallel.sequence,
         passes_share_casts=step is not None and step > tokens_per_pass,
         padded_to=0 if config.in_layouts else getattr(data, "max_length", 0),
+        mlp_tile=config.mlp_tile,
     )
 
 
@@ -189,7 +192,9 @@ def check_model(
 
 
 def refuse_model_in_layout(config: TrainingConfig, loaded: Loaded) -> None:
-    """Raise UserError for a model that cannot be laid out over processes as a config says."""
+    """Raise UserError for a model that cannot be laid out over processes, or over tiles, as a config says."""
+    if config.mlp_tile is not None:
+        refuse_tiles(loaded.model)
     if config.parallel.shard > 1:
         refuse_shards(loaded)
     if config.parallel.sequence > 1:

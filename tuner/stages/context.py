@@ -23,6 +23,7 @@ from tuner.models.roles import Roles
 from tuner.models.save import take_part_in_saving
 from tuner.models.sharding import shard
 from tuner.models.shared_rows import share_rows
+from tuner.models.tiled_mlp import tile_mlps
 from tuner.stages.registry import stage_of
 from tuner.stages.row_lengths import long_rows
 from tuner.stages.run import Run
@@ -96,8 +97,8 @@ class Context:
             shard(loaded, self.devices.mesh.shards)
         # transformers lets packed samples see each other without a warning, and losses look plausible.
         prove_isolation(loaded, self.devices.device, self.devices.autocast())
-        if config.gradient_checkpointing:
-            recompute_activations(loaded.model)
+        recompute_activations(loaded.model, config.gradient_checkpointing)
+        tile_mlps(loaded.model, config.mlp_tile)
         # After loading: fresh adapters come from the plain seed, so that all ranks start from equal weights.
         self.seed_dropout(config.seed)
         roles = Roles.of(role, loaded, self.devices.autocast)

@@ -18,6 +18,8 @@ LEAST = 0.01
 """Smallest saving worth a line, of the peak."""
 CARDS_GIB = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192)
 """Memory of GPUs that people have."""
+MLP_TILE = 2_048
+"""Tokens of a tile that fill a GPU."""
 RESERVE_GIB = 1.0
 """What a card needs beside the plan: CUDA's context, and what the allocator loses between blocks."""
 
@@ -38,10 +40,9 @@ def savings(config: Config, plan: MemoryPlan, plan_of: Callable[[Config], Memory
     worthwhile: list[Saving] = []
     for path, value in _changes(config):
         try:
-            changed = override(config, {path: value})
-        except UserError:  # rows would no longer fit, for example
+            saved = plan.peak - plan_of(override(config, {path: value})).peak
+        except UserError:  # rows would no longer fit, or a model has no MLP to be tiled, for example
             continue
-        saved = plan.peak - plan_of(changed).peak
         if saved > LEAST * plan.peak:
             worthwhile.append(Saving(setting_text(path, value), saved / 2**30, (plan.peak - saved) / 2**30))
     return tuple(sorted(worthwhile, key=lambda saving: -saving.saved_gib))
@@ -63,8 +64,13 @@ def _changes(config: StageConfig) -> Iterator[tuple[str, Any]]:
         value = attrgetter(field)(config)
         yield field, value / 2 if isinstance(value, float) else value // 2
     values: Any = config
-    if not values.gradient_checkpointing:
-        yield "gradient_checkpointing", True
+    ways = [False, "selective", True, "offload"]  # in the order of what they hold
+    of_trl = not values.in_layouts
+    for way in ways[ways.index(values.gradient_checkpointing) + 1 :]:
+        if not (of_trl and isinstance(way, str)):
+            yield "gradient_checkpointing", way
+    if not of_trl:
+        yield "mlp_tile", MLP_TILE if values.mlp_tile is None else values.mlp_tile // 2
     if values.optimizer.bits != 8:
         yield "optimizer.bits", 8
     model = getattr(values, "model", None)

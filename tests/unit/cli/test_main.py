@@ -38,6 +38,21 @@ def usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
     return capsys.readouterr().err
 
 
+def test_full_memory_is_told_in_a_sentence(monkeypatch, capsys) -> None:
+    """By commands that have no run to go on with; `tuner train` names the fields to lower (test_full_memory.py)."""
+    import torch
+
+    from tuner.models import chat
+
+    def fail(*arguments: object, **options: object) -> None:
+        torch.empty(2**50)  # more than the addresses of a process
+
+    monkeypatch.setattr(chat, "open_chat", fail)
+    message = usage(monkeypatch, capsys, "chat", "tuner:tiny", "-m", "hello")
+    assert message.startswith("tuner chat: this machine's memory is full; ")
+    assert message.count("\n") == 1
+
+
 def test_the_version() -> None:
     assert CliRunner().invoke(app, ["--version"]).output == f"tuner {tuner.__version__}\n"
 

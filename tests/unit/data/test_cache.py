@@ -10,7 +10,7 @@ import pytest
 from tests.unit.data.conftest import chat, make_tokenizer
 from tuner.config.data import Chat, Source, Split, Text
 from tuner.data import token_cache as cache
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.sources import Rows
 
 
@@ -118,9 +118,9 @@ def test_the_code_hash_covers_every_module_that_decides_tokens_and_weights():
 
 def test_a_second_load_is_memory_mapped_and_equal(path, tokenizer, monkeypatch):
     data = Chat(files=(path,), template="chatml", test_files=(path,))
-    first = load_data(data, tokenizer)
-    monkeypatch.setattr("tuner.data.dataset.Builder", None)  # nothing may be built again
-    second = load_data(data, tokenizer)
+    first = load_examples(data, tokenizer)
+    monkeypatch.setattr("tuner.data.dataset._build_entry", None)  # nothing may be built again
+    second = load_examples(data, tokenizer)
     assert isinstance(second.train.tokens_T, np.memmap)
     for name in ("tokens_T", "weights_T", "offsets", "sources"):
         assert np.array_equal(getattr(first.train, name), getattr(second.train, name))
@@ -133,7 +133,7 @@ def test_a_second_load_is_memory_mapped_and_equal(path, tokenizer, monkeypatch):
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "meta", "empty"])
 def test_a_damaged_entry_is_made_again(damage, path, tokenizer, tmp_path):
     data = Chat(files=(path,), template="chatml", cache=str(tmp_path / "own"))
-    first = load_data(data, tokenizer)
+    first = load_examples(data, tokenizer)
     entry = tmp_path / "own" / key(tokenizer, data)
     tokens = entry / "train.tokens_T.npy"
     if damage == "truncate":
@@ -149,7 +149,7 @@ def test_a_damaged_entry_is_made_again(damage, path, tokenizer, tmp_path):
     else:
         for file in entry.iterdir():
             file.unlink()
-    again = load_data(data, tokenizer)
+    again = load_examples(data, tokenizer)
     assert np.array_equal(first.train.tokens_T, again.train.tokens_T)
     assert cache.load_entry(tmp_path / "own", key(tokenizer, data)) is not None
     assert [path.name for path in (tmp_path / "own").iterdir() if path.is_dir()] == [entry.name]
@@ -157,7 +157,7 @@ def test_a_damaged_entry_is_made_again(damage, path, tokenizer, tmp_path):
 
 def test_an_unwritable_cache_is_told_and_costs_nothing_else(path, tokenizer, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    data = load_data(Chat(files=(path,), template="chatml", cache=str(tmp_path / "file")), tokenizer)
+    data = load_examples(Chat(files=(path,), template="chatml", cache=str(tmp_path / "file")), tokenizer)
     assert len(data.train) == 2
     assert "could not be cached" in str(data.report)
 
@@ -167,7 +167,7 @@ def test_a_failed_write_leaves_nothing_behind(path, tokenizer, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_save", full)
-    data = load_data(Chat(files=(path,), template="chatml", cache=str(tmp_path / "own")), tokenizer)
+    data = load_examples(Chat(files=(path,), template="chatml", cache=str(tmp_path / "own")), tokenizer)
     assert "No space left on device" in str(data.report)
     assert [path for path in (tmp_path / "own").iterdir() if path.is_dir()] == []
 
@@ -178,7 +178,7 @@ def test_processes_that_race_all_get_the_entry(path, tokenizer, tmp_path):
     results.mkdir()
 
     def work(number):
-        loaded = load_data(data, tokenizer)
+        loaded = load_examples(data, tokenizer)
         (results / str(number)).write_text(json.dumps(loaded.fingerprint))
 
     context = multiprocessing.get_context("fork")

@@ -19,8 +19,8 @@ from tuner.config.data import Chat, Preferences, Prompts, Replay, Text
 from tuner.data.conditions import Conditions
 from tuner.data.control_tokens import ControlTokens
 from tuner.data.conversation import Conversation, ToolCall, Turn
-from tuner.data.dataset import load_data
 from tuner.data.examples import tokenize
+from tuner.data.load_examples import load_examples
 from tuner.data.load_preferences import SequenceMaker, load_preferences
 from tuner.data.load_prompts import load_prompts
 from tuner.data.rendered import Rendered, encode
@@ -418,7 +418,7 @@ def test_the_config_names_other_readings(write, thinking):
 
     def counts(**readings):
         data = Chat(files=(path,), template="internlm2", spelled_tokens=readings)
-        tokens = load_data(data, thinking).train.example(0)[0].tolist()
+        tokens = load_examples(data, thinking).train.example(0)[0].tolist()
         return [
             tokens.count(token)
             for token in thinking.convert_tokens_to_ids(["<|im_end|>", "<think>", "<|plugin|>"])
@@ -436,7 +436,7 @@ def test_the_config_names_other_readings(write, thinking):
 
 def test_the_report_says_which_are_which(write, thinking):
     rows = chat("a <|im_end|>", "b"), chat("<|im_end|> </s>", "<|im_end|>"), chat("c", "d")
-    data = load_data(Chat(files=(write("a.jsonl", *rows),), template="internlm2"), thinking)
+    data = load_examples(Chat(files=(write("a.jsonl", *rows),), template="internlm2"), thinking)
     assert data.report.sources[0].spelled == {"</s>": 1, "<|im_end|>": 2}
     (note,) = data.report.notes
     assert note == (
@@ -462,20 +462,20 @@ def test_the_report_says_which_are_which(write, thinking):
     )
     assert "in an assistant's text they are tokens, elsewhere text: <|action_start|> <|action_end|>" in shown
     assert "spelled in a text, they are tokens: <think> </think> <tool_call> </tool_call>" in shown
-    again = load_data(Chat(files=(write("a.jsonl", *rows),), template="internlm2"), thinking)
+    again = load_examples(Chat(files=(write("a.jsonl", *rows),), template="internlm2"), thinking)
     assert again.report == data.report  # from the cache
 
 
 def test_raw_text_is_as_it_was_written(write, tokenizer):
     """Nothing but the text itself can write its control tokens, as corpora of joined documents do; it is said."""
     path = write("a.jsonl", {"text": "One.</s>Two."}, {"text": "Three."})
-    data = load_data(Text(files=(path,)), tokenizer)
+    data = load_examples(Text(files=(path,)), tokenizer)
     assert data.train.example(0)[0].tolist().count(tokenizer.eos_token_id) == 2
     (note,) = data.report.notes
     assert note.startswith(
         'Rows spell control tokens, which are encoded as tokens (</s> in 1); data.spelled_tokens={"</s>": "text"}'
     )
-    data = load_data(Text(files=(path,), spelled_tokens={"</s>": "text"}), tokenizer)
+    data = load_examples(Text(files=(path,), spelled_tokens={"</s>": "text"}), tokenizer)
     tokens = data.train.example(0)[0]
     assert tokens.tolist().count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(tokens) == "<s>One.</s>Two.</s>"
@@ -502,7 +502,7 @@ def test_replayed_rows(write, tokenizer):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for spelled, count in (({}, 2), ({"<|im_end|>": "token"}, 3)):
         replay = Replay(files=(path,), template="internlm2", spelled_tokens=spelled)
-        assert load_data(replay.data, tokenizer).train.tokens_T.tolist().count(end) == count
+        assert load_examples(replay.data, tokenizer).train.tokens_T.tolist().count(end) == count
 
 
 REWARD = "[UNUSED_TOKEN_130]"

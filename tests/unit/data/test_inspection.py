@@ -7,14 +7,14 @@ import pytest
 
 from tests.unit.data.conftest import chat
 from tuner.config.data import Chat, Text
-from tuner.data.dataset import load_data
 from tuner.data.inspection import errors, notices, pieces
+from tuner.data.load_examples import load_examples
 
 
 @pytest.fixture
 def loaded(write, tokenizer):
     rows = [chat("<script>alert(1)</script>", "外滩 & 豫园 🙂"), chat("Two?", "2"), chat("Three?", "3")]
-    return load_data(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
+    return load_examples(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
 
 
 def test_pieces_join_to_the_text_and_split_no_character(loaded, tokenizer):
@@ -49,14 +49,14 @@ def test_findings(loaded, tokenizer, write):
 
 
 def test_nothing_is_found_in_what_is_right(write, tokenizer):
-    every = load_data(
+    every = load_examples(
         Chat(files=(write("a.jsonl", chat("a", "b")),), template="chatml", learn="all"), tokenizer
     )
     assert errors(every.train, tokenizer, every.report) == []
     text = write("b.jsonl", {"text": "word " * 100}, {"text": "short"})
-    split = load_data(Text(files=(text,), max_length=32), tokenizer)
+    split = load_examples(Text(files=(text,), max_length=32), tokenizer)
     assert errors(split.train, tokenizer, split.report) == []
-    cut = load_data(
+    cut = load_examples(
         Chat(
             files=(write("c.jsonl", chat("a", "word " * 100)),),
             template="chatml",

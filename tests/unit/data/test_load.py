@@ -11,7 +11,7 @@ from tests.unit.data.conftest import chat
 from tuner.config.data import Chat, Source, Split, Text
 from tuner.data.conversation import Conversation, Turn
 from tuner.data.data_report import DataReport
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.split import assign_part, content_hash
 from tuner.errors import UserError
 
@@ -19,7 +19,7 @@ from tuner.errors import UserError
 def load(tokenizer, *files, kind=Chat, **fields):
     if kind is Chat:
         fields = {"template": "chatml", **fields}
-    return load_data(kind(files=files, **fields), tokenizer)
+    return load_examples(kind(files=files, **fields), tokenizer)
 
 
 def test_examples(write, tokenizer):
@@ -208,7 +208,7 @@ def test_rows_held_out_by_file_and_trained_on_are_told(write, tokenizer):
 def test_limit_and_progress(write, tokenizer):
     path = write("a.jsonl", *(chat(str(i), "x") for i in range(600)))
     done: list[int] = []
-    data = load_data(Chat(files=(path,), template="chatml", limit=300), tokenizer, progress=done.append)
+    data = load_examples(Chat(files=(path,), template="chatml", limit=300), tokenizer, progress=done.append)
     assert len(data.train) == 300
     assert done == [256, 300]
 

@@ -10,7 +10,7 @@ from tuner.config.data import Chat, Preferences, Prompts, Source, Split
 from tuner.data import token_cache as cache
 from tuner.data.conditions import Conditions, Wordings
 from tuner.data.conversation import Conversation, ToolCall, Turn
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.load_preferences import load_preferences
 from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompts import PromptSet
@@ -61,7 +61,7 @@ def test_they_are_the_tokens_that_sft_learns_answers_behind(load, write, tokeniz
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "好。"}]}
         for question in (CHINESE, "Two? ")
     ]
-    samples = load_data(Chat(files=(write("chat.jsonl", *rows),), template=template), tokenizer).train
+    samples = load_examples(Chat(files=(write("chat.jsonl", *rows),), template=template), tokenizer).train
     prompts = load(rows, template=template).train
     for index in range(2):
         assert prompts.tokens(index).tolist() == samples.prompt(index).tolist()

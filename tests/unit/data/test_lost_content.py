@@ -9,7 +9,7 @@ from tests.unit.data.test_template import TOOL, target_parts
 from tuner.config.data import Chat, Preferences, Prompts, Replay
 from tuner.data.conditions import Conditions
 from tuner.data.conversation import Conversation, ToolCall, Turn
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.load_preferences import load_preferences
 from tuner.data.load_prompts import load_prompts
 from tuner.data.template import Template
@@ -62,16 +62,16 @@ def test_it_is_refused_by_its_row_and_dropped_by_choice(content, write, own):
     template, row, message = LOST[content]
     path = write("a.jsonl", chat("Hi", "Hello"), row)
     with pytest.raises(UserError, match=rf'a\.jsonl:2: .*{message}.*data\.drop=\["{content}"\]'):
-        load_data(Chat(files=(path,)), own(template))
-    data = load_data(Chat(files=(path,), drop=content), own(template))
+        load_examples(Chat(files=(path,)), own(template))
+    data = load_examples(Chat(files=(path,), drop=content), own(template))
     assert len(data.train) == 1
     assert data.report.sources[0].lost == {content: 1}
     assert f"1 rows were dropped by data.drop: 1 for their {content}" in str(data.report)
     others = tuple(name for name in LOST if name != content)
     with pytest.raises(UserError, match=message):
-        load_data(Chat(files=(path,), drop=others), own(template))
+        load_examples(Chat(files=(path,), drop=others), own(template))
     replay = Replay(files=(path,), template="tokenizer", drop=content)
-    assert len(load_data(replay.data, own(template)).train) == 1
+    assert len(load_examples(replay.data, own(template)).train) == 1
 
 
 def test_preferences_and_prompts_are_checked_too(write, own):
@@ -105,12 +105,12 @@ def test_preferences_and_prompts_are_checked_too(write, own):
 def test_rows_that_belong_to_pictures_are_no_texts(row, write, tokenizer):
     path = write("a.jsonl", row)
     with pytest.raises(UserError, match=r"a\.jsonl:1: .*text.*data\.drop=\[\"images\"\]"):
-        load_data(Chat(files=(path,), template="chatml"), tokenizer)
+        load_examples(Chat(files=(path,), template="chatml"), tokenizer)
 
 
 def test_markup_and_empty_lists_are_no_pictures(write, tokenizer):
     rows = chat("Close <image> in <rss><image></image></rss>.", "<image>"), {**chat("a", "b"), "images": []}
-    assert len(load_data(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer).train) == 2
+    assert len(load_examples(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer).train) == 2
 
 
 @pytest.mark.parametrize("content", [None, "", "Let me look."])
@@ -122,7 +122,7 @@ def test_the_call_shape_before_tool_calls_is_a_call(content, write, tokenizer):
         {"messages": [{"role": "user", "content": "q"}, call, answer, {"role": "assistant", "content": "z"}]}
         for call in (old, new)
     ]
-    train = load_data(Chat(files=(write("a.jsonl", *rows),), template="internlm2"), tokenizer).train
+    train = load_examples(Chat(files=(write("a.jsonl", *rows),), template="internlm2"), tokenizer).train
     assert train.example(0)[0].tolist() == train.example(1)[0].tolist()
     assert '{"name": "f", "parameters": {"x": 1}}<|action_end|>' in tokenizer.decode(train.example(0)[0])
 
@@ -135,7 +135,7 @@ def test_deepseek_r1_learns_the_thought_behind_the_header_that_opens_it(write, o
     """Its template cuts the thought out of every turn it renders, and its header begins one."""
     tokenizer = own(published("deepseek_r1_distill"))
     rows = chat("2 + 3?", THOUGHT), chat("2 + 3?", "two and three\n</think>\n\n5.")
-    train = load_data(Chat(files=(write("a.jsonl", *rows),)), tokenizer).train
+    train = load_examples(Chat(files=(write("a.jsonl", *rows),)), tokenizer).train
     for index in (0, 1):
         assert tokenizer.decode(train.example(index)[0]) == (
             "<s><｜User｜>2 + 3?<｜Assistant｜><think>\ntwo and three\n</think>\n\n5.<｜end▁of▁sentence｜>"
@@ -147,7 +147,7 @@ def test_deepseek_r1_learns_the_thought_behind_the_header_that_opens_it(write, o
     with pytest.raises(
         UserError, match=r"b\.jsonl:1: turn 2 .*begins answers with <think>, and this one has no"
     ):
-        load_data(Chat(files=(write("b.jsonl", chat("2 + 3?", "5.")),)), tokenizer)
+        load_examples(Chat(files=(write("b.jsonl", chat("2 + 3?", "5.")),)), tokenizer)
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1_distill", "qwen3"])
@@ -155,7 +155,7 @@ def test_every_turn_is_learned_as_it_is_generated(name, write, own):
     tokenizer = own(published(name))
     second = "<think>\nit was 5\n</think>\n\n6."
     path = write("a.jsonl", chat("2 + 3?", THOUGHT, "And one more?", second))
-    data = load_data(Chat(files=(path,)), tokenizer)
+    data = load_examples(Chat(files=(path,)), tokenizer)
     assert len(data.train) == 2
     assert "1 conversations became 2 samples, one for each learned turn" in str(data.report)
     template = Template("tokenizer", tokenizer)
@@ -166,10 +166,10 @@ def test_every_turn_is_learned_as_it_is_generated(name, write, own):
         (part,) = learned(data.train, index, tokenizer)
         assert part.startswith(content.removeprefix("<think>\n") if "r1" in name else content)
     assert "two and three" not in tokenizer.decode(data.train.prompt(1))
-    last = load_data(Chat(files=(path,), learn="last"), tokenizer)
+    last = load_examples(Chat(files=(path,), learn="last"), tokenizer)
     assert [last.train.example(0)[0].tolist()] == [data.train.example(1)[0].tolist()]
     with pytest.raises(UserError, match=r"a\.jsonl:1: .*not prefix-stable"):
-        load_data(Chat(files=(path,), changed_turns="error"), tokenizer)
+        load_examples(Chat(files=(path,), changed_turns="error"), tokenizer)
 
 
 def test_marks_do_not_hide_that_earlier_thoughts_are_cut(write, own):
@@ -180,7 +180,7 @@ def test_marks_do_not_hide_that_earlier_thoughts_are_cut(write, own):
         "{% endgeneration %}{% else %}{{ turn.content }}<|im_end|>{% endif %}",
     )
     tokenizer = own(source)
-    data = load_data(
+    data = load_examples(
         Chat(files=(write("a.jsonl", chat("a", THOUGHT, "b", THOUGHT), chat("a", "b", "c", "d")),)), tokenizer
     )
     parts = [learned(data.train, index, tokenizer) for index in range(len(data.train))]

@@ -11,7 +11,7 @@ from tests.unit.data.test_preference_rows import SHAPE_OF as PREFERENCE_FILES
 from tuner.config.data import Chat, Source
 from tuner.data.conversation import Conversation, Document, Prompt, ToolCall, Turn
 from tuner.data.conversation_rows import SHAPES, conversation_reader
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.rollout_rows import rollout_row
 from tuner.data.row_shapes import recognize
 from tuner.data.sources import Rows
@@ -139,14 +139,14 @@ def test_in_tools_and_calls_what_json_has_not_is_text(tmp_path, tokenizer):
     [call] = conversation.turns[1].tool_calls
     assert call.arguments == {"day": "2026-03-01", "price": "1.50", "code": "Grüße", "count": 2}
     assert conversation.tools[0]["function"]["parameters"] == {"default": "2026-03-01 12:30:00"}
-    data = load_data(Chat(files=(path,), template="qwen", cache=str(tmp_path)), tokenizer)
+    data = load_examples(Chat(files=(path,), template="qwen", cache=str(tmp_path)), tokenizer)
     assert '"day": "2026-03-01"' in tokenizer.decode(data.train.example(0)[0])
     arguments["code"] = b"\xff"
     datasets.Dataset.from_list([{"messages": messages}]).to_parquet(path)
     with pytest.raises(
         UserError, match=r"rows\.parquet:1: a tool call has bytes that are no text \(b'\\xff'\)"
     ):
-        load_data(Chat(files=(path,), template="qwen", cache=str(tmp_path)), tokenizer)
+        load_examples(Chat(files=(path,), template="qwen", cache=str(tmp_path)), tokenizer)
 
 
 def test_a_shape_of_ones_own_may_bring_such_values_too():

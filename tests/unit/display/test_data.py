@@ -10,8 +10,8 @@ from rich.console import Console
 from tests.unit.data.conftest import chat
 from tuner.config.data import Chat
 from tuner.data.data_report import DataReport
-from tuner.data.dataset import load_data
 from tuner.data.inspection import statistics
+from tuner.data.load_examples import load_examples
 from tuner.display.data_page import data_html
 from tuner.display.data_terminal import data_terminal
 
@@ -19,7 +19,7 @@ from tuner.display.data_terminal import data_terminal
 @pytest.fixture
 def loaded(write, tokenizer):
     rows = [chat("<script>alert(1)</script>", "外滩 & 豫园 🙂"), chat("Two?", "2"), chat("Three?", "3")]
-    return load_data(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
+    return load_examples(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
 
 
 def printed(shown, **console) -> str:
@@ -114,7 +114,7 @@ def test_labels_names_and_notes_do_not_command_the_terminal(loaded, tokenizer):
 
 def test_a_page_is_escaped_as_a_terminal_is(write, tokenizer):
     rows = [chat("\x1b[2J\u202e", "ok\x9b"), chat("Two?", "2")]
-    loaded = load_data(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
+    loaded = load_examples(Chat(files=(write("a.jsonl", *rows),), template="chatml"), tokenizer)
     page = data_html(
         loaded.train,
         tokenizer,
@@ -130,7 +130,7 @@ def test_a_page_is_escaped_as_a_terminal_is(write, tokenizer):
 
 
 def test_control_characters_of_a_row_do_not_reach_the_terminal(write, tokenizer):
-    loaded = load_data(
+    loaded = load_examples(
         Chat(files=(write("a.jsonl", chat("\x1b[2J\x07", "ok\x9b")),), template="chatml"), tokenizer
     )
     text = printed(data_terminal(loaded.train, tokenizer, color=False))

@@ -10,7 +10,7 @@ import torch
 from tests.equivalence.conftest import SMALL
 from tests.whole_models import full_logits
 from tuner.config import override
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.evaluation.held_out_chat import HeldOutRows, load_score
 from tuner.models.generate import Answer
 from tuner.models.load import load_model
@@ -36,7 +36,7 @@ ENDS = frozenset({2, 2047})
 def scene():
     loaded = load_model(SCORED.model, precision="fp32", device=torch.device("cpu"))
     roles = Roles.of("policy", loaded, lambda: torch.autocast("cpu", enabled=False))
-    return load_data(SCORED.data, loaded.tokenizer).train, roles, Devices.of(SCORED)
+    return load_examples(SCORED.data, loaded.tokenizer).train, roles, Devices.of(SCORED)
 
 
 @pytest.mark.parametrize("tokens_per_pass", [64, 4096])

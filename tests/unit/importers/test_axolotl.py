@@ -56,6 +56,20 @@ def test_what_is_not_written_has_the_trainers_defaults(import_text: Import) -> N
     assert (config.adapter, config.gradient_checkpointing, config.epochs) == (None, False, 1)
 
 
+def test_inputs_that_wait_on_the_host(import_text: Import) -> None:
+    for keys in (
+        "gradient_checkpointing: offload\n",
+        "gradient_checkpointing: true\nactivation_offloading: true\n",
+    ):
+        config = import_text(HEAD + ALPACA + keys).config
+        assert isinstance(config, SFT)
+        assert config.gradient_checkpointing == "offload"
+    imported = import_text(HEAD + "gradient_checkpointing: offload\nrl: dpo\n" + PAIRS)
+    assert isinstance(imported.config, DPO)
+    assert imported.config.gradient_checkpointing is True
+    assert "gradient_checkpointing" in imported.report.lost
+
+
 def test_devices_that_compute_a_row_together_count_once(import_text: Import) -> None:
     batch = (
         "sequence_len: 1024\nmicro_batch_size: 2\ngradient_accumulation_steps: 3\ncontext_parallel_size: 4\n"

@@ -20,6 +20,14 @@ def test_it_does_not_depend_on_where_the_folder_lies(internlm2_folder, copy):
     assert fingerprint(copy) == fingerprint(internlm2_folder)
 
 
+def test_it_is_of_the_files_that_the_model_is_loaded_from(copy):
+    before = fingerprint(copy)
+    save_file({"weight": torch.zeros(3)}, copy / "consolidated.safetensors")
+    assert fingerprint(copy) == before
+    (copy / "consolidated.safetensors").rename(copy / "model.safetensors")
+    assert fingerprint(copy) != before
+
+
 def test_it_changes_with_one_weight(copy):
     before = fingerprint(copy)
     file = copy / "model.safetensors"

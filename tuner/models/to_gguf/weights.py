@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tuner.errors import UserError
-from tuner.models.folder_files import read_object
+from tuner.models.folder_files import weight_files
 from tuner.models.to_gguf.families import Shape, rope_factors
 
 Storage = Literal["fp32", "bf16", "f16", "q8_0"]
@@ -137,7 +137,7 @@ def gguf_name(name: str, model: Shape) -> str:
 def _sources(model: Shape) -> Iterator[tuple[_Source, tuple[int, ...]]]:
     """Every weight of a model folder and its shape; InternLM2's `wqkv` as three projections."""
     heads = (model.config.num_attention_heads, model.kv_heads, model.kv_heads)
-    for file in _weight_files(model.folder):
+    for file in weight_files(model.folder):
         with safe_open(str(file), framework="pt") as tensors:
             for key in sorted(tensors.keys()):
                 shape = tuple(tensors.get_slice(key).get_shape())
@@ -147,23 +147,6 @@ def _sources(model: Shape) -> Iterator[tuple[_Source, tuple[int, ...]]]:
                         yield _Source(model, file, key, name), (count * model.head_dim, *shape[1:])
                 elif not is_computed(key, model):
                     yield _Source(model, file, key, key), shape
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads the weights from: others, such as an adapter's, may lie beside them.
-
-    Raises UserError where one is missing.
-    """
-    if (single := folder / "model.safetensors").is_file():
-        return [single]
-    weight_map = read_object(folder / f"{single.name}.index.json").get("weight_map")
-    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-    missing = [name for name in names if not (folder / name).is_file()]
-    if not names or missing:
-        raise UserError(
-            f"{folder}: {', '.join(missing) or 'a list of its files'} is missing; restore the weights"
-        )
-    return [folder / name for name in names]
 
 
 def is_computed(key: str, model: Shape) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
 from tuner.config import VLLM, PolicyConfig, Rule
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.load_prompts import load_prompts
 from tuner.models.kv_cache import numbers_per_token
 from tuner.models.load import load_model
@@ -49,7 +49,7 @@ def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport
     refuse_engine(config, roles.loaded)
     reader = None if untrained_reward else reward_reader(config)
     prompts = load_prompts(config.prompts, roles.tokenizer, reader)
-    replay = None if config.replay is None else load_data(config.replay.data, roles.tokenizer)
+    replay = None if config.replay is None else load_examples(config.replay.data, roles.tokenizer)
     stream = plan_run(config, prompts)
     steps = min(len(stream), config.max_steps or len(stream))
     trained = (weight for part in algorithm.trained(roles).values() for weight in part.parameters.values())

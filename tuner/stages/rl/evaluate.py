@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Group
 
 from tuner.config import Model, PolicyConfig
-from tuner.data.dataset import load_data
+from tuner.data.load_examples import load_examples
 from tuner.data.prompts import PromptSet
 from tuner.data.subset import stratified_subset
 from tuner.data.template import Template
@@ -148,7 +148,7 @@ def _names(folder: Path, others: Sequence[str], names: Mapping[str, str]) -> lis
 
 
 def _replay_loss(config: PolicyConfig, policy: Roles, devices: Devices) -> list[RangeLoss]:
-    rows = None if config.replay is None else load_data(config.replay.data, policy.tokenizer).test
+    rows = None if config.replay is None else load_examples(config.replay.data, policy.tokenizer).test
     rows = stratified_subset(rows, config.evaluation.rows)
     return HeldOutReplay(rows, policy, devices, config.tokens_per_pass).losses_by_position()
 

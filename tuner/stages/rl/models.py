@@ -27,6 +27,7 @@ def policy_models(config: PolicyConfig, roles: Collection[str]) -> PolicyModels:
         precision=config.precision,
         seed=config.seed,
         gradient_checkpointing=config.gradient_checkpointing,
+        mlp_tile=config.mlp_tile,
         further_rewards=config.further_rewards,
     )
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from tuner.algorithms.algorithm import algorithm_of
 from tuner.config import PolicyConfig
-from tuner.data.dataset import Dataset, Progress, load_data
+from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
+from tuner.data.load_examples import load_examples
 from tuner.data.load_prompts import RewardReader, load_prompts
 from tuner.data.prompt_stream import PromptStream, plan_prompts
 from tuner.data.prompts import PromptSet
@@ -44,7 +45,7 @@ def load_rows(
         stream = plan_run(config, prompts)
         replay = None
         if config.replay is not None:
-            replay = load_data(config.replay.data, tokenizer, progress=progress)
+            replay = load_examples(config.replay.data, tokenizer, progress=progress)
     context.pin_rows(*([prompts] if replay is None else [prompts, replay]))
     return prompts, stream, replay
 

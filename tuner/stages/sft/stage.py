@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tuner.config import SFT, Text
-from tuner.data.dataset import Dataset, Progress, load_data
+from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
+from tuner.data.load_examples import load_examples
 from tuner.evaluation.held_out_chat import load_score
 from tuner.models.memory import MemoryPlan
 from tuner.stages.check import CheckReport, check_model
@@ -32,7 +33,7 @@ class SFTStage(Stage[SFT]):
     def load_rows(
         self, config: SFT, tokenizer: Any, *, progress: Progress | None = None
     ) -> Dataset[Examples]:
-        return load_data(config.data, tokenizer, progress=progress)
+        return load_examples(config.data, tokenizer, progress=progress)
 
     def preview(self, config: SFT, rows: Dataset[Examples], num_passes: int) -> Preview:
         return Preview(rows.train, plan(config, rows).passes(0)[:num_passes])
