@@ -71,9 +71,10 @@ def configs(small, start, ppo):
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "rloo"])
 def test_the_run_is_the_one_with_its_settings_written_out(configs, stage, tmp_path):
     config = configs[stage]
-    rung = 2
+    rung = 3
     expected, peak = peaks(config)[rung]
-    assert expected["gradient_checkpointing"] and expected["tokens_per_pass"] < config.tokens_per_pass
+    assert expected["gradient_checkpointing"]
+    assert expected["tokens_per_pass"] < config.tokens_per_pass
     sized = override(config, {"memory": size_for(config, rung)})
     run, seen = trained_with(sized, tmp_path / "chosen")
     for path, value in expected.items():
@@ -143,7 +144,7 @@ def free(monkeypatch, gib):
 
 def test_a_resumed_run_keeps_its_choice_whatever_is_free_then(small, tmp_path, monkeypatch):
     config = small({"adapter.dropout": 0.1, "checkpoint.every": 1})
-    least, most = (float(size_for(config, rung).removesuffix("GiB")) for rung in (2, 1))
+    least, most = (float(size_for(config, rung).removesuffix("GiB")) for rung in (3, 1))
     auto = override(config, {"memory": "auto"})
     free(monkeypatch, least)
     whole = tuner.train(auto, runs=tmp_path / "whole")
@@ -164,7 +165,7 @@ def test_a_resumed_run_keeps_its_choice_whatever_is_free_then(small, tmp_path, m
 
 def test_another_size_chooses_anew(small, tmp_path):
     config = small({"checkpoint.every": 1})
-    larger, smaller = (override(config, {"memory": size_for(config, rung)}) for rung in (1, 2))
+    larger, smaller = (override(config, {"memory": size_for(config, rung)}) for rung in (1, 3))
     train_killed(larger, tmp_path, 3)
     assert Run(tmp_path / "small").read_json("memory")["settings"]["tokens_per_pass"] == 512
     run = tuner.train(smaller, runs=tmp_path)
@@ -188,23 +189,23 @@ def test_processes_choose_together(small, tmp_path):
     config = small({"max_steps": 2})
     ladder = [settings for settings, _ in peaks(config, 2)]
     assert ladder[0] == {"tokens_per_pass": 256, "gradient_checkpointing": False}
-    more, less = (size_for(config, rung, 2) for rung in (1, 2))
+    more, less = (size_for(config, rung, 2) for rung in (1, 3))
     cases = {
         "sized": override(config, {"memory": more}),
         "auto": override(config, {"memory": "auto"}),
-        **{f"written_{rung}": override(config, ladder[rung]) for rung in (1, 2)},
+        **{f"written_{rung}": override(config, ladder[rung]) for rung in (1, 3)},
     }
     env = {"FREE": more.removesuffix("GiB"), "LESS": less.removesuffix("GiB")}
     in_two_processes(tmp_path, cases, LEAST_OF_ALL, env)
     runs = {name: Run(tmp_path / "two" / name / "small") for name in cases}
-    for name, rung in (("sized", 1), ("auto", 2)):
+    for name, rung in (("sized", 1), ("auto", 3)):
         assert runs[name].read_json("memory")["settings"] == ladder[rung]
         assert curve(runs[name]) == curve(runs[f"written_{rung}"])
 
 
 def test_rounds_choose_for_each_part(cool, tmp_path):
     config = cool()
-    sizes = {"policy": size_for(config.policy, 1), "reward": size_for(config.reward, 2)}
+    sizes = {"policy": size_for(config.policy, 1), "reward": size_for(config.reward, 1)}
     changes = {f"{part}.memory": size for part, size in sizes.items()}
     run = tuner.train(override(config, changes), runs=tmp_path)
     for folder, part in (("round_1/ppo", "policy"), ("round_2/reward", "reward"), ("round_2/ppo", "policy")):
@@ -219,7 +220,8 @@ def test_no_size_that_fits_is_a_sentence(small, tmp_path):
         tuner.train(config, runs=tmp_path)
     text = str(raised.value)
     assert text.startswith("memory='1GiB': the smallest planned peak is 0.01 GiB, with tokens_per_pass=64, ")
-    assert "optimizer.bits=8 (0.00 GiB)" in text and "gradient_checkpointing=true," in text
+    assert "optimizer.bits=8 (0.00 GiB)" in text
+    assert "gradient_checkpointing=true," in text  # on a CPU nothing waits elsewhere
     assert not (tmp_path / "small").exists()
 
 
@@ -236,7 +238,7 @@ def test_a_damaged_record_is_named(small, tmp_path, damage):
     train_killed(config, tmp_path, 3)
     file = Path(tmp_path, "small", "memory.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | damage))
-    with pytest.raises(UserError, match="memory.json: no choice of settings; restore it, or remove it"):
+    with pytest.raises(UserError, match=r"memory\.json: no choice of settings; restore it, or remove it"):
         tuner.train(config, runs=tmp_path)
     file.unlink()
     assert tuner.train(config, runs=tmp_path).is_finished

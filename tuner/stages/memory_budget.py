@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.config import TrainingConfig, override
 from tuner.config.memory_size import AUTO, gib
+from tuner.config.training import Recomputation
 from tuner.errors import UserError
 from tuner.stages.memory_savings import RESERVE_GIB, savings, setting_text
 
 if TYPE_CHECKING:
     from tuner.models.memory import MemoryPlan
 
-RECOMPUTATION: Mapping[bool, int] = {False: 1_024, True: 1}
-"""Values of `gradient_checkpointing`, the fastest first -> tokens of the smallest pass with which one is still faster
-than the next. Recomputing is a third more work in a pass of any size; smaller passes repeat what does not depend on
-their size: kernel launches, and unpacking 4-bit weights. An estimate: no GPU has been measured."""
+RECOMPUTATION: Mapping[Recomputation, int] = {False: 1_024, "selective": 1_024, True: 1, "offload": 1}
+"""Values of `gradient_checkpointing`, the fastest first -> tokens of the smallest pass with which one is still taken to
+be faster than the next. Recomputing all is a third more work in a pass of any size, and copies to the host come on top;
+smaller passes repeat what does not depend on their size: kernel launches, and unpacking 4-bit weights. The order and
+the numbers are estimates that no GPU has confirmed; they decide about speed alone, never whether a run fits."""
 FASTEST_PASS = 8_192
 """Tokens of a pass in one process above which it is hardly faster per token. An estimate, too."""
 
@@ -33,14 +35,19 @@ class Options:
     """Of `tokens_per_pass`; none: it stays as written."""
     caches: tuple[float, ...] = ()
     """Of `sampling.cache_gib`, likewise."""
+    recomputation: tuple[Recomputation, ...] = tuple(RECOMPUTATION)
+    """Of `gradient_checkpointing`."""
 
     def ladder(self) -> Iterator[Settings]:
-        """What a training step may be made with, the fastest first; the last needs least memory."""
-        for mode, smallest in RECOMPUTATION.items():
+        """What a training step may be made with, the fastest first.
+
+        `mlp_tile` is not on it: its products round otherwise, so the config alone decides about it.
+        """
+        for mode in self.recomputation:
             if not self.passes:
                 yield {"gradient_checkpointing": mode}
             for tokens in self.passes:
-                if tokens >= min(smallest, self.passes[0]):
+                if tokens >= min(RECOMPUTATION[mode], self.passes[0]):
                     yield {"tokens_per_pass": tokens, "gradient_checkpointing": mode}
 
 
@@ -103,8 +110,10 @@ def choose(
     def planned_gib(settings: Settings) -> float:
         return plan_of(override(config, settings)).peak / 2**30
 
-    *_, least = ladder = list(options.ladder())
+    ladder = list(options.ladder())
     caches: list[Settings] = [{"sampling.cache_gib": size} for size in options.caches] or [{}]
+    # not always the last: what waits on the host has buffers on the device
+    least = min(ladder, key=lambda rung: planned_gib({**rung, **caches[-1]}))
     cache = next((cache for cache in caches if planned_gib({**least, **cache}) <= room), None)
     if cache is None:
         raise _nothing_fits(config, {**least, **caches[-1]}, plan_of)
@@ -112,7 +121,7 @@ def choose(
         settings = {**rung, **cache}
         if (planned := planned_gib(settings)) <= room:
             return Choice(config.memory, room, planned, settings)
-    raise AssertionError("the last rung fits")
+    raise AssertionError("the least rung fits")
 
 
 def _nothing_fits(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuner.config import StageConfig, TrainingConfig, override
@@ -37,9 +37,12 @@ def with_chosen_memory(config: Config, context: Context) -> Config:
     if kept is not None:
         context.say(f"{kept.sentence()}, as this run began")
         return override(config, kept.settings)
+    on_cpu = devices.device.type == "cpu"
     free = devices.gather([devices.free_gib()]) if config.memory == AUTO else [None]
     room = room_gib(config.memory, None if None in free else min(free))
-    choice: Choice = devices.gather([_choose(config, room, devices.world) if devices.is_main else None])[0]
+    choice: Choice = devices.gather(
+        [_choose(config, room, devices.world, on_cpu) if devices.is_main else None]
+    )[0]
     if devices.is_main:
         run.save_json(RECORD, {**made_for, **asdict(choice)})
     context.say(choice.sentence())
@@ -61,7 +64,7 @@ def chosen_in_check(
                 'memory="auto" chooses by the GPU that the run begins on, and there is none here: all is counted with '
                 "settings as written; --card GIB shows what it chooses on one"
             ]  # fmt: skip
-        chosen[path] = _choose(part, room_gib(part.memory, free), processes)
+        chosen[path] = _choose(part, room_gib(part.memory, free), processes, part.device == "cpu")
     settings = {
         f"{path}.{field}" if path else field: value
         for path, choice in chosen.items()
@@ -101,11 +104,15 @@ def _parts(config: StageConfig) -> dict[str, TrainingConfig]:
     return {name: value for name, value in values.items() if isinstance(value, TrainingConfig)}
 
 
-def _choose(config: TrainingConfig, room: float, processes: int) -> Choice:
+def _choose(config: TrainingConfig, room: float, processes: int, on_cpu: bool) -> Choice:
     # with what the launcher says of shards
     laid_out = override(config, {"parallel": layout(config)})
     stage = stage_of(laid_out)
     options = stage.memory_options(laid_out, processes)
+    if on_cpu:  # whose memory is the host's
+        options = replace(
+            options, recomputation=tuple(way for way in options.recomputation if way != "offload")
+        )
     return choose(laid_out, options, stage.memory_plans(laid_out), room)
 
 

@@ -129,7 +129,7 @@ class Stage(ABC, Generic[Config]):
         """What `memory` chooses for a run of so many processes: nothing that is part of its result."""
         from tuner.stages.memory_budget import Options
 
-        return Options()
+        return Options(recomputation=(False, True))  # TRL's trainers know no others
 
     @abstractmethod
     def train(self, config: Config, context: Context) -> None:

@@ -9,7 +9,7 @@ from tuner.config import StageConfig
 from tuner.display.notebook import NotebookWatcher, in_notebook
 from tuner.display.progress import ProgressWatcher
 from tuner.errors import UserError
-from tuner.models.device_errors import is_memory_full, is_of_gpu
+from tuner.models.device_errors import full_memory, is_memory_full
 from tuner.stages.card_file import write_card
 from tuner.stages.context import Context
 from tuner.stages.memory_choice import remedy_for_full_memory, with_chosen_memory
@@ -100,10 +100,9 @@ def train_in(
 
 
 def _memory_is_full(run: Run, config: StageConfig, error: Exception) -> UserError:
-    whose = "the GPU's" if is_of_gpu(error) else "this machine's"
     fields = " or ".join(stage_of(config).memory_fields)
     remedy = remedy_for_full_memory(run, config) or f"lower {fields}, or set gradient_checkpointing=true"
-    return UserError(f"{run.folder}: {whose} memory is full; {remedy}, and the same run goes on")
+    return UserError(f"{run.folder}: {full_memory(error)}; {remedy}, and the same run goes on")
 
 
 def _watchers(config: StageConfig, figures: StageFigures) -> list[Watcher]:

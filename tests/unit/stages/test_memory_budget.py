@@ -26,12 +26,15 @@ def test_the_ladder_by_hand() -> None:
     rungs = [tuple(rung.values()) for rung in Options(passes=(4_096, 2_048, 1_024, 512)).ladder()]
     assert rungs == [
         *((4_096, False), (2_048, False), (1_024, False)),
+        *((4_096, "selective"), (2_048, "selective"), (1_024, "selective")),
         *((4_096, True), (2_048, True), (1_024, True), (512, True)),
+        *((4_096, "offload"), (2_048, "offload"), (1_024, "offload"), (512, "offload")),
     ]
     assert [tuple(rung.values()) for rung in Options(passes=(300, 200)).ladder()] == [
-        *((300, False), (300, True), (200, True)),
+        *((300, False), (300, "selective"), (300, True), (200, True), (300, "offload"), (200, "offload")),
     ]
-    assert list(Options().ladder()) == [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
+    of_trl = Options(recomputation=(False, True))
+    assert list(of_trl.ladder()) == [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
 
 
 def test_pass_sizes_by_hand() -> None:
@@ -53,9 +56,10 @@ def written(config: StageConfig, report: CheckReport) -> StageConfig:
     [
         ("internlm2_7b_qlora", {}, "10GiB", {"tokens_per_pass": 4_096, "gradient_checkpointing": True}),
         ("internlm2_7b_qlora", {}, "80GiB", {"tokens_per_pass": 8_192, "gradient_checkpointing": False}),
-        ("internlm2_7b_reward_qlora", LONG, "24GiB", {"gradient_checkpointing": True}),
+        ("internlm2_7b_reward_qlora", LONG, "16GiB", {"gradient_checkpointing": "selective"}),
         ("internlm2_7b_dpo_qlora", {}, "24GiB", {"gradient_checkpointing": True}),
         ("internlm2_7b_ppo", {}, "24GiB", {"gradient_checkpointing": True}),
+        ("internlm2_7b_ppo", {}, "20GiB", {"gradient_checkpointing": "offload"}),
     ],
 )
 def test_what_is_chosen_fits_and_nothing_faster(
@@ -116,11 +120,11 @@ def _tokenizer(config: StageConfig) -> object:
 
 
 def test_rounds_choose_for_each_part() -> None:
-    sizes = {"policy.memory": "24GiB", "reward.memory": "40GiB"}
+    sizes = {"policy.memory": "64GiB", "reward.memory": "40GiB"}
     config = override(load_config("internlm2_1_8b_cool"), sizes)
     report = check(config, shapes=True)
     assert {part: choice.memory for part, choice in report.chosen.items()} == {
-        "policy": "24GiB",
+        "policy": "64GiB",
         "reward": "40GiB",
     }
     assert report.peak_gib == pytest.approx(max(choice.planned_gib for choice in report.chosen.values()))
@@ -142,5 +146,5 @@ def test_nothing_fits_with_what_would_save_more() -> None:
         check(config, shapes=True)
     text = str(raised.value)
     assert text.startswith("memory='12GiB': the smallest planned peak is ")
-    assert "tokens_per_pass=2048, gradient_checkpointing=true, and CUDA needs 1 GiB beside it" in text
+    assert "tokens_per_pass=2048, gradient_checkpointing=offload, and CUDA needs 1 GiB beside it" in text
     assert "model.quantization=nf4 (" in text
