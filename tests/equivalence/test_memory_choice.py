@@ -37,6 +37,14 @@ def size_for(config, rung, processes=1):
     return f"{RESERVE_GIB + (peak + least) / 2:.9f}GiB"
 
 
+def size_below_the_first(config):
+    """A size that the first rung which needs less than all before it fits."""
+    planned = [peak for _, peak in peaks(config)]
+    return size_for(
+        config, next(rung for rung, peak in enumerate(planned) if rung and peak < min(planned[:rung]))
+    )
+
+
 class Looking(Watcher):
     """Keeps the config that the loop trains with."""
 
@@ -205,7 +213,7 @@ def test_processes_choose_together(small, tmp_path):
 
 def test_rounds_choose_for_each_part(cool, tmp_path):
     config = cool()
-    sizes = {"policy": size_for(config.policy, 1), "reward": size_for(config.reward, 1)}
+    sizes = {"policy": size_below_the_first(config.policy), "reward": size_below_the_first(config.reward)}
     changes = {f"{part}.memory": size for part, size in sizes.items()}
     run = tuner.train(override(config, changes), runs=tmp_path)
     for folder, part in (("round_1/ppo", "policy"), ("round_2/reward", "reward"), ("round_2/ppo", "policy")):

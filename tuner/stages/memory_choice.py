@@ -38,8 +38,9 @@ def with_chosen_memory(config: Config, context: Context) -> Config:
         context.say(f"{kept.sentence()}, as this run began")
         return override(config, kept.settings)
     on_cpu = devices.device.type == "cpu"
-    free = devices.gather([devices.free_gib()]) if config.memory == AUTO else [None]
-    room = room_gib(config.memory, None if None in free else min(free))
+    free: list[float | None] = devices.gather([devices.free_gib()]) if config.memory == AUTO else [None]
+    least_free = min((gib for gib in free if gib is not None), default=None)
+    room = room_gib(config.memory, least_free)
     choice: Choice = devices.gather(
         [_choose(config, room, devices.world, on_cpu) if devices.is_main else None]
     )[0]

@@ -87,12 +87,12 @@ def test_what_is_chosen_fits_and_nothing_faster(
 
 def _options(config: StageConfig) -> Options:
     stage = stage_of(config)
-    if (
-        stage.rows_field == "data"
-        and stage.memory_fields == ("tokens_per_pass",)
-        and config.stage == "reward"
-    ):  # type: ignore[attr-defined]
-        config = override(config, {"data.files": ["tuner:twins/train.jsonl"], "model.path": "tuner:tiny"})
+    if config.stage == "reward":  # whose options are read off rows
+        Path("pairs.jsonl").write_text(
+            json.dumps({"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}) + "\n"
+        )
+        rows = {"data.files": ["pairs.jsonl"], "conditions": {}, "validation.conditions": {}}
+        config = override(config, {**rows, "model.path": "tuner:tiny"})
     return stage.memory_options(config, 1)
 
 
@@ -107,7 +107,7 @@ def test_the_answers_of_a_list_share_a_pass(tmp_path: Path) -> None:
     row = {"prompt": [{"role": "user", "content": "Count."}], "answers": [a["content"] for a in answers]}
     file = tmp_path / "lists.jsonl"
     file.write_text(json.dumps(row | {"ranks": list(range(6))}) + "\n")
-    config = override(SMALL_REWARD, {"data.files": [str(file)], "conditions": {}})
+    config = override(SMALL_REWARD, {"data.files": [str(file)], "conditions": {}, "tokens_per_step": 2_048})
     longest = stage_of(config).load_rows(config, _tokenizer(config)).train.lengths.max()
     assert longest > 2 * config.data.max_length / 2
     assert stage_of(config).memory_options(config, 1).passes[-1] >= longest
