@@ -91,7 +91,7 @@ def _options(config: StageConfig) -> Options:
         Path("pairs.jsonl").write_text(
             json.dumps({"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}) + "\n"
         )
-        rows = {"data.files": ["pairs.jsonl"], "conditions": {}, "validation.conditions": {}}
+        rows = {"data.files": ["pairs.jsonl"], "conditions": {}}
         config = override(config, {**rows, "model.path": "tuner:tiny"})
     return stage.memory_options(config, 1)
 
