@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trl.kernels import chunked_logprob
 
-from tuner.models import arithmetic, varlen
+from tuner.models import arithmetic, kept_products, varlen
 
 
 class LiveMemory(TorchDispatchMode):
@@ -28,6 +28,9 @@ class LiveMemory(TorchDispatchMode):
         """Bytes alive now, beside those held from the start."""
         self.peak = 0
         """Most bytes alive at any time."""
+        self._host = 0
+        self.host_peak = 0
+        """Most bytes alive at any time of those that `on_host` makes."""
         self._known: set[int] = set()
 
     def hold(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -37,7 +40,22 @@ class LiveMemory(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forget the peak so far."""
-        self.peak = self.live
+        self.peak, self.host_peak = self.live, self._host
+
+    def on_host(self, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """A function whose tensor is counted as the host's, and not with the others."""
+
+        def made(*arguments: Any) -> torch.Tensor:
+            with _unseen():
+                tensor = make(*arguments)
+            storage = tensor.untyped_storage()
+            self._known.add(storage._cdata)
+            self._host += storage.nbytes()
+            self.host_peak = max(self.host_peak, self._host)
+            weakref.finalize(storage, self._release_host, storage._cdata, storage.nbytes())
+            return tensor
+
+        return made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -60,6 +78,10 @@ class LiveMemory(TorchDispatchMode):
     def _release(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+    def _release_host(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._host -= size
 
 
 class SavedTensors:
@@ -101,6 +123,7 @@ def cuda_arithmetic() -> Iterator[None]:
         patch.object(arithmetic, "computes_in_bf16", lambda device: True),
         patch.object(torch.nn.functional, "dropout", _dropout),
         patch.object(varlen, "_by_segment", _by_kernel),
+        patch.object(kept_products, "PRODUCTS", kept_products.PRODUCTS | {"live_memory::attention"}),
         patch.object(chunked_logprob, "_forward_tile", _in_kernel(chunked_logprob._forward_tile)),
         patch.object(chunked_logprob, "_addmm_fp32", _in_kernel(chunked_logprob._addmm_fp32)),
         patch.object(chunked_logprob, "_backward_tile", _in_kernel(chunked_logprob._backward_tile)),
@@ -144,8 +167,7 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, lengths: Any, scaling: Any, window: Any) -> Any:
-        out = _attend(query, key, value, lengths, scaling, window)
-        sums = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+        out, sums = _attention(query, key, value, lengths, scaling, window)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.arguments = lengths, scaling, window
         return out
@@ -162,16 +184,28 @@ class _Kernel(torch.autograd.Function):
         with torch.enable_grad():
             parts = [part.detach().requires_grad_() for part in (query, key, value)]
             with _unseen():
-                out = _attend(*parts, *ctx.arguments)
+                out = _by_segments(*parts, *ctx.arguments)
                 gradients = torch.autograd.grad(out, parts, upstream)
         return *(gradient.clone() for gradient in gradients), None, None, None
 
 
-def _attend(query: Any, key: Any, value: Any, lengths: Any, scaling: Any, window: Any) -> Any:
+@torch.library.custom_op("live_memory::attention", mutates_args=())
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    scaling: float | None,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As a kernel an operation of its own, which selective recomputation keeps: output and sums."""
+    sums = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+    return _by_segments(query, key, value, lengths, scaling, window), sums
+
+
+def _by_segments(query: Any, key: Any, value: Any, lengths: Any, scaling: Any, window: Any) -> Any:
     parts = (part.transpose(0, 1)[None] for part in (query, key, value))
-    with _unseen():
-        out = _as_before(*parts, list(lengths), scaling, window)[0].transpose(0, 1).contiguous()
-    return out.clone() if not out.requires_grad else out
+    return _as_before(*parts, list(lengths), scaling, window)[0].transpose(0, 1).contiguous()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from benchmarks.gpu import attention, correctness, matrix_peak, peers, two_proce
 from benchmarks.gpu.case import Bound, Case, at_least, at_most
 from benchmarks.gpu.policy import Generation, Policy, measure_generation, measure_ppo, ratio
 from benchmarks.gpu.training import MATRIX_PEAK, Training, measure_training
+from tuner.models.kernels.registry import KERNELS
 
 PEAK = MATRIX_PEAK[0]
 
@@ -40,6 +41,20 @@ def _kernels() -> list[Case]:
             _ATTENTION,
         )
         for backend in attention.BACKENDS
+    ]
+
+
+def _proofs() -> list[Case]:
+    """What takes the place of a model's modules, by the proof of every run."""
+    return [
+        Case(
+            f"right.kernel_{name}",
+            f'The embedded model with kernels=("{name}",), as a share of the bound of the proof',
+            partial(correctness.kernel, name),
+            60,
+            {"share": at_most(1)},
+        )
+        for name in KERNELS
     ]
 
 
@@ -155,6 +170,7 @@ def _memory() -> list[Case]:
     qlora = Training(
         "internlm2_7b", 2048, quantization="nf4", dropout=0.1, checkpointing=True, bits=8, paged=True
     )
+    long = replace(qlora, checkpointing="offload", mlp_tile=2048, steps=3)
     rows = [
         ("nf4_7b_2k", "QLoRA of InternLM2-7B as configs/internlm2_7b_qlora, 2k a pass", qlora, 7.0),
         ("nf4_7b_8k", "The same with one sample of 8k a pass", replace(qlora, sample=8192), 8.5),
@@ -164,6 +180,19 @@ def _memory() -> list[Case]:
             replace(qlora, sample=32_768, steps=4),
             14.0,
         ),
+        (
+            "nf4_7b_8k_selective",
+            "The same with 8k, products kept",
+            replace(qlora, sample=8192, checkpointing="selective"),
+            None,
+        ),
+        (
+            "nf4_7b_256k",
+            "One sample of 256k a pass, inputs on the host, MLPs in tiles",
+            replace(long, sample=262_144),
+            74.0,
+        ),
+        ("nf4_7b_512k", "The same with 512k", replace(long, sample=524_288), 131.0),
         ("nf4_20b_2k", "QLoRA of InternLM2-20B, 2k a pass", replace(qlora, shape="internlm2_20b"), 16.0),
         ("int8_7b_2k", "LoRA on InternLM2-7B in 8 bit, 2k a pass", replace(qlora, quantization="int8"), None),
         ("lora_7b_2k", "LoRA on InternLM2-7B in bf16, 2k a pass", replace(qlora, quantization=None), None),
@@ -179,29 +208,48 @@ def _memory() -> list[Case]:
             f"memory.{name}",
             what,
             training,
-            150 if training.r is None else 60,  # its checkpoint has all weights and their moments
+            _seconds(training),
             {} if limit is None else {"peak": at_most(limit)},
         )
         for name, what, training, limit in rows
     ]
 
 
+def _seconds(training: Training) -> int:
+    """An estimate: a checkpoint of all weights has their moments, too; attention's work grows with the row's square."""
+    if training.r is None:
+        return 150
+    return 60 + (training.steps * training.sample // 10_000 if training.sample > 100_000 else 0)
+
+
 def _speed() -> list[Case]:
     """Shares of the matrix peak, by the necessary operations alone."""
     nf4 = Training("internlm2_7b", 4096, quantization="nf4")
     lora = Training("llama3_8b", 4096, samples=2, r=16)
-    recomputed = replace(nf4, sample=8192, checkpointing=True)
+    recomputed, selective = (replace(nf4, checkpointing=way) for way in (True, "selective"))
     rows = [
         ("lora_llama3_8b", "LoRA on Llama-3-8B in bf16, batch 2 × 4,096", lora, 0.65),
         ("lora_qwen2_5_7b", "The same on Qwen2.5-7B", replace(lora, shape="qwen2_5_7b"), 0.65),
         ("nf4_7b_4k", "QLoRA of InternLM2-7B, one sample of 4k a pass", nf4, 0.60),
         ("nf4_7b_8k", "QLoRA of InternLM2-7B, one sample of 8k a pass", replace(nf4, sample=8192), 0.60),
-        ("nf4_7b_8k_recomputed", "The same with full recomputation", recomputed, 0.40),
+        ("nf4_7b_4k_recomputed", "4k with full recomputation", recomputed, None),
+        ("nf4_7b_8k_recomputed", "8k with full recomputation", replace(recomputed, sample=8192), 0.40),
+        ("nf4_7b_4k_selective", "4k, products kept", selective, None),
+        ("nf4_7b_8k_selective", "8k, products kept", replace(selective, sample=8192), None),
     ]
-    return [
-        _trained(f"speed.{name}", what, training, 50, {"utilization": at_least(limit)})
+    kernels = [
+        ("nf4_7b_4k_compile", "The first of them with compiled layers", replace(nf4, kernels=("compile",))),
+        ("nf4_7b_4k_liger", "The same with Liger's kernels", replace(nf4, kernels=("liger",))),
+        ("lora_llama3_8b_auto", "LoRA on Llama-3-8B with the kernels proved", replace(lora, kernels="auto")),
+    ]
+    plain = [
+        _trained(
+            f"speed.{name}", what, training, 50, {} if limit is None else {"utilization": at_least(limit)}
+        )
         for name, what, training, limit in rows
     ]
+    # compiling takes minutes, for the proof and for the run
+    return plain + [_trained(f"speed.{name}", what, training, 180) for name, what, training in kernels]
 
 
 def _policy() -> list[Case]:
@@ -327,7 +375,7 @@ def _compared(theirs: str, ours: str, bound: Bound | None = None) -> Case:
 
 _PEAK = Case(PEAK, "bf16 matrix products of random numbers", matrix_peak.measure, 10)
 # what takes seconds first
-_RIGHT = sorted((*_kernels(), *_models(), *_runs()), key=lambda case: len(case.shapes))
+_RIGHT = sorted((*_kernels(), *_proofs(), *_models(), *_runs()), key=lambda case: len(case.shapes))
 _PEERS = (*_peers_in_training(), *_peers_in_generation(), *_peers_in_pairs())
 CASES = {case.name: case for case in (*_RIGHT, _PEAK, *_memory(), *_speed(), *_policy(), *_PEERS)}
 """Name -> case."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.case import Measurement, Place
+from benchmarks.gpu.case import Measurement, NotHereError, Place
 from benchmarks.gpu.shapes import model_folder
 from benchmarks.gpu.small_runs import (
     SMALL_PPO,
@@ -20,10 +21,14 @@ from benchmarks.gpu.small_runs import (
     train,
 )
 from tuner.config import LoRA, Model, override
+from tuner.config.training import KernelName
 from tuner.data.batch import Batch, make_batch
 from tuner.models.arithmetic import autocast
 from tuner.models.forward import scores, token_logprobs, token_loss, values
 from tuner.models.generate import generate
+from tuner.models.kernels import compiled
+from tuner.models.kernels.proof import Proof, bound
+from tuner.models.kernels.registry import KERNELS
 from tuner.models.load import Loaded, load_model
 from tuner.models.load_roles import load_policy_roles
 from tuner.models.probe import prove_isolation
@@ -52,6 +57,22 @@ def isolation(shape: str | None, place: Place) -> Iterator[Measurement]:
         loaded = load_model(model, precision=precision, device=place.device)
         error = prove_isolation(loaded, place.device, autocast(place.device, precision))
         yield Measurement("error", error, "", setting=f"{precision}, {quantization or 'not quantized'}")
+
+
+def kernel(name: KernelName, place: Place) -> Iterator[Measurement]:
+    """Hidden states and gradients of the embedded model with a kernel, by the proof of every run: the largest error as
+    a share of its bound. In a dry run compiled layers are traced, and no code is made of them."""
+    if (reason := KERNELS[name].unavailable(place.device)) is not None:
+        raise NotHereError(f"{name} {reason}")
+    if place.is_dry:
+        compiled.BACKEND = "aot_eager"
+    for precision, quantization in KINDS[:1] if place.is_dry else KINDS[:3]:
+        model = Model(path=TINY, quantization=quantization)
+        loaded = load_model(model, precision=precision, device=place.device, adapter=LoRA(r=8))
+        proof = Proof(loaded, partial(autocast, place.device, precision))
+        KERNELS[name].install(loaded.model)
+        share = max(error / bound(plain) for error, plain in proof.errors().values())
+        yield Measurement("share", share, "", setting=f"{precision}, {quantization or 'not quantized'}")
 
 
 def nf4(shape: str | None, place: Place) -> Iterator[Measurement]:

@@ -13,10 +13,13 @@ from typing import Literal
 import torch
 
 import tuner
-from benchmarks.gpu.case import Measurement, Place
+from benchmarks.gpu.case import Measurement, NotHereError, Place
 from benchmarks.gpu.flops import Matrices, batch_flops
 from benchmarks.gpu.shapes import model_folder
 from tuner.config import SFT, AdamW, Checkpoint, Evaluation, LoRA, Model, StageConfig, Text
+from tuner.config.training import Kernels, Recomputation
+from tuner.models.kernels import compiled
+from tuner.models.kernels.registry import KERNELS
 from tuner.models.load import Loaded, load_model
 from tuner.stages.check import check
 from tuner.stages.data_view import load_rows
@@ -27,8 +30,15 @@ WARM_UP = 2
 """Steps that are not timed: kernels are chosen and caches filled in them."""
 CHARACTERS = 5
 """Of text for each token that is needed, of which the small tokenizer makes more than one."""
-DRY_SAMPLE = 32
-"""Tokens of a sample in a dry run."""
+DRY_SAMPLE, DRY_TILE = 32, 16
+"""Tokens of a sample, and of an MLP's tile, in a dry run."""
+ACTIVATIONS: dict[Recomputation, str] = {
+    False: "kept",
+    True: "recomputed",
+    "selective": "recomputed but for products",
+    "offload": "recomputed from inputs on the host",
+}
+"""What becomes of a layer's activations, in words."""
 MATRIX_PEAK = ("speed.matrix_peak", "peak")
 """Case and name of the value that utilization is relative to."""
 
@@ -48,9 +58,11 @@ class Training:
     """Rank of the adapter; None: all weights are trained."""
     quantization: Literal["nf4", "int8"] | None = None
     dropout: float = 0.0
-    checkpointing: bool = False
+    checkpointing: Recomputation = False
+    mlp_tile: int | None = None
     bits: Literal[32, 8] = 32
     paged: bool = False
+    kernels: Kernels = "plain"
     steps: int = 6
 
     def config(self, place: Place) -> SFT:
@@ -71,6 +83,8 @@ class Training:
             tokens_per_step=tokens * self.passes,
             max_steps=place.size(self.steps, WARM_UP + 1),
             gradient_checkpointing=self.checkpointing,
+            mlp_tile=None if self.mlp_tile is None else place.size(self.mlp_tile, DRY_TILE),
+            kernels=self.kernels,
             checkpoint=Checkpoint(every=None),
             evaluation=Evaluation(samples=0),
             device="cuda" if place.device.type == "cuda" else "cpu",
@@ -82,9 +96,14 @@ class Training:
             place.size(self.sample, DRY_SAMPLE),
             "all weights" if self.r is None else f"r {self.r}",
         )
-        recomputed = "recomputed" if self.checkpointing else "kept"
         kind = self.quantization or "bf16"
-        return f"{self.shape} {kind}, {adapter}, {self.samples} × {sample:,} a pass, activations {recomputed}"
+        tiled = "" if self.mlp_tile is None else f", MLPs of {place.size(self.mlp_tile, DRY_TILE):,} tokens"
+        kernels = self.kernels if isinstance(self.kernels, str) else ", ".join(self.kernels)
+        return (
+            f"{self.shape} {kind}, {adapter}, {self.samples} × {sample:,} a pass, "
+            f"activations {ACTIVATIONS[self.checkpointing]}{tiled}"
+            + ("" if kernels == "plain" else f", kernels {kernels}")
+        )
 
 
 class LoadingPeak:
@@ -112,6 +131,11 @@ class LoadingPeak:
 
 def measure_training(training: Training, place: Place) -> Iterator[Measurement]:
     """Train, and measure the steps after the warm-up."""
+    for name in () if isinstance(training.kernels, str) else training.kernels:
+        if (reason := KERNELS[name].unavailable(place.device)) is not None:
+            raise NotHereError(f"{name} {reason}")
+    if place.is_dry:  # layers are traced, and no code is made of them: compilers take minutes
+        compiled.BACKEND = "aot_eager"
     config, loading = training.config(place), LoadingPeak(place.device)
     metrics = tuner.train(config, runs=place.work / "runs", watchers=[loading]).metrics
     yield Measurement("peak", metrics[-1]["memory_gib"], "GiB", predicted_gib(config))

@@ -270,6 +270,7 @@ AGAIN = {
     "TrainingConfig.gradient_checkpointing": ppo(
         {"gradient_checkpointing": True}, "forward passes", STEADY, alike=True
     ),
+    "TrainingConfig.mlp_tile": ppo({"mlp_tile": 32}, "forward passes", STEADY, alike=True),
     "StageConfig.seed": ppo({"seed": 1}, "tokens"),
     "TrainingConfig.schedule": ppo({"schedule": {"kind": "linear", "warmup": 0.0}}, "lr_policy", AT_ONCE),
     "HeldOutEvaluation.every": ppo({"evaluation.every": 1}, "eval_score"),
@@ -302,6 +303,7 @@ SEEN = {
     "TrainingConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
     "TrainingConfig.memory": Change({"memory": "2GiB"}, "forward passes", {"gradient_checkpointing": True}),
     "TrainingConfig.mlp_tile": Change({"mlp_tile": 64}, "forward passes"),
+    "TrainingConfig.kernels": Change({"kernels": ["liger"]}, "error"),  # without CUDA
     "TrainingConfig.device": Change({"device": "cuda"}, "place"),
     "Parallel.shard": Change({"parallel.shard": 2}, "error"),  # of a single process
     "Parallel.sequence": Change({"parallel.sequence": 2}, "error"),
@@ -763,6 +765,17 @@ def test_a_change_is_seen(name: str, look: Look) -> None:
 @pytest.mark.parametrize("name", AGAIN)
 def test_ppo_reads_it_too(name: str, look: Look) -> None:
     assert_seen(AGAIN[name], look)
+
+
+@pytest.mark.parametrize("way", ["selective", "offload"])
+@pytest.mark.parametrize("stage", [BASE, POLICY], ids=["sft", "ppo"])
+def test_every_way_of_checkpointing_is_seen(stage: PackedConfig | PPO, way: str, look: Look) -> None:
+    """Layers are computed again, and all that is learned stays as it was to the last bit."""
+    before, after = look(stage), look(stage, {"gradient_checkpointing": way})
+    assert after["forward passes"] > before["forward passes"]
+    assert {name: after[name] for name in ("losses", "weights")} == {
+        name: before[name] for name in ("losses", "weights")
+    }
 
 
 @pytest.mark.parametrize("stage", [BASE, POLICY], ids=["sft", "ppo"])

@@ -85,7 +85,7 @@ def test_a_kernels_call_is_the_exact_path(kernel, window):
     borders = (0, 5, 22, 60)
     packed = [torch.randn((1, heads, 60, 16), dtype=torch.bfloat16) for heads in (8, 2, 2)]
     segments: dict[str, Any] = {
-        "segment_borders": borders,
+        "segment_borders": torch.tensor(borders),
         "cu_seq_lens_q": torch.tensor(borders, dtype=torch.int32),
         "max_length_q": 38,
         "sliding_window": window,

@@ -128,7 +128,7 @@ def test_attention_kernels_equal_the_exact_path(window):
     shapes = [(1, heads, borders[-1], 64) for heads in (8, 2, 2)]
     packed = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
     segments: dict[str, Any] = {
-        "segment_borders": borders,
+        "segment_borders": torch.tensor(borders),
         "cu_seq_lens_q": torch.tensor(borders, device=device, dtype=torch.int32),
         "max_length_q": 128,
         "sliding_window": window,

@@ -386,6 +386,7 @@ def test_every_case_in_small(tmp_path):
     rows = dry(tmp_path)
     assert {row["case"] for row in rows} == CASES.keys()
     needing = ("right.attention_torch", "right.attention_flash", "peers.unsloth", "peers.vllm", "compare.")
+    needing += ("right.kernel_liger", "speed.nf4_7b_4k_liger")
     assert [case for case in unmeasured(rows) if not case.startswith(needing)] == []
     assert unbounded(rows) == {}
     assert [row for row in rows if row["ok"] is False] == []

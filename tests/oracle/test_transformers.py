@@ -89,14 +89,14 @@ def test_a_sliding_window_equals_transformers(tmp_path):
     """Mistral 7B v0.1 attends to the last 4,096 tokens only; here 16, in segments shorter and longer than that."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    from tuner.models.probe import _one_by_one, _random_row, _relative_error
+    from tuner.models.probe import LENGTHS, _one_by_one, _relative_error, random_row
 
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(**shape, num_key_value_heads=2, vocab_size=128, sliding_window=7)
     model = MistralForCausalLM(config).eval()
     model.set_attn_implementation("varlen")
-    batch = _random_row(model, CPU)
+    batch = random_row(model, CPU, LENGTHS)
     with torch.no_grad():
         packed = hidden_states(model, batch)
         model.set_attn_implementation("sdpa")

@@ -11,7 +11,16 @@ from tuner.config.evaluation import Validation
 from tuner.config.memory_size import MemorySize
 from tuner.config.model import Freeze, Model
 from tuner.config.parallel import Parallel
-from tuner.config.training import AdamW, Checkpoint, Cosine, Recomputation, Schedule, Wandb
+from tuner.config.training import (
+    AdamW,
+    Checkpoint,
+    Cosine,
+    KernelName,
+    Kernels,
+    Recomputation,
+    Schedule,
+    Wandb,
+)
 
 
 class StageConfig(ConfigBase):
@@ -87,6 +96,13 @@ class TrainingConfig(StageConfig):
     `sampling.cache_gib` itself, whatever they say: the fastest of them whose planned peak fits. (DPO and KTO: only the
     first, as their passes are part of the result.) None: they are used as written."""
 
+    kernels: Kernels = "plain"
+    """What computes the layers. "plain": transformers' and peft's modules. ("compile",): torch.compile of each layer,
+    which fuses what is not a product of matrices. ("liger",): Liger's Triton kernels for norms, rotary positions and
+    gated MLPs (CUDA; `pip install liger-kernel`). "auto": of those that are there, the first in this order. Each must
+    prove on the run's own model that it computes the same but for rounding: "auto" leaves out what does not, and a
+    resumed run keeps what was chosen."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; "auto": the GPU if there is one."""
 
@@ -117,7 +133,36 @@ class TrainingConfig(StageConfig):
             )
         if self.mlp_tile is not None:
             raise ValueError("mlp_tile is for packed rows, and TRL's trainers pad theirs: leave it out")
+        if self.kernels != "plain":
+            raise ValueError("kernels are for packed rows, and TRL's trainers pad theirs: leave them out")
         return self
+
+    @model_validator(mode="after")
+    def _kernels_fit(self) -> Self:
+        if isinstance(self.kernels, str):
+            return self
+        if not self.kernels or len(set(self.kernels)) < len(self.kernels):
+            raise ValueError(f'kernels={self.kernels}: name each kernel once, or write "plain" for none')
+        if {"compile", "liger"} <= set(self.kernels):
+            raise ValueError('kernels: "compile" fuses what "liger" replaces; choose one of them')
+        for name in self.kernels:
+            if (conflict := self.kernel_conflict(name)) is not None:
+                raise ValueError(f'kernels: "{name}" {conflict}')
+        return self
+
+    def kernel_conflict(self, name: KernelName) -> str | None:
+        """Why the other settings rule a kernel out, as the rest of a sentence about it; None where they do not."""
+        if self.parallel.shard > 1 or self.parallel.sequence > 1:
+            return "excludes parallel: it is for processes that each hold a model and their rows whole; leave one out"
+        if self.gradient_checkpointing == "selective":
+            what = {
+                "compile": "a layer that is compiled decides by itself what it keeps",
+                "liger": "its rotary kernel writes over results of products, which would be kept",
+            }[name]
+            return f'excludes gradient_checkpointing="selective": {what}; write true or false'
+        if name == "compile" and self.mlp_tile is not None:
+            return "excludes mlp_tile, whose calls for each tile are not compiled; leave one of them out"
+        return None
 
 
 class SingleModelConfig(TrainingConfig):

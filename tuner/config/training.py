@@ -8,6 +8,10 @@ from tuner.config.base import FOLDER_NAME, ConfigBase
 
 Recomputation = bool | Literal["selective", "offload"]
 """What layers compute again in the backward pass; see `gradient_checkpointing`."""
+KernelName = Literal["compile", "liger"]
+"""What can take the place of parts of a model; see `kernels`."""
+Kernels = Literal["plain", "auto"] | tuple[KernelName, ...]
+"""Which of them do."""
 
 
 class AdamW(ConfigBase):

@@ -33,6 +33,15 @@ def peft_library() -> Any:
     return peft
 
 
+def lora_linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and module of a model's linear layers with LoRA, whole or in 4 bit."""
+    lora = peft_library().tuners.lora
+    kinds = (lora.Linear, lora.bnb.Linear4bit)
+    for name, module in model.named_modules():
+        if type(module) in kinds:
+            yield name, module
+
+
 def has_score(model: nn.Module) -> bool:
     """Whether a model without peft's wrapper ends in a scalar head, as reward models do, instead of logits."""
     return isinstance(getattr(model, SCORE, None), nn.Module)

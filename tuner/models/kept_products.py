@@ -15,11 +15,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tuner.models.adapter_kinds import LINEAR
 from tuner.models.freeze import decoder_layers
@@ -40,6 +40,8 @@ PRODUCTS = {
 """Operations whose results are kept. Attention as a product of matrices (`bmm`) is not among them: its scores are
 T × T."""
 
+_COMPUTED = "what `kept` keeps"
+Results = TypeVar("Results", Tensor, tuple[Tensor, ...])
 _pass = threading.local()
 """`mode`: the one under which products run in the layer that is being computed, in this thread: on a GPU layers are
 computed again in autograd's."""
@@ -72,6 +74,17 @@ def products() -> AbstractContextManager[Any]:
     return nullcontext() if mode is None else mode
 
 
+def kept(compute: Callable[[], Results]) -> Results:
+    """What `compute` makes, a tensor or several; of a layer that is computed selectively it is kept, and given out."""
+    mode: _Results | None = getattr(_pass, "mode", None)
+    if mode is None:
+        return compute()
+    results = mode.once(compute)
+    for result in tree_leaves(results):
+        mode.watch(result)
+    return results
+
+
 def no_products() -> AbstractContextManager[None]:
     """Keep no products inside."""
     return _under(None)
@@ -100,6 +113,10 @@ class _Results(TorchDispatchMode):
         super().__init__()
         self._results = results
 
+    def once(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` makes, the first time; and that again."""
+        raise NotImplementedError
+
     def watch(self, result: Tensor) -> None:
         """Notice changes of a linear layer's result, which may be the memory of the product that is kept."""
         raise NotImplementedError
@@ -115,6 +132,11 @@ class _Keep(_Results):
             self._results.append((func, tree_map_only(Tensor, Tensor.detach, result)))
         return result
 
+    def once(self, compute: Callable[[], Any]) -> Any:
+        results = compute()
+        self._results.append((_COMPUTED, tree_map_only(Tensor, Tensor.detach, results)))
+        return results
+
     def watch(self, result: Tensor) -> None:
         self._results.append((result.detach(), result._version))  # which count changes together
 
@@ -125,17 +147,23 @@ class _GiveOut(_Results):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name not in PRODUCTS:
             return func(*args, **(kwargs or {}))
-        kept, result = self._results.popleft() if self._results else (None, None)
-        if kept is not func:
+        return self._next(func)
+
+    def once(self, compute: Callable[[], Any]) -> Any:
+        return self._next(_COMPUTED)
+
+    def _next(self, func: Any) -> Any:
+        first, result = self._results.popleft() if self._results else (None, None)
+        if first is not func:
             raise RuntimeError(
-                f"a layer that is computed again calls {func}, and first called {kept}: its operations must not change "
-                "between forward and backward pass, nor may a backward pass be made twice"
+                f"a layer that is computed again calls {func}, and first called {first}: its operations must not "
+                "change between forward and backward pass, nor may a backward pass be made twice"
             )
         return result
 
     def watch(self, result: Tensor) -> None:
-        kept, version = self._results.popleft()
-        if kept._version != version:
+        first, version = self._results.popleft()
+        if first._version != version:
             raise RuntimeError(
                 "a linear layer's result was changed in place, which selective recomputation would do twice"
             )

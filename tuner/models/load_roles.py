@@ -7,7 +7,7 @@ from what is built there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -139,12 +139,15 @@ def load_policy_roles(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
     processes: DeviceMesh | None = None,
+    *,
+    install_kernels: Callable[[Sequence[Loaded]], None] = lambda models: None,
 ) -> PolicyRoles:
     """Load the roles of a policy stage, without dropout, proven to keep packed samples apart.
 
     The reference is the policy as it starts, or a model of its own; the critic starts from the reward model or the
-    policy, with a fresh head of zeros. processes: those that hold weights together; see `load_model`. On the meta
-    device the same roles are built without reading weights. Raises UserError when a model is missing, the reward model
+    policy, with a fresh head of zeros. processes: those that hold weights together; see `load_model`. install_kernels:
+    called with the distinct models once they are proven, and before their layers are checkpointed. On the meta device
+    the same roles are built without reading weights. Raises UserError when a model is missing, the reward model
     has no scalar head, or critic or reference cannot read what the policy writes.
     """
     loader = _Loader(models, device, processes)
@@ -155,10 +158,12 @@ def load_policy_roles(
         switch_off_dropout(loaded.model)
         if processes is not None:
             shard(loaded, processes)
-        recompute_activations(loaded.model, models.gradient_checkpointing)
-        tile_mlps(loaded.model, models.mlp_tile)
         if device.type != "meta":
             prove_isolation(loaded, device, autocast())
+    install_kernels(together.models)
+    for loaded in together.models:
+        recompute_activations(loaded.model, models.gradient_checkpointing)
+        tile_mlps(loaded.model, models.mlp_tile)
     inputs, fingerprints = {}, {POLICY: _identity(loader.policy)}
     if models.reference_role is not None:
         fingerprints[REFERENCE] = _identity(loader.reference)

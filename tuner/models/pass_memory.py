@@ -41,6 +41,9 @@ class Arithmetic:
     tiled: float = 1.0
     """Share of a row's tokens for which an MLP is computed at a time (`tiled_mlp.py`)."""
 
+    inputs_leave: bool = False
+    """Whether a layer that is computed again lets its input go once its norm has a copy in fp32 (`offload.py`)."""
+
     @property
     def by_kernel(self) -> bool:
         """Whether attention is computed by kernels for packed rows, which take key heads once."""
@@ -128,6 +131,9 @@ class LayerMemory:
             inputs += hidden - _inputs_per_token(mlp, how)
             # beside it the gradients of the MLP's result and of its input
             in_flight, inside = how.tiled * (in_flight - hidden + inside) + 2 * hidden, 0.0
+            # or after it the norm before the MLP, as the gradient takes the place of the MLP's input
+            gone = hidden if how.inputs_leave and how.stream < 4 else 0
+            in_flight = max(in_flight, _norm_in_flight(shape.hidden_size) - gone)
         return cls(
             norms=sum(_norm_per_token(name, norm, attention, how) for name, norm in _norms(layer)),
             attention=_attention_per_token(attention, shape, how),
@@ -256,16 +262,21 @@ def _in_flight_per_token(last: Projection, width: int, how: Arithmetic, *, ends_
 
     In the backward pass the gradients of the product and of a factor. In the forward pass of an adapter on an
     unquantized base the product with its copies in fp32, before and after dropout, and hidden states: those before the
-    MLP, its norm's result, and the projection's own. A norm at a layer's end goes backward first, with five values in
-    fp32: gradients by its result, its input and its mean square, and factors of these.
+    MLP, its norm's result, and the projection's own. A norm at a layer's end goes backward first.
     """
     backward = 2 * last.width * how.product
     if ends_in_norm:
-        backward = max(backward, 5 * width * 4)
+        backward = max(backward, _norm_in_flight(width))
     if last.rank and not how.quantized and how.product == 2:
         copies = last.width * (how.product + 4 + (4 if how.dropout else 0))
         backward = max(backward, copies + width * (2 * how.stream + how.product))
     return backward + width * how.stream
+
+
+def _norm_in_flight(width: int) -> float:
+    """As a norm goes backward, five values in fp32: gradients by its result, its input and its mean square, and factors
+    of these."""
+    return 5 * width * 4.0
 
 
 @dataclass(frozen=True)

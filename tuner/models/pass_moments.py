@@ -33,6 +33,7 @@ def arithmetic(budget: MemoryBudget, loaded: Loaded) -> Arithmetic:
         dropout=budget.adapter_dropout,
         padded_to=budget.padded_to,
         tiled=budget.tiled,
+        inputs_leave=budget.gradient_checkpointing == "offload",
     )
 
 
@@ -48,9 +49,10 @@ class _Moments:
     @property
     def at_head(self) -> dict[str, float]:
         budget, how = self._budget, self._how
-        held = self._kept(len(self._layers))
+        # of inputs that go to the host the last layer's is left
+        held = self._kept(1 if budget.gradient_checkpointing == "offload" else len(self._layers))
         if budget.gradient_checkpointing:
-            held |= {"the last layer's output, and its norm's": self._last_norm + self._hidden}
+            held |= {"the last norm's input and result": self._last_norm}
         if not budget.language_head:
             return held
         head = HeadMemory.of(self._transformer, self._tokens, how, plain=_is_plain(self._transformer))
@@ -98,7 +100,7 @@ class _Moments:
                 + self._last_norm
             }
         if recomputation == "offload":
-            return {"inputs of two layers": min(2, inputs) * self._hidden}
+            return {"inputs of layers on the device": min(2, inputs) * self._hidden}
         kept = {"inputs of all layers": inputs * self._hidden}
         if recomputation == "selective":
             counts = self._counts[: inputs if products is None else products]

@@ -6,6 +6,7 @@ Shapes: T tokens of the packed row, D hidden size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -39,7 +40,7 @@ def prove_isolation(loaded: Loaded, device: torch.device, autocast: AbstractCont
     model, plain = loaded.model, unwrapped(loaded.model)
     was_training = model.training
     model.eval()
-    batch = _random_row(model, device)
+    batch = random_row(model, device, LENGTHS)
     with autocast:
         packed_TD = gathered(hidden_states)(model, batch).float()
         # another backend than the one tested, and without packing, so no fault of `varlen` can be in both
@@ -60,11 +61,12 @@ def prove_isolation(loaded: Loaded, device: torch.device, autocast: AbstractCont
     return error
 
 
-def _random_row(model: torch.nn.Module, device: torch.device) -> Batch:
+def random_row(model: torch.nn.Module, device: torch.device, lengths: Sequence[int]) -> Batch:
+    """A packed row of random tokens in segments of these lengths, the same for every model of a vocabulary."""
     vocabulary = unwrapped(model).get_input_embeddings().weight.shape[0]
     # of its own: a draw from the global generators would change the run's dropout
     generator = np.random.default_rng(0)
-    samples = [generator.integers(0, vocabulary, length).astype(np.int32) for length in LENGTHS]
+    samples = [generator.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
     return make_batch([(tokens, np.ones(len(tokens), np.float32)) for tokens in samples]).to(device)
 
 

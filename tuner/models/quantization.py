@@ -1,6 +1,7 @@
 """The only module that imports bitsandbytes: quantized frozen weights, their dequantization, 8-bit optimizers."""
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 Quantization = Literal["nf4", "int8"]
 
 
+@functools.cache
 def bitsandbytes() -> ModuleType:
     """The library, imported without its warnings about optional kernels."""
     with _quiet("bitsandbytes.backends.cpu.ops"):
@@ -105,6 +107,27 @@ def dequantized_weight(layer: Any) -> Tensor:
     state = copy.copy(weight.quant_state)
     state.dtype = torch.float32
     return functional.dequantize_4bit(weight.data, state)
+
+
+def is_in_4_bit(layer: nn.Module) -> bool:
+    """Whether a linear layer is one of bitsandbytes' in 4 bit; does not import it."""
+    return type(layer).__module__.startswith("bitsandbytes.") and hasattr(layer, "compute_dtype")
+
+
+def product_in_4_bit(layer: Any, rows_TD: Tensor) -> Tensor:
+    """What a 4-bit layer makes of rows in its compute dtype, [T, D] -> [T, O], by its own kernels."""
+    library, bias_O = bitsandbytes(), layer.bias
+    library.nn.modules.fix_4bit_weight_quant_state_from_module(layer)  # which FSDP loses
+    state = layer.weight.quant_state
+    bias_O = None if bias_O is None else bias_O.to(rows_TD.dtype)
+    return library.matmul_4bit(rows_TD, layer.weight, bias=bias_O, quant_state=state)
+
+
+def weight_from_4_bit(layer: Any, dtype: torch.dtype) -> Tensor:
+    """The weight of a 4-bit layer, [O, D], as its own backward pass takes it: in the dtype that was quantized."""
+    library = bitsandbytes()
+    library.nn.modules.fix_4bit_weight_quant_state_from_module(layer)
+    return library.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
 
 
 def dequantize(model: nn.Module) -> None:

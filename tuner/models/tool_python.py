@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tuner.errors import UserError
+from tuner.models.cuda_allocator import is_ours
 
 PYTHON = "TUNER_HANDOVER_PYTHON"
 """Environment variable with the Python of the environment that has tools for finished models."""
@@ -24,7 +25,8 @@ _LAUNCH_PREFIXES = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG
 
 
 def tool_environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a program that is no rank of this run: without what a launcher told this process.
+    """The environment of a program that is no rank of this run: without what a launcher told this process, and what
+    tuner asks of torch's allocator.
 
     A program that uses torch.distributed itself would take itself for a rank. A vLLM server under torchrun waited for
     a store that nobody opens (TORCHELASTIC_USE_AGENT_STORE), and died after minutes.
@@ -32,7 +34,9 @@ def tool_environment(variables: Mapping[str, str] = os.environ) -> dict[str, str
     return {
         name: value
         for name, value in variables.items()
-        if name not in _LAUNCH_VARIABLES and not name.startswith(_LAUNCH_PREFIXES)
+        if name not in _LAUNCH_VARIABLES
+        and not name.startswith(_LAUNCH_PREFIXES)
+        and not is_ours(name, value)
     }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +66,8 @@ def segment_arguments(batch: Batch) -> dict[str, Any]:
         # numbers of the host: read off `offsets`, every layer would wait for the device
         "max_length_q": batch.longest,
         "max_length_k": batch.longest,
-        "segment_borders": batch.borders,
+        # a tensor, of the host: numbers would be guards of torch.compile, which would compile every pack anew
+        "segment_borders": torch.tensor(batch.borders),
     }
 
 
@@ -83,7 +83,7 @@ def varlen_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    segment_borders: tuple[int, ...] | None = None,
+    segment_borders: torch.Tensor | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     row_processes: DeviceMesh | None = None,
@@ -115,8 +115,7 @@ def varlen_attention(
             segments = (cu_seq_lens_q, max_length_q)
             out_1HTD = _by_kernel(query_1HTD, key_1KTD, value_1KTD, segments, scaling, sliding_window)
         else:
-            lengths = [end - start for start, end in itertools.pairwise(segment_borders)]
-            out_1HTD = _by_segment(query_1HTD, key_1KTD, value_1KTD, lengths, scaling, sliding_window)
+            out_1HTD = _by_borders(query_1HTD, key_1KTD, value_1KTD, segment_borders, scaling, sliding_window)
     if row_processes is not None:
         out_1HTD = own_tokens(out_1HTD, row_processes)
     return out_1HTD.transpose(1, 2), None
@@ -131,10 +130,23 @@ def _by_kernel(
     window: int | None,
 ) -> torch.Tensor:
     """segments: their offsets, as the kernels take them, and the longest one's length."""
-    attend = _flash if _flash_function() is not None else _torch_varlen
+    attend = _flash if _has_flash() else _torch_varlen
     query_THD, key_TKD, value_TKD = (part[0].transpose(0, 1) for part in (query_1HTD, key_1KTD, value_1KTD))
     out_THD = attend(query_THD, key_TKD, value_TKD, *segments, scaling, window)
     return out_THD[None].transpose(1, 2)
+
+
+@torch.compiler.disable(reason="a call for each segment would be compiled for every pack")
+def _by_borders(
+    query_1HTD: torch.Tensor,
+    key_1KTD: torch.Tensor,
+    value_1KTD: torch.Tensor,
+    borders: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """borders: on the host, so that reading them does not wait for the device."""
+    return _by_segment(query_1HTD, key_1KTD, value_1KTD, borders.diff().tolist(), scaling, window)
 
 
 def _by_segment(
@@ -180,7 +192,7 @@ def _attend_segment(
     return torch.cat(blocks, dim=2)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def has_kernels(device: torch.device) -> bool:
     """Whether attention kernels for packed rows run here: on CUDA from compute capability 8.0 (Ampere) on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
@@ -242,6 +254,17 @@ def _varlen_shares_heads() -> bool:
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
+# torch.compile would look through a cache, and warn that it does
+@torch.compiler.assume_constant_result
+def _shares_heads() -> bool:
+    return _varlen_shares_heads()
+
+
+@torch.compiler.assume_constant_result
+def _has_flash() -> bool:
+    return _flash_function() is not None
+
+
 def _flash(
     query_THD: torch.Tensor,
     key_TKD: torch.Tensor,
@@ -284,7 +307,7 @@ def _torch_varlen(
 
     groups = query_THD.shape[1] // key_TKD.shape[1]
     shared: dict[str, Any] = {"enable_gqa": groups > 1}
-    if not _varlen_shares_heads():
+    if not _shares_heads():
         key_TKD, value_TKD = (part.repeat_interleave(groups, dim=1) for part in (key_TKD, value_TKD))
         shared = {}
     left = -1 if window is None else window - 1

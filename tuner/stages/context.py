@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from tuner.data.dataset import Dataset, Progress
 from tuner.data.inspection import errors
 from tuner.display.progress import reading_bar
 from tuner.models.checkpointing import recompute_activations
+from tuner.models.kernels.choice import install_kernels
 from tuner.models.load import Head, Loaded, load_model
 from tuner.models.positions import Positions
 from tuner.models.probe import prove_isolation
@@ -97,6 +98,7 @@ class Context:
             shard(loaded, self.devices.mesh.shards)
         # transformers lets packed samples see each other without a warning, and losses look plausible.
         prove_isolation(loaded, self.devices.device, self.devices.autocast())
+        self.install_kernels(config, [loaded])
         recompute_activations(loaded.model, config.gradient_checkpointing)
         tile_mlps(loaded.model, config.mlp_tile)
         # After loading: fresh adapters come from the plain seed, so that all ranks start from equal weights.
@@ -104,6 +106,27 @@ class Context:
         roles = Roles.of(role, loaded, self.devices.autocast)
         self.lay_out(roles)
         return roles
+
+    def install_kernels(self, config: TrainingConfig, models: Sequence[Loaded]) -> None:
+        """Have models computed by the kernels that the config names, and record which they are.
+
+        A run that has begun with kernels="auto" goes on with those it chose: others would round otherwise. Raises
+        UserError for a kernel that is not there, or does not compute what the plain model does.
+        """
+        if config.kernels == "plain":
+            return
+        record = self.run.read_json("kernels") if self.run.has_started else None
+        names = None if record is None else record["names"]
+        wanted = self.devices.gather([names])[0] if config.kernels == "auto" else config.kernels
+        choice = install_kernels(models, config, wanted, self.devices.autocast, self._first_reason)
+        if self.devices.is_main and record is None:
+            self.run.save_json("kernels", {"names": list(choice.names), "left_out": choice.left_out})
+        self.say(str(choice))
+
+    def _first_reason(self, reason: str | None) -> str | None:
+        """That of the first process that has any. All call it together."""
+        reasons: list[str | None] = self.devices.gather([reason])
+        return next((other for other in reasons if other is not None), None)
 
     def lay_out(self, roles: Roles) -> None:
         """Make the passes of the roles' models those of several processes, as the config says.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuner.config import StageConfig, TrainingConfig, override
 from tuner.config.memory_size import AUTO
+from tuner.config.training import Recomputation
 from tuner.errors import UserError
 from tuner.stages.memory_budget import Choice, choose, room_gib, settings_text
 from tuner.stages.memory_savings import RESERVE_GIB
@@ -110,11 +111,19 @@ def _choose(config: TrainingConfig, room: float, processes: int, on_cpu: bool) -
     laid_out = override(config, {"parallel": layout(config)})
     stage = stage_of(laid_out)
     options = stage.memory_options(laid_out, processes)
+    ways = [way for way in options.recomputation if _takes(laid_out, way)]
     if on_cpu:  # whose memory is the host's
-        options = replace(
-            options, recomputation=tuple(way for way in options.recomputation if way != "offload")
-        )
-    return choose(laid_out, options, stage.memory_plans(laid_out), room)
+        ways = [way for way in ways if way != "offload"]
+    return choose(laid_out, replace(options, recomputation=tuple(ways)), stage.memory_plans(laid_out), room)
+
+
+def _takes(config: TrainingConfig, way: Recomputation) -> bool:
+    """Whether the other settings, such as `kernels`, permit a way of recomputation."""
+    try:
+        override(config, {"gradient_checkpointing": way})
+    except UserError:
+        return False
+    return True
 
 
 def _free_here(config: TrainingConfig) -> float | None:

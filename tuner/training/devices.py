@@ -25,6 +25,7 @@ from tuner.config.stage_config import TrainingConfig
 from tuner.data.packing import Share
 from tuner.errors import UserError
 from tuner.models.arithmetic import product_precision
+from tuner.models.cuda_allocator import let_segments_grow
 from tuner.training import heartbeat
 from tuner.training.launch_settings import layout
 from tuner.training.mesh import Mesh
@@ -70,7 +71,9 @@ class Devices:
         if deterministic:
             # cuBLAS is deterministic only with a fixed workspace, read at its first call
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        if not on_gpu:
+        if on_gpu:
+            let_segments_grow()
+        else:
             for name, capacity in CPU_KERNEL_CACHES.items():  # read at the first product
                 os.environ.setdefault(name, capacity)
         torch.use_deterministic_algorithms(deterministic)
@@ -174,6 +177,14 @@ class Devices:
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all ranks joined, by rank; the same on every rank."""
         return gather_object(items) if self.world > 1 else items
+
+    def maxima(self, values: list[int]) -> list[int]:
+        """The largest of each value over ranks, which have as many; one exchange, where `gather` makes two."""
+        if self.world == 1:
+            return values
+        largest = torch.tensor(values, device=self.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        return largest.tolist()
 
     def share_out(self, count: int, work: Callable[[list[int]], Sequence[T]]) -> list[T]:
         """Results for the indices 0 to `count`, in their order and on every rank; each rank computes a share of them.

@@ -68,9 +68,9 @@ class StopSignals:
     def agree(self, devices: Devices) -> bool:
         """Whether to stop: if one rank was asked to, all stop. Every rank calls this at the same place."""
         # a rank that stopped alone would leave the others waiting in their next collective
-        received, requested = zip(*devices.gather([(self._received, self._end_requested())]), strict=True)
-        self.agreed = max(filter(None, received), default=None)
-        self.ends = any(requested)
+        received, requested = devices.maxima([self._received or 0, int(self._end_requested())])
+        self.agreed = received or None  # no signal has the number 0
+        self.ends = bool(requested)
         return self.agreed is not None or self.ends
 
     def raise_if_agreed(self, step: int, total_steps: int) -> None:

@@ -36,12 +36,8 @@ def test_the_package_of_flash_attention_4_is_not_taken_for_2(monkeypatch):
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_gpus_before_ampere_take_the_path_by_segment(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    varlen.has_kernels.cache_clear()
-    try:
-        assert varlen.has_kernels(torch.device("cuda", 0)) is expected
-        assert not varlen.has_kernels(CPU)
-    finally:
-        varlen.has_kernels.cache_clear()
+    assert varlen.has_kernels(torch.device("cuda", 0)) is expected
+    assert not varlen.has_kernels(CPU)
 
 
 def test_no_pass_looks_for_packed_samples_in_the_positions(monkeypatch):
@@ -87,7 +83,7 @@ def test_heads_that_no_kernel_takes_are_attended_by_segment(monkeypatch, query, 
     out, _ = varlen.varlen_attention(
         torch.nn.Module(),
         *(queries, keys, values, None),
-        segment_borders=(0, 2, 6),
+        segment_borders=torch.tensor([0, 2, 6]),
         cu_seq_lens_q=torch.tensor([0, 2, 6], dtype=torch.int32),
         max_length_q=4,
     )

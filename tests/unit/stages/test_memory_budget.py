@@ -57,6 +57,12 @@ def written(config: StageConfig, report: CheckReport) -> StageConfig:
         ("internlm2_7b_qlora", {}, "10GiB", {"tokens_per_pass": 4_096, "gradient_checkpointing": True}),
         ("internlm2_7b_qlora", {}, "80GiB", {"tokens_per_pass": 8_192, "gradient_checkpointing": False}),
         ("internlm2_7b_reward_qlora", LONG, "16GiB", {"gradient_checkpointing": "selective"}),
+        (
+            "internlm2_7b_reward_qlora",
+            {**LONG, "kernels": ["liger"]},
+            "16GiB",  # kernels that exclude "selective"
+            {"gradient_checkpointing": True},
+        ),
         ("internlm2_7b_dpo_qlora", {}, "24GiB", {"gradient_checkpointing": True}),
         ("internlm2_7b_ppo", {}, "24GiB", {"gradient_checkpointing": True}),
         ("internlm2_7b_ppo", {}, "20GiB", {"gradient_checkpointing": "offload"}),

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from typing import Any
 
 import pytest
 
@@ -14,10 +13,10 @@ class Ranks:
     """Devices of which the other ranks have received these signals."""
 
     def __init__(self, *others: int | None) -> None:
-        self._others = [(number, False) for number in others]
+        self._others = [(number or 0, 0) for number in others]
 
-    def gather(self, items: list[Any]) -> list[Any]:
-        return [*items, *self._others]
+    def maxima(self, values: list[int]) -> list[int]:
+        return [max(of_ranks) for of_ranks in zip(values, *self._others, strict=True)]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -288,7 +288,13 @@ def prepare(config: PolicyConfig, context: Context) -> Setup:
     devices, algorithm = context.devices, algorithm_of(config)
     rule = load_rule(config.evaluation.rule, "evaluation.rule")  # refused before models and rows are loaded
     models = policy_models(config, algorithm.roles)
-    loaded = load_policy_roles(models, devices.device, devices.autocast, devices.mesh.shards)
+    loaded = load_policy_roles(
+        models,
+        devices.device,
+        devices.autocast,
+        devices.mesh.shards,
+        install_kernels=partial(context.install_kernels, config),
+    )
     roles = loaded.roles
     if devices.is_main:
         paths = model_paths(config)
