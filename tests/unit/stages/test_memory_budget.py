@@ -57,12 +57,6 @@ def written(config: StageConfig, report: CheckReport) -> StageConfig:
         ("internlm2_7b_qlora", {}, "10GiB", {"tokens_per_pass": 4_096, "gradient_checkpointing": True}),
         ("internlm2_7b_qlora", {}, "80GiB", {"tokens_per_pass": 8_192, "gradient_checkpointing": False}),
         ("internlm2_7b_reward_qlora", LONG, "16GiB", {"gradient_checkpointing": "selective"}),
-        (
-            "internlm2_7b_reward_qlora",
-            {**LONG, "kernels": ["liger"]},
-            "16GiB",  # kernels that exclude "selective"
-            {"gradient_checkpointing": True},
-        ),
         ("internlm2_7b_dpo_qlora", {}, "24GiB", {"gradient_checkpointing": True}),
         ("internlm2_7b_ppo", {}, "24GiB", {"gradient_checkpointing": True}),
         ("internlm2_7b_ppo", {}, "20GiB", {"gradient_checkpointing": "offload"}),
@@ -100,6 +94,13 @@ def _options(config: StageConfig) -> Options:
         rows = {"data.files": ["pairs.jsonl"], "conditions": {}}
         config = override(config, {**rows, "model.path": "tuner:tiny"})
     return stage.memory_options(config, 1)
+
+
+def test_what_other_settings_exclude_is_not_chosen() -> None:
+    config = override(load_config("internlm2_7b_reward_qlora"), {**LONG, "memory": "16GiB"})
+    with_kernels = override(config, {"kernels": ["liger"]})  # which exclude "selective"
+    ways = [check(each, shapes=True).chosen[""].settings for each in (config, with_kernels)]
+    assert [settings["gradient_checkpointing"] for settings in ways] == ["selective", True]
 
 
 def test_processes_make_smaller_passes() -> None:
