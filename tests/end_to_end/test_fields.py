@@ -301,6 +301,7 @@ SEEN = {
     "TrainingConfig.max_grad_norm": Change({"max_grad_norm": 1e-3}, "weights"),
     "TrainingConfig.precision": Change({"precision": "bf16"}, "losses"),
     "TrainingConfig.gradient_checkpointing": Change({"gradient_checkpointing": True}, "forward passes"),
+    "TrainingConfig.memory": Change({"memory": "2GiB"}, "forward passes", {"gradient_checkpointing": True}),
     "TrainingConfig.mlp_tile": Change({"mlp_tile": 64}, "forward passes"),
     "TrainingConfig.kernels": Change({"kernels": ["liger"]}, "error"),  # without CUDA
     "TrainingConfig.device": Change({"device": "cuda"}, "place"),

@@ -57,7 +57,7 @@ def check(
                 raise
     from tuner.stages.check import check as check_config
 
-    report = check_config(run_config, tiny=tiny, shapes=of_memory)
+    report = check_config(run_config, tiny=tiny, shapes=of_memory, processes=gpus or 1, card_gib=card)
     if json:
         echo(printable_json(asdict(report)))
         return
@@ -79,6 +79,8 @@ def _lines(report: CheckReport, of_memory: bool, card: float | None) -> Iterator
             "plan",
             f"{report.steps:,} steps{passes}, {report.tokens:,} tokens, steps {report.fill:.1%} full",
         )
+    for part, choice in report.chosen.items():
+        yield "chosen", f"{part + ': ' if part else ''}{choice.sentence()}"
     if of_memory:
         yield from _memory_lines(report, card)
     for path, origin in report.shapes.items():

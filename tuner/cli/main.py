@@ -118,13 +118,12 @@ def main() -> None:
 
 def _message_of_full_memory(error: RuntimeError | MemoryError) -> str | None:
     """One sentence where memory did not suffice, as a command that trains nothing says it; None for other errors."""
-    from tuner.models.device_errors import is_memory_full, is_of_gpu
+    from tuner.models.device_errors import full_memory, is_memory_full
 
     if not is_memory_full(error):
         return None
-    whose = "the GPU's" if is_of_gpu(error) else "this machine's"
     return (
-        f"{whose} memory is full; stop what else uses it, or take a smaller model, shorter texts or fewer tokens at a "
+        f"{full_memory(error)}; stop what else uses it, or take a smaller model, shorter texts or fewer tokens at a "
         "time (see the command's --help)"
     )
 

@@ -10,6 +10,7 @@ from tuner.config.base import ConfigBase
 from tuner.config.data import Prompts, Replay
 from tuner.config.engine_config import VLLM, Engine
 from tuner.config.evaluation import PolicyEvaluation
+from tuner.config.memory_size import AUTO
 from tuner.config.model import Model
 from tuner.config.policy_rewards import (
     Combine,
@@ -184,6 +185,15 @@ class PolicyConfig(TrainingConfig):
     def reward_models(self) -> tuple[Model, ...]:
         """The reward models: `reward` and `further_rewards`; none where a rule scores answers."""
         return (self.reward, *self.further_rewards) if isinstance(self.reward, Model) else ()
+
+    @model_validator(mode="after")
+    def _free_memory_is_the_trainers(self) -> Self:
+        if self.memory == AUTO and isinstance(self.engine, VLLM) and self.engine.url is None:
+            raise ValueError(
+                'memory="auto" is what the GPU has free before engine=VLLM() starts its server there, which takes half '
+                'of it: write the size that is left to the trainer, such as "40GiB"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _an_ensemble_is_of_models(self) -> Self:

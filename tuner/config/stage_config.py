@@ -8,6 +8,7 @@ from tuner.config.adapter import Adapter
 from tuner.config.base import FOLDER_NAME, ConfigBase
 from tuner.config.data import Data
 from tuner.config.evaluation import Validation
+from tuner.config.memory_size import MemorySize
 from tuner.config.model import Freeze, Model
 from tuner.config.parallel import Parallel
 from tuner.config.training import (
@@ -88,6 +89,12 @@ class TrainingConfig(StageConfig):
     mlp_tile: int | None = Field(default=None, ge=1)
     """Tokens for which layers compute their MLP at a time, again in the backward pass; None: all of the row. For very
     long rows, in which one layer's MLP needs most of the memory; the same result, but for rounding."""
+
+    memory: MemorySize = None
+    """Memory that the run may take of each device: a size such as "12GiB", CUDA's own part included, or "auto", what
+    the GPU has free when the run begins. The run then chooses `gradient_checkpointing`, `tokens_per_pass` and
+    `sampling.cache_gib` itself, whatever they say: the fastest of them whose planned peak fits. (DPO and KTO: only the
+    first, as their passes are part of the result.) None: they are used as written."""
 
     kernels: Kernels = "plain"
     """What computes the layers. "plain": transformers' and peft's modules. ("compile",): torch.compile of each layer,

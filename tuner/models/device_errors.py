@@ -26,6 +26,11 @@ def is_memory_full(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
+def full_memory(error: BaseException) -> str:
+    """Whose memory did not suffice, as an error that `is_memory_full` tells it: the beginning of a sentence."""
+    return f"{'the GPU' if is_of_gpu(error) else 'this machine'}'s memory is full"
+
+
 def is_of_gpu(error: BaseException) -> bool:
     """Whether an error comes from a GPU, or from a library that computes on one or exchanges what one has."""
     of_torch = (torch.OutOfMemoryError, torch.AcceleratorError)

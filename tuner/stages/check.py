@@ -34,6 +34,7 @@ from tuner.training.resume_rules import reach_sentences
 
 if TYPE_CHECKING:  # a run of another stage does not load it
     from tuner.config import PolicyConfig
+    from tuner.stages.memory_budget import Choice
     from tuner.stages.stage import Stage
 
 
@@ -71,6 +72,8 @@ class CheckReport:
     """Paths of models -> where their shapes are from, where some are not at hand and memory alone was estimated."""
     unchecked: str = ""
     """Why only memory was estimated: rows, plan and tokenizers were not checked. Empty: all was."""
+    chosen: dict[str, Choice] = field(default_factory=dict[str, "Choice"])
+    """What `memory` chooses, by the path of the run's part that has it: "", or "policy" and "reward"."""
     replaced: tuple[str, ...] = ()
     """Paths that `--tiny` replaced by a stand-in."""
     warnings: tuple[str, ...] = ()
@@ -198,12 +201,20 @@ def refuse_model_in_layout(config: TrainingConfig, loaded: Loaded) -> None:
         refuse_shared_rows(loaded, config.parallel.sequence)
 
 
-def check(config: StageConfig, *, tiny: bool = False, shapes: bool = False) -> CheckReport:
+def check(
+    config: StageConfig,
+    *,
+    tiny: bool = False,
+    shapes: bool = False,
+    processes: int = 1,
+    card_gib: float | None = None,
+) -> CheckReport:
     """Load everything that a run would, except weights. Raises UserError where a run would.
 
     tiny: where a model or a file of rows is not on this machine, use a small random model of the same family, or rows
     of data_templates. Memory is then estimated for the small model. shapes: where a model or a file of rows cannot be
-    had, estimate memory alone, from shapes that ship with tuner.
+    had, estimate memory alone, from shapes that ship with tuner. processes: of the run; card_gib: memory of its GPUs,
+    None: of the one here; both count for what a config's `memory` chooses.
     """
     from tuner.stages.registry import stage_of  # stages import this module
     from tuner.stages.run_models import with_usable_models
@@ -213,11 +224,11 @@ def check(config: StageConfig, *, tiny: bool = False, shapes: bool = False) -> C
     stage = stage_of(config)
     if not tiny:
         try:
-            report = stage.check(config)
+            report = _check_fitted(stage, config, processes, card_gib)
         except MissingError as error:
             if not shapes:
                 raise
-            return _check_memory(stage, config, error)
+            return _check_memory(stage, config, error, processes, card_gib)
         if not isinstance(config, TrainingConfig):
             return report
         unreached = reach_sentences(config.max_steps, report.steps, config.epochs)
@@ -228,13 +239,26 @@ def check(config: StageConfig, *, tiny: bool = False, shapes: bool = False) -> C
         return replace(report, replaced=replaced)
 
 
-def _check_memory(stage: Stage[Any], config: StageConfig, missing: MissingError) -> CheckReport:
+def _check_fitted(
+    stage: Stage[Any], config: StageConfig, processes: int, card_gib: float | None
+) -> CheckReport:
+    """The dry run with the settings that `memory` chooses."""
+    from tuner.stages.memory_choice import chosen_in_check  # which imports this module
+
+    config, chosen, notes = chosen_in_check(config, processes, card_gib)
+    report = stage.check(config)
+    return replace(report, chosen=chosen, notes=(*report.notes, *notes))
+
+
+def _check_memory(
+    stage: Stage[Any], config: StageConfig, missing: MissingError, processes: int, card_gib: float | None
+) -> CheckReport:
     """The memory of a run some of whose models or rows are missing, from shapes; raises `missing` without them."""
     from tuner.stages.shapes import with_shapes  # which imports this module
 
     with TemporaryDirectory() as folder:
         shaped, origins = with_shapes(stage, config, Path(folder))
-        report = stage.check(shaped)
+        report = _check_fitted(stage, shaped, processes, card_gib)
     # of example rows and small tokenizers: nothing that says anything of the run
     unknown = {"data": "", "steps": 0, "tokens": 0, "passes": None, "fill": 0.0}
     return replace(report, **unknown, warnings=(), notes=(), shapes=origins, unchecked=str(missing))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tuner.config import StageConfig, override
 from tuner.errors import UserError
+from tuner.stages.memory_choice import as_trained
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.stages.run_models import MODEL_FOLDER, run_folder_of, usable_path, with_usable_models
@@ -55,7 +56,7 @@ def evaluate_run(
 
 def _with_existing_functions(run: Run) -> StageConfig:
     """The run's config; functions whose file is gone are those of the run's copy of it."""
-    config, copies = run.config, (run.read_json("functions") or {}).get("copies", {})
+    config, copies = as_trained(run), (run.read_json("functions") or {}).get("copies", {})
     replacements: dict[str, str] = {}
     for reference in functions_of(config):
         # From the right: a path may contain a colon.

@@ -44,9 +44,13 @@ def savings(config: Config, plan: MemoryPlan, plan_of: Callable[[Config], Memory
         except UserError:  # rows would no longer fit, or a model has no MLP to be tiled, for example
             continue
         if saved > LEAST * plan.peak:
-            text = str(value).lower() if isinstance(value, bool) else value
-            worthwhile.append(Saving(f"{path}={text}", saved / 2**30, (plan.peak - saved) / 2**30))
+            worthwhile.append(Saving(setting_text(path, value), saved / 2**30, (plan.peak - saved) / 2**30))
     return tuple(sorted(worthwhile, key=lambda saving: -saving.saved_gib))
+
+
+def setting_text(path: str, value: Any) -> str:
+    """A changed setting, as on the command line."""
+    return f"{path}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def smallest_card(peak_gib: float) -> int | None:

@@ -8,6 +8,7 @@ from tuner.config import PackedConfig
 from tuner.data.dataset import Dataset
 from tuner.data.stream import Stream, make_stream
 from tuner.errors import UserError
+from tuner.stages.memory_budget import Options, pass_sizes
 
 
 def plan(config: PackedConfig, data: Dataset[Any]) -> Stream:
@@ -46,3 +47,10 @@ def plan_figures(config: PackedConfig, stream: Stream) -> dict[str, Any]:
         "passes": sum(len(stream.passes(step)) for step in range(steps)),
         "fill": tokens / (steps * config.tokens_per_step),
     }
+
+
+def pass_options(config: PackedConfig, longest: int, processes: int) -> Options:
+    """What `memory` chooses for rows of at most so many tokens."""
+    together = config.parallel.sequence
+    share = config.tokens_per_step // max(processes // together, 1)
+    return Options(passes=pass_sizes(min(longest, config.tokens_per_step), share, together))

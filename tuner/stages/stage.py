@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from tuner.data.dataset import Dataset, Progress
     from tuner.data.examples import Examples
     from tuner.models.load import Loaded
+    from tuner.models.memory import MemoryPlan
     from tuner.stages.check import CheckReport
     from tuner.stages.context import Context
+    from tuner.stages.memory_budget import Options
     from tuner.stages.model_folder import TrainedModel
     from tuner.stages.run import Run
     from tuner.training.figures import StageFigures
@@ -115,6 +117,19 @@ class Stage(ABC, Generic[Config]):
         stand_ins: config fields whose model is a small random one (`--tiny`), which no run has trained: it has no
         adapter, template or conditions.
         """
+
+    def memory_plans(self, config: Config) -> Callable[[Config], MemoryPlan]:
+        """Plans the memory of a run, also with other settings: its models are built once, without weights.
+
+        Only of stages that train by themselves.
+        """
+        raise NotImplementedError(type(config).__name__)
+
+    def memory_options(self, config: Config, processes: int) -> Options:
+        """What `memory` chooses for a run of so many processes: nothing that is part of its result."""
+        from tuner.stages.memory_budget import Options
+
+        return Options(recomputation=(False, True))  # TRL's trainers know no others
 
     @abstractmethod
     def train(self, config: Config, context: Context) -> None:

@@ -9,9 +9,10 @@ from tuner.config import StageConfig
 from tuner.display.notebook import NotebookWatcher, in_notebook
 from tuner.display.progress import ProgressWatcher
 from tuner.errors import UserError
-from tuner.models.device_errors import is_memory_full, is_of_gpu
+from tuner.models.device_errors import full_memory, is_memory_full
 from tuner.stages.card_file import write_card
 from tuner.stages.context import Context
+from tuner.stages.memory_choice import remedy_for_full_memory, with_chosen_memory
 from tuner.stages.registry import stage_of
 from tuner.stages.run import Run
 from tuner.training import heartbeat
@@ -71,7 +72,9 @@ def train_in(
         context = Context(run, devices, audience)
         if run.results is not None:
             context.say(f"{run.folder}: there are results, but no model of them; both are made again")
-        stage.train(config if stage.trains_runs else context.with_usable_models(config), context)
+        if not stage.trains_runs:
+            config = with_chosen_memory(context.with_usable_models(config), context)
+        stage.train(config, context)
         if devices.is_main and run.model_folder.is_dir():
             write_card(run.folder, run.model_folder)
         outcome = "finished"
@@ -85,7 +88,7 @@ def train_in(
         if not is_memory_full(error):
             raise
         # Not abandoned: these fields may be changed, and the same run goes on.
-        raise _memory_is_full(run, stage.memory_fields, error) from error
+        raise _memory_is_full(run, config, error) from error
     except (UserError, OSError) as error:
         if devices.is_main:
             run.abandon()
@@ -96,12 +99,10 @@ def train_in(
     return run
 
 
-def _memory_is_full(run: Run, fields: Sequence[str], error: Exception) -> UserError:
-    whose = "the GPU's" if is_of_gpu(error) else "this machine's"
-    return UserError(
-        f"{run.folder}: {whose} memory is full; lower {' or '.join(fields)}, or set gradient_checkpointing=true, and "
-        "the same run goes on"
-    )
+def _memory_is_full(run: Run, config: StageConfig, error: Exception) -> UserError:
+    fields = " or ".join(stage_of(config).memory_fields)
+    remedy = remedy_for_full_memory(run, config) or f"lower {fields}, or set gradient_checkpointing=true"
+    return UserError(f"{run.folder}: {full_memory(error)}; {remedy}, and the same run goes on")
 
 
 def _watchers(config: StageConfig, figures: StageFigures) -> list[Watcher]:

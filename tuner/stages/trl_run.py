@@ -18,8 +18,9 @@ from tuner.data.template import Template
 from tuner.errors import UserError
 from tuner.models.adapters import trains_rows_of_head
 from tuner.models.load import Loaded, load_model
+from tuner.models.memory import MemoryPlan
 from tuner.models.roles import Roles
-from tuner.stages.check import CheckReport, check_model, model_figures
+from tuner.stages.check import CheckedModel, CheckReport, check_model, model_figures
 from tuner.stages.context import Context
 from tuner.stages.model_folder import write_model_folder
 from tuner.stages.stage import Stage
@@ -86,16 +87,20 @@ def check_with_trl(
     model = check_model(config)
     check_head(model.loaded)
     rows = stage.load_rows(config, model.loaded.tokenizer)
-    further: dict[
-        str, float
-    ] = {}  # an adapter's reference is small; that of full weights is an fp32 copy of them
-    if holds_reference(config, model.loaded):
-        further = {"reference in fp32": 4.0 * model_figures(model.loaded)["parameters"]}
-    return model.report(
-        rows,
-        plan_figures(config, rows),
-        further=further,
-    )
+    return model.report(rows, plan_figures(config, rows), further=_beside_model(model))
+
+
+def memory_with_trl(config: Any) -> Callable[[Any], MemoryPlan]:
+    """See Stage.memory_plans."""
+    model = check_model(config)
+    return partial(model.memory, further=_beside_model(model))
+
+
+def _beside_model(model: CheckedModel) -> dict[str, float]:
+    """Bytes of the reference: an adapter's is small; that of full weights is an fp32 copy of them."""
+    if not holds_reference(model.config, model.loaded):
+        return {}
+    return {"reference in fp32": 4.0 * model_figures(model.loaded)["parameters"]}
 
 
 def check_head(loaded: Loaded) -> None:

@@ -252,12 +252,24 @@ class Devices:
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         return peak_resident_kib() / 2**20
 
+    def free_gib(self) -> float | None:
+        """Memory of the GPU that nothing holds; None on a CPU."""
+        return free_gib(self.device)
+
     def reset_peak_memory(self) -> None:
         """Let the peak begin anew: a process may train one run after another."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         reset_peak_resident()
+
+
+def free_gib(device: torch.device) -> float | None:
+    """Memory of a GPU that nothing holds, in GiB; None for a CPU. What this process has let go counts as free."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0] / 2**30
 
 
 def _meet_again(backend: str, world: int) -> None:

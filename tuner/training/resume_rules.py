@@ -17,11 +17,12 @@ FREE_ON_RESUME = (
     "tokens_per_pass",
     "sampling.cache_gib",
     "gradient_checkpointing",
+    "memory",
     "parallel.",
     "device",
     "engine.",
 )
-"""Config paths that may differ when a run resumes: they do not change the result (the last six: but for
+"""Config paths that may differ when a run resumes: they do not change the result (the last seven: but for
 rounding), and whoever ran out of memory needs them. A folder may be renamed. The bound of an engine's gap changes the
 loss; a run that stopped at it must be able to go on."""
 

@@ -25,6 +25,7 @@ from tuner.stages.cool.pairs import AnswerPair, PolicyAnswer, fast_pairs, slow_p
 from tuner.stages.cool.patterns import Pattern, find_patterns, start_and_end
 from tuner.stages.cool.rounds import RoundPlace
 from tuner.stages.finished_model import free_memory
+from tuner.stages.memory_choice import as_trained
 from tuner.stages.rl.entrants import answer, entrant
 from tuner.stages.rl.evaluate import find_reward, load_reward
 from tuner.stages.rl.prompts import load_policy_prompts
@@ -49,7 +50,7 @@ def write_candidates(config: COOL, context: Context, place: RoundPlace) -> None:
     """Have a round's policies answer some prompts, and write the pairs to be labeled."""
     if place.candidates.is_file():
         return
-    policy: Any = context.with_usable_models(place.policy.config)
+    policy: Any = context.with_usable_models(as_trained(place.policy))
     devices = Devices.unsharded(policy)
     with context.reading() as progress:
         prompts, chat_template = _prompts(place, policy, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tuner.data.examples import Examples
 from tuner.data.load_pairs import answer_suffix, load_pairs, pair_sequences, pairs
 from tuner.data.template import Template
 from tuner.models.load import load_tokenizer
+from tuner.models.memory import MemoryPlan
 from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
 from tuner.stages.dpo.figures import FIGURES
@@ -21,7 +22,7 @@ from tuner.stages.dpo.loop import dpo
 from tuner.stages.dpo.plan import plan_pairs
 from tuner.stages.padded_rows import PaddedRow, preview_rows
 from tuner.stages.stage import Preview, Stage
-from tuner.stages.trl_run import check_with_trl
+from tuner.stages.trl_run import check_with_trl, memory_with_trl
 from tuner.training.figures import StageFigures
 
 
@@ -51,6 +52,9 @@ class DPOStage(Stage[DPO]):
 
     def check(self, config: DPO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         return check_with_trl(self, config, _plan_figures)
+
+    def memory_plans(self, config: DPO) -> Callable[[DPO], MemoryPlan]:
+        return memory_with_trl(config)
 
     def train(self, config: DPO, context: Context) -> None:
         dpo(config, context)

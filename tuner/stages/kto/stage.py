@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tuner.data.load_labels import labeled_answers, load_labels
 from tuner.data.load_pairs import answer_suffix
 from tuner.data.template import Template
 from tuner.models.load import load_tokenizer
+from tuner.models.memory import MemoryPlan
 from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
 from tuner.stages.kto.figures import FIGURES
@@ -22,7 +23,7 @@ from tuner.stages.kto.loop import kto
 from tuner.stages.kto.plan import in_order, plan_answers
 from tuner.stages.padded_rows import PaddedRow, preview_rows
 from tuner.stages.stage import Preview, Stage
-from tuner.stages.trl_run import check_with_trl
+from tuner.stages.trl_run import check_with_trl, memory_with_trl
 from tuner.training.figures import StageFigures
 
 
@@ -50,6 +51,9 @@ class KTOStage(Stage[KTO]):
 
     def check(self, config: KTO, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         return check_with_trl(self, config, _plan_figures)
+
+    def memory_plans(self, config: KTO) -> Callable[[KTO], MemoryPlan]:
+        return memory_with_trl(config)
 
     def train(self, config: KTO, context: Context) -> None:
         kto(config, context)

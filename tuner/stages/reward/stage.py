@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.data.load_preferences import load_preferences
 from tuner.evaluation.report_card.card import CONTROLS, SEEN
-from tuner.models.load import Loaded
+from tuner.models.load import Loaded, load_tokenizer
+from tuner.models.memory import MemoryPlan
 from tuner.models.reward_record import write_reward_record
 from tuner.stages.check import CheckReport, check_model
 from tuner.stages.context import Context
+from tuner.stages.memory_budget import Options
 from tuner.stages.model_folder import TrainedModel
-from tuner.stages.packed_rows import plan, plan_figures
+from tuner.stages.packed_rows import pass_options, plan, plan_figures
 from tuner.stages.reward.evaluate import evaluate
 from tuner.stages.reward.figures import FIGURES
 from tuner.stages.reward.finish import make_record, write_reward_model
@@ -80,6 +82,15 @@ class RewardStage(Stage[RewardModel]):
         rows = self.load_rows(config, model.loaded.tokenizer)
         figures = plan_figures(config, plan(config, rows))
         return model.report(rows, figures)
+
+    def memory_plans(self, config: RewardModel) -> Callable[[RewardModel], MemoryPlan]:
+        return check_model(config, freeze=config.freeze, head="score").memory
+
+    def memory_options(self, config: RewardModel, processes: int) -> Options:
+        """The answers of a row share a pass, and only the rows tell how many these are."""
+        rows = self.load_rows(config, load_tokenizer(config.model)).train
+        longest = max(2 * config.data.max_length, int(rows.lengths.max(initial=0)))
+        return pass_options(config, longest, processes)
 
     def train(self, config: RewardModel, context: Context) -> None:
         reward(config, context)

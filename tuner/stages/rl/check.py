@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from tuner.algorithms.algorithm import Algorithm, algorithm_of
-from tuner.config import PolicyConfig, Rule
+from tuner.config import VLLM, PolicyConfig, Rule
 from tuner.data.load_examples import load_examples
 from tuner.data.load_prompts import load_prompts
 from tuner.models.kv_cache import numbers_per_token
@@ -19,12 +20,16 @@ from tuner.models.reward_roles import reward_role_names
 from tuner.models.roles import Role, Roles
 from tuner.rollout.rules import load_rule
 from tuner.stages.check import META, CheckReport, memory_budget, model_figures, refuse_model_in_layout
+from tuner.stages.memory_budget import Options, pass_sizes
 from tuner.stages.memory_savings import savings
 from tuner.stages.rl.engine import engine_notes, refuse_engine
 from tuner.stages.rl.models import policy_models
 from tuner.stages.rl.prompts import long_prompts, plan_run, reward_reader
 from tuner.stages.rl.reward_source import references
 from tuner.stages.rl.sampling_notes import sampling_notes
+
+CACHES_GIB = (64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
+"""Sizes of the key-value cache that `memory` tries; the first holds 256 answers of 2,048 tokens of InternLM2-7B."""
 
 
 def check_policy(config: PolicyConfig, stand_ins: frozenset[str]) -> CheckReport:
@@ -86,6 +91,25 @@ def policy_memory(config: PolicyConfig, algorithm: Algorithm[Any], roles: Roles)
         prefilled=min(config.tokens_per_pass, answers * config.prompts.max_length),
     )
     return roles_plan(budget, roles)
+
+
+def policy_memory_plans(config: PolicyConfig) -> Callable[[PolicyConfig], MemoryPlan]:
+    """See Stage.memory_plans."""
+    algorithm = algorithm_of(config)
+    roles = _load_roles(config, algorithm, frozenset())
+    return lambda changed: policy_memory(changed, algorithm, roles)
+
+
+def policy_memory_options(config: PolicyConfig, processes: int) -> Options:
+    """See Stage.memory_options. A server has a cache of its own, outside of the plan."""
+    answers = config.prompts_per_step * algorithm_of(config).answers_per_prompt
+    longest, together = config.prompts.max_length + config.sampling.max_new_tokens, config.parallel.sequence
+    share = answers * longest // config.mini_batches // max(processes // together, 1)
+    replayed = 0 if config.replay is None else config.replay.max_length
+    return Options(
+        passes=pass_sizes(max(longest, replayed), share, together),
+        caches=() if isinstance(config.engine, VLLM) else CACHES_GIB,
+    )
 
 
 def _load_roles(config: PolicyConfig, algorithm: Algorithm[Any], stand_ins: frozenset[str]) -> Roles:

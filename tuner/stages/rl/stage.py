@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,10 +13,12 @@ from tuner.data.batch import pack_all
 from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.data.prompts import PromptSet
+from tuner.models.memory import MemoryPlan
 from tuner.stages.check import CheckReport
 from tuner.stages.context import Context
+from tuner.stages.memory_budget import Options
 from tuner.stages.model_folder import TrainedModel
-from tuner.stages.rl.check import check_policy
+from tuner.stages.rl.check import check_policy, policy_memory_options, policy_memory_plans
 from tuner.stages.rl.evaluate import evaluate
 from tuner.stages.rl.figures import figures
 from tuner.stages.rl.loop import reinforce
@@ -73,6 +75,12 @@ class RLStage(Stage[PolicyConfig]):
 
     def check(self, config: PolicyConfig, stand_ins: frozenset[str] = frozenset()) -> CheckReport:
         return check_policy(config, stand_ins)
+
+    def memory_plans(self, config: PolicyConfig) -> Callable[[PolicyConfig], MemoryPlan]:
+        return policy_memory_plans(config)
+
+    def memory_options(self, config: PolicyConfig, processes: int) -> Options:
+        return policy_memory_options(config, processes)
 
     def train(self, config: PolicyConfig, context: Context) -> None:
         reinforce(config, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tuner.config import SFT, Text
@@ -10,10 +10,12 @@ from tuner.data.dataset import Dataset, Progress
 from tuner.data.examples import Examples
 from tuner.data.load_examples import load_examples
 from tuner.evaluation.held_out_chat import load_score
+from tuner.models.memory import MemoryPlan
 from tuner.stages.check import CheckReport, check_model
 from tuner.stages.context import Context
+from tuner.stages.memory_budget import Options
 from tuner.stages.model_folder import TrainedModel
-from tuner.stages.packed_rows import plan, plan_figures
+from tuner.stages.packed_rows import pass_options, plan, plan_figures
 from tuner.stages.run import Run
 from tuner.stages.sft.evaluate import evaluate, template_of
 from tuner.stages.sft.figures import FIGURES
@@ -42,6 +44,12 @@ class SFTStage(Stage[SFT]):
         rows = self.load_rows(config, model.loaded.tokenizer)
         figures = plan_figures(config, plan(config, rows))
         return model.report(rows, figures)
+
+    def memory_plans(self, config: SFT) -> Callable[[SFT], MemoryPlan]:
+        return check_model(config, freeze=config.freeze).memory
+
+    def memory_options(self, config: SFT, processes: int) -> Options:
+        return pass_options(config, config.data.max_length, processes)
 
     def train(self, config: SFT, context: Context) -> None:
         sft(config, context)
