@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from tuner.models.sampling import Forbidden
+
 INCOMPLETE = 8
 """Tokens looked at besides those that can hold a stop text: the first of them may be parts of a character."""
 
@@ -39,26 +41,35 @@ class StopTexts:
 
 
 class AnswerEnds:
-    """Decides token by token which of the rows that are generated together have ended. Shapes: L rows not ended."""
+    """Decides token by token which rows have ended. Shapes: B rows generated together, L of them not ended."""
 
     def __init__(self, end_ids: Collection[int], stop: StopTexts | None, min_new_tokens: int) -> None:
         """min_new_tokens: so many tokens of an answer cannot end it."""
         self._ids, self._stop, self._min_new_tokens = np.fromiter(end_ids, np.int64), stop, min_new_tokens
         self._answers: dict[int, list[int]] = {}
 
-    def forbidden(self, place: int, device: torch.device) -> torch.Tensor | None:
-        """Tokens that may not be sampled as token `place` of an answer, int64; None for none."""
-        forbids = place < self._min_new_tokens and len(self._ids) > 0
-        return torch.from_numpy(self._ids).to(device) if forbids else None
+    def forbidden(self, places_B: np.ndarray, device: torch.device) -> Forbidden | None:
+        """What may not be sampled as the tokens in these places of answers; None for nothing."""
+        rows_B = places_B < self._min_new_tokens
+        if not rows_B.any() or not len(self._ids):
+            return None
+        return Forbidden(
+            *(torch.from_numpy(part).to(device, non_blocking=True) for part in (self._ids, rows_B))
+        )
 
-    def of(self, place: int, rows_L: np.ndarray, tokens_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each row's token ends its answer, bool [L]; characters that a stop text cuts off it, int64 [L]."""
+    def of(
+        self, places_L: np.ndarray, rows_L: np.ndarray, tokens_L: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each row's token ends its answer, bool [L]; characters that a stop text cuts off it, int64 [L].
+
+        places_L: of the tokens in their answers.
+        """
         ended_L, cut_L = np.isin(tokens_L, self._ids), np.zeros(len(rows_L), np.int64)
         if self._stop is not None:
             for index, (row, token) in enumerate(zip(rows_L.tolist(), tokens_L.tolist(), strict=True)):
                 answer = self._answers.setdefault(row, [])
                 answer.append(int(token))
-                if place >= self._min_new_tokens and not ended_L[index]:
+                if places_L[index] >= self._min_new_tokens and not ended_L[index]:
                     cut_L[index] = self._stop.found_at_end(answer)
         return ended_L | (cut_L > 0), cut_L
 

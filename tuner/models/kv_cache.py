@@ -1,11 +1,11 @@
 """Keys and values of rows that are generated together, behind transformers' cache interface.
 
-Shapes: B rows, K key/value heads, S slots for tokens, D head size, T tokens of a packed row.
+Shapes: B rows, L of them, K key/value heads, S slots for tokens, D head size, T tokens of a packed row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,25 +18,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from tuner.errors import UserError
 
-BLOCK = 64
-"""Slots for new tokens at first. They double when all are taken, so that the cache is seldom copied."""
 MOST_ROWS = 256
-"""Maximum rows of a chunk, whatever the cache could hold: each also takes its probabilities in float64."""
+"""Most rows together, whatever the cache could hold: each also takes its probabilities."""
 _ATTENTION = {"full_attention", "sliding_attention"}
-
-
-def chunks(lengths: Sequence[int], max_new_tokens: int, cached_tokens: int) -> Iterator[np.ndarray]:
-    """Indices of the prompts generated together, longest first, int64; a function of the arguments alone.
-
-    rows × (longest prompt + max_new_tokens) is at most `cached_tokens`, but a chunk has at least one row.
-    """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    start = 0
-    while start < len(order):
-        rows = cached_tokens // (lengths[order[start]] + max_new_tokens)
-        end = start + min(max(rows, 1), MOST_ROWS)
-        yield order[start:end]
-        start = end
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
@@ -56,13 +40,18 @@ def numbers_per_token(shape: PreTrainedConfig) -> int:
 
 @dataclass
 class _Slots:
-    """The slots that all layers write to."""
+    """What all layers share: where a pass writes, and what it reads."""
 
-    rows: int
+    row_N: Tensor
+    """Rows of the tokens that the next pass writes, int64; N is T of a packed row, and B in decoding."""
+    slot_N: Tensor
+    """Their slots, int64."""
     capacity: int
-    filled: int = 0
-    packed: tuple[Tensor, Tensor] | None = None
-    """During prefill: row and slot of each token of the packed row, int64 [T]."""
+    visible: int = 0
+    """Slots that attention reads in decoding."""
+    is_packed: bool = False
+    continued: tuple[int, int] | None = None
+    """Row, and number of its tokens, where the packed row is the last tokens of one whose first are in the cache."""
 
 
 class _RowLayer(DynamicLayer):
@@ -71,171 +60,142 @@ class _RowLayer(DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, slots: _Slots) -> None:
+    def __init__(self, slots: _Slots, rows: int) -> None:
         super().__init__()
-        self._slots = slots
+        self._slots, self._rows = slots, rows
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write new tokens; returns what attention reads: the packed row itself, or all slots filled so far."""
+        """Write new tokens; returns what attention reads: the packed row itself with what is before it, or slots."""
         slots = self._slots
         key_states = key_states.to(value_states.dtype)  # rotary embeddings are fp32 under autocast
         if not self.is_initialized:
             self.keys, self.values = (
                 # zeros: a masked slot has weight 0, and 0 times NaN would be NaN
-                part.new_zeros(slots.rows, part.shape[1], slots.capacity, part.shape[3])
+                part.new_zeros(self._rows, part.shape[1], slots.capacity, part.shape[3])
                 for part in (key_states, value_states)
             )
             self.dtype, self.device, self.is_initialized = value_states.dtype, value_states.device, True
-        if slots.packed is not None:
-            row_T, slot_T = slots.packed
-            # indices on both sides of a slice put their dimension first: the target is [T, K, D]
-            self.keys[row_T, :, slot_T] = key_states[0].transpose(0, 1)
-            self.values[row_T, :, slot_T] = value_states[0].transpose(0, 1)
-            return key_states, value_states
-        self.keys[:, :, slots.filled] = key_states[:, :, 0]
-        self.values[:, :, slots.filled] = value_states[:, :, 0]
-        end = slots.filled + 1
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        # indices on both sides of a slice put their dimension first: the target is [N, K, D]
+        if slots.is_packed:
+            self.keys[slots.row_N, :, slots.slot_N] = key_states[0].transpose(0, 1)
+            self.values[slots.row_N, :, slots.slot_N] = value_states[0].transpose(0, 1)
+            if slots.continued is None:
+                return key_states, value_states
+            row, end = slots.continued
+            return self.keys[row : row + 1, :, :end], self.values[row : row + 1, :, :end]
+        self.keys[slots.row_N, :, slots.slot_N] = key_states[:, :, 0]
+        self.values[slots.row_N, :, slots.slot_N] = value_states[:, :, 0]
+        return self.keys[:, :, : slots.visible], self.values[:, :, : slots.visible]
 
     def get_seq_length(self) -> int:
-        """Slots filled before this pass."""
-        return self._slots.filled
+        """Slots that may be filled before this pass."""
+        return max(self._slots.visible - 1, 0)
 
-    def keep(self, rows_B: Tensor, first: int, end: int, capacity: int) -> None:
-        """Move the slots `first` to `end` of some rows into new memory with `capacity` slots."""
-        if self.is_initialized:
-            self.keys = _moved(self.keys, rows_B, first, end, capacity)
-            self.values = _moved(self.values, rows_B, first, end, capacity)
-
-    def join(self, other: _RowLayer, end: int, capacity: int) -> None:
-        """Put another layer's rows behind these, the last token of every row in slot `end` - 1."""
+    def move(self, rows_L: Tensor, filled: int, rows: int) -> None:
+        """Move some rows' first slots into new memory with so many rows, of the capacity that was set."""
+        self._rows = rows
         if self.is_initialized:  # else it shares the keys of another layer
-            filled = self._slots.filled, other._slots.filled
-            self.keys = _joined((self.keys, other.keys), filled, end, capacity)
-            self.values = _joined((self.values, other.values), filled, end, capacity)
+            self.keys = _moved(self.keys, rows_L, filled, rows, self._slots.capacity)
+            self.values = _moved(self.values, rows_L, filled, rows, self._slots.capacity)
 
 
 class RowCache(Cache):
-    """A left-padded cache: all rows write their next token to the same slot, and shorter prompts start in a later one.
+    """A cache of rows with lengths of their own: a row's token t is in slot t, and its next one goes behind its last.
 
     Layers with a sliding window hold all tokens too, and the mask narrows what they see. Layers that share the keys of
     another layer have none of their own. Raises UserError for a model with layers other than attention.
     """
 
-    def __init__(self, model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
+        """capacity: slots of a row."""
         config = model.config.get_text_config(decoder=True)
         _refuse_other_layers(config)
-        self._lengths, self._device = np.asarray(lengths), model.device
-        self._longest, self._max_new_tokens = max(lengths), max_new_tokens
-        self._padding = self._longest - self._lengths
-        self._slots = _Slots(len(lengths), self._longest + min(BLOCK, max_new_tokens))
-        self._has_windows = _has_windows(config)
-        self._real_BS = self._real()
-        super().__init__(layers=[_RowLayer(self._slots) for _ in range(config.num_hidden_layers)])
+        self.rows = rows
+        self._device, self._windows = model.device, _windows(config)
+        self._slots = _Slots(self._index(np.arange(rows)), self._index(np.zeros(rows, np.int64)), capacity)
+        super().__init__(layers=[_RowLayer(self._slots, rows) for _ in range(config.num_hidden_layers)])
 
     @property
-    def is_full(self) -> bool:
-        """Whether there is no slot for the next token."""
-        return self._slots.filled == self._slots.capacity
+    def capacity(self) -> int:
+        """Slots of a row."""
+        return self._slots.capacity
 
     @property
-    def mask(self) -> Tensor:
-        """Slots that the next token attends to, itself included: bool [B, 1, 1, S]; [B, S] for models with sliding
-        windows, which transformers adds."""
-        real_BS = self._real_BS[:, : self._slots.filled + 1]
+    def positions(self) -> Tensor:
+        """Positions of the tokens that a decoding pass writes, int64 [B, 1]."""
+        return self._slots.slot_N[:, None]
+
+    @property
+    def mask(self) -> Tensor | dict[str, Tensor]:
+        """Slots that the tokens of a decoding pass attend to, themselves included: bool [B, 1, 1, S], by the kind of
+        layer where a model has several. Made on the device from `positions` alone."""
+        slot_S = torch.arange(self._slots.visible, device=self._device)
         # bool and 4-D is right under sdpa only: with eager attention it is silently wrong
-        return real_BS if self._has_windows else real_BS[:, None, None]
-
-    def prefill(self, rows: range) -> None:
-        """The next pass writes the prompts of these rows, packed end to end; call `start_decoding` after the last."""
-        self._pack(np.arange(rows.start, rows.stop), self._lengths[rows.start : rows.stop])
+        last_B111 = self._slots.slot_N[:, None, None, None]
+        past = slot_S <= last_B111
+        masks = {
+            kind: past if size is None else past & (slot_S > last_B111 - size)
+            for kind, size in self._windows.items()
+        }
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     @contextmanager
-    def rewritten(self, rows: np.ndarray) -> Iterator[None]:
-        """The pass inside writes some rows (int64) anew, packed end to end: all their tokens, the next one included."""
-        self._pack(rows, self._slots.filled + 1 - self._padding[rows])
+    def packed(self, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Iterator[None]:
+        """The pass inside writes tokens `starts` to `ends` of these rows (int64), packed end to end.
+
+        Rows that start behind their first token go alone, and attend to what the cache holds before it.
+        """
+        lengths, previous = ends - starts, (self._slots.row_N, self._slots.slot_N)
+        slots = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+        self._slots.row_N, self._slots.slot_N = self._index(np.repeat(rows, lengths)), self._index(slots)
+        self._slots.is_packed = True
+        if starts.any():
+            assert len(rows) == 1
+            self._slots.continued = int(rows[0]), int(ends[0])
         try:
             yield
         finally:
-            self._slots.packed = None
+            self._slots.row_N, self._slots.slot_N = previous
+            self._slots.is_packed, self._slots.continued = False, None
 
-    def _pack(self, rows: np.ndarray, lengths: np.ndarray) -> None:
-        starts, row_T = self._padding[rows], np.repeat(rows, lengths)
-        slot_T = np.concatenate(
-            [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    def decode(self, lengths_B: np.ndarray) -> None:
+        """The next pass writes one token of every row, behind so many (int64)."""
+        self._slots.slot_N.copy_(torch.from_numpy(lengths_B), non_blocking=True)
+        self._slots.visible = int(lengths_B.max()) + 1
+
+    def move(self, places: np.ndarray, filled: int, rows: int, capacity: int) -> Tensor:
+        """Move the first `filled` slots of these rows (int64), which become the first of `rows`, into new memory;
+        returns `places` on the device."""
+        places_L = self._index(places)
+        self.rows, self._slots.capacity = rows, capacity
+        self._slots.row_N, self._slots.slot_N = (
+            self._index(part) for part in (np.arange(rows), np.zeros(rows, np.int64))
         )
-        row_T, slot_T = (torch.from_numpy(part).to(self._device) for part in (row_T, slot_T))
-        self._slots.packed = row_T, slot_T
-
-    def start_decoding(self) -> None:
-        """Call once all prompts are written: from then on a pass writes one token of every row."""
-        self._slots.packed, self._slots.filled = None, self._longest
-
-    def advance(self) -> None:
-        """Count the token of every row that the last pass has written."""
-        self._slots.filled += 1
-
-    def keep(self, rows: np.ndarray) -> Tensor:
-        """Keep only some rows (int64), drop slots that none of them needs, and add free ones; returns the rows on the
-        device."""
-        rows_B = torch.from_numpy(rows).to(self._device)
-        self._lengths, self._padding = (part[rows] for part in (self._lengths, self._padding))
-        first, end = int(self._padding.min()), self._slots.filled
-        written = end - self._longest
-        self._padding, self._longest = self._padding - first, self._longest - first
-        room = min(self._max_new_tokens, max(BLOCK, 2 * written))
-        capacity = self._longest + room
         for layer in self.layers:
             assert isinstance(layer, _RowLayer)
-            layer.keep(rows_B, first, end, capacity)
-        self._slots.rows, self._slots.filled, self._slots.capacity = len(rows_B), end - first, capacity
-        self._real_BS = self._real()
-        return rows_B
+            layer.move(places_L, filled, rows)
+        return places_L
 
-    def join(self, other: RowCache) -> None:
-        """Put another cache's rows behind these. Both decode; the other is not used any more."""
-        end = max(self._slots.filled, other._slots.filled)
-        capacity = end + BLOCK
-        for layer, joining in zip(self.layers, other.layers, strict=True):
-            assert isinstance(layer, _RowLayer)
-            assert isinstance(joining, _RowLayer)
-            layer.join(joining, end, capacity)
-        parts = (self, other)
-        self._padding = np.concatenate([part._padding + end - part._slots.filled for part in parts])
-        self._lengths = np.concatenate([part._lengths for part in parts])
-        self._longest, self._max_new_tokens = end, max(part._max_new_tokens for part in parts)
-        self._slots.rows, self._slots.filled, self._slots.capacity = len(self._lengths), end, capacity
-        self._real_BS = self._real()
-
-    def _real(self) -> Tensor:
-        """Slots that are not left padding, bool [B, S]."""
-        padding_B1 = torch.from_numpy(self._padding).to(self._device)[:, None]
-        return torch.arange(self._slots.capacity, device=self._device) >= padding_B1
+    def _index(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers).to(self._device)
 
 
-def _moved(cached_BKSD: Tensor, rows_B: Tensor, first: int, end: int, capacity: int) -> Tensor:
+def _moved(cached_BKSD: Tensor, rows_L: Tensor, filled: int, rows: int, capacity: int) -> Tensor:
     _, heads, _, size = cached_BKSD.shape
-    moved = cached_BKSD.new_zeros(len(rows_B), heads, capacity, size)
-    moved[:, :, : end - first] = cached_BKSD[:, :, first:end].index_select(0, rows_B.to(cached_BKSD.device))
+    moved = cached_BKSD.new_zeros(rows, heads, capacity, size)
+    moved[: len(rows_L), :, :filled] = cached_BKSD[:, :, :filled].index_select(
+        0, rows_L.to(cached_BKSD.device)
+    )
     return moved
 
 
-def _joined(parts: Sequence[Tensor], filled: Sequence[int], end: int, capacity: int) -> Tensor:
-    """Rows [B, K, S, D] of both parts, aligned at their last filled slots."""
-    (_, heads, _, size), rows = parts[0].shape, sum(len(part) for part in parts)
-    joined = parts[0].new_zeros(rows, heads, capacity, size)
-    row = 0
-    for part, count in zip(parts, filled, strict=True):
-        joined[row : row + len(part), :, end - count : end] = part[:, :, :count]
-        row += len(part)
-    return joined
-
-
-def _has_windows(config: PreTrainedConfig) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    return getattr(config, "sliding_window", None) is not None and (
-        kinds is None or "sliding_attention" in kinds
+def _windows(config: PreTrainedConfig) -> dict[str, int | None]:
+    """Window of each kind of layers, by transformers' names; None: all tokens."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or (
+        "full_attention" if window is None else "sliding_attention",
     )
+    return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
 
 
 def _refuse_other_layers(config: PreTrainedConfig) -> None:

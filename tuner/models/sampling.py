@@ -4,6 +4,7 @@ Each row depends on its own numbers alone, so that batching, chunks, ranks and r
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,15 @@ BYTES_PER_LOGIT = 24
 probabilities, these in fixed point and the product before, and a mask."""
 
 
+class Forbidden(NamedTuple):
+    """Tokens that may not be sampled."""
+
+    ids: Tensor
+    """int64."""
+    rows_B: Tensor
+    """Whether a row may not have them, bool."""
+
+
 def uniforms(seed: int, step: int, places: Sequence[int], count: int) -> np.ndarray:
     """Uniform noise in [0, 1) for sampling, float64 [len(places), count].
 
@@ -38,14 +48,14 @@ def choose(
     uniform_B: Tensor | None = None,
     *,
     top_k: int | None = None,
-    forbidden: Tensor | None = None,
+    forbidden: Forbidden | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token of every row, int64 [B], and its log-probability at the temperature over the whole vocabulary, fp32 [B].
 
     Temperature 0 takes the most likely token, with its log-probability at temperature 1. Else the token is sampled by
     inverting the CDF: the first in vocabulary order whose cumulative probability, in fixed point, exceeds uniform_B
-    (float64) times that of all candidates. Candidates are the tokens not in `forbidden` (ids, int64), of those the
-    top_k most likely, and of those the top_p nucleus (Holtzman et al., 2020) of their renormalized probabilities.
+    (float64) times that of all candidates. Candidates are the tokens that are not `forbidden`, of those the top_k most
+    likely, and of those the top_p nucleus (Holtzman et al., 2020) of their renormalized probabilities.
     """
     scaled_BV = logits_BV.float() / (temperature or 1.0)
     probabilities_BV = candidates_BV = scaled_BV.softmax(dim=-1)
@@ -80,13 +90,14 @@ def nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
     return _down_to(probabilities_BV, smallest_B1, tied_B1)
 
 
-def _restricted(logits_BV: Tensor, top_k: int | None, forbidden: Tensor | None) -> Tensor:
+def _restricted(logits_BV: Tensor, top_k: int | None, forbidden: Forbidden | None) -> Tensor:
     """Logits with -inf for forbidden tokens, and for all but the top_k most likely others; ties in vocabulary order."""
     # of the logits, not the probabilities: where one token has them all, the others' are 0 and could not be rescaled
     if forbidden is not None:
         # a tokenizer may have more tokens than its model
-        inside = forbidden[forbidden < logits_BV.shape[-1]]
-        logits_BV = logits_BV.index_fill(-1, inside, -torch.inf)
+        inside = forbidden.ids[forbidden.ids < logits_BV.shape[-1]]
+        filled_BV = logits_BV.index_fill(-1, inside, -torch.inf)
+        logits_BV = torch.where(forbidden.rows_B[:, None], filled_BV, logits_BV)
     if top_k is not None and top_k < logits_BV.shape[-1]:
         largest_BK = logits_BV.topk(top_k).values
         smallest_B1 = largest_BK[:, -1:]

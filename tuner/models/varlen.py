@@ -3,14 +3,16 @@
 Backends: on CUDA in bf16 flash-attn 2 if installed, else torch.nn.attention.varlen; in fp32, on older GPUs, for heads
 that the kernels do not take and on CPU one call of scaled_dot_product_attention per segment. None of them materializes
 T × T scores.
-Shapes: T tokens of the row, H heads, K key/value heads, D head size (of values it may be another).
+Shapes: T tokens of the row, H heads, K key/value heads, D head size (of values it may be another), S keys of a segment
+of which queries are the last T.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,9 @@ CAPABILITY = (8, 0)
 LARGEST_HEAD = 256
 """Head size up to which flash kernels are compiled; they take multiples of 8, of queries, keys and values alike."""
 QUERY_BLOCK = 1024
-"""Queries of a block where the window is narrower than the segment; bounds the size of the mask."""
+"""Queries of a block where attention takes a mask: the window is narrower than the segment, or keys come before."""
+MASK_SIZE = 2**24
+"""Most numbers of such a mask."""
 
 
 def register() -> None:
@@ -42,6 +46,19 @@ def register() -> None:
     every pass, which waits for the device.
     """
     AttentionInterface.register(NAME, varlen_attention)
+
+
+@contextmanager
+def attention(transformer: PreTrainedModel, name: str) -> Iterator[None]:
+    """Use another attention meanwhile. `varlen` ignores masks, so padded rows under it would be silently wrong."""
+    register()
+    previous = transformer.config._attn_implementation
+    assert previous is not None  # set by every load
+    transformer.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        transformer.set_attn_implementation(previous)
 
 
 def check_attention(transformer: PreTrainedModel, folder: Path) -> None:
@@ -91,6 +108,7 @@ def varlen_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each segment of one packed row; returns ([1, T, H, D], None).
 
+    With more keys than queries, these are the last tokens of the one segment that the keys are of.
     row_processes: those that compute the row together, each with its part of the tokens; segments are the whole row's.
     Raises ValueError when segments are missing, as attention would then silently cross samples or left padding, and
     for soft caps, sinks and attention dropout, which are not supported.
@@ -108,6 +126,11 @@ def varlen_attention(
         query_1HTD, key_1KTD, value_1KTD = (
             whole_segments(part, row_processes) for part in (query_1HTD, key_1KTD, value_1KTD)
         )
+    if key_1KTD.shape[2] > query_1HTD.shape[2]:
+        if len(segment_borders) != 2:
+            raise ValueError("tokens behind others of their segment take a pass of their own")
+        out_1HTD = _behind_others(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window)
+        return out_1HTD.transpose(1, 2), None
     fits = fits_kernels(query_1HTD.shape[-1], value_1KTD.shape[-1])
     with products():
         # the flash kernels have no fp32
@@ -173,14 +196,8 @@ def _attend_segment(
     length = query.shape[2]
     if window is None or length <= window:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    blocks = []
-    for start in range(0, length, QUERY_BLOCK):
-        end, first = min(start + QUERY_BLOCK, length), max(0, start - window + 1)
-        distance = torch.arange(start, end, device=query.device)[:, None] - torch.arange(
-            first, end, device=query.device
-        )
-        visible = (distance >= 0) & (distance < window)
-        blocks.append(
+    return torch.cat(
+        [
             scaled_dot_product_attention(
                 query[:, :, start:end],
                 key[:, :, first:end],
@@ -188,8 +205,49 @@ def _attend_segment(
                 attn_mask=visible,
                 scale=scaling,
             )
+            for start, end, first, visible in _masked_blocks(QUERY_BLOCK, length, 0, window, query.device)
+        ],
+        dim=2,
+    )
+
+
+def _behind_others(
+    query_1HTD: torch.Tensor,
+    key_1KSD: torch.Tensor,
+    value_1KSD: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attention of a segment's last tokens, whose keys stand behind those of the tokens before them."""
+    (_, heads, length, _), key_heads, keys = query_1HTD.shape, key_1KSD.shape[1], key_1KSD.shape[2]
+    # queries of the heads that share a key head are rows of one product: keys, which are many, are not repeated
+    group, before = heads // key_heads, keys - length
+    query_1KGTD, size = query_1HTD.unflatten(1, (key_heads, group)), MASK_SIZE // (keys * group)
+    blocks = []
+    for start, end, first, visible in _masked_blocks(size, length, before, window, query_1HTD.device):
+        out = scaled_dot_product_attention(
+            query_1KGTD[:, :, :, start:end].flatten(2, 3),
+            key_1KSD[:, :, first : before + end],
+            value_1KSD[:, :, first : before + end],
+            attn_mask=visible.repeat(group, 1),
+            scale=scaling,
         )
-    return torch.cat(blocks, dim=2)
+        blocks.append(out.unflatten(2, (group, end - start)))
+    return torch.cat(blocks, dim=3).flatten(1, 2)
+
+
+def _masked_blocks(
+    size: int, length: int, before: int, window: int | None, device: torch.device
+) -> Iterator[tuple[int, int, int, torch.Tensor]]:
+    """Blocks of at most `size` queries that stand behind so many keys: (start, end, first key that is seen, mask)."""
+    size = min(max(1, size), QUERY_BLOCK)
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        first = 0 if window is None else max(0, before + start - window + 1)
+        distance = torch.arange(before + start, before + end, device=device)[:, None] - torch.arange(
+            first, before + end, device=device
+        )
+        yield start, end, first, (distance >= 0) & (distance < (window or before + length))
 
 
 @torch.compiler.assume_constant_result

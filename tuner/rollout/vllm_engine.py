@@ -125,7 +125,7 @@ class VLLMEngine:
             self.end_ids, StopTexts(self.roles.tokenizer, sampling.stop), sampling.min_new_tokens
         )
         for place in range(len(tokens)):
-            ended_L, cut_L = ends.of(place, np.zeros(1, np.int64), tokens[place : place + 1])
+            ended_L, cut_L = ends.of(np.array([place]), np.zeros(1, np.int64), tokens[place : place + 1])
             if ended_L[0]:
                 return place + 1, int(cut_L[0])
         return None, 0

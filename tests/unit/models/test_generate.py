@@ -11,8 +11,8 @@ from tests.whole_models import full_logits
 from tuner.config import LoRA, Model, Rope
 from tuner.data.batch import make_batch
 from tuner.errors import UserError
+from tuner.models import decoding, varlen
 from tuner.models import kv_cache as cache_module
-from tuner.models import varlen
 from tuner.models.answer_end import StopTexts
 from tuner.models.checkpointing import recompute_activations
 from tuner.models.generate import Answer, generate, stream, uniforms, unpacked
@@ -119,7 +119,7 @@ def test_other_families_too(path, tmp_path):
 )
 def test_windows_are_kept_over_prompts_and_answers(family, values, monkeypatch):
     """Of all layers, or of some beside full ones; answers grow beyond the window and the slots."""
-    monkeypatch.setattr(cache_module, "BLOCK", 4)
+    monkeypatch.setattr(decoding, "BLOCK", 4)
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = AutoConfig.for_model(
         family, **shape, num_key_value_heads=2, head_dim=16, vocab_size=300, pad_token_id=0, **values
@@ -164,7 +164,7 @@ def test_answers_do_not_depend_on_what_they_are_batched_with(skilled, settings, 
     assert ("stop" in settings) == any(answer.cut for answer in together)
     same(ask(skilled, prompts, noise=noise, cache_bytes=1, **options), alone)
     same(ask(skilled, prompts, noise=noise, cache_bytes=3_000_000, tokens_per_pass=50, **options), alone)
-    monkeypatch.setattr(cache_module, "BLOCK", 1)
+    monkeypatch.setattr(decoding, "BLOCK", 1)
     same(ask(skilled, prompts, noise=noise, **options), alone)
     order = np.random.default_rng(0).permutation(len(prompts))
     shuffled = ask(
@@ -322,10 +322,41 @@ def test_rows_that_have_ended_are_not_computed_on(skilled):
     assert sizes[-1] < len(prompts) / 2
 
 
+def test_rows_that_end_give_their_places_to_prompts_that_wait(skilled):
+    """The cache has room for 4 of 13 rows: most passes are over 4, and each answer is what it is alone."""
+    rows = []
+    hook = skilled.transformer.get_decoder().register_forward_pre_hook(
+        lambda _, __, values: rows.append(values["input_ids"].shape[0]), with_kwargs=True
+    )
+    prompts = [prompt[:20] for prompt in ragged()]
+    noise = uniforms(0, 0, range(len(prompts)), 40)
+    options = {"max_new_tokens": 40, "temperature": 1.0, "end_ids": range(100, 500)}
+    answers = ask(skilled, prompts, noise=noise, tokens_per_pass=4 * 60, **options)
+    hook.remove()
+    same(ask(skilled, prompts, noise=noise, **options), answers)
+    given = sum(len(answer.tokens) - 1 for answer in answers)
+    decoded = [count for count in rows if count > 1]
+    assert max(decoded) == 4
+    assert sum(rows) < 1.5 * (given + len(prompts)), "places stood empty"
+
+
+def test_a_long_prompt_is_read_in_pieces(skilled):
+    """Of at most tokens_per_pass tokens; each sees those before it."""
+    sizes = []
+    hook = skilled.transformer.get_decoder().register_forward_pre_hook(
+        lambda _, __, values: sizes.append(tuple(values["input_ids"].shape)), with_kwargs=True
+    )
+    prompt = ragged()[0]
+    pieces = ask(skilled, [prompt], tokens_per_pass=40)
+    hook.remove()
+    assert sizes[:3] == [(1, 40), (1, 40), (1, 10)]
+    same(pieces, ask(skilled, [prompt]))
+
+
 # What it asks of the model, and leaves
 
 
-@pytest.mark.parametrize("tokens_per_pass", [1, 7, 16_384])
+@pytest.mark.parametrize("tokens_per_pass", [6, 7, 16_384])
 def test_no_padding_is_seen_by_varlen_and_no_pack_by_sdpa(loaded, tokens_per_pass, monkeypatch):
     packed, padded = [], []
     attend = varlen._by_segment
@@ -348,7 +379,7 @@ def test_no_padding_is_seen_by_varlen_and_no_pack_by_sdpa(loaded, tokens_per_pas
     layers = loaded.transformer.config.num_hidden_layers
     read = [length for _, _, lengths in packed[::layers] for length in lengths]
     assert read == sorted((len(prompt) for prompt in PROMPTS), reverse=True)
-    assert len(packed) // layers == {1: 4, 7: 2, 16_384: 1}[tokens_per_pass]
+    assert len(packed) // layers == {6: 2, 7: 2, 16_384: 1}[tokens_per_pass]
     assert padded == [(4, 1)] * 7
 
 

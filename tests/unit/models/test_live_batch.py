@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tuner.config import Model, Rope
-from tuner.models import kv_cache
+from tuner.models import decoding
 from tuner.models.answer_text import AnswerText
 from tuner.models.generate import generate, uniforms, unpacked
 from tuner.models.live_batch import LiveBatch, RowSettings, Token
@@ -103,7 +103,7 @@ def test_rows_that_outgrow_a_mixed_window_are_computed_anew(mixed):
 
 @pytest.mark.parametrize("block", [1, 64])
 def test_rows_that_join_at_any_time_get_their_own_tokens(tiny, monkeypatch, block):
-    monkeypatch.setattr(kv_cache, "BLOCK", block)
+    monkeypatch.setattr(decoding, "BLOCK", block)
     waiting, started = rows(14), []
     for row in waiting[::4]:  # some end early
         row.ends = tuple(range(0, 2048, 5))
@@ -115,10 +115,11 @@ def test_rows_that_join_at_any_time_get_their_own_tokens(tiny, monkeypatch, bloc
             if joining:
                 most = batch.slots_with(joining)
                 batch.join(joining)
-                assert most >= batch._cache._slots.filled * len(batch._rows)
+                cache = batch._decoding._cache
+                assert most >= cache.rows * cache.capacity
             started += joining
             batch.step()
-        assert batch._cache is None, "keys and values of ended rows are given up"
+        assert batch._decoding._cache is None, "keys and values of ended rows are given up"
     assert len({len(row.tokens) for row in started}) > 4
     for row in started:
         tokens, logprobs = alone(tiny, row)

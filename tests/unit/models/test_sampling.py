@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from tuner.models import sampling
-from tuner.models.sampling import choose, nucleus, uniforms
+from tuner.models.sampling import Forbidden, choose, nucleus, uniforms
 
 HAND = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
+
+
+def forbid(*ids):
+    return Forbidden(torch.tensor(ids), torch.tensor([True]))
 
 
 def picked(probabilities, top_p, uniform, temperature=1.0, **limits):
@@ -88,9 +92,9 @@ def test_logprobs_are_without_the_nucleus_and_at_the_temperature():
         (0.999, {"top_k": 9}, 3),
         (0.999, {"top_k": 2, "top_p": 0.57}, 1),  # of 4/7 and 3/7 the first alone reaches 0.57
         (0.999, {"top_k": 2, "top_p": 0.58}, 3),
-        (0.999, {"forbidden": torch.tensor([3])}, 2),
-        (0.999, {"forbidden": torch.tensor([3, 1]), "top_k": 1}, 2),
-        (0.5, {"forbidden": torch.tensor([0, 1, 3, 99])}, 2),
+        (0.999, {"forbidden": forbid(3)}, 2),
+        (0.999, {"forbidden": forbid(3, 1), "top_k": 1}, 2),
+        (0.5, {"forbidden": forbid(0, 1, 3, 99)}, 2),
     ],
 )
 def test_candidates_by_hand(uniform, limits, token):
@@ -113,15 +117,19 @@ def test_a_certain_token_that_is_forbidden_leaves_the_others_their_odds():
     logits_BV = torch.tensor([[1000.0, 1.0, 1.0, 0.0]])
     tokens = [
         int(
-            choose(logits_BV, 1.0, 0.9, torch.tensor([u], dtype=torch.float64), forbidden=torch.tensor([0]))[
-                0
-            ]
+            choose(
+                logits_BV,
+                1.0,
+                0.9,
+                torch.tensor([u], dtype=torch.float64),
+                forbidden=forbid(0),
+            )[0]
         )
         for u in (0.4, 0.8, 0.99)
     ]
     # e : e : 1 of 2e + 1: nothing is left of the nucleus at 0.84, so that the third is in it
     assert tokens == [1, 2, 3]
-    assert int(choose(logits_BV, 0.0, forbidden=torch.tensor([0]))[0]) == 1
+    assert int(choose(logits_BV, 0.0, forbidden=forbid(0))[0]) == 1
 
 
 def test_greedy_takes_the_likeliest_and_its_logprob_at_temperature_one():

@@ -292,13 +292,13 @@ def test_other_errors_have_their_status(served):
 
 
 def test_a_failure_is_told_and_the_next_request_is_answered(served, chat, monkeypatch):
-    from tuner.models import live_batch
+    from tuner.models import decoding
 
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(live_batch, "prefill", fail)
+        patch.setattr(decoding, "prefill", fail)
         with pytest.raises(openai.InternalServerError, match="out of memory"):
             ask(served, HELLO)
         with pytest.raises(openai.APIError, match="out of memory"):
