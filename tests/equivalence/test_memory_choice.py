@@ -228,7 +228,6 @@ def test_no_size_that_fits_is_a_sentence(small, tmp_path):
         tuner.train(config, runs=tmp_path)
     text = str(raised.value)
     assert text.startswith("memory='1GiB': the smallest planned peak is 0.01 GiB, with tokens_per_pass=64, ")
-    assert "optimizer.bits=8 (0.00 GiB)" in text
     assert "gradient_checkpointing=true," in text  # on a CPU nothing waits elsewhere
     assert not (tmp_path / "small").exists()
 

@@ -14,8 +14,8 @@ from tuner.stages.registry import stage_of
 
 Config = TypeVar("Config", bound=StageConfig)
 
-LEAST = 0.01
-"""Smallest saving worth a line, of the peak."""
+LEAST, LEAST_GIB = 0.01, 0.01
+"""Smallest saving worth a line: of the peak, and in GiB, of which two digits are shown."""
 CARDS_GIB = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192)
 """Memory of GPUs that people have."""
 MLP_TILE = 2_048
@@ -43,7 +43,7 @@ def savings(config: Config, plan: MemoryPlan, plan_of: Callable[[Config], Memory
             saved = plan.peak - plan_of(override(config, {path: value})).peak
         except UserError:  # rows would no longer fit, or a model has no MLP to be tiled, for example
             continue
-        if saved > LEAST * plan.peak:
+        if saved >= max(LEAST * plan.peak, LEAST_GIB * 2**30):
             worthwhile.append(Saving(setting_text(path, value), saved / 2**30, (plan.peak - saved) / 2**30))
     return tuple(sorted(worthwhile, key=lambda saving: -saving.saved_gib))
 

@@ -103,6 +103,14 @@ def test_what_other_settings_exclude_is_not_chosen() -> None:
     assert [settings["gradient_checkpointing"] for settings in ways] == ["selective", True]
 
 
+def test_where_nothing_fits_it_is_said_what_saves_more() -> None:
+    config = override(load_config("internlm2_7b_qlora"), {"memory": "6GiB", "optimizer.bits": 32})
+    with pytest.raises(
+        UserError, match=r"allow more; .*optimizer\.bits=8 \(\d\.\d\d GiB\).* would save more$"
+    ):
+        check(config, shapes=True)
+
+
 def test_processes_make_smaller_passes() -> None:
     config = override(load_config("internlm2_7b_qlora"), {"memory": "80GiB", "tokens_per_step": 16_384})
     chosen = [check(config, shapes=True, processes=count).chosen[""].settings for count in (1, 8)]
