@@ -132,6 +132,12 @@ def test_a_certain_token_that_is_forbidden_leaves_the_others_their_odds():
     assert int(choose(logits_BV, 0.0, forbidden=forbid(0))[0]) == 1
 
 
+def test_what_one_row_may_not_have_another_may():
+    logits_BV = torch.tensor([[3.0, 1.0], [3.0, 1.0]])
+    tokens_B, _ = choose(logits_BV, 0.0, forbidden=Forbidden(torch.tensor([0]), torch.tensor([True, False])))
+    assert tokens_B.tolist() == [1, 0]
+
+
 def test_greedy_takes_the_likeliest_and_its_logprob_at_temperature_one():
     tokens_B, logprobs_B = choose(HAND.log(), 0.0)
     assert int(tokens_B) == 1
