@@ -30,7 +30,7 @@ _NF4 = {
 _EXACT = {"largest_difference": at_most(0)}
 
 
-def _kernels() -> list[Case]:
+def _attention() -> list[Case]:
     """Attention by every backend."""
     return [
         Case(
@@ -44,7 +44,7 @@ def _kernels() -> list[Case]:
     ]
 
 
-def _proofs() -> list[Case]:
+def _kernels() -> list[Case]:
     """What takes the place of a model's modules, by the proof of every run."""
     return [
         Case(
@@ -377,7 +377,7 @@ def _compared(theirs: str, ours: str, bound: Bound | None = None) -> Case:
 
 _PEAK = Case(PEAK, "bf16 matrix products of random numbers", matrix_peak.measure, 10)
 # what takes seconds first
-_RIGHT = sorted((*_kernels(), *_proofs(), *_models(), *_runs()), key=lambda case: len(case.shapes))
+_RIGHT = sorted((*_attention(), *_kernels(), *_models(), *_runs()), key=lambda case: len(case.shapes))
 _PEERS = (*_peers_in_training(), *_peers_in_generation(), *_peers_in_pairs())
 CASES = {case.name: case for case in (*_RIGHT, _PEAK, *_memory(), *_speed(), *_policy(), *_PEERS)}
 """Name -> case."""

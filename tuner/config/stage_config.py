@@ -12,6 +12,7 @@ from tuner.config.memory_size import MemorySize
 from tuner.config.model import Freeze, Model
 from tuner.config.parallel import Parallel
 from tuner.config.training import (
+    EXCLUDED_BY,
     AdamW,
     Checkpoint,
     Cosine,
@@ -144,11 +145,11 @@ class TrainingConfig(StageConfig):
             return self
         if not self.kernels or len(set(self.kernels)) < len(self.kernels):
             raise ValueError(f'kernels={self.kernels}: name each kernel once, or write "plain" for none')
-        if "compile" in self.kernels and len(self.kernels) > 1:
-            raise ValueError(
-                'kernels: "compile" fuses what other kernels replace; leave it or the others out'
-            )
         for name in self.kernels:
+            if (other := EXCLUDED_BY.get(name)) in self.kernels:
+                raise ValueError(
+                    f'kernels: "{other}" fuses what other kernels replace; leave it or the others out'
+                )
             if (conflict := self.kernel_conflict(name)) is not None:
                 raise ValueError(f'kernels: "{name}" {conflict}')
         return self
@@ -166,9 +167,10 @@ class TrainingConfig(StageConfig):
                 return f'excludes gradient_checkpointing="selective": {what[name]}; write true or false'
         if name == "compile" and self.mlp_tile is not None:
             return "excludes mlp_tile, whose calls for each tile are not compiled; leave one of them out"
-        adapter: Adapter | None = getattr(self, "adapter", None)
-        if name == "lora" and adapter is not None and adapter.dropout > 0:
-            return "excludes adapter.dropout, of which it has no backward pass; set adapter.dropout to 0"
+        for field in ("adapter", "critic_adapter"):
+            adapter: Adapter | None = getattr(self, field, None)
+            if name == "lora" and adapter is not None and adapter.dropout > 0:
+                return f"excludes {field}.dropout, of which it has no backward pass; set {field}.dropout to 0"
         return None
 
 

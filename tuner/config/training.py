@@ -10,6 +10,8 @@ Recomputation = bool | Literal["selective", "offload"]
 """What layers compute again in the backward pass; see `gradient_checkpointing`."""
 KernelName = Literal["compile", "liger", "lora"]
 """What can take the place of parts of a model; see `kernels`."""
+EXCLUDED_BY: dict[KernelName, KernelName] = {"liger": "compile", "lora": "compile"}
+"""Kernel -> the one beside which it is not installed, as that does its work or cannot take it in."""
 Kernels = Literal["plain", "auto"] | tuple[KernelName, ...]
 """Which of them do."""
 

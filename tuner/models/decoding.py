@@ -114,7 +114,7 @@ class Decoding:
         self._lengths_B[places] = self._prompts_B[places] = self._limits_B[places] = 0
 
     def step(self, tokens_B: Tensor, *, others_follow: bool = False) -> None:
-        """Take the next token of every row (int64; of free places any), and predict those behind them.
+        """Take the next token of every row (int64; those of free places are ignored), and predict those behind them.
 
         Gives up keys and values when no row is left. Places are given up once they are half of all, and not one by
         one, as rows are copied for it; others_follow: never, since other rows will take them.

@@ -199,7 +199,7 @@ def _decode(
         device, rows_B, counts_B = decoding.logits_BV.device, decoding.numbers_B, decoding.counts
         uniform_B = None
         if noise is not None and temperature:
-            # those of free places are any
+            # free places, whose number is -1, take the last prompt's: their tokens are never read
             uniform_B = torch.from_numpy(noise[rows_B, counts_B]).to(device, non_blocking=True)
         tokens_B, logprobs_B = choose(
             decoding.logits_BV,

@@ -41,7 +41,7 @@ PRODUCTS = {
 T × T."""
 
 _COMPUTED = "what `kept` keeps"
-Results = TypeVar("Results", Tensor, tuple[Tensor, ...])
+Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 _pass = threading.local()
 """`mode`: the one under which products run in the layer that is being computed, in this thread: on a GPU layers are
 computed again in autograd's."""
@@ -74,7 +74,7 @@ def products() -> AbstractContextManager[Any]:
     return nullcontext() if mode is None else mode
 
 
-def kept(compute: Callable[[], Results]) -> Results:
+def kept(compute: Callable[[], Tensors]) -> Tensors:
     """What `compute` makes, a tensor or several; of a layer that is computed selectively it is kept, and given out."""
     mode: _Results | None = getattr(_pass, "mode", None)
     if mode is None:

@@ -15,8 +15,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from tests.shallow_models import shallow
-from tuner.config import SFT, Chat, LoRA, Model, override
-from tuner.config.training import KernelName
+from tuner.config import SFT, Chat, LoRA, Model, load_config, override
+from tuner.config.training import EXCLUDED_BY, KernelName
 from tuner.data.batch import make_batch
 from tuner.errors import UserError
 from tuner.models.arithmetic import Precision, autocast, compute_in_fp32
@@ -26,7 +26,7 @@ from tuner.models.kernels import compiled, liger
 from tuner.models.kernels.choice import install_kernels
 from tuner.models.kernels.exact import computed_in
 from tuner.models.kernels.proof import FLOOR, ROWS, Proof
-from tuner.models.kernels.registry import EXCLUDED_BY, KERNELS
+from tuner.models.kernels.registry import KERNELS
 from tuner.models.load import load_model
 from tuner.models.tiny import tiny_model_folder
 
@@ -313,6 +313,13 @@ def test_what_excludes_a_kernel_is_said(changes, sentence):
     if len(changes["kernels"]) == 1:  # and "auto" leaves it out for it
         config = override(CONFIG, changes | {"kernels": "auto"})
         assert sentence.rpartition('" ')[2] in (config.kernel_conflict(changes["kernels"][0]) or "")
+
+
+def test_dropout_of_a_critics_adapter_excludes_fused_layers():
+    config = load_config("internlm2_7b_ppo")
+    adapters = {"adapter": LoRA(r=4), "critic_adapter": DROPPED}
+    with pytest.raises(UserError, match=r'"lora" excludes critic_adapter\.dropout'):
+        override(config, {**adapters, "kernels": ["lora"]})
 
 
 # Liger's kernels need CUDA; what they take the place of is told by code alone

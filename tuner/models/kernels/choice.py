@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from tuner.config import TrainingConfig
-from tuner.config.training import KernelName
+from tuner.config.training import EXCLUDED_BY, KernelName
 from tuner.errors import UserError
 from tuner.models.device_errors import is_memory_full
 from tuner.models.folder_files import first_line
 from tuner.models.kernels.proof import Proof
-from tuner.models.kernels.registry import EXCLUDED_BY, KERNELS, Kernel
+from tuner.models.kernels.registry import KERNELS, Kernel
 from tuner.models.load import Loaded
 
 

@@ -30,5 +30,3 @@ class Kernel(Protocol):
 
 KERNELS: Mapping[KernelName, Kernel] = {"compile": compiled, "liger": liger, "lora": lora}
 """In the order in which `kernels="auto"` tries them."""
-EXCLUDED_BY: Mapping[KernelName, KernelName] = {"liger": "compile", "lora": "compile"}
-"""Kernel -> the one beside which it is not installed, as that does its work or cannot take it in."""
